@@ -1,0 +1,25 @@
+"""Errors: one line that names the input, what was expected, what came, and what to do."""
+
+
+class SafetySpaceError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SafetySpaceError, ValueError):
+    """An argument or an option is wrong."""
+
+
+class DataError(SafetySpaceError, ValueError):
+    """A data set cannot be read, or is not what it should be."""
+
+
+class ModelError(SafetySpaceError, RuntimeError):
+    """A model or its tokenizer cannot be loaded or used."""
+
+
+class StoreError(SafetySpaceError, OSError):
+    """A store cannot be read, or does not match what is asked of it."""
+
+
+class ImplementationError(SafetySpaceError, RuntimeError):
+    """A forced kernel implementation cannot be used; the message lists every reason."""
