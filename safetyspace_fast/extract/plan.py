@@ -1,0 +1,109 @@
+"""Which texts run together: a plan that is deterministic and cheap to make again."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that run in one forward pass.
+
+    `rows [n]` are samples; those with the same text have the same `source [n]`, the row of the
+    input that stands for them. The input has `len(unique)` rows, padded to `length` tokens.
+    """
+
+    rows: Array
+    source: Array
+    unique: Array
+    length: int
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that the forward pass computes, padding included."""
+        return len(self.unique) * self.length
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """The same texts as two batches, shorter ones first."""
+        middle = len(self.unique) // 2
+        first = self.source < middle
+        return (
+            Batch(self.rows[first], self.source[first], self.unique[:middle], self.length),
+            Batch(self.rows[~first], self.source[~first] - middle, self.unique[middle:], self.length),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches, shard by shard."""
+
+    shards: tuple[tuple[Batch, ...], ...]
+    tokens: int
+    """Tokens of the texts that run, without padding."""
+    padded_tokens: int
+    unique_texts: int
+    sha256: str
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every batch in order."""
+        for shard in self.shards:
+            yield from shard
+
+
+def make_plan(
+    ids: Sequence[Array], spans: Array, *, shard_samples: int, token_budget: int
+) -> Plan:
+    """Cut the samples into shards and every shard into batches of similar length.
+
+    A batch holds as many texts as fit into `token_budget` padded tokens, and at least one. Texts
+    of one shard with the same tokens and the same spans run once.
+
+    Args:
+        ids: for each sample, in canonical order, its token ids `[tokens] int32`.
+        spans: `[sample, pooling, 2] int32`.
+        shard_samples: samples in a shard.
+        token_budget: padded tokens in a batch.
+    """
+    shards = []
+    digest = hashlib.sha256(f"{shard_samples}".encode())
+    tokens = padded = unique_texts = 0
+    for low in range(0, len(ids), shard_samples):
+        rows_of: dict[bytes, list[int]] = {}
+        for row in range(low, min(low + shard_samples, len(ids))):
+            key = ids[row].tobytes() + b"/" + spans[row].tobytes()
+            rows_of.setdefault(key, []).append(row)
+        groups = sorted(rows_of.values(), key=lambda rows: (len(ids[rows[0]]), rows[0]))
+        batches = tuple(_batches(groups, ids, token_budget))
+        for batch in batches:
+            digest.update(batch.rows.tobytes() + batch.source.tobytes())
+            digest.update(batch.length.to_bytes(4, "little"))
+            padded += batch.padded_tokens
+        tokens += sum(len(ids[rows[0]]) for rows in groups)
+        unique_texts += len(groups)
+        shards.append(batches)
+    return Plan(tuple(shards), tokens, padded, unique_texts, digest.hexdigest())
+
+
+def _batches(
+    groups: list[list[int]], ids: Sequence[Array], token_budget: int
+) -> Iterator[Batch]:
+    start = 0
+    while start < len(groups):
+        stop = start + 1
+        while stop < len(groups):
+            if (stop + 1 - start) * len(ids[groups[stop][0]]) > token_budget:
+                break
+            stop += 1
+        chosen = groups[start:stop]
+        yield Batch(
+            rows=np.array([row for rows in chosen for row in rows], np.int64),
+            source=np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]),
+            unique=np.array([rows[0] for rows in chosen], np.int64),
+            length=max(1, len(ids[chosen[-1][0]])),
+        )
+        start = stop

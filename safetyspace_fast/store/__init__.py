@@ -1,0 +1,16 @@
+"""The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
+
+from .progress import Progress, work_folder
+from .reader import ModelStore, Run, SampleTable
+from .writer import ModelWriter, create_run, resume_run
+
+__all__ = [
+    "ModelStore",
+    "ModelWriter",
+    "Progress",
+    "Run",
+    "SampleTable",
+    "create_run",
+    "resume_run",
+    "work_folder",
+]

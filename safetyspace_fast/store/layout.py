@@ -1,0 +1,125 @@
+"""The on-disk format as data: every array of a store, its axes, type, unit and meaning."""
+
+from dataclasses import dataclass
+
+FORMAT_VERSION = 1
+SHARD_SAMPLES = 256
+"""Samples in one Zarr shard: the unit of work, of writing and of resume."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    unit: str
+    meaning: str
+    keepbits: int | None = None
+    """Mantissa bits kept before compression; None keeps all."""
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether the array has one row for every sample and layer, and so is cut into shards."""
+        return self.dims[:3] == ("layer", "pooling", "sample")
+
+    @property
+    def by_language(self) -> bool:
+        """Whether the array is written one language at a time."""
+        return "lang" in self.dims
+
+    def chunks(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Shape of one chunk: one layer and pooling of a shard, one language, or everything."""
+        if self.by_sample:
+            return (1, 1, SHARD_SAMPLES, *(sizes[dim] for dim in self.dims[3:]))
+        return tuple(1 if dim == "lang" else max(1, sizes[dim]) for dim in self.dims)
+
+    def shards(self, sizes: dict[str, int]) -> tuple[int, ...] | None:
+        """Shape of one shard: every layer and pooling of `SHARD_SAMPLES` samples."""
+        if not self.by_sample:
+            return None
+        return (sizes["layer"], sizes["pooling"], *self.chunks(sizes)[2:])
+
+
+SAMPLES = (
+    ArraySpec("file_position", ("sample",), "int64", "1", "row in the data file, from 0"),
+    ArraySpec("text_sha256", ("sample", "byte"), "uint8", "1", "SHA-256 of the text in UTF-8"),
+    ArraySpec("lang", ("sample",), "int16", "1", "index into the attribute `languages`"),
+    ArraySpec("label", ("sample",), "int8", "1", "1 harmful, 0 harmless"),
+    ArraySpec("pair", ("sample",), "int32", "1", "the same number for both texts of a pair, or -1"),
+    ArraySpec("fold", ("sample",), "int8", "1", "cross-validation fold, from the text or the pair"),
+)
+
+_ROWS = ("layer", "pooling", "sample")
+_CELL = ("layer", "pooling", "lang", "label")
+
+MODEL = (
+    ArraySpec("n_tokens", ("sample",), "int32", "tokens", "the text's own tokens"),
+    ArraySpec("truncated", ("sample",), "bool", "1", "whether the text was cut to fit"),
+    ArraySpec(
+        "projected",
+        (*_ROWS, "proj"),
+        "float32",
+        "state",
+        "pooled state times the seeded projection",
+        keepbits=12,
+    ),
+    ArraySpec(
+        "pca_coords",
+        (*_ROWS, "component"),
+        "float32",
+        "state",
+        "coordinates in the language's own principal components",
+    ),
+    ArraySpec(
+        "pair_sum",
+        (*_ROWS, "class"),
+        "float64",
+        "state",
+        "sum of Euclidean distances to each class of the language, full width, itself left out",
+    ),
+    ArraySpec("pair_min", (*_ROWS, "class"), "float32", "state", "smallest of those distances"),
+    ArraySpec("pair_max", (*_ROWS, "class"), "float32", "state", "largest of those distances"),
+    ArraySpec(
+        "cos_sum", (*_ROWS, "class"), "float64", "1", "sum of cosine distances, likewise"
+    ),
+    ArraySpec(
+        "class_sqdist",
+        (*_ROWS, "class"),
+        "float64",
+        "state^2",
+        "squared Euclidean distance to each class mean of the language, full width",
+    ),
+    ArraySpec(
+        "heldout_score",
+        _ROWS,
+        "float32",
+        "state",
+        "place along the difference of the class means of the other folds, from their midpoint",
+    ),
+    ArraySpec(
+        "pca_explained",
+        ("layer", "pooling", "lang", "component"),
+        "float64",
+        "state^2",
+        "variance of each principal component (ddof 1)",
+    ),
+    ArraySpec(
+        "pca_basis",
+        ("layer", "pooling", "hidden", "component"),
+        "float32",
+        "1",
+        "one basis for all languages, merged from the languages' own components",
+    ),
+    ArraySpec("count", (*_CELL, "fold"), "int64", "samples", "samples behind every mean"),
+    ArraySpec("mean", (*_CELL, "fold", "proj"), "float64", "state", "mean of `projected`"),
+    ArraySpec("class_mean", (*_CELL, "hidden"), "float64", "state", "mean, full width"),
+    ArraySpec("class_var", (*_CELL, "hidden"), "float64", "state^2", "variance (ddof 1)"),
+    ArraySpec(
+        "nonfinite", ("layer",), "int64", "samples", "pooled vectors left out as not finite"
+    ),
+)
+
+ROW_ARRAYS = tuple(spec.name for spec in MODEL if spec.by_sample)
+"""Arrays that fill up shard by shard."""

@@ -1,0 +1,186 @@
+"""Writing a store: whole shards, each once, by one owner."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs.bitround import BitRound
+from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+
+from ..errors import StoreError
+from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
+from .progress import work_folder
+from .reader import open_group
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def create_run(
+    path: Path,
+    *,
+    created_by: str,
+    data_name: str,
+    data_sha256: str,
+    languages: tuple[str, ...],
+    samples: dict[str, Array],
+    overwrite: bool = False,
+) -> zarr.Group:
+    """Make a store with its `samples` group and no models.
+
+    Raises:
+        StoreError: something is at `path` already and may not be replaced.
+    """
+    if path.exists():
+        if not overwrite:
+            raise StoreError(f"{path}: exists already; use --resume to go on or --overwrite")
+        if any(path.iterdir()) and not (path / "zarr.json").exists():
+            raise StoreError(f"{path}: not a store, so it is not overwritten; remove it yourself")
+        shutil.rmtree(path)
+    shutil.rmtree(work_folder(path), ignore_errors=True)
+    root = zarr.create_group(
+        path,
+        attributes={
+            "format_version": FORMAT_VERSION,
+            "created_by": created_by,
+            "data_name": data_name,
+            "data_sha256": data_sha256,
+            "languages": list(languages),
+        },
+    )
+    group = root.create_group("samples", attributes={"languages": list(languages)})
+    sizes = {"sample": len(samples["label"]), "byte": 32}
+    for spec in SAMPLES:
+        _create(group, spec, sizes)[...] = samples[spec.name]
+    root.create_group("models")
+    return root
+
+
+def resume_run(path: Path, *, data_sha256: str) -> zarr.Group:
+    """Open a store to add to it.
+
+    Raises:
+        StoreError: there is no store, or it holds other data.
+    """
+    root = open_group(path, "r+")
+    if root.attrs["data_sha256"] != data_sha256:
+        raise StoreError(
+            f"{path}: holds the data set {root.attrs['data_name']!r} with other content "
+            f"(sha256 {str(root.attrs['data_sha256'])[:12]}, now {data_sha256[:12]}); "
+            "resume with the data of the first run, or write a new store"
+        )
+    return root
+
+
+class ModelWriter:
+    """Fills the group of one model.
+
+    Rows of sample arrays may come in any order and in ranges that cross shards; a shard is written
+    when its last row is there. Arrays of one shard are never touched again.
+    """
+
+    def __init__(self, root: zarr.Group, name: str, sizes: dict[str, int]) -> None:
+        """Open the model's group, made earlier by `create_model`.
+
+        Args:
+            root: the store.
+            name: the model's group.
+            sizes: length of every axis.
+        """
+        self._group = root.require_group(f"models/{name}")
+        self._sizes = sizes
+        self._open: dict[tuple[str, int], tuple[Array, int]] = {}
+        self._specs = {spec.name: spec for spec in MODEL}
+
+    def create(self, attributes: dict[str, Any]) -> None:
+        """Make every array at its full shape, empty, and write the attributes."""
+        for spec in MODEL:
+            _create(self._group, spec, self._sizes)
+        self._group.attrs.update({**attributes, "complete": False})
+
+    def write(self, name: str, values: Array) -> None:
+        """Write a whole array that is not cut into shards."""
+        self._array(name)[...] = values
+
+    def write_language(self, name: str, i_lang: int, values: Array) -> None:
+        """Write one language of an array with a `lang` axis; `values` lacks that axis."""
+        axis = self._specs[name].dims.index("lang")
+        index = (slice(None),) * axis + (i_lang,)
+        self._array(name)[index] = values
+
+    def write_rows(self, name: str, start: int, values: Array) -> list[int]:
+        """Take rows `start ..` of a sample array; return the shards that this completed.
+
+        Args:
+            name: the array.
+            start: first sample, in canonical order.
+            values: `[layer, pooling, n, ...]`, copied.
+        """
+        written = []
+        stop = start + values.shape[2]
+        for shard in range(start // SHARD_SAMPLES, (stop - 1) // SHARD_SAMPLES + 1):
+            low, high = self.shard_range(shard)
+            first, last = max(start, low), min(stop, high)
+            buffer, filled = self._open.get((name, shard)) or (self._shard_buffer(name, shard), 0)
+            buffer[:, :, first - low : last - low] = values[:, :, first - start : last - start]
+            filled += last - first
+            if filled < high - low:
+                self._open[name, shard] = (buffer, filled)
+                continue
+            self._open.pop((name, shard), None)
+            keepbits = self._specs[name].keepbits
+            if keepbits is not None:
+                buffer = BitRound(keepbits).encode(buffer).view(buffer.dtype).reshape(buffer.shape)
+            self._array(name)[:, :, low:high] = buffer
+            written.append(shard)
+        return written
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First sample of a shard and one past its last."""
+        low = shard * SHARD_SAMPLES
+        return low, min(low + SHARD_SAMPLES, self._sizes["sample"])
+
+    def finish(self, attributes: dict[str, Any]) -> None:
+        """Mark the model complete.
+
+        Raises:
+            StoreError: a shard never got all its rows; nothing is marked.
+        """
+        if self._open:
+            names = ", ".join(f"{name}[{shard}]" for name, shard in sorted(self._open))
+            raise StoreError(f"{self._group.store_path}: shards without all their rows: {names}")
+        self._group.attrs.update({**attributes, "complete": True})
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _shard_buffer(self, name: str, shard: int) -> Array:
+        low, high = self.shard_range(shard)
+        spec = self._specs[name]
+        shape = [self._sizes[dim] for dim in spec.dims]
+        shape[2] = high - low
+        return np.full(shape, np.nan, spec.dtype)
+
+
+def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.Array[Any]:
+    floating = spec.dtype.startswith("float")
+    itemsize = np.dtype(spec.dtype).itemsize
+    return group.create_array(
+        spec.name,
+        shape=tuple(sizes[dim] for dim in spec.dims),
+        dtype=spec.dtype,
+        chunks=spec.chunks(sizes),
+        shards=spec.shards(sizes),
+        compressors=[
+            BloscCodec(
+                cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle, typesize=itemsize
+            ),
+            Crc32cCodec(),
+        ],
+        fill_value=np.nan if floating else 0,
+        dimension_names=spec.dims,
+        attributes={"units": spec.unit, "long_name": spec.meaning},
+    )
