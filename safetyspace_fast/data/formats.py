@@ -1,0 +1,188 @@
+"""Files as streams of rows: JSON Lines, CSV, TSV and Parquet."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from safetyspace_fast.errors import DataError
+
+# More than any model reads at once; a longer line is damage or an attack.
+MAX_LINE_BYTES = 8 << 20
+# What a Parquet row group may claim to unpack to, per column.
+MAX_COLUMN_BYTES = 1 << 30
+PARQUET_BATCH_ROWS = 8192
+
+COLUMNS = ("text", "label", "toxic", "lang", "pair", "item", "toxic_sentence", "neutral_sentence")
+
+# A row, or the reason why this one cannot be read.
+Record = dict[str, Any] | str
+
+
+def split_format(name: str) -> tuple[str, str | None]:
+    """Split a file name into stem and format ("jsonl", "csv", "tsv", "parquet" or None)."""
+    stem, _, suffix = name.removesuffix(".gz").rpartition(".")
+    suffix = suffix.lower()
+    if stem and (suffix in ("jsonl", "csv", "tsv") or (suffix == "parquet" and name[-3:] != ".gz")):
+        return stem, suffix
+    return name, None
+
+
+def read_records(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
+    """Stream the rows of one file.
+
+    shown: the file's name in messages
+    Yields (line, record) with lines (Parquet: rows) counted from 1. Raises DataError where the
+    rest of the file cannot be trusted, with file and line.
+    """
+    _, kind = split_format(path.name)
+    try:
+        if kind == "parquet":
+            yield from _parquet(path, shown)
+            return
+        # GzipFile and BufferedReader both read bytes; typeshed gives them no common line type.
+        with cast(BinaryIO, (gzip.open if path.suffix == ".gz" else open)(path, "rb")) as file:
+            if kind == "jsonl":
+                yield from _json_lines(file)
+            else:
+                yield from _separated(file, "\t" if kind == "tsv" else ",", shown)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{shown}: damaged gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read ({error.strerror or error})") from error
+
+
+def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
+    decode = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+    line = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        if len(raw) > MAX_LINE_BYTES:
+            while not raw.endswith(b"\n") and (raw := file.readline(MAX_LINE_BYTES)):
+                pass
+            yield line, f"line of more than {MAX_LINE_BYTES} bytes"
+            continue
+        if line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if raw.isspace():
+            continue
+        try:
+            record = decode(raw.decode())
+        except UnicodeDecodeError:
+            yield line, "broken UTF-8"
+        except _RepeatedKeyError:
+            yield line, "a key stands twice in the object"
+        except json.JSONDecodeError as error:
+            yield line, f"not JSON: {error.msg} at column {error.colno}"
+        except (ValueError, RecursionError):  # a number of thousands of digits; endless nesting
+            yield line, "not JSON that can be read"
+        else:
+            yield line, record if isinstance(record, dict) else "not a JSON object"
+
+
+class _RepeatedKeyError(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise _RepeatedKeyError
+    return record
+
+
+def _separated(file: BinaryIO, delimiter: str, shown: str) -> Iterator[tuple[int, Record]]:
+    reader = csv.reader(_decoded_lines(file, shown), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{shown}:{line}: {error}: double the quotes inside a quoted field, "
+                "or write JSON Lines"
+            ) from error
+        if not fields:  # a blank line
+            continue
+        if header is None:
+            header = fields
+            if len(set(header)) < len(header):
+                raise DataError(f"{shown}:{line}: a column name stands twice: rename one")
+        elif len(fields) == len(header):
+            yield line, dict(zip(header, fields, strict=True))
+        else:
+            yield line, f"{len(fields)} fields where the header has {len(header)}"
+
+
+def _decoded_lines(file: BinaryIO, shown: str) -> Iterator[str]:
+    """Decode line by line; bytes that are not UTF-8 become surrogates, found as such later."""
+    line = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        if len(raw) > MAX_LINE_BYTES:
+            raise DataError(f"{shown}:{line}: line of more than {MAX_LINE_BYTES} bytes: shorten it")
+        if line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        yield raw.decode(errors="surrogateescape")
+
+
+def _parquet(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        # Text stays dictionary-encoded: one long string repeated a million times is held once.
+        schema = pyarrow.parquet.read_schema(path)
+        names = [name for name in schema.names if name in COLUMNS]
+        strings = [name for name in names if _is_text(schema.field(name).type)]
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=strings) as file:
+            _refuse_bomb(file.metadata, set(names), shown)
+            if not names and file.metadata.num_rows:
+                yield 1, dict.fromkeys(schema.names)
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=names):
+                columns = [_values(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    row += 1
+                    yield row, dict(zip(batch.schema.names, values, strict=True))
+    except pyarrow.ArrowException as error:
+        first_line = str(error).partition("\n")[0]
+        raise DataError(f"{shown}: damaged Parquet file after row {row} ({first_line})") from error
+
+
+def _is_text(dtype: Any) -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    return bool(pyarrow.types.is_string(dtype) or pyarrow.types.is_large_string(dtype))
+
+
+def _refuse_bomb(metadata: Any, names: set[str], shown: str) -> None:
+    for i_group in range(metadata.num_row_groups):
+        group = metadata.row_group(i_group)
+        for i_column in range(group.num_columns):
+            column = group.column(i_column)
+            size = column.total_uncompressed_size
+            if column.path_in_schema in names and size > MAX_COLUMN_BYTES:
+                raise DataError(
+                    f"{shown}: column {column.path_in_schema!r} of row group {i_group} unpacks to "
+                    f"{size} bytes, at most {MAX_COLUMN_BYTES} are read: write smaller row groups"
+                )
+
+
+def _values(column: Any) -> Iterable[Any]:
+    import pyarrow
+
+    if not pyarrow.types.is_dictionary(column.type) or not _is_text(column.type):
+        return cast(list[Any], column.to_pylist())
+    # Through bytes, since Arrow may hold strings that are no UTF-8.
+    raw = column.dictionary.cast(pyarrow.large_binary()).to_pylist()
+    words = [None if word is None else word.decode(errors="surrogateescape") for word in raw]
+    return [None if i is None else words[i] for i in column.indices.to_pylist()]

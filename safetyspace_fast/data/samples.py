@@ -1,0 +1,207 @@
+"""Samples and their canonical order, the arrangement of a data set that every model shares."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_FOLDS = 10
+
+
+class Exclusion(NamedTuple):
+    """A row that was left out.
+
+    file: name of the file within the data set
+    line: line (Parquet: row) in that file, counted from 1
+    reason: why, without the text itself
+    """
+
+    file: str
+    line: int
+    reason: str
+
+
+class Row(NamedTuple):
+    """One usable text as it stands in a file.
+
+    position: line (Parquet: row) over all files in reading order, counted from 0
+    sha256: of the text in UTF-8
+    size_bytes: of the text in UTF-8
+    pair: joins a harmful and a harmless text of one language
+    item: joins the same content in several languages
+    """
+
+    text: str
+    label: int
+    lang: str
+    pair: str | None
+    item: str | None
+    position: int
+    sha256: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A data set in canonical order: language, UTF-8 length, text hash, label, file position.
+
+    Texts that agree in all but the file position are ordered by pair id before it, so that the
+    order of the file changes nothing but `file_position`. The arrays are read-only.
+
+    name: of the data set
+    sha256: hash of the canonical content (languages, text hashes, labels, pairs, items)
+    languages: sorted
+    texts: N strings
+    labels: [N] int8, 1 harmful, 0 harmless
+    lang_index: [N] int16, into `languages`
+    pair: [N] int32, the same number for the two sides of a pair, -1 without a pair
+    item: [N] int32, the same number for the same content in several languages, -1 without
+    fold: [N] int8, 0 .. NUM_FOLDS - 1; equal texts, pairs and items share a fold
+    file_position: [N] int64, line (Parquet: row) from 0, running over all files in reading order
+    text_sha256: [N, 32] uint8, of the text in UTF-8
+    excluded: the rows that were left out, in reading order
+    """
+
+    name: str
+    sha256: str
+    languages: tuple[str, ...]
+    texts: list[str]
+    labels: NDArray[np.int8]
+    lang_index: NDArray[np.int16]
+    pair: NDArray[np.int32]
+    item: NDArray[np.int32]
+    fold: NDArray[np.int8]
+    file_position: NDArray[np.int64]
+    text_sha256: NDArray[np.uint8]
+    excluded: tuple[Exclusion, ...]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.texts)
+
+    def lang_range(self, lang: str) -> slice:
+        """Return where the samples of `lang` stand; ValueError for a language that is not here."""
+        index = self.languages.index(lang)
+        start, stop = np.searchsorted(self.lang_index, [index, index + 1])
+        return slice(int(start), int(stop))
+
+
+def arrange(
+    name: str, rows: Sequence[Row], excluded: Sequence[Exclusion], *, limit: int | None, seed: int
+) -> Samples:
+    """Put rows into canonical order and fold them.
+
+    limit: keep at most this many rows of each language and label
+    """
+    rows = sorted(
+        rows,
+        key=lambda row: (
+            row.lang,
+            row.size_bytes,
+            row.sha256,
+            row.label,
+            row.pair or "",
+            row.item or "",
+            row.position,
+        ),
+    )
+    # Drawn before the limit, so that a text has the same fold with and without one.
+    draws = _draws(rows, seed)
+    if limit is not None:
+        kept = _within(limit, rows, draws)
+        rows = [rows[i] for i in kept]
+        draws = [draws[i] for i in kept]
+
+    languages = tuple(sorted({row.lang for row in rows}))
+    index_of = {lang: i for i, lang in enumerate(languages)}
+    labels = _frozen([row.label for row in rows], np.int8)
+    lang_index = _frozen([index_of[row.lang] for row in rows], np.int16)
+    pair = _numbered([row.pair and (row.lang, row.pair) for row in rows])
+    item = _numbered([row.item for row in rows])
+    text_sha256 = np.frombuffer(b"".join(row.sha256 for row in rows), np.uint8).reshape(-1, 32)
+
+    content = hashlib.sha256("\n".join(("samples 1", *languages, "")).encode())
+    for array in (text_sha256, labels, lang_index, pair, item):
+        content.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+    return Samples(
+        name=name,
+        sha256=content.hexdigest(),
+        languages=languages,
+        texts=[row.text for row in rows],
+        labels=labels,
+        lang_index=lang_index,
+        pair=pair,
+        item=item,
+        fold=_frozen([draw % NUM_FOLDS for draw in draws], np.int8),
+        file_position=_frozen([row.position for row in rows], np.int64),
+        text_sha256=text_sha256,
+        excluded=tuple(excluded),
+    )
+
+
+def _draws(rows: Sequence[Row], seed: int) -> list[int]:
+    """Draw one 64-bit number per row, the same for all rows of a group.
+
+    A group is all that equal texts, pairs and items join. It is named after its first item, else
+    its first pair, else its text, so that it draws the same when other languages are left out.
+    """
+    parent: dict[bytes, bytes] = {}
+
+    def root(node: bytes) -> bytes:
+        while (above := parent.get(node, node)) != node:
+            parent[node] = node = parent.get(above, above)
+        return node
+
+    texts = [b"text " + row.sha256 for row in rows]
+    for row, text in zip(rows, texts, strict=True):
+        joined = []
+        if row.pair:
+            joined.append(b"pair " + f"{row.lang} {row.pair}".encode())
+        if row.item:
+            joined.append(b"item " + row.item.encode())
+        for node in joined:
+            low, high = sorted((root(text), root(node)))  # "item" < "pair" < "text"
+            parent[high] = low
+
+    seeded = hashlib.sha256(f"draw {seed} ".encode())
+    draws = []
+    for text in texts:
+        draw = seeded.copy()
+        draw.update(root(text))
+        draws.append(int.from_bytes(draw.digest()[:8], "little"))
+    return draws
+
+
+def _within(limit: int, rows: Sequence[Row], draws: Sequence[int]) -> list[int]:
+    """Choose rows by their draw, pairs as a whole, at most `limit` of a language and label."""
+    units: dict[object, list[int]] = {}
+    for i, row in enumerate(rows):
+        units.setdefault((row.lang, row.pair) if row.pair else i, []).append(i)
+
+    taken: dict[tuple[str, int], int] = {}
+    kept: list[int] = []
+    for unit in sorted(units.values(), key=lambda unit: (draws[unit[0]], unit[0])):
+        cells = [(rows[i].lang, rows[i].label) for i in unit]
+        if all(taken.get(cell, 0) < limit for cell in cells):
+            kept += unit
+            for cell in cells:
+                taken[cell] = taken.get(cell, 0) + 1
+    return sorted(kept)
+
+
+def _numbered(ids: Sequence[object]) -> NDArray[np.int32]:
+    """Number ids by first appearance; -1 for None."""
+    numbers: dict[object, int] = {}
+    return _frozen(
+        [-1 if x is None else numbers.setdefault(x, len(numbers)) for x in ids], np.int32
+    )
+
+
+def _frozen(values: list[int], dtype: type[Any]) -> NDArray[Any]:
+    array = np.array(values, dtype)
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,161 @@
+"""Where a data set lies: a file, a directory, a hub id or the packaged sample."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from safetyspace_fast.data.formats import split_format
+from safetyspace_fast.errors import ConfigError, DataError
+
+FORMATS = ".jsonl, .csv, .tsv (each also .gz) or .parquet"
+SAMPLE_PREFIX = "sample:"
+
+# BCP 47 in shape, with "_" allowed as in zh_CN and deu_Latn. Languages become names in a store.
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,4}")
+# In file and folder names only codes of two or three letters count, so that "train" is no language.
+_LANGUAGE_IN_PATH = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
+_SPLIT_NAMES = {"all", "dev", "raw", "val"}
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+
+
+class DataFile(NamedTuple):
+    """One file of a data set.
+
+    shown: its name in messages, printable and short
+    lang: the language that its place in the layout gives it, if any
+    """
+
+    path: Path
+    shown: str
+    lang: str | None
+
+
+class Source(NamedTuple):
+    """A data set that was found: its name and its files in reading order."""
+
+    name: str
+    files: tuple[DataFile, ...]
+
+
+def is_language(name: str) -> bool:
+    """Say whether `name` can be a language: BCP 47 in shape, so also safe as a name in a store."""
+    return _LANGUAGE.fullmatch(name) is not None
+
+
+def find_source(source: str | Path, revision: str | None, on_note: Callable[[str], None]) -> Source:
+    """Find the files of a data set; a hub data set is downloaded into the hub's own cache.
+
+    Raises DataError where there is nothing to read, ConfigError for a revision of a local source.
+    """
+    path = Path(source)
+    if isinstance(source, str) and not path.exists():
+        if source.startswith(SAMPLE_PREFIX):
+            return _packaged(source.removeprefix(SAMPLE_PREFIX))
+        hub_id = _HUB_ID.fullmatch(source)
+        if hub_id and split_format(source)[1] is None:
+            return _hub(hub_id[1], hub_id[2], revision, on_note)
+    if revision is not None:
+        raise ConfigError(f"revision {revision!r}: only a hub data set has one, not {source}")
+    if path.is_dir():
+        return Source(path.resolve().name, _layout(path))
+    if not path.is_file():
+        raise DataError(
+            f"{printable(str(source))}: no such file or directory: expected a data file "
+            f"({FORMATS}), a directory of them, a hub id (owner/name) or {SAMPLE_PREFIX}polite"
+        )
+    stem, kind = split_format(path.name)
+    if kind is None:
+        raise DataError(f"{printable(path.name)}: unknown kind of file: expected {FORMATS}")
+    return Source(stem, (DataFile(path, printable(path.name), _language_of(stem)),))
+
+
+def printable(name: str) -> str:
+    """Return `name` fit for a one-line message."""
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def _packaged(name: str) -> Source:
+    folder = Path(__file__).parent
+    known = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    if name not in known:
+        raise DataError(f"no packaged sample {name!r}: there is {', '.join(known)}")
+    return Source(name, (DataFile(known[name], known[name].name, None),))
+
+
+def _layout(folder: Path) -> tuple[DataFile, ...]:
+    """List the data files below `folder`, with the language that each file's place says."""
+    files = []
+    kinds: dict[str, str] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            stem, kind = split_format(name)
+            if kind is None or name.startswith("."):
+                continue
+            path = Path(parent, name)
+            inside = path.relative_to(folder)
+            kinds.setdefault(kind, inside.as_posix())
+            lang = next(filter(None, map(_language_of, (stem, *reversed(inside.parts[:-1])))), None)
+            files.append(DataFile(path, printable(inside.as_posix()), lang))
+    if not files:
+        raise DataError(f"{printable(str(folder))}: no data files: expected {FORMATS}")
+    if len(kinds) > 1:
+        examples = ", ".join(printable(name) for name in kinds.values())
+        raise DataError(
+            f"{printable(str(folder))}: files of several formats, perhaps the same data twice "
+            f"({examples}): name one file, or a directory with one format"
+        )
+    return tuple(sorted(files, key=lambda file: file.path.relative_to(folder).parts))
+
+
+def _language_of(name: str) -> str | None:
+    name = _SHARD.sub("", name)
+    return name if _LANGUAGE_IN_PATH.fullmatch(name) and name not in _SPLIT_NAMES else None
+
+
+def _hub(
+    repo: str, pinned: str | None, revision: str | None, on_note: Callable[[str], None]
+) -> Source:
+    if pinned and revision and pinned != revision:
+        raise ConfigError(f"{repo}@{pinned}: another revision was asked for too: {revision!r}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    wanted = revision or pinned
+    patterns = ["*.parquet"] + [
+        f"*.{kind}{gz}" for kind in ("jsonl", "csv", "tsv") for gz in ("", ".gz")
+    ]
+    try:
+        folder = Path(
+            snapshot_download(repo, repo_type="dataset", revision=wanted, allow_patterns=patterns)
+        )
+    except GatedRepoError as error:
+        raise DataError(f"{repo}: a gated data set: accept its terms on the hub, log in") from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{repo}: neither a local path nor a data set on the hub: check the name, or log in "
+            "if it is private"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"{repo}: no revision {wanted!r} on the hub") from error
+    except HFValidationError as error:
+        raise DataError(f"{printable(repo)}: not a hub id (owner/name)") from error
+    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{repo}: cannot be fetched from the hub and is not in its cache: go online, or "
+            f"download it and give its path ({printable(first_line)})"
+        ) from error
+    on_note(f"{repo}: hub revision {folder.name}")
+    return Source(repo, _layout(folder))
