@@ -1,0 +1,179 @@
+"""Hookpoints: where in a model hidden states are read, found by what the model does.
+
+The blocks of a model are found by running it once on a few tokens and watching every
+`nn.ModuleList`: the blocks are the list whose members each run once, in order, each reading what
+the one before it wrote. No table of architectures is involved.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from safetyspace_fast.errors import ConfigError, ModelError
+
+
+def hookpoint_names(num_blocks: int) -> tuple[str, ...]:
+    """All hookpoints of a model in depth order."""
+    return ("embed", *(f"block.{i}" for i in range(num_blocks)), "final_norm")
+
+
+def resolve_layers(text: str, hookpoints: Sequence[str]) -> tuple[str, ...]:
+    """Read a selection such as `all` or `embed,block.3,-1`: names, or negative counts from the end.
+
+    Returns the chosen hookpoints in depth order, each once. Raises ConfigError for one that does
+    not exist.
+    """
+    if text.strip() == "all":
+        return tuple(hookpoints)
+    chosen = set()
+    for part in (part.strip() for part in text.split(",")):
+        if part in hookpoints:
+            chosen.add(part)
+        elif part[:1] == "-" and part[1:].isdecimal() and 1 <= int(part[1:]) <= len(hookpoints):
+            chosen.add(hookpoints[int(part)])
+        else:
+            raise ConfigError(
+                f"layer {part!r} of {text!r}: expected 'all', or names and negative numbers from "
+                f"{hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, {hookpoints[-1]} "
+                f"(-1 .. -{len(hookpoints)})"
+            )
+    return tuple(name for name in hookpoints if name in chosen)
+
+
+def watch(
+    backbone: nn.Module,
+    blocks: nn.ModuleList,
+    hookpoint: str,
+    callback: Callable[[Tensor], None],
+) -> RemovableHandle:
+    """Call `callback` with a hookpoint's hidden states in every later forward pass.
+
+    The callback gets hidden_states: [B, T, D] in the model's dtype, as the model itself goes on to
+    use them: it must not change or keep them.
+    """
+    if hookpoint == "embed":
+        return blocks[0].register_forward_pre_hook(
+            lambda _module, args, kwargs: callback(block_input(args, kwargs)), with_kwargs=True
+        )
+    if hookpoint == "final_norm":
+        return backbone.register_forward_hook(
+            lambda _module, _args, output: callback(output.last_hidden_state)
+        )
+    block = blocks[int(hookpoint.removeprefix("block."))]
+    return block.register_forward_hook(
+        lambda _module, _args, output: callback(block_output(output))
+    )
+
+
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among a block's arguments: the first, or the one of that name."""
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def block_output(output: Any) -> Tensor:
+    """The hidden states among a block's results: the only one or the first."""
+    states: Tensor = output[0] if isinstance(output, tuple) and output else output
+    return states
+
+
+@dataclass
+class _Candidate:
+    """What one ModuleList did during the probe."""
+
+    path: str
+    modules: nn.ModuleList
+    calls: list[int] = field(default_factory=list)  # member numbers in the order they ran
+    inputs: list[Any] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+    def objection(self, num_blocks: int, num_tokens: int) -> str | None:
+        """Why these are not the blocks, or None if they are."""
+        if len(self.modules) != num_blocks:
+            return f"not {num_blocks} long"
+        if self.calls != list(range(num_blocks)):
+            return "members did not run once each in order"
+        states = [*self.inputs, *self.outputs]
+        if not all(isinstance(s, Tensor) and s.ndim == 3 for s in states):
+            return "members do not map one [B, T, D] tensor to another"
+        if any(s.shape[1] != num_tokens or s.shape != states[0].shape for s in states):
+            return "members change the shape of their input"
+        if not all(map(torch.equal, self.inputs[1:], self.outputs)):
+            return "a member does not read what the one before it wrote"
+        return None
+
+    def describe(self, objection: str) -> str:
+        kind = type(self.modules[0]).__name__ if len(self.modules) else "nothing"
+        return f"{self.path} ({len(self.modules)} x {kind}: {objection})"
+
+
+def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> nn.ModuleList:
+    """Find the blocks of a causal backbone by running it on two short rows of tokens.
+
+    Raises ModelError, listing every list of modules and what speaks against it, where not exactly
+    one fits, and for a backbone whose states depend on tokens to their right.
+    """
+    candidates = [
+        _Candidate(path, module)
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList)
+    ]
+    handles = [handle for candidate in candidates for handle in _record(candidate)]
+    device = next(backbone.parameters()).device
+    # Rows differ in their last token only, so a causal model agrees on all states before it.
+    tokens = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=device)
+    try:
+        with torch.no_grad():
+            last = backbone(input_ids=tokens, use_cache=False).last_hidden_state
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"{name}: a forward pass on four tokens failed ({type(error).__name__}: {first_line}); "
+            "expected a causal language model that runs on token ids alone"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    objections = [c.objection(num_blocks, tokens.shape[1]) for c in candidates]
+    fitting = [c for c, objection in zip(candidates, objections, strict=True) if objection is None]
+    if len(fitting) != 1:
+        found = "; ".join(
+            c.describe(objection or "fits")
+            for c, objection in zip(candidates, objections, strict=True)
+        )
+        raise ModelError(
+            f"{name}: expected one list of {num_blocks} blocks in {type(backbone).__name__}, each "
+            f"reading the last one's output, found {len(fitting)}: {found or 'no ModuleList'}"
+        )
+    if not _same(last[0, :-1], last[1, :-1]):
+        raise ModelError(
+            f"{name}: a token's state changes with the tokens after it; expected a causal language "
+            "model, this is an encoder (not supported yet)"
+        )
+    return fitting[0].modules
+
+
+def _record(candidate: _Candidate) -> list[RemovableHandle]:
+    def hook(number: int) -> Callable[..., None]:
+        def record(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            candidate.calls.append(number)
+            candidate.inputs.append(args[0] if args else kwargs.get("hidden_states"))
+            candidate.outputs.append(block_output(output))
+
+        return record
+
+    return [
+        module.register_forward_hook(hook(number), with_kwargs=True)
+        for number, module in enumerate(candidate.modules)
+    ]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding in the working dtype."""
+    tolerance = 32 * torch.finfo(a.dtype).eps * a.abs().max()
+    return not bool(((a - b).abs() > tolerance).any())  # NaN is not this check's business

@@ -1,0 +1,504 @@
+"""From a ModelSpec to a model that is ready to run: weights, tokenizer, hookpoints, identity.
+
+Only safetensors and GGUF weights are opened, and no code that comes with a model runs, unless the
+caller asks for it by name. transformers, peft and huggingface_hub are imported when first needed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from safetyspace_fast.errors import ConfigError, ModelError
+from safetyspace_fast.models import layers
+from safetyspace_fast.models.spec import ModelSpec, split_revision
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Window of a model that names none (ALiBi models): longer texts would be cut, and counted.
+DEFAULT_WINDOW = 8192
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal model without its head, ready to run, with everything the engine must know of it.
+
+    Call it as `backbone(input_ids=ids, use_cache=False)` with ids: [B, T] int64 padded on the right
+    with any token and no attention mask: a causal state never sees what is to its right.
+
+    name: the spec's name.
+    backbone: in evaluation mode, no gradients; its result has `last_hidden_state`: [B, T, D].
+    blocks: the backbone's own list of blocks, in order.
+    hookpoints: names of the places that can be read, in depth order.
+    hidden_size: D.
+    tokenizer: a transformers fast tokenizer, which gives offsets.
+    max_tokens: the longest prompt the model takes.
+    pad_token_id: a token that may fill rows; never read by a causal model.
+    identity: what the store's manifest says about the model.
+    """
+
+    name: str
+    backbone: nn.Module
+    blocks: nn.ModuleList
+    hookpoints: tuple[str, ...]
+    hidden_size: int
+    tokenizer: Any
+    max_tokens: int
+    pad_token_id: int
+    device: torch.device
+    dtype: torch.dtype
+    identity: dict[str, Json]
+
+    def watch(self, hookpoint: str, callback: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call `callback` with a hookpoint's hidden_states: [B, T, D] in every forward pass."""
+        return layers.watch(self.backbone, self.blocks, hookpoint, callback)
+
+
+def load_model(
+    spec: ModelSpec,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    on_note: Callable[[str], None] | None = None,
+) -> LoadedModel:
+    """Load a causal language model, merge its adapter, and find its hookpoints.
+
+    device: `cpu`, `cuda`, `cuda:1`, or `auto` (a GPU where there is one).
+    dtype: `auto` (float32 on a CPU; bfloat16 on a GPU that has it, else float16), or a name.
+    allow_pickle: also open pickled weights, which can run any code they hold.
+    trust_remote_code: run Python files that come with the model.
+    on_note: called with one line for each thing the user should know but need not act on.
+
+    Raises ModelError, naming the file or directory and what to do.
+    """
+    note = on_note or (lambda _line: None)
+    target = _device(device)
+    working = _dtype(dtype, target)
+    source = _locate(spec.base, spec.revision, allow_pickle, trust_remote_code)
+    source.check(allow_pickle)
+    adapter = None
+    if spec.adapter is not None:
+        adapter = _locate(*split_revision(spec.adapter), allow_pickle, trust_remote_code)
+        adapter.check_adapter(allow_pickle)
+
+    with ThreadPoolExecutor(4) as pool, _quiet_transformers():
+        # Hashing runs beside loading: both read the same pages, and hashlib releases the lock.
+        files = [*source.weight_files(), *(adapter.weight_files() if adapter else ())]
+        digests = pool.map(_sha256, files)
+        model = _load_weights(
+            source, torch.float32 if adapter else working, allow_pickle, trust_remote_code
+        )
+        if adapter is not None:
+            model = _merge_adapter(model, adapter, spec)
+            note(f"{spec.name}: adapter {spec.adapter} merged into {spec.base} in float32")
+        if source.gguf is not None:
+            note(f"{spec.name}: GGUF weights unpacked to {str(working).removeprefix('torch.')}")
+        tokenizer_home = adapter if adapter and adapter.has_tokenizer() else source
+        tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code)
+        weights = dict(zip((f.name for f in files), digests, strict=True))
+
+    config = model.config
+    backbone = model.base_model
+    del model  # and with it the head
+    if not getattr(config, "quantization_config", None):
+        backbone.to(dtype=working)
+    backbone.to(target).eval().requires_grad_(False)
+    _check_vocabulary(tokenizer, backbone, spec)
+    text_config = config.get_text_config(decoder=True)
+    blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
+    return LoadedModel(
+        name=spec.name,
+        backbone=backbone,
+        blocks=blocks,
+        hookpoints=layers.hookpoint_names(len(blocks)),
+        hidden_size=int(text_config.hidden_size),
+        tokenizer=tokenizer,
+        max_tokens=_window(text_config, tokenizer),
+        pad_token_id=_pad_token_id(tokenizer),
+        device=target,
+        dtype=working,
+        identity=_identity(spec, source, adapter, config, working, weights, tokenizer_home),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model or an adapter lies: a directory, and the GGUF file in it if it is one."""
+
+    asked: str  # as the user named it, for messages
+    directory: Path
+    gguf: str | None = None
+    commit: str | None = None
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold weights, in name order."""
+        if self.gguf is not None:
+            return [self.directory / self.gguf]
+        indexes = sorted(self.directory.glob("*.safetensors.index.json"))
+        if indexes:
+            names = sorted(set(_read_json(indexes[0])["weight_map"].values()))
+            return [self.directory / name for name in names]
+        found = [
+            path
+            for name in ("model.safetensors", "adapter_model.safetensors")
+            if (path := self.directory / name).is_file()
+        ]
+        return found or sorted(p for pattern in _PICKLES for p in self.directory.glob(pattern))
+
+    def check(self, allow_pickle: bool) -> None:
+        if self.gguf is not None:
+            with (self.directory / self.gguf).open("rb") as file:
+                if (magic := file.read(4)) != b"GGUF":
+                    raise ModelError(
+                        f"{self.asked}: expected a GGUF file, beginning with b'GGUF', got {magic!r}"
+                    )
+            return
+        if not (self.directory / "config.json").is_file():
+            hint = "no config.json in it"
+            if (self.directory / "adapter_config.json").is_file():
+                hint = f"it holds an adapter; write BASE+{self.asked}"
+            elif any(self.directory.glob("*.gguf")):
+                hint = "it holds GGUF files; name one of them"
+            raise ModelError(f"{self.asked}: not a model directory: {hint}")
+        _read_json(self.directory / "config.json")
+        self._check_weights(allow_pickle)
+
+    def check_adapter(self, allow_pickle: bool) -> None:
+        if not (self.directory / "adapter_config.json").is_file():
+            raise ModelError(f"{self.asked}: not a PEFT adapter: no adapter_config.json in it")
+        self._check_weights(allow_pickle)
+
+    def _check_weights(self, allow_pickle: bool) -> None:
+        files = self.weight_files()
+        if not files:
+            raise ModelError(f"{self.asked}: no weights in it: expected *.safetensors files")
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{file}: named by the index beside it, but missing")
+            if file.suffix == ".safetensors":
+                _check_safetensors(file)
+            elif not allow_pickle:
+                raise ModelError(
+                    f"{file}: pickled weights can run code when they are opened; expected "
+                    "safetensors; convert them, or allow pickle by name if you trust their origin"
+                )
+
+    def has_tokenizer(self) -> bool:
+        return any((self.directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _locate(
+    asked: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> _Source:
+    path = Path(asked).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return _Source(asked, path.parent, gguf=path.name)
+    if path.is_dir():
+        if revision is not None:
+            raise ModelError(f"{asked}: a directory has no revision, got {revision!r}")
+        return _Source(asked, path)
+    if path.exists():
+        raise ModelError(f"{asked}: expected a directory, a .gguf file or a hub id, got a file")
+    if asked.startswith(("/", ".", "~")) or asked.count("/") > 1 or path.suffix == ".gguf":
+        raise ModelError(f"{asked}: no such directory or file")
+    return _download(asked, revision, allow_pickle, trust_remote_code)
+
+
+def _download(
+    repo_id: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> _Source:
+    """Fetch what loading needs from the hub, or find it in the hub's cache."""
+    import huggingface_hub
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted += _PICKLES if allow_pickle else ()
+    wanted += ["*.py"] if trust_remote_code else ()
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=wanted,
+            # Copies of the same weights in other formats.
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except Exception as error:
+        raise ModelError(
+            f"{repo_id}: no such directory, and not to be had from the model hub"
+            f"{f' at revision {revision}' if revision else ''} ({_first_line(error)})"
+        ) from error
+    return _Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
+
+
+def _load_weights(
+    source: _Source, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
+) -> Any:
+    import transformers
+
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if source.gguf is None:
+        options["use_safetensors"] = None if allow_pickle else True
+    else:
+        options["gguf_file"] = source.gguf
+        if hasattr(transformers, "GgufConfig"):  # older versions always unpack
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source.directory, output_loading_info=True, local_files_only=True, **options
+        )
+    except ImportError as error:
+        raise ModelError(
+            f"{source.asked}: a package is missing to load it: {_first_line(error)}"
+        ) from error
+    except Exception as error:
+        raise ModelError(
+            f"{source.asked}: transformers cannot load it as a causal language model: "
+            f"{_first_line(error)}"
+        ) from error
+    if model.config.is_encoder_decoder:
+        raise ModelError(
+            f"{source.asked}: {type(model).__name__} is an encoder-decoder; expected a causal "
+            "language model"
+        )
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    missing = sorted(
+        name
+        for name, parameter in model.named_parameters()
+        if name in info["missing_keys"] and id(parameter) in backbone
+    )
+    if missing:
+        raise ModelError(
+            f"{source.asked}: {len(missing)} weights of {type(model).__name__} are not in its "
+            f"files (first: {missing[0]}); the files belong to another model or are incomplete"
+        )
+    return model
+
+
+def _merge_adapter(model: Any, adapter: _Source, spec: ModelSpec) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(f"{adapter.asked}: adapters need peft: pip install peft") from error
+
+    saved = peft.utils.load_peft_weights(str(adapter.directory), device="cpu")
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(adapter.directory))
+    except Exception as error:
+        raise ModelError(
+            f"{adapter.asked}: not an adapter for {spec.base}: {_first_line(error)}"
+        ) from error
+    # PEFT passes over weights that have no place in the model; here they mean a wrong base.
+    expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if odd := sorted(saved.keys() ^ expected.keys()):
+        raise ModelError(
+            f"{adapter.asked}: not an adapter for {spec.base}: {len(odd)} weights do not match the "
+            f"model (first: {odd[0]})"
+        )
+    if not hasattr(adapted, "merge_and_unload"):
+        raise ModelError(
+            f"{adapter.asked}: an adapter of type {adapted.active_peft_config.peft_type.value} "
+            "cannot be merged into weights; expected LoRA or a relative"
+        )
+    return adapted.merge_and_unload()
+
+
+def _load_tokenizer(source: _Source, trust_remote_code: bool) -> Any:
+    import transformers
+
+    options = {"gguf_file": source.gguf} if source.gguf is not None else {}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.directory,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except Exception as error:
+        raise ModelError(f"{source.asked}: no usable tokenizer: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, by which a "
+            "text's tokens are found; expected a fast tokenizer (tokenizer.json)"
+        )
+    _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+def _keep_spaces_in_offsets(backend: Any) -> None:
+    """Let offsets cover a token's leading spaces, which some post-processors trim away.
+
+    Trimmed, a token made of spaces covers nothing and could not be told to belong to a text.
+    """
+    post_processor = backend.post_processor
+    if post_processor is None:
+        return
+    state = json.loads(post_processor.__getstate__())
+    parts = [state, *state.get("processors", ())]
+    if any(part.get("trim_offsets") for part in parts):
+        for part in parts:
+            if "trim_offsets" in part:
+                part["trim_offsets"] = False
+        post_processor.__setstate__(json.dumps(state).encode())
+        backend.post_processor = post_processor
+
+
+def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
+    # Added tokens may lie beyond the embedding (Gemma's image token does); texts hold none of them.
+    rows = backbone.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"{spec.name}: the tokenizer has {tokenizer.vocab_size} tokens but the model embeds "
+            f"only {rows}; they belong to different models"
+        )
+
+
+def _window(config: Any, tokenizer: Any) -> int:
+    """The longest prompt, in tokens, whose states do not depend on the others in its batch."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # These two change their frequencies with the longest row of a batch, past this length.
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        return int(original or config.max_position_embeddings)
+    window = getattr(config, "max_position_embeddings", None)
+    if window is None and tokenizer.model_max_length < 1 << 30:  # larger: "no limit known"
+        window = tokenizer.model_max_length
+    return int(window or DEFAULT_WINDOW)
+
+
+def _pad_token_id(tokenizer: Any) -> int:
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _identity(
+    spec: ModelSpec,
+    source: _Source,
+    adapter: _Source | None,
+    config: Any,
+    dtype: torch.dtype,
+    weights: dict[str, str],
+    tokenizer_home: _Source,
+) -> dict[str, Json]:
+    """What tells this model from any other.
+
+    weights_sha256: of the listing that `sha256sum` prints for all weight files, the base's in name
+    order, then the adapter's.
+    """
+    listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
+    config_file = source.directory / "config.json"
+    quantization = getattr(config, "quantization_config", None)
+    method = getattr(quantization, "quant_method", None)
+    tokenizer_files = [tokenizer_home.directory / name for name in _TOKENIZER_FILES]
+    return {
+        "id": spec.base,
+        "revision": spec.revision,
+        "commit": source.commit,
+        "architecture": (config.architectures or [None])[0],
+        "model_type": config.model_type,
+        "config_sha256": _sha256(config_file) if source.gguf is None else None,
+        "weights_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "weights": dict(weights),
+        "adapter": spec.adapter,
+        "adapter_commit": adapter.commit if adapter else None,
+        "tokenizer": tokenizer_home.asked,
+        "tokenizer_sha256": _first_sha256(tokenizer_files) if source.gguf is None else None,
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantization": "gguf" if source.gguf else getattr(method, "value", method),
+    }
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
+        ) from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices here"
+        )
+    return target
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: expected 'auto', {', '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+def _check_safetensors(file: Path) -> None:
+    """Read a file's header, which also holds it to the file's length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(
+            f"{file}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({_first_line(error)})") from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _first_sha256(files: Iterable[Path]) -> str | None:
+    return next((_sha256(file) for file in files if file.is_file()), None)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and warnings off the terminal; what matters is raised or noted."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,86 @@
+"""What the user types to name a model: `[NAME=]BASE[+ADAPTER]`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetyspace_fast.errors import ConfigError
+
+MAX_NAME_LENGTH = 100
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_ID_AT_REVISION = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[^@\s]+)")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model of a run.
+
+    name: what the model is called in the store: letters, digits, `.`, `_`, `-`; at most 100.
+    base: a directory, a `.gguf` file, or an id on the model hub.
+    adapter: a PEFT adapter to merge into the base: a directory or a hub id (`ID@REVISION` allowed).
+    revision: branch, tag or commit of the base; only for a hub id.
+    """
+
+    name: str
+    base: str
+    adapter: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the fields to what the store can take."""
+        # The name becomes a group of the store, beside the store's own zarr.json.
+        if not _NAME.fullmatch(self.name) or self.name == "zarr.json":
+            raise ConfigError(
+                f"model name {self.name!r}: expected letters, digits, '.', '_' or '-', beginning "
+                "with a letter or digit; write NAME=MODEL with such a name"
+            )
+        if len(self.name) > MAX_NAME_LENGTH:
+            raise ConfigError(
+                f"model name {self.name[:40]!r}...: {len(self.name)} characters, expected at most "
+                f"{MAX_NAME_LENGTH}; write NAME=MODEL with a shorter name"
+            )
+        if not self.base or self.adapter == "":
+            raise ConfigError(
+                f"model {self.name!r}: expected [NAME=]BASE[+ADAPTER], got an empty part"
+            )
+
+
+def parse_model(text: str) -> ModelSpec:
+    """Read `[NAME=]BASE[+ADAPTER]`; BASE may be `ID@REVISION`.
+
+    Without NAME the last part of the path is the name. A `=`, `+` or `@` that belongs to a path
+    which exists is taken as part of that path.
+    """
+    name, equals, rest = text.partition("=")
+    if not equals or "/" in name or Path(text).expanduser().exists():
+        name, rest = "", text
+    base, adapter = _split_adapter(rest)
+    base, revision = split_revision(base)
+    if not equals or rest is text:
+        name = _default_name(adapter or base)
+    return ModelSpec(name, base, adapter, revision)
+
+
+def split_revision(text: str) -> tuple[str, str | None]:
+    """Split a hub id from its revision; a path that exists has none."""
+    match = _HUB_ID_AT_REVISION.fullmatch(text)
+    if match is None or Path(text).expanduser().exists():
+        return text, None
+    return match["id"], match["revision"]
+
+
+def _split_adapter(text: str) -> tuple[str, str | None]:
+    if "+" not in text or Path(text).expanduser().exists():
+        return text, None
+    cuts = [match.start() for match in re.finditer(r"\+", text)]
+    existing = [cut for cut in cuts if cut and Path(text[:cut]).expanduser().exists()]
+    cut = (existing or cuts)[0]
+    return text[:cut], text[cut + 1 :]
+
+
+def _default_name(path: str) -> str:
+    last = Path(split_revision(path)[0]).expanduser()
+    if last.name in ("", ".."):  # "." and "/x/.." name a directory only once resolved
+        last = last.resolve()
+    stem = last.name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:MAX_NAME_LENGTH]

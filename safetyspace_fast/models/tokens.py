@@ -1,0 +1,264 @@
+"""Texts to token ids, and which of the tokens are the text's own.
+
+A prompt is `prefix + text + suffix`, where prefix and suffix come from the model's chat template,
+or are empty. The text's own tokens are all that hold at least one of its characters, so a token
+across the border between template and text belongs to the text. Tokens that the tokenizer adds
+(BOS) and the template's are never the text's.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safetyspace_fast.errors import ConfigError, ModelError
+from safetyspace_fast.models.loading import LoadedModel
+
+POOLINGS = ("mean", "last", "last_text")
+TEMPLATES = ("auto", "chat", "none")
+# Some templates print today's date; a result must not depend on the day it was made.
+_TEMPLATE_DATE = {"%d %b %Y": "26 Jul 2024", "%B %d, %Y": "July 26, 2024", "%Y-%m-%d": "2024-07-26"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """What surrounds every text.
+
+    kind: `chat` (the model's own chat template, one user turn, then the start of the answer) or
+    `none` (the text alone, with the special tokens that the tokenizer itself adds).
+    """
+
+    kind: str
+    prefix: str = ""
+    suffix: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Tells this template from any other."""
+        parts = json.dumps([self.kind, self.prefix, self.suffix])
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """N texts as one model reads them.
+
+    ids: [total] int32, all prompts one after the other.
+    starts: [N + 1] int64, prompt i is ids[starts[i]:starts[i + 1]].
+    spans: [N, S, 2] int32, half-open token ranges to average, one per pooling, from the prompt's
+        start; empty where the text has no tokens.
+    n_text_tokens: [N] int32, the text's own tokens; 0 for a text that yields none.
+    truncated: [N] bool, the text was cut to fit the window; the template never is.
+    poolings: names of the S spans.
+    prefix_length: number of leading tokens that are the same in all prompts and no text's own.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    spans: NDArray[np.int32]
+    n_text_tokens: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    poolings: tuple[str, ...]
+    template: Template
+    prefix_length: int
+
+    def __len__(self) -> int:
+        """Count the prompts: N."""
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] int64, tokens of each prompt."""
+        return np.diff(self.starts)
+
+    def prompt(self, index: int) -> NDArray[np.int32]:
+        """The token ids of one prompt."""
+        return self.ids[self.starts[index] : self.starts[index + 1]]
+
+
+def tokenize(
+    model: LoadedModel,
+    texts: Sequence[str],
+    *,
+    template: str = "auto",
+    poolings: Sequence[str] = ("mean", "last"),
+    max_tokens: int | None = None,
+) -> Tokenized:
+    """Turn texts into prompts and spans for one model.
+
+    template: `auto` (the chat template of a model that has one), `chat`, or `none`.
+    poolings: of `mean` (the text's own tokens), `last` (last token of the prompt) and `last_text`
+        (last token of the text).
+    max_tokens: cut texts so that prompts fit; by default, and at most, the model's window.
+
+    Raises ConfigError for a choice that does not exist or a window too small for the template, and
+    ModelError for a chat template that does not show the text as it is.
+    """
+    if unknown := [p for p in poolings if p not in POOLINGS]:
+        raise ConfigError(f"pooling {unknown[0]!r}: expected one of {', '.join(POOLINGS)}")
+    window = model.max_tokens if max_tokens is None else min(max_tokens, model.max_tokens)
+    chosen = _template(model, template)
+    if chosen.kind == "chat":
+        encoded = _encode_chat(model, chosen, texts)
+    else:
+        encoded = _encode_plain(model.tokenizer, texts)
+    ids, text_spans, truncated = _cut_to_window(encoded, window, model.name)
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    flat = np.concatenate([*ids, np.empty(0, np.int32)])
+    _check_ids(flat, model)
+    return Tokenized(
+        ids=flat,
+        starts=starts,
+        spans=_spans(text_spans, lengths, poolings),
+        n_text_tokens=(text_spans[:, 1] - text_spans[:, 0]).astype(np.int32),
+        truncated=truncated,
+        poolings=tuple(poolings),
+        template=chosen,
+        prefix_length=_shared_prefix(flat, starts, text_spans),
+    )
+
+
+_Encoded = list[tuple[NDArray[np.int32], int, int]]  # ids, first text token, one past the last
+
+
+def _template(model: LoadedModel, asked: str) -> Template:
+    if asked not in TEMPLATES:
+        raise ConfigError(f"template {asked!r}: expected one of {', '.join(TEMPLATES)}")
+    if asked == "chat" and not model.tokenizer.chat_template:
+        raise ModelError(
+            f"{model.name}: its tokenizer has no chat template; use template 'none' or 'auto'"
+        )
+    if asked == "none" or not model.tokenizer.chat_template:
+        return Template("none")
+    # What two texts without a common character leave in common is the template's own.
+    one, other = _render(model, ["x", "7"])
+    return Template(
+        "chat", _common_prefix(one, other), _common_prefix(one[::-1], other[::-1])[::-1]
+    )
+
+
+def _render(model: LoadedModel, texts: Sequence[str]) -> list[str]:
+    try:
+        rendered: list[str] = model.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": text}] for text in texts],
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_now=lambda form: _TEMPLATE_DATE.get(form, "2024-07-26"),
+        )
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"{model.name}: its chat template fails on one user turn ({line}); use template 'none'"
+        ) from error
+    return rendered
+
+
+def _common_prefix(one: str, other: str) -> str:
+    pairs = zip(one, other, strict=False)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _encode_chat(model: LoadedModel, template: Template, texts: Sequence[str]) -> _Encoded:
+    """Encode rendered prompts; the template itself writes BOS, so the tokenizer must not."""
+    rendered = _render(model, texts)
+    before, after = len(template.prefix), len(template.suffix)
+    for text, prompt in zip(texts, rendered, strict=True):
+        shown = prompt[before : len(prompt) - after]
+        # Many templates strip the text; any other change would make the spans a guess.
+        if shown not in (text, text.strip()) or prompt != template.prefix + shown + template.suffix:
+            raise ModelError(
+                f"{model.name}: its chat template does not show the text {text[:40]!r} as it is "
+                "between a fixed beginning and end; use template 'none'"
+            )
+    if not rendered:
+        return []
+    batch = model.tokenizer(
+        rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    encoded = []
+    for prompt, ids, offsets in zip(
+        rendered, batch["input_ids"], batch["offset_mapping"], strict=True
+    ):
+        begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
+        own = np.flatnonzero((end > before) & (begin < len(prompt) - after))
+        first, stop = (own[0], own[-1] + 1) if len(own) else (0, 0)
+        encoded.append((np.array(ids, np.int32), int(first), int(stop)))
+    return encoded
+
+
+def _encode_plain(tokenizer: Any, texts: Sequence[str]) -> _Encoded:
+    """Encode bare texts; every token that the tokenizer did not add itself is the text's."""
+    if not texts:
+        return []
+    batch = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+    encoded = []
+    for ids, added in zip(batch["input_ids"], batch["special_tokens_mask"], strict=True):
+        own = np.flatnonzero(np.array(added) == 0)
+        first, stop = (own[0], own[-1] + 1) if len(own) else (0, 0)
+        encoded.append((np.array(ids, np.int32), int(first), int(stop)))
+    return encoded
+
+
+def _cut_to_window(
+    encoded: _Encoded, window: int, name: str
+) -> tuple[list[NDArray[np.int32]], NDArray[np.int64], NDArray[np.bool_]]:
+    """Drop each text's last tokens until its prompt fits; what surrounds the text stays."""
+    ids = []
+    spans = np.zeros((len(encoded), 2), np.int64)
+    truncated = np.zeros(len(encoded), np.bool_)
+    for i, (tokens, first, stop) in enumerate(encoded):
+        excess = len(tokens) - window
+        if excess > 0:
+            if excess >= stop - first:
+                raise ConfigError(
+                    f"max_tokens {window}: {name}'s template alone takes "
+                    f"{len(tokens) - (stop - first)} tokens; expected at least one more"
+                )
+            tokens = np.concatenate([tokens[: stop - excess], tokens[stop:]])
+            stop -= excess
+            truncated[i] = True
+        ids.append(tokens)
+        spans[i] = first, stop
+    return ids, spans, truncated
+
+
+def _check_ids(ids: NDArray[np.int32], model: LoadedModel) -> None:
+    rows = model.backbone.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(ids) and (largest := int(ids.max())) >= rows:
+        token = model.tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"{model.name}: a text holds token {token!r} ({largest}), but the model embeds only "
+            f"{rows}; leave that text out, or use the model's own tokenizer"
+        )
+
+
+def _spans(
+    text_spans: NDArray[np.int64], lengths: NDArray[np.int64], poolings: Sequence[str]
+) -> NDArray[np.int32]:
+    spans = np.zeros((len(lengths), len(poolings), 2), np.int32)
+    for s, pooling in enumerate(poolings):
+        spans[:, s] = text_spans
+        if pooling == "last":
+            spans[:, s] = np.stack([np.maximum(lengths - 1, 0), lengths], axis=1)
+        elif pooling == "last_text":
+            spans[:, s, 0] = np.maximum(text_spans[:, 1] - 1, text_spans[:, 0])
+    return spans
+
+
+def _shared_prefix(
+    ids: NDArray[np.int32], starts: NDArray[np.int64], text_spans: NDArray[np.int64]
+) -> int:
+    """Leading tokens that all prompts have in common, none of them a text's."""
+    has_text = text_spans[:, 1] > text_spans[:, 0]
+    if not has_text.any():
+        return 0
+    shortest = int(min(np.diff(starts).min(), text_spans[has_text, 0].min()))
+    prompts = ids[starts[:-1, None] + np.arange(shortest)]
+    same = (prompts == prompts[:1]).all(axis=0)
+    return shortest if same.all() else int(np.argmin(same))
