@@ -1,0 +1,36 @@
+"""Kernels: tensors in, tensors out.
+
+The functions here validate their arguments and hand them to the fastest implementation that can
+take them: `cuda` and `cpu` are compiled C++, `triton` is Triton, `reference` is plain torch and
+runs everywhere. All give the same numbers up to the rounding of float32. `implementations()` says
+which are there, and why the others are not.
+
+None of them has a gradient.
+"""
+
+from safetyspace_fast.ops._pairwise import (
+    METRICS,
+    PairwiseResult,
+    pairwise_empty,
+    pairwise_reduce,
+    pairwise_update,
+)
+from safetyspace_fast.ops._pool import pool_project
+from safetyspace_fast.ops._select import implementations
+from safetyspace_fast.ops.moments import ClassMoments, class_moments
+from safetyspace_fast.ops.reference import PAIRWISE_BLOCK
+from safetyspace_fast.ops.statistics import silhouette_samples
+
+__all__ = [
+    "METRICS",
+    "PAIRWISE_BLOCK",
+    "ClassMoments",
+    "PairwiseResult",
+    "class_moments",
+    "implementations",
+    "pairwise_empty",
+    "pairwise_reduce",
+    "pairwise_update",
+    "pool_project",
+    "silhouette_samples",
+]

@@ -1,0 +1,104 @@
+"""`pool_project`: average token ranges of hidden states, and project the averages."""
+
+import torch
+from torch import Tensor
+
+from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.ops import _select
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pool_project(
+    hidden_states: Tensor,
+    spans: Tensor,
+    projection: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Average S token ranges of every sample in one read, and project the averages.
+
+    hidden_states: [B, T, D] float32, bfloat16 or float16, or [tokens, D] with `cu_seqlens`; any
+    strides.
+    spans: [B, S, 2] int32, half-open token ranges within the sample.
+    projection: [D, P] float32, or None.
+    cu_seqlens: [B + 1] int32, where each sample starts in `[tokens, D]`; None for padded batches.
+    impl: a forced implementation; None for the fastest that can.
+
+    Returns pooled: [B, S, D] float32 and projected: [B, S, P] float32, None without a projection.
+    Sums are float32. A range without tokens gives NaN. Tokens outside a range are never read into
+    it.
+    Raises ConfigError on wrong tensors (ranges are checked on the CPU only: on a GPU that would
+    wait for the device)."""
+    _validate(hidden_states, spans, projection, cu_seqlens)
+    if cu_seqlens is not None:
+        # Every sample sees the whole tensor (stride 0) through spans that start at its own tokens.
+        hidden_states = hidden_states.expand(spans.shape[0], -1, -1)
+        spans = spans + cu_seqlens[:-1, None, None]
+    kernel = _select.choose("pool_project", impl, hidden_states, spans, projection)
+    pooled, projected = kernel(hidden_states, spans, projection)
+    return pooled, None if projection is None else projected
+
+
+def _validate(
+    hidden_states: Tensor, spans: Tensor, projection: Tensor | None, cu_seqlens: Tensor | None
+) -> None:
+    # In this order everywhere: device, dtype, rank, shapes, values. Called once per layer and
+    # batch: keep it lean.
+    device = hidden_states.device
+    for name, tensor in (("spans", spans), ("projection", projection), ("cu_seqlens", cu_seqlens)):
+        if tensor is not None and tensor.device != device:
+            raise ConfigError(
+                f"{name}: on {tensor.device}, but hidden_states are on {device}; move it there"
+            )
+    if hidden_states.dtype not in _FLOATS:
+        raise ConfigError(
+            f"hidden_states: expected float32, bfloat16 or float16, got {hidden_states.dtype}"
+        )
+    if spans.dtype != torch.int32:
+        raise ConfigError(f"spans: expected int32, got {spans.dtype}; use .int()")
+    if projection is not None and projection.dtype != torch.float32:
+        raise ConfigError(f"projection: expected float32, got {projection.dtype}; use .float()")
+    if spans.ndim != 3 or spans.shape[2] != 2:
+        raise ConfigError(f"spans: expected shape [B, S, 2], got {list(spans.shape)}")
+    B = spans.shape[0]
+    if cu_seqlens is None:
+        if hidden_states.ndim != 3 or hidden_states.shape[0] != B:
+            raise ConfigError(
+                f"hidden_states: expected shape [{B}, T, D] as spans have it, "
+                f"got {list(hidden_states.shape)}"
+            )
+    else:
+        if cu_seqlens.dtype != torch.int32 or list(cu_seqlens.shape) != [B + 1]:
+            raise ConfigError(
+                f"cu_seqlens: expected [{B + 1}] int32, "
+                f"got {list(cu_seqlens.shape)} {cu_seqlens.dtype}"
+            )
+        if hidden_states.ndim != 2:
+            raise ConfigError(
+                f"hidden_states: expected shape [tokens, D] with cu_seqlens, "
+                f"got {list(hidden_states.shape)}"
+            )
+    D = hidden_states.shape[-1]
+    if projection is not None and (projection.ndim != 2 or projection.shape[0] != D):
+        raise ConfigError(f"projection: expected shape [{D}, P], got {list(projection.shape)}")
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        _validate_ranges(spans, hidden_states.shape[-2], cu_seqlens)
+
+
+def _validate_ranges(spans: Tensor, num_tokens: int, cu_seqlens: Tensor | None) -> None:
+    if cu_seqlens is not None:
+        lengths = cu_seqlens.diff()
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] > num_tokens or (lengths < 0).any():
+            raise ConfigError(
+                f"cu_seqlens: expected 0, then ascending, up to {num_tokens}, "
+                f"got {cu_seqlens[0]} .. {cu_seqlens[-1]}"
+            )
+        if (spans > lengths[:, None, None]).any():
+            raise ConfigError("spans: a range ends after its sample's last token")
+    if not spans.numel():
+        return
+    low, high = (int(limit) for limit in spans.aminmax())
+    if low < 0 or high > num_tokens:
+        raise ConfigError(f"spans: expected values in 0 .. {num_tokens}, got {low} .. {high}")

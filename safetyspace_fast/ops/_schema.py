@@ -1,0 +1,99 @@
+"""The contract of every operator, once: schema, shapes of the results, default kernel.
+
+`safetyspace_fast::NAME` runs the compiled kernel where one is loaded for the tensors' device, and
+the plain-torch reference everywhere else. `safetyspace_fast::NAME_triton` is the same contract with
+the Triton kernel behind it, so that `torch.compile` sees one opaque call. Arguments are validated
+by the public functions of `ops`, in eager mode the fakes below do not run.
+
+`define`/`impl` is used and not the `custom_op` decorator: a call costs 3 to 5 us and not 22 to 40.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safetyspace_fast.ops import reference
+
+NAMESPACE = "safetyspace_fast"
+
+SCHEMAS = {
+    # hidden_states [B,T,D], spans [B,S,2] int32, projection [D,P] | None
+    # -> pooled [B,S,D] f32, projected [B,S,P] f32, P = 0 without a projection
+    "pool_project": "(Tensor hidden_states, Tensor spans, Tensor? projection) -> (Tensor, Tensor)",
+    # rows [L,M,D], cols [L,N,D] | None (the rows themselves, without the diagonal),
+    # center [L,D] f64 (`reference.center_of`), col_labels [N] int64, metric of `ops.METRICS`
+    # -> sum [L,M,C] f64, min [L,M,C] f32, max [L,M,C] f32, kernel_sum [L,M,C,G] f64
+    "pairwise_reduce": "(Tensor rows, Tensor? cols, Tensor center, Tensor col_labels, "
+    "int num_classes, str metric, float[] gammas) -> (Tensor, Tensor, Tensor, Tensor)",
+    # x [L,N,D], center [L,D] f64, labels [N] int64, results of pairwise_reduce for N rows:
+    # adds, in place, all pairs that have a row in [start, N)
+    "pairwise_update": "(Tensor x, Tensor center, Tensor labels, int start, str metric, "
+    "float[] gammas, Tensor(a!) sum, Tensor(b!) min, Tensor(c!) max, Tensor(d!) kernel_sum) -> ()",
+}
+TRITON = ("pool_project", "pairwise_reduce")
+
+
+def _fake_pool_project(
+    hidden_states: Tensor, spans: Tensor, projection: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    B, S, _ = spans.shape
+    D = hidden_states.shape[2]
+    P = 0 if projection is None else projection.shape[1]
+    empty = hidden_states.new_empty
+    return empty((B, S, D), dtype=torch.float32), empty((B, S, P), dtype=torch.float32)
+
+
+def _fake_pairwise_reduce(
+    rows: Tensor,
+    cols: Tensor | None,
+    center: Tensor,
+    col_labels: Tensor,
+    num_classes: int,
+    metric: str,
+    gammas: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (rows.shape[0], rows.shape[1], num_classes)
+    return (
+        rows.new_empty(shape, dtype=torch.float64),
+        rows.new_empty(shape, dtype=torch.float32),
+        rows.new_empty(shape, dtype=torch.float32),
+        rows.new_empty((*shape, len(gammas)), dtype=torch.float64),
+    )
+
+
+def _fake_pairwise_update(*args: Any) -> None:
+    return None
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "pool_project": _fake_pool_project,
+    "pairwise_reduce": _fake_pairwise_reduce,
+    "pairwise_update": _fake_pairwise_update,
+}
+
+
+def _register(name: str, op: str, kernel: Any) -> None:
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, SCHEMAS[op], tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", kernel)
+    torch.library.register_fake(qualified, _FAKES[op])
+
+
+def _triton_kernel(op: str) -> Any:
+    def kernel(*args: Any) -> Any:
+        results = getattr(import_module(f"safetyspace_fast.ops.triton.{op}"), op)(*args)
+        if results[-1] is not None:
+            return results
+        # Operators return tensors only: what was not asked for is an empty one.
+        return *results[:-1], _FAKES[op](*args)[-1]
+
+    return kernel
+
+
+for _op in SCHEMAS:
+    _register(_op, _op, getattr(reference, _op))
+for _op in TRITON:
+    _register(f"{_op}_triton", _op, _triton_kernel(_op))

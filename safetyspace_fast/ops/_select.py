@@ -1,0 +1,109 @@
+"""Which implementation runs, and why the others do not."""
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+
+from safetyspace_fast.errors import ImplementationError
+from safetyspace_fast.ops import _native, _schema, reference
+
+
+class Implementation(NamedTuple):
+    """One kernel of one operator.
+
+    call: takes the operator's arguments in the order of `_schema`.
+    unavailable: reasons why it cannot run here at all; empty if it can.
+    unsupported: reasons why it cannot take these arguments; empty if it can.
+    """
+
+    call: Callable[..., Any]
+    unavailable: Callable[[], list[str]]
+    unsupported: Callable[..., list[str]]
+
+
+def _reference(op: str) -> Implementation:
+    return Implementation(getattr(reference, op), list, lambda *args: [])
+
+
+def _native_kernel(op: str, key: str) -> Implementation:
+    missing = _native.MISSING[op, key]
+    device_type = key.lower()
+
+    def unsupported(*args: Any) -> list[str]:
+        reasons = [] if missing is None else [missing]
+        tensor = args[0]
+        if tensor.device.type != device_type:
+            reasons.append(f"the tensors are on {tensor.device}, not on {device_type}")
+        if tensor.dtype == torch.float64:
+            reasons.append("float64 input runs on the reference")
+        return reasons
+
+    call = getattr(getattr(torch.ops, _schema.NAMESPACE), op).default
+    return Implementation(call, lambda: [] if missing is None else [missing], unsupported)
+
+
+def _triton_kernel(op: str) -> Implementation:
+    module_name = f"safetyspace_fast.ops.triton.{op}"
+
+    def unavailable() -> list[str]:
+        if find_spec("triton") is None:
+            return ["triton is not installed"]
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            return ["no CUDA device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"]
+        return []
+
+    def unsupported(*args: Any) -> list[str]:
+        reasons = unavailable()
+        return reasons or list(import_module(module_name).supports(*args))
+
+    call = getattr(getattr(torch.ops, _schema.NAMESPACE), f"{op}_triton").default
+    return Implementation(call, unavailable, unsupported)
+
+
+def _of(op: str) -> dict[str, Implementation]:
+    table = {"cuda": _native_kernel(op, "CUDA")}
+    if op in _schema.TRITON:
+        table["triton"] = _triton_kernel(op)
+    table["cpu"] = _native_kernel(op, "CPU")
+    table["reference"] = _reference(op)
+    return table
+
+
+# Fastest first.
+IMPLEMENTATIONS = {op: _of(op) for op in _schema.SCHEMAS}
+# What is tried without being asked for; the rest cannot work there, or (Triton's interpreter) must
+# not.
+_DEFAULTS = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+
+
+def choose(op: str, impl: str | None, *args: Any) -> Callable[..., Any]:
+    """Return the kernel to call with `args`, which start with a tensor.
+
+    impl: a forced choice, or None for the first of the device's implementations that can.
+    Raises ImplementationError with every reason if the forced one cannot be used.
+    """
+    table = IMPLEMENTATIONS[op]
+    if impl is None:
+        for name in _DEFAULTS.get(args[0].device.type, ("reference",)):
+            if not table[name].unsupported(*args):
+                return table[name].call
+    if impl not in table:
+        raise ImplementationError(f"{op}: impl is one of {', '.join(table)}, got {impl!r}")
+    if reasons := table[impl].unsupported(*args):
+        raise ImplementationError(f"{op}: impl={impl!r} cannot be used: {'; '.join(reasons)}")
+    return table[impl].call
+
+
+def implementations() -> dict[str, dict[str, list[str]]]:
+    """For every operator its implementations, fastest first.
+
+    Each with the reasons why it cannot run here; none: it can.
+    """
+    return {
+        op: {name: kernel.unavailable() for name, kernel in table.items()}
+        for op, table in IMPLEMENTATIONS.items()
+    }

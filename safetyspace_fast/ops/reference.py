@@ -1,0 +1,185 @@
+"""The operators in plain torch: what they mean, the default kernels, and the oracle of the others.
+
+Arguments are those of `_schema`; they are not validated here. Any device that torch has will do.
+"""
+
+import torch
+from torch import Tensor
+
+PAIRWISE_BLOCK = 1024
+"""Rows compared at a time: part of the contract of `pairwise_update`, hence one number for all."""
+
+NEAR = 1 / 64
+"""Squared distances below this share of |a|^2 + |b|^2 are computed again from a - b in float64.
+
+|a|^2 + |b|^2 - 2ab keeps about 1e-7 (|a|^2 + |b|^2) of error in float32; above this bound that is
+at most 4e-6 of the distance, below it anything, and two equal rows would be 3e-4 |a| apart. """
+
+
+def pool_project(
+    hidden_states: Tensor, spans: Tensor, projection: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Average token ranges and project the averages.
+
+    hidden_states: [B, T, D] f32 | bf16 | f16; spans: [B, S, 2] int32, half open; projection: [D, P]
+    f32.
+    Returns pooled: [B, S, D] f32 and projected: [B, S, P] f32. Tokens outside a span are never read
+    into it."""
+    B, S, _ = spans.shape
+    T, D = hidden_states.shape[1:]
+    token = torch.arange(T, device=hidden_states.device)
+    pooled = hidden_states.new_empty((B, S, D), dtype=torch.float32)
+    for s in range(S):
+        start, stop = spans[:, s, :1], spans[:, s, 1:]
+        inside = (token >= start) & (token < stop)
+        # where and not a product with 0 and 1: a NaN outside the span must not spread
+        kept = torch.where(inside[..., None], hidden_states, 0)
+        pooled[:, s] = kept.sum(1, dtype=torch.float32) / (stop - start).clamp(min=0)
+    if projection is None:
+        return pooled, pooled.new_empty((B, S, 0))
+    return pooled, pooled @ projection
+
+
+def center_of(rows: Tensor, metric: str) -> Tensor:
+    """A point near most rows: the median, by dimension, of 64 of the first block's rows.
+
+    Distances do not depend on it, their rounding errors do. A median, because one text in a hundred
+    may have a state 1,000 times as long as the others and would drag a mean with it; of the first
+    block only, so that it is the same when the later blocks are not there yet.
+
+    rows: [L, N, D], N >= 1. Returns [L, D] float64.
+    """
+    first = rows[:, :PAIRWISE_BLOCK]
+    sample = first[:, :: max(1, first.shape[1] // 64)].double()
+    if metric == "cosine":
+        sample = sample / sample.norm(dim=-1, keepdim=True)
+    return sample.nanmedian(dim=1).values.nan_to_num(0.0)
+
+
+def _centered(rows: Tensor, center: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Centred rows in the working type and their squared norms in float64 (NaN if not finite)."""
+    work = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    x = rows.double()
+    if metric == "cosine":
+        x = x / x.norm(dim=-1, keepdim=True)
+    x = (x - center).to(work)
+    norms = x.double().square().sum(-1)
+    return x, torch.where(norms.isfinite(), norms, torch.nan)
+
+
+def _squared_distances(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -> Tensor:
+    norms = a_norms[:, None] + b_norms
+    squared = (norms - 2 * (a @ b.T)).clamp_(min=0)
+    near = (squared < NEAR * norms).nonzero()
+    for pairs in torch.split(near, max(1, 2**20 // a.shape[1])):
+        i, j = pairs.unbind(1)
+        squared[i, j] = (a[i].double() - b[j].double()).square_().sum(-1)
+    return squared.to(a.dtype)
+
+
+def _add_tile(
+    squared: Tensor,
+    labels: Tensor,
+    metric: str,
+    gammas: list[float],
+    results: tuple[Tensor, ...],
+    *,
+    diagonal: bool = False,
+) -> None:
+    """Add the columns of one tile, whose classes are `labels`, to the results of its rows."""
+    total, low, high, kernel_total = results
+    if metric == "euclidean":
+        distances = squared.sqrt()
+    else:
+        distances = squared / 2 if metric == "cosine" else squared.clone()
+    one_hot = torch.nn.functional.one_hot(labels, total.shape[1]).double()
+    index = labels.expand(squared.shape)
+
+    def without_diagonal(tile: Tensor, value: float) -> Tensor:
+        return tile.fill_diagonal_(value) if diagonal else tile
+
+    total += without_diagonal(distances, 0.0).double() @ one_hot
+    low.scatter_reduce_(1, index, without_diagonal(distances, torch.inf).float(), "amin")
+    high.scatter_reduce_(1, index, without_diagonal(distances, -torch.inf).float(), "amax")
+    for g, gamma in enumerate(gammas):
+        kernel = without_diagonal((squared * -gamma).exp(), 0.0)
+        kernel_total[..., g] += kernel.double() @ one_hot
+
+
+def pairwise_empty(
+    like: Tensor, num_rows: int, num_classes: int, num_gammas: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of no pairs at all: sums 0, minimum inf, maximum -inf."""
+    shape = (like.shape[0], num_rows, num_classes)
+    return (
+        like.new_zeros(shape, dtype=torch.float64),
+        like.new_full(shape, torch.inf, dtype=torch.float32),
+        like.new_full(shape, -torch.inf, dtype=torch.float32),
+        like.new_zeros((*shape, num_gammas), dtype=torch.float64),
+    )
+
+
+def pairwise_update(
+    x: Tensor,
+    center: Tensor,
+    labels: Tensor,
+    start: int,
+    metric: str,
+    gammas: list[float],
+    sum: Tensor,
+    min: Tensor,
+    max: Tensor,
+    kernel_sum: Tensor,
+) -> None:
+    """Add every pair of `x` that has a row at or after `start`, each tile used in both directions.
+
+    x: [L, N, D]; center: [L, D] float64; labels: [N] int64; results as `pairwise_reduce` returns
+    them, for the N rows. A row meets the blocks in ascending order whatever the calls' limits are,
+    so blocks added one by one give the bytes of one call."""
+    N = x.shape[1]
+    blocks = [slice(i, i + PAIRWISE_BLOCK) for i in range(0, N, PAIRWISE_BLOCK)]
+    for layer in range(x.shape[0]):
+        results = tuple(t[layer] for t in (sum, min, max, kernel_sum))
+        for i in range(start // PAIRWISE_BLOCK, len(blocks)):
+            rows = _centered(x[layer, blocks[i]], center[layer], metric)
+            of_rows = tuple(t[blocks[i]] for t in results)
+            for j in range(i):
+                cols = _centered(x[layer, blocks[j]], center[layer], metric)
+                squared = _squared_distances(*rows, *cols)
+                _add_tile(squared, labels[blocks[j]], metric, gammas, of_rows)
+                of_cols = tuple(t[blocks[j]] for t in results)
+                _add_tile(squared.T, labels[blocks[i]], metric, gammas, of_cols)
+            squared = _squared_distances(*rows, *rows)
+            _add_tile(squared, labels[blocks[i]], metric, gammas, of_rows, diagonal=True)
+
+
+def pairwise_reduce(
+    rows: Tensor,
+    cols: Tensor | None,
+    center: Tensor,
+    col_labels: Tensor,
+    num_classes: int,
+    metric: str,
+    gammas: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Reduce the distances from every row to the columns of each class; no [M, N] matrix is held.
+
+    rows: [L, M, D]; cols: [L, N, D], or None for the rows themselves without the diagonal; center:
+    [L, D] float64;
+    col_labels: [N] int64. Returns sum: [L, M, C] f64; min, max: [L, M, C] f32; kernel_sum: [L, M,
+    C, G] f64."""
+    results = pairwise_empty(rows, rows.shape[1], num_classes, len(gammas))
+    if cols is None:
+        pairwise_update(rows, center, col_labels, 0, metric, gammas, *results)
+        return results
+    for layer in range(rows.shape[0]):
+        for i in range(0, rows.shape[1], PAIRWISE_BLOCK):
+            block = slice(i, i + PAIRWISE_BLOCK)
+            a = _centered(rows[layer, block], center[layer], metric)
+            of_rows = tuple(t[layer, block] for t in results)
+            for j in range(0, cols.shape[1], PAIRWISE_BLOCK):
+                others = slice(j, j + PAIRWISE_BLOCK)
+                b = _centered(cols[layer, others], center[layer], metric)
+                squared = _squared_distances(*a, *b)
+                _add_tile(squared, col_labels[others], metric, gammas, of_rows)
+    return results
