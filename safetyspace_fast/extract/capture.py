@@ -1,22 +1,14 @@
 """Hooks that reduce the hidden states of every wanted layer while the forward pass runs."""
 
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from ..errors import ModelError
+from ..models import LoadedModel
 from ..ops import pool_project
-
-
-class CausalModel(Protocol):
-    """What the extraction needs of a loaded model."""
-
-    backbone: nn.Module
-    blocks: nn.ModuleList
-    hidden_size: int
-    device: torch.device
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
@@ -28,7 +20,7 @@ class Capture:
 
     def __init__(
         self,
-        model: CausalModel,
+        model: LoadedModel,
         hookpoints: tuple[str, ...],
         projection: torch.Tensor,
         impl: str | None = None,
@@ -59,27 +51,10 @@ class Capture:
 
     def __enter__(self) -> "Capture":
         """Attach the hooks."""
+        deepest = len(self._hookpoints) - 1
         for i_layer, name in enumerate(self._hookpoints):
-            last = i_layer == len(self._hookpoints) - 1
-            if name == "embed":
-                handle = self._model.blocks[0].register_forward_pre_hook(
-                    lambda _, args, kwargs, i=i_layer, last=last: self._reduce(
-                        i, args[0] if args else kwargs["hidden_states"], last
-                    ),
-                    with_kwargs=True,
-                )
-            elif name == "final_norm":
-                handle = self._model.backbone.register_forward_hook(
-                    lambda _, args, output, i=i_layer: self._reduce(i, output[0], False)
-                )
-            else:
-                block = self._model.blocks[int(name.removeprefix("block."))]
-                handle = block.register_forward_hook(
-                    lambda _, args, output, i=i_layer, last=last: self._reduce(
-                        i, output if isinstance(output, torch.Tensor) else output[0], last
-                    )
-                )
-            self._handles.append(handle)
+            stop = i_layer == deepest and name != "final_norm"
+            self._handles.append(self._model.watch(name, partial(self._reduce, i_layer, stop)))
         return self
 
     def __exit__(
@@ -94,13 +69,12 @@ class Capture:
         self._handles.clear()
 
     @torch.inference_mode()
-    def run(self, input_ids: torch.Tensor, spans: torch.Tensor, **forward: Any) -> torch.Tensor:
+    def run(self, input_ids: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
         """Run the model and return what the hooks made of its hidden states.
 
         Args:
             input_ids: `[B, T] int64`, padded on the right; a causal state never sees the padding.
             spans: `[B, S, 2] int32`, half-open token ranges.
-            forward: more arguments for the model.
 
         Returns:
             `[B, L, S, D + P] float32`, pooled states and their projection, on the device.
@@ -111,15 +85,13 @@ class Capture:
         self._out = input_ids.new_empty(
             (batch, len(self._hookpoints), poolings, width), dtype=torch.float32
         )
-        try:
-            self._model.backbone(input_ids=input_ids, use_cache=False, **forward)
-        except _DeepestLayerReached:
-            pass
+        with suppress(_DeepestLayerReached):
+            self._model.backbone(input_ids=input_ids, use_cache=False)
         out = self._out
         del self._out, self._spans
         return out
 
-    def _reduce(self, i_layer: int, hidden_states: torch.Tensor, last: bool) -> None:
+    def _reduce(self, i_layer: int, stop: bool, hidden_states: torch.Tensor) -> None:
         pooled, projected = pool_project(
             hidden_states, self._spans, self._projection, impl=self._impl
         )
@@ -127,7 +99,7 @@ class Capture:
         width = pooled.shape[-1]
         self._out[:, i_layer, :, :width] = pooled
         self._out[:, i_layer, :, width:] = projected
-        if last:
+        if stop:
             raise _DeepestLayerReached
 
 

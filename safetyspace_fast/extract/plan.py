@@ -1,11 +1,13 @@
 """Which texts run together: a plan that is deterministic and cheap to make again."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ..models import Tokenized
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,7 +36,9 @@ class Batch:
         first = self.source < middle
         return (
             Batch(self.rows[first], self.source[first], self.unique[:middle], self.length),
-            Batch(self.rows[~first], self.source[~first] - middle, self.unique[middle:], self.length),
+            Batch(
+                self.rows[~first], self.source[~first] - middle, self.unique[middle:], self.length
+            ),
         )
 
 
@@ -55,48 +59,44 @@ class Plan:
             yield from shard
 
 
-def make_plan(
-    ids: Sequence[Array], spans: Array, *, shard_samples: int, token_budget: int
-) -> Plan:
+def make_plan(tokens: Tokenized, *, shard_samples: int, token_budget: int) -> Plan:
     """Cut the samples into shards and every shard into batches of similar length.
 
     A batch holds as many texts as fit into `token_budget` padded tokens, and at least one. Texts
     of one shard with the same tokens and the same spans run once.
 
     Args:
-        ids: for each sample, in canonical order, its token ids `[tokens] int32`.
-        spans: `[sample, pooling, 2] int32`.
+        tokens: the prompts and spans of all samples, in canonical order.
         shard_samples: samples in a shard.
         token_budget: padded tokens in a batch.
     """
+    lengths = tokens.lengths
     shards = []
     digest = hashlib.sha256(f"{shard_samples}".encode())
-    tokens = padded = unique_texts = 0
-    for low in range(0, len(ids), shard_samples):
+    real = padded = unique_texts = 0
+    for low in range(0, len(lengths), shard_samples):
         rows_of: dict[bytes, list[int]] = {}
-        for row in range(low, min(low + shard_samples, len(ids))):
-            key = ids[row].tobytes() + b"/" + spans[row].tobytes()
+        for row in range(low, min(low + shard_samples, len(lengths))):
+            key = tokens.prompt(row).tobytes() + tokens.spans[row].tobytes()
             rows_of.setdefault(key, []).append(row)
-        groups = sorted(rows_of.values(), key=lambda rows: (len(ids[rows[0]]), rows[0]))
-        batches = tuple(_batches(groups, ids, token_budget))
+        groups = sorted(rows_of.values(), key=lambda rows: (lengths[rows[0]], rows[0]))
+        batches = tuple(_batches(groups, lengths, token_budget))
         for batch in batches:
             digest.update(batch.rows.tobytes() + batch.source.tobytes())
             digest.update(batch.length.to_bytes(4, "little"))
             padded += batch.padded_tokens
-        tokens += sum(len(ids[rows[0]]) for rows in groups)
+        real += sum(int(lengths[rows[0]]) for rows in groups)
         unique_texts += len(groups)
         shards.append(batches)
-    return Plan(tuple(shards), tokens, padded, unique_texts, digest.hexdigest())
+    return Plan(tuple(shards), real, padded, unique_texts, digest.hexdigest())
 
 
-def _batches(
-    groups: list[list[int]], ids: Sequence[Array], token_budget: int
-) -> Iterator[Batch]:
+def _batches(groups: list[list[int]], lengths: Array, token_budget: int) -> Iterator[Batch]:
     start = 0
     while start < len(groups):
         stop = start + 1
         while stop < len(groups):
-            if (stop + 1 - start) * len(ids[groups[stop][0]]) > token_budget:
+            if (stop + 1 - start) * lengths[groups[stop][0]] > token_budget:
                 break
             stop += 1
         chosen = groups[start:stop]
@@ -104,6 +104,6 @@ def _batches(
             rows=np.array([row for rows in chosen for row in rows], np.int64),
             source=np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]),
             unique=np.array([rows[0] for rows in chosen], np.int64),
-            length=max(1, len(ids[chosen[-1][0]])),
+            length=max(1, int(lengths[chosen[-1][0]])),
         )
         start = stop

@@ -48,6 +48,9 @@ SAMPLES = (
     ArraySpec("lang", ("sample",), "int16", "1", "index into the attribute `languages`"),
     ArraySpec("label", ("sample",), "int8", "1", "1 harmful, 0 harmless"),
     ArraySpec("pair", ("sample",), "int32", "1", "the same number for both texts of a pair, or -1"),
+    ArraySpec(
+        "item", ("sample",), "int32", "1", "the same number for one content in all languages, or -1"
+    ),
     ArraySpec("fold", ("sample",), "int8", "1", "cross-validation fold, from the text or the pair"),
 )
 
@@ -81,9 +84,7 @@ MODEL = (
     ),
     ArraySpec("pair_min", (*_ROWS, "class"), "float32", "state", "smallest of those distances"),
     ArraySpec("pair_max", (*_ROWS, "class"), "float32", "state", "largest of those distances"),
-    ArraySpec(
-        "cos_sum", (*_ROWS, "class"), "float64", "1", "sum of cosine distances, likewise"
-    ),
+    ArraySpec("cos_sum", (*_ROWS, "class"), "float64", "1", "sum of cosine distances, likewise"),
     ArraySpec(
         "class_sqdist",
         (*_ROWS, "class"),
@@ -116,9 +117,7 @@ MODEL = (
     ArraySpec("mean", (*_CELL, "fold", "proj"), "float64", "state", "mean of `projected`"),
     ArraySpec("class_mean", (*_CELL, "hidden"), "float64", "state", "mean, full width"),
     ArraySpec("class_var", (*_CELL, "hidden"), "float64", "state^2", "variance (ddof 1)"),
-    ArraySpec(
-        "nonfinite", ("layer",), "int64", "samples", "pooled vectors left out as not finite"
-    ),
+    ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled vectors left out as not finite"),
 )
 
 ROW_ARRAYS = tuple(spec.name for spec in MODEL if spec.by_sample)

@@ -67,8 +67,9 @@ class Progress:
         """Samples of a shard whose states are on disk; cuts off a damaged tail."""
         done: set[int] = set()
         end = 0
-        for end, rows, _ in self._records(shard, verify=True):
+        for stop, rows, _ in self._records(shard, verify=True):
             done.update(rows.tolist())
+            end = stop
         path = self._segment(shard)
         if path.exists() and path.stat().st_size > end:
             os.truncate(path, end)

@@ -47,6 +47,7 @@ class SampleTable:
     lang_index: Array
     label: Array
     pair: Array
+    item: Array
     fold: Array
     text_sha256: Array
 
@@ -167,7 +168,9 @@ class Run:
         assert isinstance(group, zarr.Group)
         store = ModelStore(group, name)
         if not store.complete:
-            raise StoreError(f"{self.path}: model {name!r} is not complete; finish it with --resume")
+            raise StoreError(
+                f"{self.path}: model {name!r} is not complete; finish it with --resume"
+            )
         return store
 
     def dataset(self, name: str) -> "xarray.Dataset":
@@ -186,5 +189,6 @@ class Run:
             sample_lang=("sample", names[columns["lang"].to_numpy()]),
             sample_label=columns["label"].load(),
             sample_pair=columns["pair"].load(),
+            sample_item=columns["item"].load(),
             sample_fold=columns["fold"].load(),
         )

@@ -1,6 +1,8 @@
 """Writing a store: whole shards, each once, by one owner."""
 
 import shutil
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,7 @@ class ModelWriter:
         self._group = root.require_group(f"models/{name}")
         self._sizes = sizes
         self._open: dict[tuple[str, int], tuple[Array, int]] = {}
+        self._skip: set[tuple[str, int]] = set()
         self._specs = {spec.name: spec for spec in MODEL}
 
     def create(self, attributes: dict[str, Any]) -> None:
@@ -109,6 +112,10 @@ class ModelWriter:
         index = (slice(None),) * axis + (i_lang,)
         self._array(name)[index] = values
 
+    def skip_shards(self, names: Iterable[str], shards: Iterable[int]) -> None:
+        """Rows of these shards are in the store already: take them without writing."""
+        self._skip.update(product(names, shards))
+
     def write_rows(self, name: str, start: int, values: Array) -> list[int]:
         """Take rows `start ..` of a sample array; return the shards that this completed.
 
@@ -120,6 +127,8 @@ class ModelWriter:
         written = []
         stop = start + values.shape[2]
         for shard in range(start // SHARD_SAMPLES, (stop - 1) // SHARD_SAMPLES + 1):
+            if (name, shard) in self._skip:
+                continue
             low, high = self.shard_range(shard)
             first, last = max(start, low), min(stop, high)
             buffer, filled = self._open.get((name, shard)) or (self._shard_buffer(name, shard), 0)
@@ -175,9 +184,7 @@ def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.A
         chunks=spec.chunks(sizes),
         shards=spec.shards(sizes),
         compressors=[
-            BloscCodec(
-                cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle, typesize=itemsize
-            ),
+            BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle, typesize=itemsize),
             Crc32cCodec(),
         ],
         fill_value=np.nan if floating else 0,

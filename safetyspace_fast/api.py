@@ -1,0 +1,264 @@
+"""What other front ends call: typed requests, events and results."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import info
+from .config import RunConfig
+from .data import Samples, read_samples
+from .errors import ConfigError, StoreError
+from .extract import (
+    COMPONENTS,
+    FOLDS,
+    Event,
+    Extraction,
+    LanguageDone,
+    ModelDone,
+    Note,
+    Plan,
+    Planned,
+    Progressed,
+    make_plan,
+    seeded_projection,
+)
+from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
+from .separation import separation
+from .store import ModelWriter, Progress, Run, create_run, resume_run
+from .store.layout import SHARD_SAMPLES
+
+if TYPE_CHECKING:
+    import zarr
+
+API_VERSION = 1
+"""Grows when a name of this module changes its meaning."""
+
+__all__ = [
+    "API_VERSION",
+    "Event",
+    "LanguageDone",
+    "ModelDone",
+    "Note",
+    "Planned",
+    "Progressed",
+    "Run",
+    "RunConfig",
+    "iter_run",
+    "open_run",
+    "run",
+    "separation",
+]
+
+CPU_TOKEN_BUDGET = 512
+CUDA_TOKEN_BUDGET = 16_384
+
+
+def run(config: RunConfig, on_event: Callable[[Event], None] | None = None) -> Run:
+    """Run every model over the data and return the finished store.
+
+    Args:
+        config: what to run.
+        on_event: called with every event, in order.
+
+    Raises:
+        SafetySpaceError: a clear reason; what was written before it is kept for `resume`.
+    """
+    for event in iter_run(config):
+        if on_event is not None:
+            on_event(event)
+    return open_run(config.out)
+
+
+def iter_run(config: RunConfig) -> Iterator[Event]:
+    """The same as `run`, event by event; closing the iterator stops cleanly, to be resumed."""
+    specs = [parse_model(text) for text in config.models]
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
+    exists = (config.out / "zarr.json").exists()
+    if config.out.exists() and not (config.overwrite or (exists and config.resume)):
+        raise StoreError(f"{config.out}: exists already; go on with --resume or use --overwrite")
+
+    samples = read_samples(
+        config.data, strict=config.strict, languages=config.languages, limit=config.limit
+    )
+    if samples.excluded:
+        yield Note("", _exclusions(samples))
+    if exists and config.resume:
+        root = resume_run(config.out, data_sha256=samples.sha256)
+    else:
+        root = create_run(
+            config.out,
+            created_by=f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
+            data_name=samples.name,
+            data_sha256=samples.sha256,
+            languages=samples.languages,
+            samples={
+                "file_position": samples.file_position,
+                "text_sha256": samples.text_sha256,
+                "lang": samples.lang_index,
+                "label": samples.labels,
+                "pair": samples.pair,
+                "item": samples.item,
+                "fold": samples.fold,
+            },
+            overwrite=config.overwrite,
+        )
+    for spec in specs:
+        yield from _run_model(spec, config, samples, root)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a store, lazily and read-only.
+
+    Raises:
+        StoreError: no store is there, or its format is newer than this package.
+    """
+    return Run(Path(path))
+
+
+def _run_model(
+    spec: ModelSpec, config: RunConfig, samples: Samples, root: "zarr.Group"
+) -> Iterator[Event]:
+    attributes = dict(root[f"models/{spec.name}"].attrs) if f"models/{spec.name}" in root else None
+    if attributes and attributes.get("complete"):
+        yield Note(spec.name, "complete in the store already; nothing to do")
+        return
+    notes: list[str] = []
+    model = load_model(
+        spec,
+        device=config.device,
+        dtype=config.dtype,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        on_note=notes.append,
+    )
+    hookpoints = resolve_layers(config.layers, model.hookpoints)
+    tokens = tokenize(
+        model,
+        samples.texts,
+        template=config.template,
+        poolings=config.poolings,
+        max_tokens=config.max_tokens,
+    )
+    budget = config.token_budget or (
+        CUDA_TOKEN_BUDGET if model.device.type == "cuda" else CPU_TOKEN_BUDGET
+    )
+    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
+    projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
+    manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan)
+    sizes = {
+        "layer": len(hookpoints),
+        "pooling": len(config.poolings),
+        "sample": len(samples.texts),
+        "proj": config.proj_dim,
+        "component": COMPONENTS,
+        "class": 2,
+        "label": 2,
+        "fold": FOLDS,
+        "lang": len(samples.languages),
+        "hidden": model.hidden_size,
+    }
+    writer = ModelWriter(root, spec.name, sizes)
+    if attributes is None or "manifest" not in attributes:
+        writer.create(
+            {
+                "hookpoints": hookpoints,
+                "poolings": config.poolings,
+                "model": model.identity,
+                "manifest": manifest,
+            }
+        )
+        writer.write("n_tokens", tokens.n_text_tokens)
+        writer.write("truncated", tokens.truncated)
+    elif differing := [key for key in manifest if attributes["manifest"].get(key) != manifest[key]]:
+        raise StoreError(
+            f"{config.out}: model {spec.name!r} was begun with another {', '.join(differing)}; "
+            "resume with the same settings, or give it another NAME="
+        )
+    row_shape = (len(hookpoints), len(config.poolings), model.hidden_size + config.proj_dim)
+    progress = Progress(config.out, spec.name, row_shape)
+    extraction = Extraction(
+        model,
+        samples,
+        tokens,
+        plan,
+        hookpoints,
+        projection,
+        writer,
+        progress,
+        impl=None if config.impl == "auto" else config.impl,
+    )
+    yield Planned(
+        spec.name,
+        hookpoints=len(hookpoints),
+        hidden_size=model.hidden_size,
+        texts=len(samples.texts),
+        unique_texts=plan.unique_texts,
+        texts_done=extraction.texts_done,
+        tokens=plan.tokens,
+        padded_tokens=plan.padded_tokens,
+        batches=sum(1 for _ in plan),
+        truncated=int(tokens.truncated.sum()),
+        segment_bytes=extraction.segment_bytes,
+    )
+    for note in notes:
+        yield Note(spec.name, note)
+    yield from extraction
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    writer.finish(
+        {
+            "versions": info.package_versions(),
+            "device": str(model.device),
+            "token_budget": budget,
+            "impl": config.impl,
+            "forward_seconds": extraction.forward_seconds,
+            "finish_seconds": extraction.finish_seconds,
+            "tokens": plan.tokens,
+            "ended": ended,
+        }
+    )
+    progress.close()
+    yield ModelDone(
+        spec.name,
+        texts=len(samples.texts),
+        tokens=plan.tokens,
+        forward_seconds=extraction.forward_seconds,
+        finish_seconds=extraction.finish_seconds,
+        peak_device_bytes=extraction.peak_device_bytes,
+    )
+
+
+def _manifest(
+    config: RunConfig,
+    samples: Samples,
+    model: LoadedModel,
+    hookpoints: tuple[str, ...],
+    template_sha256: str,
+    plan: Plan,
+) -> dict[str, Any]:
+    """All that decides the numbers of a model; a resumed run must agree in every entry."""
+    return {
+        "data_sha256": samples.sha256,
+        **{key: model.identity[key] for key in ("weights_sha256", "config_sha256")},
+        "tokenizer_sha256": model.identity["tokenizer_sha256"],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "template": config.template,
+        "template_sha256": template_sha256,
+        "hookpoints": list(hookpoints),
+        "poolings": list(config.poolings),
+        "max_tokens": config.max_tokens,
+        "proj_dim": config.proj_dim,
+        "seed": config.seed,
+        "plan_sha256": plan.sha256,
+    }
+
+
+def _exclusions(samples: Samples) -> str:
+    """One line that counts what the data set lost, by reason, and where it begins."""
+    counts = Counter(exclusion.reason for exclusion in samples.excluded)
+    first = samples.excluded[0]
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(5))
+    return f"{len(samples.excluded)} rows left out: {reasons} (first: {first.file}:{first.line})"

@@ -1,0 +1,288 @@
+"""One model over all samples: forward passes, language statistics, the store, resume."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import Samples
+from ..errors import ModelError
+from ..models import LoadedModel, Tokenized
+from ..store import ModelWriter, Progress
+from ..store.layout import ROW_ARRAYS, SHARD_SAMPLES
+from .capture import Capture
+from .events import Event, LanguageDone, Note, Progressed
+from .finish import COMPONENTS, finish_cell, merge_bases
+from .plan import Batch, Plan
+from .transfer import HostCopy, WriterThread
+
+Array = np.ndarray[Any, np.dtype[Any]]
+LANGUAGE_ROWS = tuple(name for name in ROW_ARRAYS if name != "projected")
+
+
+class Extraction:
+    """The work of one model, from its plan to its last array.
+
+    Iterating runs it. Closing the iterator, or an exception in it, stops after the batch at hand
+    with everything before it kept; a new `Extraction` on the same store then goes on from there.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        samples: Samples,
+        tokens: Tokenized,
+        plan: Plan,
+        hookpoints: tuple[str, ...],
+        projection: torch.Tensor,
+        writer: ModelWriter,
+        progress: Progress,
+        *,
+        impl: str | None = None,
+    ) -> None:
+        """Gather what the work needs and read how far an earlier run came.
+
+        Args:
+            model: the loaded model.
+            samples: labels, folds and languages.
+            tokens: prompts and spans of the samples.
+            plan: the batches.
+            hookpoints: wanted hookpoints, in order of depth.
+            projection: `[D, P] float32`.
+            writer: the model's arrays.
+            progress: segments and journal.
+            impl: a forced kernel implementation.
+        """
+        self._model = model
+        self._name = model.name
+        self._samples = samples
+        self._tokens = tokens
+        self._ranges = [samples.lang_range(lang) for lang in samples.languages]
+        self._plan = plan
+        self._hookpoints = hookpoints
+        self._projection = projection.to(model.device)
+        self._writer = writer
+        self._progress = progress
+        self._impl = impl
+        self._rows_per_pass: int | None = None
+        self.forward_seconds = 0.0
+        self.finish_seconds = 0.0
+
+        events = progress.events()
+        self._extracted = {event["extracted"] for event in events if "extracted" in event}
+        self._written = {event["written"] for event in events if "written" in event}
+        writer.skip_shards(LANGUAGE_ROWS, self._written)
+        self._nonfinite = np.zeros(len(hookpoints), np.int64)
+        for event in events:
+            if "nonfinite" in event:
+                self._nonfinite += event["nonfinite"]
+        self._partly = {
+            shard: progress.rows_done(shard)
+            for shard in range(len(plan.shards))
+            if shard not in self._extracted
+        }
+
+    @property
+    def texts_done(self) -> int:
+        """Samples that an earlier run left behind, finished or in a segment."""
+        full = sum(len(b.rows) for shard in self._extracted for b in self._plan.shards[shard])
+        return full + sum(len(rows) for rows in self._partly.values())
+
+    @property
+    def segment_bytes(self) -> int:
+        """Largest size of the pooled states that lie on disk at a time."""
+        ranges = self._ranges
+        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
+        rows = max(r.stop - r.start for r in ranges) + 2 * SHARD_SAMPLES
+        rows = min(rows, len(self._samples.labels))
+        return 4 * rows * n_layers * n_poolings * sum(self._projection.shape)
+
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """Peak memory that torch had allocated on the GPU; None on a CPU."""
+        device = self._model.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+    def __iter__(self) -> Iterator[Event]:
+        """Run everything that is not done yet."""
+        thread = WriterThread()
+        copy = HostCopy(self._model.device)
+        try:
+            with Capture(self._model, self._hookpoints, self._projection, self._impl) as capture:
+                for shard, batches in enumerate(self._plan.shards):
+                    if shard not in self._extracted:
+                        yield from self._extract(shard, batches, capture, copy, thread)
+                    yield from self._finish_languages(shard)
+            self._write_rest()
+        finally:
+            thread.close()
+
+    def _extract(
+        self,
+        shard: int,
+        batches: tuple[Batch, ...],
+        capture: Capture,
+        copy: HostCopy,
+        thread: WriterThread,
+    ) -> Iterator[Event]:
+        done = self._partly.pop(shard)
+        waiting = [batch for batch in reversed(batches) if not done.issuperset(batch.rows.tolist())]
+        while waiting:
+            batch = waiting.pop()
+            if self._rows_per_pass and len(batch.unique) > self._rows_per_pass:
+                waiting.extend(reversed(batch.halves()))
+                continue
+            started = time.perf_counter()
+            ids, spans = self._padded(batch)
+            try:
+                out = capture.run(ids, spans)
+            except torch.OutOfMemoryError as error:
+                if len(batch.unique) == 1:
+                    raise ModelError(
+                        f"{self._name}: a single text of {batch.length} tokens does not fit into "
+                        "the device's memory; lower --max-tokens or use a smaller --dtype"
+                    ) from error
+                said, self._rows_per_pass = self._rows_per_pass, len(batch.unique) // 2
+                waiting.append(batch)
+                if said is None:
+                    yield Note(self._name, "out of memory: going on with smaller batches")
+                continue
+            host = copy.start(out)
+            thread.put(partial(host, partial(self._append, shard, batch)))
+            self.forward_seconds += time.perf_counter() - started
+            tokens = int(self._tokens.lengths[batch.unique].sum())
+            yield Progressed(self._name, len(batch.rows), tokens)
+        thread.flush()
+        self._close_shard(shard)
+
+    def _append(self, shard: int, batch: Batch, out: torch.Tensor) -> None:
+        self._progress.append(shard, batch.rows, out.numpy()[batch.source])
+
+    def _padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self._model.device
+        shape = (len(batch.unique), batch.length)
+        ids = torch.full(shape, self._model.pad_token_id, dtype=torch.int64)
+        for i_row, row in enumerate(batch.unique):
+            prompt = self._tokens.prompt(row)
+            ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
+        spans = torch.from_numpy(self._tokens.spans[batch.unique])
+        if device.type == "cuda":
+            ids, spans = ids.pin_memory(), spans.pin_memory()
+        return ids.to(device, non_blocking=True), spans.to(device, non_blocking=True)
+
+    def _close_shard(self, shard: int) -> None:
+        """Write what needs no other shard, then say in the journal that the shard is extracted."""
+        low, high = self._writer.shard_range(shard)
+        width, proj = self._projection.shape
+        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
+        projected = np.empty((n_layers, n_poolings, high - low, proj), np.float32)
+        nonfinite = np.zeros(n_layers, np.int64)
+        empty = self._tokens.spans[..., 0] >= self._tokens.spans[..., 1]
+        for rows, values in self._progress.records(shard):
+            projected[:, :, rows - low] = values[..., width:].transpose(1, 2, 0, 3)
+            bad = ~np.isfinite(values[..., :width]).all(3) & ~empty[rows][:, None]
+            nonfinite += bad.sum((0, 2))
+        self._progress.sync(shard)
+        self._writer.write_rows("projected", low, projected)
+        self._nonfinite += nonfinite
+        self._progress.record(extracted=shard, nonfinite=nonfinite.tolist())
+
+    def _finish_languages(self, shard: int) -> Iterator[Event]:
+        """Finish every language whose last sample lies in this shard."""
+        low, high = self._writer.shard_range(shard)
+        for i_lang, samples in enumerate(self._ranges):
+            shards = range(samples.start // SHARD_SAMPLES, (samples.stop - 1) // SHARD_SAMPLES + 1)
+            if not low < samples.stop <= high or self._written.issuperset(shards):
+                continue
+            started = time.perf_counter()
+            self._finish_language(i_lang, samples, shards)
+            seconds = time.perf_counter() - started
+            self.finish_seconds += seconds
+            yield LanguageDone(self._name, self._samples.languages[i_lang], seconds)
+
+    def _finish_language(self, i_lang: int, samples: slice, shards: range) -> None:
+        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
+        width, proj = self._projection.shape
+        device = self._model.device
+        labels = torch.from_numpy(self._samples.labels[samples].astype(np.int64)).to(device)
+        folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
+        records = [
+            (rows[inside] - samples.start, values, np.flatnonzero(inside))
+            for shard in shards
+            for rows, values in self._progress.records(shard)
+            if (inside := (rows >= samples.start) & (rows < samples.stop)).any()
+        ]
+        cells: dict[str, list[Array]] = {}
+        state = np.empty((samples.stop - samples.start, width + proj), np.float32)
+        cell_of = (self._samples.labels[samples] * 10 + self._samples.fold[samples]).astype(int)
+        for i_layer in range(n_layers):
+            for i_pooling in range(n_poolings):
+                for target, values, source in records:
+                    state[target] = values[source, i_layer, i_pooling]
+                cell = finish_cell(
+                    torch.from_numpy(state[:, :width]).to(device), labels, folds, self._impl
+                )
+                arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
+                arrays |= _fold_means(state[:, width:], cell_of)
+                for name, array in arrays.items():
+                    cells.setdefault(name, []).append(array)
+        grids = {
+            name: np.stack(arrays).reshape(n_layers, n_poolings, *arrays[0].shape)
+            for name, arrays in cells.items()
+        }
+        self._progress.save(
+            f"basis-{i_lang}",
+            centre=grids.pop("centre"),
+            components=grids.pop("components"),
+            variance=grids["pca_explained"],
+        )
+        for name in LANGUAGE_ROWS:
+            done = self._writer.write_rows(name, samples.start, grids.pop(name))
+        for name, grid in grids.items():
+            self._writer.write_language(name, i_lang, grid)
+        for shard in done:
+            self._written.add(shard)
+            self._progress.record(written=shard)
+        self._drop_segments()
+
+    def _drop_segments(self) -> None:
+        """Delete the segments of shards all of whose languages are in the store."""
+        for shard in self._written:
+            low, high = self._writer.shard_range(shard)
+            touching = [s for s in self._ranges if s.start < high and s.stop > low]
+            first = min(s.start for s in touching) // SHARD_SAMPLES
+            last = (max(s.stop for s in touching) - 1) // SHARD_SAMPLES
+            if self._written.issuperset(range(first, last + 1)):
+                self._progress.drop(shard)
+
+    def _write_rest(self) -> None:
+        bases = [self._progress.load(f"basis-{i}") for i in range(len(self._ranges))]
+        counts = [samples.stop - samples.start for samples in self._ranges]
+        width = self._projection.shape[0]
+        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
+        basis = np.empty((n_layers, n_poolings, width, COMPONENTS), np.float32)
+        for index in np.ndindex(n_layers, n_poolings):
+            merged = merge_bases(
+                counts,
+                *(
+                    torch.from_numpy(np.stack([kept[name][index] for kept in bases]))
+                    for name in ("centre", "variance", "components")
+                ),
+            )
+            basis[index] = merged.numpy()
+        self._writer.write("pca_basis", basis)
+        self._writer.write("nonfinite", self._nonfinite)
+
+
+def _fold_means(projected: Array, cell_of: Array, n_cells: int = 20) -> dict[str, Array]:
+    """Counts `[2, 10]` and means `[2, 10, P]` by label and fold; NaN where a cell is empty."""
+    keep = np.isfinite(projected).all(1)
+    count = np.bincount(cell_of[keep], minlength=n_cells)
+    total = np.zeros((n_cells, projected.shape[1]))
+    np.add.at(total, cell_of[keep], projected[keep].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        mean = total / count[:, None]
+    return {"count": count.reshape(2, 10), "mean": mean.reshape(2, 10, -1)}
