@@ -1,11 +1,23 @@
 """Fixtures that every test may use."""
 
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPO))  # for `benchmarks`; last, so that an installed package comes first
+
+from benchmarks.small_models import small_model  # noqa: E402
+
+
+def _absent(message: str) -> NoReturn:
+    """Skip a test that needs something this machine lacks; in CI nothing passes by skipping."""
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 @pytest.fixture(scope="session")
@@ -13,8 +25,24 @@ def shared() -> Path:
     """The folder of real multilingual data; outside CI, tests that need it skip without it."""
     folder = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", REPO.parent / "shared"))
     if not (folder / "data").is_dir():
-        message = f"no shared data at {folder}: set SAFETYSPACE_FAST_SHARED"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        _absent(f"no shared data at {folder}: set SAFETYSPACE_FAST_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct: chat template, adds no BOS."""
+    return _small_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """Gemma 3 270M: no chat template, adds BOS."""
+    return _small_model("gemma")
+
+
+def _small_model(name: str) -> Path:
+    path = small_model(name)
+    if path is None:
+        _absent(f"no {name} here: run `python -m benchmarks.small_models {name}`")
+    return path

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class LoadedModel:
     hidden_size: D.
     tokenizer: a transformers fast tokenizer, which gives offsets.
     max_tokens: the longest prompt the model takes.
-    pad_token_id: a token that may fill rows; never read by a causal model.
+    pad_token_id: an ordinary token to fill rows with; no state of a text ever depends on it.
     identity: what the store's manifest says about the model.
     """
 
@@ -132,7 +133,7 @@ def load_model(
         hidden_size=int(text_config.hidden_size),
         tokenizer=tokenizer,
         max_tokens=_window(text_config, tokenizer),
-        pad_token_id=_pad_token_id(tokenizer),
+        pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
         identity=_identity(spec, source, adapter, config, working, weights, tokenizer_home),
@@ -253,6 +254,8 @@ def _load_weights(
     import transformers
 
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if dtype == torch.float64:  # the grouped products of mixtures of experts stop at float32
+        options["experts_implementation"] = "eager"
     if source.gguf is None:
         options["use_safetensors"] = None if allow_pickle else True
     else:
@@ -384,11 +387,10 @@ def _window(config: Any, tokenizer: Any) -> int:
     return int(window or DEFAULT_WINDOW)
 
 
-def _pad_token_id(tokenizer: Any) -> int:
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
+def _filler(config: Any, tokenizer: Any) -> int:
+    """The first ordinary token: at a model's own padding token some models warn, or do more."""
+    special = {*tokenizer.all_special_ids, config.get_text_config(decoder=True).pad_token_id}
+    return next(token_id for token_id in count() if token_id not in special)
 
 
 def _identity(

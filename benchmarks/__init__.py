@@ -1,0 +1,1 @@
+"""What the package is measured with, and the small real models it is measured on."""
