@@ -1,0 +1,57 @@
+"""Runs a kernel's host function in Triton's interpreter, or on a GPU where there is one.
+
+Triton chooses between compiling and interpreting when it is imported, and other tests import it
+too: the interpreter therefore lives in a process of its own, which stays for the whole session.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+import torch
+
+WHERE = [
+    pytest.param("interpreter"),
+    pytest.param("cuda", marks=pytest.mark.needs_cuda),
+]
+
+
+def _start_interpreter() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+
+
+@cache
+def _interpreter() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"), _start_interpreter)
+
+
+def need_cuda() -> None:
+    """Skip without a GPU, or fail where `FAIL_WITHOUT_CUDA=1` says that there must be one."""
+    if torch.cuda.is_available():
+        return
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail("FAIL_WITHOUT_CUDA=1, and torch sees no CUDA device")
+    pytest.skip("no CUDA device")
+
+
+def run(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function` with tensors that start and end on the CPU."""
+    if where == "interpreter":
+        return _interpreter().submit(function, *args).result(timeout=300)
+    need_cuda()
+    return _to("cpu", function(*_to("cuda", args)))
+
+
+def _to(device: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        # Not .to(): it would make a strided view contiguous.
+        moved = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+        return moved.copy_(value)
+    if isinstance(value, tuple):
+        return tuple(_to(device, item) for item in value)
+    return value
