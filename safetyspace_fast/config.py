@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 from .errors import ConfigError
 
@@ -19,46 +20,50 @@ class RunConfig:
         ConfigError: a value is out of range; the message names the field.
     """
 
-    models: tuple[str, ...]
-    """One or more `[NAME=]BASE[+ADAPTER]`: directory, hub id or GGUF file."""
-    data: str
-    """Data file, directory, hub id, or `sample:polite` for the packaged sample."""
-    out: Path
-    """The store to write, a directory that ends in `.zarr` by custom."""
-    layers: str = "all"
-    """`all`, or hookpoints by name or negative index: `embed,block.3,-1`."""
-    poolings: tuple[str, ...] = ("mean", "last")
-    """Any of `mean` (the text's tokens), `last` (of the prompt), `last_text` (of the text)."""
-    template: str = "auto"
-    """`auto`: the model's chat template if it has one; `chat`: insist; `none`: the bare text."""
-    proj_dim: int = 64
-    """Width of the seeded Gaussian projection kept for every text."""
-    seed: int = 0
-    """Seed of the projection."""
-    languages: tuple[str, ...] | None = None
-    """Keep only these languages."""
-    limit: int | None = None
-    """At most this many texts per language and label."""
-    strict: bool = False
-    """Rows that would be left out with a count become errors."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    dtype: str = "auto"
-    """Working type of the model; `auto` is float32 on CPUs, bfloat16 on GPUs that have it."""
-    token_budget: int | None = None
-    """Padded tokens per batch; None picks a size for the device. Results do not depend on it."""
-    max_tokens: int | None = None
-    """Longest prompt in tokens; texts are cut to fit and counted. None: the model's window."""
-    impl: str = "auto"
-    """Kernel implementation, to force one."""
-    resume: bool = False
-    """Finish an interrupted run; also adds models to a store of the same data."""
-    overwrite: bool = False
-    """Replace an existing store."""
-    allow_pickle: bool = False
-    """Also open weights that only come as pickle files. They can run code."""
-    trust_remote_code: bool = False
-    """Let a model repository run its own code."""
+    models: Annotated[
+        tuple[str, ...], "One or more `[NAME=]BASE[+ADAPTER]`: directory, hub id or GGUF file."
+    ]
+    data: Annotated[
+        str, "Data file, directory, hub id, or `sample:polite` for the packaged sample."
+    ]
+    out: Annotated[Path, "The store to write, a directory that ends in `.zarr` by custom."]
+    layers: Annotated[
+        str, "`all`, or hookpoints by name or negative index: `embed,block.3,-1`."
+    ] = "all"
+    poolings: Annotated[
+        tuple[str, ...],
+        "Any of `mean` (the text's tokens), `last` (of the prompt), `last_text` (of the text).",
+    ] = ("mean", "last")
+    template: Annotated[
+        str,
+        "`auto`: the model's chat template if it has one; `chat`: insist; `none`: the bare text.",
+    ] = "auto"
+    proj_dim: Annotated[int, "Width of the seeded Gaussian projection kept for every text."] = 64
+    seed: Annotated[int, "Seed of the projection."] = 0
+    languages: Annotated[tuple[str, ...] | None, "Keep only these languages."] = None
+    limit: Annotated[int | None, "At most this many texts per language and label."] = None
+    strict: Annotated[bool, "Rows that would be left out with a count become errors."] = False
+    device: Annotated[str, "`auto`, `cpu`, `cuda` or `cuda:N`."] = "auto"
+    dtype: Annotated[
+        str, "Working type of the model; `auto` is float32 on CPUs, bfloat16 on GPUs that have it."
+    ] = "auto"
+    token_budget: Annotated[
+        int | None,
+        "Padded tokens per batch; None picks a size for the device. Results do not depend on it.",
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        "Longest prompt in tokens; texts are cut to fit and counted. None: the model's window.",
+    ] = None
+    impl: Annotated[str, "Kernel implementation, to force one."] = "auto"
+    resume: Annotated[
+        bool, "Finish an interrupted run; also adds models to a store of the same data."
+    ] = False
+    overwrite: Annotated[bool, "Replace an existing store."] = False
+    allow_pickle: Annotated[
+        bool, "Also open weights that only come as pickle files. They can run code."
+    ] = False
+    trust_remote_code: Annotated[bool, "Let a model repository run its own code."] = False
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without opening anything."""
@@ -81,6 +86,12 @@ class RunConfig:
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
         object.__setattr__(self, "out", Path(self.out))
+
+
+def field_docs() -> dict[str, str]:
+    """The doc line of every field of `RunConfig`."""
+    hints = get_type_hints(RunConfig, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

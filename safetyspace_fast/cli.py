@@ -1,0 +1,337 @@
+"""The command line: parse, call the API, print. Progress on stderr, results on stdout."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .config import DTYPES, IMPLEMENTATIONS, POOLINGS, TEMPLATES, RunConfig, field_docs
+from .errors import ConfigError, SafetySpaceError
+
+RUN_EXAMPLES = """\
+examples:
+  safetyspace-fast run --model meta-llama/Llama-3.1-8B-Instruct \\
+      --data textdetox/multilingual_toxicity_dataset --out llama.zarr
+  safetyspace-fast run --model base=DIR/gemma --model aligned=DIR/gemma+DIR/adapter \\
+      --data pairs.jsonl --template none --poolings last,mean --out pair.zarr
+  safetyspace-fast run --model gpt2 --data sample:polite --out try.zarr
+
+A data file has the columns text, label (1 harmful, 0 harmless), lang and, optionally, pair, as JSON
+Lines, CSV, TSV or Parquet. An interrupted run keeps what it has; the same command with --resume
+finishes it. A further model goes into the same store with --resume too.
+"""
+
+SEPARATION_EXAMPLES = """\
+examples:
+  safetyspace-fast separation run.zarr
+  safetyspace-fast separation run.zarr --metric bhattacharyya_pc10 --layers -1 --format csv
+  safetyspace-fast separation run.zarr --format parquet -o separation.parquet
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 a clear error, 2 wrong usage, 130 interrupted with everything so far saved.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.command
+    try:
+        command(arguments)
+    except ConfigError as error:
+        print(f"safetyspace-fast: {error}", file=sys.stderr)
+        return 2
+    except SafetySpaceError as error:
+        print(f"safetyspace-fast: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("safetyspace-fast: interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="safetyspace-fast",
+        description="How far apart a language model holds harmful and harmless text, for every "
+        "layer and language.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_separation(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(
+        commands,
+        "run",
+        _run,
+        "run models over a data set and keep compact statistics of every layer",
+        RUN_EXAMPLES,
+    )
+    helps = field_docs()
+    run.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        required=True,
+        metavar="[NAME=]BASE[+ADAPTER]",
+        help="directory, hub id or .gguf file, with a PEFT adapter after a plus; may be repeated",
+    )
+    run.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
+    run.add_argument("--out", required=True, type=Path, metavar="RUN.zarr", help=helps["out"])
+    for name, extra in _RUN_OPTIONS.items():
+        default = RunConfig.__dataclass_fields__[name].default
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        suffix = "" if default in (None, False) else f" (default: {shown})"
+        if extra.get("action") != "store_true":
+            extra = {"default": default, **extra}
+        flag = "--" + name.replace("_", "-")
+        run.add_argument(flag, help=helps[name] + suffix, **extra)
+    run.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+_RUN_OPTIONS: dict[str, dict[str, Any]] = {
+    "layers": {"metavar": "all|NAMES"},
+    "poolings": {"type": lambda text: tuple(text.split(",")), "metavar": ",".join(POOLINGS)},
+    "template": {"choices": TEMPLATES},
+    "languages": {"type": lambda text: tuple(text.split(",")), "metavar": "en,de,.."},
+    "limit": {"type": int, "metavar": "N"},
+    "proj_dim": {"type": int, "metavar": "P"},
+    "seed": {"type": int, "metavar": "N"},
+    "device": {"metavar": "auto|cpu|cuda[:N]"},
+    "dtype": {"choices": DTYPES},
+    "token_budget": {"type": int, "metavar": "N"},
+    "max_tokens": {"type": int, "metavar": "N"},
+    "impl": {"choices": IMPLEMENTATIONS},
+    "strict": {"action": "store_true"},
+    "resume": {"action": "store_true"},
+    "overwrite": {"action": "store_true"},
+    "allow_pickle": {"action": "store_true"},
+    "trust_remote_code": {"action": "store_true"},
+}
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    options = {field.name: getattr(arguments, field.name) for field in fields(RunConfig)}
+    options["models"] = tuple(options["models"])
+    config = RunConfig(**options)
+    from . import api
+
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    done: list[api.ModelDone] = []
+    with _Progress() as progress:
+        for event in api.iter_run(config):
+            progress.show(event)
+            if isinstance(event, api.ModelDone):
+                done.append(event)
+    if arguments.json:
+        print(json.dumps({"out": str(config.out), "models": [asdict(event) for event in done]}))
+        return
+    for event in done:
+        seconds = event.forward_seconds + event.finish_seconds
+        print(
+            f"{event.model}: {event.texts:,} texts, {event.tokens:,} tokens in {seconds:.1f} s "
+            f"({event.tokens / max(event.forward_seconds, 1e-9):,.0f} tokens/s)"
+        )
+    print(f"store: {config.out}")
+    print(f"next:  safetyspace-fast separation {config.out}")
+
+
+class _Progress:
+    """Shows events of a run on stderr: lines for news, a bar for tokens."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, event: Any) -> None:
+        from tqdm import tqdm
+
+        from . import api
+
+        if isinstance(event, api.Planned):
+            resumed = f", {event.texts_done:,} done before" if event.texts_done else ""
+            padding = event.padded_tokens / max(event.tokens, 1) - 1
+            truncated = f", {event.truncated:,} texts cut to fit" if event.truncated else ""
+            self._say(
+                f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} different{resumed}"
+                f"{truncated}), {event.tokens:,} tokens (+{padding:.1%} padding) in "
+                f"{event.batches:,} batches, {event.hookpoints} hookpoints x {event.hidden_size}; "
+                f"pooled states on disk until a language is done: {_size(event.segment_bytes)}"
+            )
+            self._bar = tqdm(
+                total=event.texts,
+                initial=event.texts_done,
+                unit="text",
+                desc=event.model,
+                file=sys.stderr,
+                mininterval=0.5,
+                smoothing=0.1,
+                dynamic_ncols=True,
+                disable=None,
+            )
+            self._tokens = 0
+        elif isinstance(event, api.Progressed):
+            self._tokens += event.tokens
+            self._bar.update(event.texts)
+            elapsed = self._bar.format_dict["elapsed"]
+            if elapsed:
+                rate = f"{self._tokens / elapsed:,.0f} tokens/s"
+                self._bar.set_postfix_str(rate, refresh=False)
+        elif isinstance(event, api.ModelDone):
+            self._bar.close()
+        elif isinstance(event, api.Note):
+            self._say(f"{event.model}: {event.message}" if event.model else event.message)
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, file=sys.stderr)
+
+
+def _add_separation(commands: Any) -> None:
+    separation = _command(
+        commands,
+        "separation",
+        _separation,
+        "how far apart the classes are, from a store alone",
+        SEPARATION_EXAMPLES,
+    )
+    names = {"type": lambda text: tuple(text.split(",")), "metavar": "A,B,.."}
+    separation.add_argument("run", type=Path, metavar="RUN.zarr", help="a store that `run` wrote")
+    separation.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        metavar="NAME",
+        help="one metric; may be repeated (default: all; a wrong name lists them)",
+    )
+    separation.add_argument("--models", **names, help="only these models")
+    separation.add_argument("--layers", **names, help="only these hookpoints (-1 is the last)")
+    separation.add_argument("--poolings", **names, help="only these poolings")
+    separation.add_argument("--languages", **names, help="only these languages")
+    separation.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the resampling (default: 0)"
+    )
+    separation.add_argument(
+        "--format",
+        choices=("table", "json", "csv", "parquet"),
+        default="table",
+        help="(default: table; parquet needs -o)",
+    )
+    separation.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="same as --format json"
+    )
+    separation.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+
+
+def _separation(arguments: argparse.Namespace) -> None:
+    if arguments.format == "parquet" and arguments.output is None:
+        raise ConfigError("--format parquet: is binary; name a file with -o")
+    from . import api
+    from .separation import tables
+
+    dataset = api.separation(
+        api.open_run(arguments.run),
+        models=arguments.models,
+        metrics=arguments.metrics,
+        layers=arguments.layers,
+        poolings=arguments.poolings,
+        languages=arguments.languages,
+        seed=arguments.seed,
+    )
+    tables.write(dataset, arguments.format, arguments.output)
+
+
+def _add_info(commands: Any) -> None:
+    info = _command(
+        commands,
+        "info",
+        _info,
+        "versions, devices, how the kernels were built, which are used here and why not the others",
+    )
+    info.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from .info import environment
+
+    facts = environment()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, version in facts["versions"].items():
+        print(f"{name:18} {version or 'not installed'}")
+    print(f"{'python':18} {facts['python']} on {facts['system']}")
+    print(f"{'threads':18} {facts['threads']} ({facts['cpu_capability']})")
+    for device in facts["cuda_devices"]:
+        print(f"{'cuda':18} {device['name']}, {_size(device['memory_bytes'])}")
+    if not facts["cuda_devices"]:
+        print(f"{'cuda':18} no device")
+    for key, value in (facts["build"] or {"build": "no record: run from a source tree"}).items():
+        print(f"{key:18} {value}")
+    for op, implementations in facts["implementations"].items():
+        print(f"\n{op}")
+        for name, reasons in implementations.items():
+            print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
+
+
+def _command(
+    commands: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    summary: str,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"safetyspace-fast {version('safetyspace-fast')}")
+        parser.exit()
+
+
+def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A scheduler that stops a job sends SIGTERM: save as for Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _size(n_bytes: int) -> str:
+    power = min(len(str(n_bytes)) - 1, 14) // 3
+    return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
