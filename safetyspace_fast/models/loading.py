@@ -253,19 +253,26 @@ def _load_weights(
 ) -> Any:
     import transformers
 
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
     if dtype == torch.float64:  # the grouped products of mixtures of experts stop at float32
-        options["experts_implementation"] = "eager"
-    if source.gguf is None:
-        options["use_safetensors"] = None if allow_pickle else True
-    else:
-        options["gguf_file"] = source.gguf
+        how["experts_implementation"] = "eager"
+    if source.gguf is not None:
+        where["gguf_file"] = source.gguf
         if hasattr(transformers, "GgufConfig"):  # older versions always unpack
-            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            how["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
+        config = transformers.AutoConfig.from_pretrained(source.directory, **where)
+        if config.is_encoder_decoder:
+            raise ModelError(
+                f"{source.asked}: {config.model_type} is an encoder-decoder; expected a causal "
+                "language model"
+            )
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            source.directory, output_loading_info=True, local_files_only=True, **options
+            source.directory, output_loading_info=True, **where, **how
         )
+    except ModelError:
+        raise
     except ImportError as error:
         raise ModelError(
             f"{source.asked}: a package is missing to load it: {_first_line(error)}"
@@ -275,11 +282,6 @@ def _load_weights(
             f"{source.asked}: transformers cannot load it as a causal language model: "
             f"{_first_line(error)}"
         ) from error
-    if model.config.is_encoder_decoder:
-        raise ModelError(
-            f"{source.asked}: {type(model).__name__} is an encoder-decoder; expected a causal "
-            "language model"
-        )
     backbone = {id(parameter) for parameter in model.base_model.parameters()}
     missing = sorted(
         name

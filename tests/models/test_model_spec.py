@@ -1,0 +1,63 @@
+import pytest
+
+from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.models import ModelSpec, parse_model
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("models/llama", ModelSpec("llama", "models/llama")),
+        ("models/llama/", ModelSpec("llama", "models/llama/")),
+        ("a=models/llama", ModelSpec("a", "models/llama")),
+        ("org/Model-1.5b", ModelSpec("Model-1.5b", "org/Model-1.5b")),
+        ("org/m@v1.0", ModelSpec("m", "org/m", revision="v1.0")),
+        ("org/m@refs/pr/3", ModelSpec("m", "org/m", revision="refs/pr/3")),
+        ("b=org/m@main+tuned", ModelSpec("b", "org/m", "tuned", "main")),
+        ("b=base+org/lora@v2", ModelSpec("b", "base", "org/lora@v2")),
+        ("base+adapters/dpo", ModelSpec("dpo", "base", "adapters/dpo")),
+        ("dir/small.Q4_1.gguf", ModelSpec("small.Q4_1", "dir/small.Q4_1.gguf")),
+        ("dir/ein Modell (neu)", ModelSpec("ein-Modell-neu", "dir/ein Modell (neu)")),
+        ("/a/b=c/m", ModelSpec("m", "/a/b=c/m")),
+        ("dir/" + "x" * 150, ModelSpec("x" * 100, "dir/" + "x" * 150)),
+    ],
+)
+def test_parses(text, expected):
+    assert parse_model(text) == expected
+
+
+def test_signs_inside_an_existing_path_belong_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("c++", "lr=1", "org@home"):
+        (tmp_path / name).mkdir()
+    assert parse_model("c++") == ModelSpec("c", "c++")
+    assert parse_model("c+++tuned") == ModelSpec("tuned", "c++", "tuned")
+    assert parse_model("lr=1") == ModelSpec("lr-1", "lr=1")
+    assert parse_model("m=org@home") == ModelSpec("m", "org@home")
+    assert parse_model(".").name == tmp_path.name.strip("-._")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a=",
+        "=models/llama",
+        "a=base+",
+        "..=models/llama",
+        ".hidden=models/llama",
+        "-rf=models/llama",
+        "a b=models/llama",
+        "a\\b=models/llama",
+        "naïve=models/llama",
+        "zarr.json=models/llama",
+        "a\n=models/llama",
+        "x" * 101 + "=models/llama",
+        "dir/模型",
+    ],
+)
+def test_refuses_in_one_line(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_model(text)
+    assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)
