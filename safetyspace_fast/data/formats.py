@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -12,7 +12,9 @@ from safetyspace_fast.errors import DataError
 
 # More than any model reads at once; a longer line is damage or an attack.
 MAX_LINE_BYTES = 8 << 20
-# What a Parquet row group may claim to unpack to, per column.
+# About 4 GiB of rows in memory, and days of extraction.
+MAX_ROWS = 10_000_000
+# What one column of a Parquet row group may unpack to.
 MAX_COLUMN_BYTES = 1 << 30
 PARQUET_BATCH_ROWS = 8192
 
@@ -138,51 +140,57 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
 
     row = 0
     try:
-        # Text stays dictionary-encoded: one long string repeated a million times is held once.
         schema = pyarrow.parquet.read_schema(path)
+        if len(set(schema.names)) < len(schema.names):
+            raise DataError(f"{shown}: a column name stands twice: rename one")
         names = [name for name in schema.names if name in COLUMNS]
-        strings = [name for name in names if _is_text(schema.field(name).type)]
-        with pyarrow.parquet.ParquetFile(path, read_dictionary=strings) as file:
-            _refuse_bomb(file.metadata, set(names), shown)
+        others = dict.fromkeys(name for name in schema.names if name not in COLUMNS)
+        # Text stays dictionary-encoded: one long string repeated a million times is held once.
+        texts = [name for name in names if _is_text(schema.field(name).type)]
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+            _refuse_bomb(file.metadata, names, shown)
             if not names and file.metadata.num_rows:
-                yield 1, dict.fromkeys(schema.names)
+                yield 1, others
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=names):
                 columns = [_values(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     row += 1
-                    yield row, dict(zip(batch.schema.names, values, strict=True))
+                    yield row, dict(zip(batch.schema.names, values, strict=True)) | others
     except pyarrow.ArrowException as error:
         first_line = str(error).partition("\n")[0]
         raise DataError(f"{shown}: damaged Parquet file after row {row} ({first_line})") from error
 
 
 def _is_text(dtype: Any) -> bool:
-    import pyarrow
+    from pyarrow import types
 
-    if pyarrow.types.is_dictionary(dtype):
+    if types.is_dictionary(dtype):
         dtype = dtype.value_type
-    return bool(pyarrow.types.is_string(dtype) or pyarrow.types.is_large_string(dtype))
+    kinds = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return any(is_kind(dtype) for is_kind in kinds)
 
 
-def _refuse_bomb(metadata: Any, names: set[str], shown: str) -> None:
+def _refuse_bomb(metadata: Any, names: list[str], shown: str) -> None:
+    if metadata.num_rows > MAX_ROWS:
+        raise DataError(f"{shown}: {metadata.num_rows} rows, at most {MAX_ROWS}: split the data")
     for i_group in range(metadata.num_row_groups):
         group = metadata.row_group(i_group)
         for i_column in range(group.num_columns):
             column = group.column(i_column)
-            size = column.total_uncompressed_size
-            if column.path_in_schema in names and size > MAX_COLUMN_BYTES:
+            name, size = column.path_in_schema.partition(".")[0], column.total_uncompressed_size
+            if name in names and size > MAX_COLUMN_BYTES:
                 raise DataError(
-                    f"{shown}: column {column.path_in_schema!r} of row group {i_group} unpacks to "
-                    f"{size} bytes, at most {MAX_COLUMN_BYTES} are read: write smaller row groups"
+                    f"{shown}: column {name} of row group {i_group} unpacks to {size} bytes, "
+                    f"at most {MAX_COLUMN_BYTES}: write smaller row groups"
                 )
 
 
-def _values(column: Any) -> Iterable[Any]:
-    import pyarrow
+def _values(column: Any) -> list[Any]:
+    from pyarrow import large_binary, types
 
-    if not pyarrow.types.is_dictionary(column.type) or not _is_text(column.type):
+    if not types.is_dictionary(column.type) or not _is_text(column.type):
         return cast(list[Any], column.to_pylist())
     # Through bytes, since Arrow may hold strings that are no UTF-8.
-    raw = column.dictionary.cast(pyarrow.large_binary()).to_pylist()
+    raw = column.dictionary.cast(large_binary()).to_pylist()
     words = [None if word is None else word.decode(errors="surrogateescape") for word in raw]
     return [None if i is None else words[i] for i in column.indices.to_pylist()]

@@ -3,19 +3,20 @@
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetyspace_fast.data.formats import MAX_LINE_BYTES, read_records
+from safetyspace_fast.data.formats import MAX_LINE_BYTES, MAX_ROWS, read_records
 from safetyspace_fast.data.samples import Exclusion, Row, Samples, arrange
 from safetyspace_fast.data.sources import DataFile, find_source, is_language, printable
 from safetyspace_fast.errors import ConfigError, DataError
 
-# About 4 GiB of rows in memory, and days of extraction.
-MAX_ROWS = 10_000_000
+# All texts together, which are held in memory.
+MAX_TOTAL_BYTES = 4 << 30
 
 _EXPECTED = "expected text, label and lang (or toxic_sentence and neutral_sentence)"
+_LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
 _LABELS = {"0": 0, "false": 0, "0.0": 0, "1": 1, "true": 1, "1.0": 1}
 
 
@@ -87,9 +88,6 @@ def _check_arguments(languages: Sequence[str] | None, limit: int | None) -> set[
     return wanted
 
 
-_LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
-
-
 def _summary(excluded: Sequence[Exclusion]) -> str:
     """Sum up exclusions in one line, with the first place of the commonest reasons."""
     if not excluded:
@@ -120,6 +118,7 @@ class _Reader:
         self._starts: list[int] = []  # position of each file's first line
         self._next_position = 0
         self._pair_uses: Counter[str] = Counter()
+        self._total_bytes = 0
 
     def read(self, file: DataFile) -> None:
         start = self._next_position
@@ -138,6 +137,10 @@ class _Reader:
                 self._exclude(position, str(reason))
             if len(self.rows) + len(self._excluded) > MAX_ROWS:
                 raise DataError(f"{file.shown}:{line}: more than {MAX_ROWS} rows: split the data")
+            if self._total_bytes > MAX_TOTAL_BYTES:
+                raise DataError(
+                    f"{file.shown}:{line}: more than {MAX_TOTAL_BYTES} bytes of text: split the data"
+                )
 
     def _add(
         self, record: dict[str, Any], label_column: str, file: DataFile, line: int, position: int
@@ -146,26 +149,26 @@ class _Reader:
         self.seen_languages.add(lang)
         if self._languages and lang not in self._languages:
             return
-        item = _identifier(record.get("item"), "item")
         pair = _identifier(record.get("pair"), "pair")
+        item = _identifier(record.get("item"), "item")
         if label_column:
-            text, data = _text(record.get("text"), "text")
             label = _label(record.get(label_column), label_column, file, line)
-            digest = hashlib.sha256(data).digest()
-            self.rows.append(Row(text, label, lang, pair, item, position, digest, len(data)))
-            return
-        sides = [
-            (1, *_text(record.get("toxic_sentence"), "toxic_sentence")),
-            (0, *_text(record.get("neutral_sentence"), "neutral_sentence")),
-        ]
-        digests = [hashlib.sha256(data).digest() for _, _, data in sides]
-        if pair is None:
-            # Named by its content, so that the order of the file does not matter.
-            content = hashlib.sha256(lang.encode() + b"".join(digests)).hexdigest()
-            self._pair_uses[content] += 1
-            pair = f"{content} {self._pair_uses[content]}"
-        for (label, text, data), digest in zip(sides, digests, strict=True):
-            self.rows.append(Row(text, label, lang, pair, item, position, digest, len(data)))
+            sides = [(label, *_text(record.get("text"), "text"))]
+        else:
+            sides = [
+                (1, *_text(record.get("toxic_sentence"), "toxic_sentence")),
+                (0, *_text(record.get("neutral_sentence"), "neutral_sentence")),
+            ]
+            pair = pair or self._pair_of(lang, sides[0][2] + sides[1][2])
+        for label, text, sha256, size_bytes in sides:
+            self.rows.append(Row(text, label, lang, pair, item, position, sha256, size_bytes))
+            self._total_bytes += size_bytes
+
+    def _pair_of(self, lang: str, content: bytes) -> str:
+        """Name a pair by its content, so that the order of the file does not matter."""
+        name = f"{lang} {content.hex()}"
+        self._pair_uses[name] += 1
+        return f"{name} {self._pair_uses[name]}"
 
     def _exclude(self, position: int, reason: str) -> None:
         if self._strict:
@@ -214,7 +217,8 @@ def _language(value: object, file: DataFile, line: int) -> str:
     return value
 
 
-def _text(value: object, column: str) -> tuple[str, bytes]:
+def _text(value: object, column: str) -> tuple[str, bytes, int]:
+    """Check a text; return it with its SHA-256 and its size in UTF-8."""
     if value is None:
         raise _UnusableError(f"no {column}")
     if not isinstance(value, str):
@@ -226,7 +230,7 @@ def _text(value: object, column: str) -> tuple[str, bytes]:
     data = _utf8(value, column)
     if len(data) > MAX_LINE_BYTES:
         raise _UnusableError(f"{column} of more than {MAX_LINE_BYTES} bytes")
-    return value, data
+    return value, hashlib.sha256(data).digest(), len(data)
 
 
 def _utf8(value: str, column: str) -> bytes:
@@ -299,9 +303,8 @@ def _broken_pairs(rows: Sequence[Row]) -> dict[int, str]:
     }
 
 
-def _one_class_languages(rows: Iterable[Row]) -> dict[int, str]:
+def _one_class_languages(rows: Sequence[Row]) -> dict[int, str]:
     """Find languages whose texts all carry one label: nothing can be separated there."""
-    rows = list(rows)
     labels: dict[str, set[int]] = {}
     for row in rows:
         labels.setdefault(row.lang, set()).add(row.label)

@@ -60,7 +60,7 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
     if revision is not None:
         raise ConfigError(f"revision {revision!r}: only a hub data set has one, not {source}")
     if path.is_dir():
-        return Source(path.resolve().name, _layout(path))
+        return Source(printable(path.resolve().name), _layout(path))
     if not path.is_file():
         raise DataError(
             f"{printable(str(source))}: no such file or directory: expected a data file "
@@ -69,7 +69,8 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
     stem, kind = split_format(path.name)
     if kind is None:
         raise DataError(f"{printable(path.name)}: unknown kind of file: expected {FORMATS}")
-    return Source(stem, (DataFile(path, printable(path.name), _language_of(stem)),))
+    file = DataFile(path, printable(path.name), _language_of(stem))
+    return Source(printable(stem), (file,))
 
 
 def printable(name: str) -> str:
@@ -90,7 +91,7 @@ def _layout(folder: Path) -> tuple[DataFile, ...]:
     """List the data files below `folder`, with the language that each file's place says."""
     files = []
     kinds: dict[str, str] = {}
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             stem, kind = split_format(name)
@@ -98,6 +99,8 @@ def _layout(folder: Path) -> tuple[DataFile, ...]:
                 continue
             path = Path(parent, name)
             inside = path.relative_to(folder)
+            if not path.is_file():
+                raise DataError(f"{printable(str(path))}: no regular file, perhaps a broken link")
             kinds.setdefault(kind, inside.as_posix())
             lang = next(filter(None, map(_language_of, (stem, *reversed(inside.parts[:-1])))), None)
             files.append(DataFile(path, printable(inside.as_posix()), lang))
@@ -110,6 +113,10 @@ def _layout(folder: Path) -> tuple[DataFile, ...]:
             f"({examples}): name one file, or a directory with one format"
         )
     return tuple(sorted(files, key=lambda file: file.path.relative_to(folder).parts))
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
 
 
 def _language_of(name: str) -> str | None:
@@ -154,8 +161,8 @@ def _hub(
     except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise DataError(
-            f"{repo}: cannot be fetched from the hub and is not in its cache: go online, or "
-            f"download it and give its path ({printable(first_line)})"
+            f"{repo}: no such local path, and it can neither be fetched from the hub nor found in "
+            f"the hub's cache: go online, or give the path of a copy ({printable(first_line)})"
         ) from error
     on_note(f"{repo}: hub revision {folder.name}")
     return Source(repo, _layout(folder))
