@@ -1,0 +1,110 @@
+"""Builds safetyspace_fast/_C.abi3.so, or records why not; everything else is in pyproject.toml.
+
+SAFETYSPACE_FAST_BUILD   auto  C++ kernels if a compiler works, CUDA too if torch and nvcc have it
+(default)
+                         cpu   C++ kernels, or fail
+                         cuda  C++ and CUDA kernels, or fail
+                         none  no compiled kernels: everything runs on plain torch and Triton
+
+The wheel uses the stable ABIs of Python (3.11 on) and LibTorch (2.10 on), so one file serves them
+all, and picks the
+instruction set when it runs: no -march, no path of this machine.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+
+NAME = "safetyspace_fast._C"
+ROOT = Path(__file__).resolve().parent
+MODE = os.environ.get("SAFETYSPACE_FAST_BUILD", "auto")
+if MODE not in ("auto", "cpu", "cuda", "none"):
+    raise SystemExit(f"SAFETYSPACE_FAST_BUILD: expected auto, cpu, cuda or none, got {MODE!r}")
+
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]
+
+
+def cuda_missing():
+    if not torch.version.cuda:
+        return "this torch was built without CUDA"
+    if not cpp_extension.CUDA_HOME or not Path(cpp_extension.CUDA_HOME, "bin/nvcc").exists():
+        return "nvcc was not found (CUDA_HOME)"
+    return None
+
+
+def sources(pattern):
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"csrc/{pattern}"))
+
+
+def extension(with_cuda):
+    where = [f"-ffile-prefix-map={path}=." for path in (ROOT, *cpp_extension.include_paths())]
+    cxx = [*DEFINES, *where, "-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+    cxx += ["-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    files = sources("*.cpp") + sources("cpu/*.cpp")
+    arguments = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"]}
+    if not with_cuda:
+        return cpp_extension.CppExtension(NAME, files, extra_compile_args={"cxx": cxx}, **arguments)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")
+    nvcc = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3", "-lineinfo"]
+    return cpp_extension.CUDAExtension(
+        NAME,
+        files + sources("cuda/*.cu"),
+        extra_compile_args={"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": nvcc},
+        **arguments,
+    )
+
+
+class Build(cpp_extension.BuildExtension):
+    def build_extensions(self):
+        self.reason = "SAFETYSPACE_FAST_BUILD=none" if MODE == "none" else None
+        if MODE == "none":
+            return
+        try:
+            super().build_extensions()
+        except (Exception, SystemExit) as error:
+            if MODE != "auto":
+                raise
+            self.reason = " ".join(str(error).split())
+            print(f"safetyspace-fast: no compiled kernels: {self.reason}")
+
+    def run(self):
+        super().run()
+        record = {
+            "mode": MODE,
+            "compiled": self.reason is None,
+            "reason": self.reason,
+            "cuda": None if self.reason or not WITH_CUDA else torch.version.cuda,
+            "cuda_reason": CUDA_REASON,
+            "torch": str(torch.__version__),
+            "compiler": compiler_version() if self.reason is None else None,
+            "machine": platform.machine(),
+        }
+        path = Path(self.get_ext_fullpath(NAME)).with_name("_build_record.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def compiler_version():
+    command = [cpp_extension.get_cxx_compiler(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
+        0
+    ]
+
+
+CUDA_REASON = cuda_missing() if MODE in ("auto", "cuda") else f"SAFETYSPACE_FAST_BUILD={MODE}"
+WITH_CUDA = CUDA_REASON is None
+if MODE == "cuda" and not WITH_CUDA:
+    raise SystemExit(f"SAFETYSPACE_FAST_BUILD=cuda: {CUDA_REASON}")
+kernels = extension(WITH_CUDA)
+kernels.optional = MODE in ("auto", "none")
+setup(
+    ext_modules=[kernels],
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
