@@ -27,6 +27,10 @@ No result depends on the batch around a sample: sums start at the sample's first
 are cut by D alone.
 """
 
+# A kernel's arguments have the types that its launch gives them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# mypy: disable-error-code="assignment, var-annotated"
+
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +43,9 @@ from safetyspace_fast.ops.triton import current_target, device_reasons
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SPANS = 8
 LOAD_BYTES = 16
+# Partial products of a chunk start on a multiple of this many values, so that any number is read
+# with wide loads.
+PITCH = tl.constexpr(16)
 
 
 @triton.jit(do_not_specialize=["T", "stride_b"])
@@ -105,7 +112,7 @@ def pool_kernel(
 def project_kernel(
     pooled_ptr,  # [R, D] float32, contiguous
     projection_ptr,  # [D, P] float32, contiguous
-    partial_ptr,  # [ceil(D / CHUNK), R, P] float32, contiguous
+    partial_ptr,  # [ceil(D / CHUNK), R P rounded up to PITCH] float32, contiguous
     R,
     D,
     P,
@@ -129,27 +136,28 @@ def project_kernel(
         p_projection = projection_ptr + i_d[:, None].to(tl.int64) * P + i_p[None, :]
         b_projection = tl.load(p_projection, mask=m_d[:, None] & m_p[None, :], other=0.0)
         b_product = tl.dot(b_pooled, b_projection, b_product, input_precision="ieee")
-    p_partial = partial_ptr + (i_chunk.to(tl.int64) * R + i_r[:, None]) * P + i_p[None, :]
+    o_chunk = i_chunk.to(tl.int64) * (tl.cdiv(R * P, PITCH) * PITCH)
+    p_partial = partial_ptr + o_chunk + i_r[:, None] * P + i_p[None, :]
     tl.store(p_partial, b_product, mask=m_r[:, None] & m_p[None, :])
 
 
 @triton.jit(do_not_specialize=["num_values"])
 def add_chunks_kernel(
-    partial_ptr,  # [num_chunks, num_values] float32
-    projected_ptr,  # [num_values] float32
+    partial_ptr,  # [num_chunks, num_values rounded up to PITCH] float32, contiguous
+    projected_ptr,  # [num_values] float32, contiguous
     num_values,
     num_chunks,
     BLOCK: tl.constexpr,
 ):
     """Add the partial products, always in the order of the chunks."""
+    pitch = tl.cdiv(num_values, PITCH) * PITCH
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < num_values
     p_partial = partial_ptr + i
     total = tl.zeros([BLOCK], tl.float32)
     for _ in range(num_chunks):
-        total += tl.load(p_partial, mask=mask, other=0.0)
-        p_partial += num_values
-    tl.store(projected_ptr + i, total, mask=mask)
+        total += tl.load(p_partial, mask=i < pitch, other=0.0)
+        p_partial += pitch
+    tl.store(projected_ptr + i, total, mask=i < num_values)
 
 
 class PoolConfig(NamedTuple):
@@ -187,7 +195,7 @@ def pool_config(itemsize: int, num_spans: int, warp_size: int = 32) -> PoolConfi
 def project_config(num_spans: int, P: int) -> ProjectConfig:
     """Block sizes that hold the spans of at least 16 samples, rounded up to a power of two."""
     rows = min(triton.next_power_of_2(16 * num_spans), 128)
-    return ProjectConfig(rows, 32, min(max(triton.next_power_of_2(P), 16), 64), 4)
+    return ProjectConfig(rows, 32, min(max(triton.next_power_of_2(P), 16), 64), max(4, rows // 16))
 
 
 def supports(hidden_states: Tensor, spans: Tensor, projection: Tensor | None) -> list[str]:
@@ -215,7 +223,7 @@ def pool_project(
     B, T, D = hidden_states.shape
     S = spans.shape[1]
     pooled = hidden_states.new_empty((B, S, D), dtype=torch.float32)
-    with torch.cuda.device_of(hidden_states):
+    with torch.accelerator.device_index(hidden_states.device.index):
         if pooled.numel():
             _pool(hidden_states, spans.contiguous(), pooled, T)
         if projection is None:
@@ -240,7 +248,7 @@ def _pool(hidden_states: Tensor, spans: Tensor, pooled: Tensor, T: int) -> None:
         S=S,
         BT=config.BT,
         BD=config.BD,
-        ALIGNED=stride_b % 16 == 0,
+        ALIGNED=stride_b % 16 == stride_t % 16 == 0,
         **_options(config.num_warps),
     )
 
@@ -256,7 +264,7 @@ def _project(pooled: Tensor, projection: Tensor) -> Tensor:
     config = project_config(S, P)
     R = B * S
     num_chunks = triton.cdiv(D, CHUNK)
-    partial = pooled.new_empty((num_chunks, R, P))
+    partial = pooled.new_empty((num_chunks, triton.cdiv(R * P, PITCH.value) * PITCH.value))
     project_kernel[(triton.cdiv(R, config.BR), triton.cdiv(P, config.BP), num_chunks)](
         pooled,
         projection,

@@ -1,0 +1,369 @@
+"""What the GPU kernels compile to, on a machine without a GPU.
+
+    python -m benchmarks gpu-static [--json] [--arch sm_90] [--case pool]
+
+The host functions themselves are called, with empty tensors of a realistic size, as if the GPU were
+there; what they would launch is recorded and compiled ahead of time, so that every line is a kernel
+as shipped. Registers, stack (where spills go) and shared memory are the assembler's figures; loads
+and matrix instructions are counted in the machine code.
+
+Roofline times take data-sheet peaks (dense, boost clock), each tensor moved once, memory and
+arithmetic at the same time, and launches that cost nothing. Nothing can run faster.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from safetyspace_fast.ops.triton.pool_project import pool_project
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A target, what one of its multiprocessors has, and how its machine code spells things."""
+
+    target: Any
+    registers: int  # of 4 bytes, a multiprocessor
+    shared_bytes: int  # a multiprocessor
+    block_shared_bytes: int
+    max_warps: int
+    matrix: str
+    load: str
+
+
+_SASS_LOAD = r"\bLDG(?:STS)?\.E\S*"
+ARCHS = {
+    "sm_80": Arch(
+        GPUTarget("cuda", 80, 32), 65536, 164 << 10, 163 << 10, 64, r"\bHMMA", _SASS_LOAD
+    ),
+    "sm_90": Arch(
+        GPUTarget("cuda", 90, 32), 65536, 228 << 10, 227 << 10, 64, r"\bHGMMA", _SASS_LOAD
+    ),
+    "sm_100": Arch(
+        GPUTarget("cuda", 100, 32), 65536, 228 << 10, 227 << 10, 64, r"\bUTC\w*MMA", _SASS_LOAD
+    ),
+    "gfx942": Arch(
+        GPUTarget("hip", "gfx942", 64),
+        131072,
+        64 << 10,
+        64 << 10,
+        32,
+        r"\bv_mfma",
+        r"\b(?:global|buffer)_load_\w+",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Data-sheet peaks of a card (SXM or OAM form)."""
+
+    arch: str
+    bytes_per_s: float
+    matrix_bf16: float  # flop/s, dense
+    vector_f32: float  # flop/s
+
+
+GPUS = {
+    "A100 80GB": Gpu("sm_80", 2.039e12, 312e12, 19.5e12),
+    "H100": Gpu("sm_90", 3.35e12, 989e12, 67e12),
+    "H200": Gpu("sm_90", 4.8e12, 989e12, 67e12),
+    "MI300X": Gpu("gfx942", 5.3e12, 1307e12, 163.4e12),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operator, and what it has to move and to compute."""
+
+    name: str
+    call: Callable[[], object]
+    bytes: int
+    matrix_flops: int = 0
+    vector_flops: int = 0
+
+    def roofline_s(self, gpu: Gpu) -> float:
+        arithmetic = self.matrix_flops / gpu.matrix_bf16 + self.vector_flops / gpu.vector_f32
+        return max(self.bytes / gpu.bytes_per_s, arithmetic)
+
+
+def _pool_case(dtype: torch.dtype, S: int, B: int = 64, T: int = 64) -> Case:
+    D, P = 4096, 64
+
+    def call() -> object:
+        hidden_states = torch.empty(B, T, D, dtype=dtype)
+        return pool_project(hidden_states, torch.zeros(B, S, 2).int(), torch.empty(D, P))
+
+    moved = B * T * D * dtype.itemsize + 4 * (B * S * D + D * P + B * S * P)
+    name = f"pool_project {str(dtype).removeprefix('torch.')} B={B} T={T} D={D} S={S} P={P}"
+    return Case(name, call, moved, vector_flops=S * B * T * D + 2 * B * S * D * P)
+
+
+CASES = [
+    _pool_case(torch.bfloat16, 2),
+    _pool_case(torch.bfloat16, 4),
+    _pool_case(torch.bfloat16, 8),
+    _pool_case(torch.float16, 2),
+    _pool_case(torch.float32, 2),
+    _pool_case(torch.float32, 8),
+]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with everything that its machine code depends on."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+
+    def config(self) -> str:
+        """Block sizes and flags, in words."""
+        names = self.kernel.arg_names
+        sizes = [f"{names[i]}={v}" for (i, *_), v in self.constants.items() if names[i].isupper()]
+        types = {t for name, t in self.signature.items() if name.endswith("_ptr")}
+        return " ".join([*sorted(types), *sizes, f"warps={self.options['num_warps']}"])
+
+
+class _AbsentGpu:
+    """Answers what Triton asks a driver before it compiles."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def get_current_device(self) -> str:
+        return f"absent {self._target}"  # Triton keeps its caches by this key
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def recorded(target: Any) -> Iterator[dict[str, Launch]]:
+    """Record what is compiled for `target` inside the block, by cache key; nothing is launched."""
+    launches = {}
+
+    def record(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        kernel, constants = fn.jit_function, compile["constants"]
+        options = {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+        attributes = compile["configs"][0]
+        launches[f"{kernel.__name__} {key}"] = Launch(
+            kernel, compile["signature"], constants, attributes, options
+        )
+        return True  # do not compile, do not launch
+
+    triton.runtime.driver.set_active(_AbsentGpu(target))
+    triton.knobs.runtime.jit_cache_hook = record
+    try:
+        yield launches
+    finally:
+        triton.knobs.runtime.jit_cache_hook = None
+        triton.runtime.driver.set_active(None)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the assembler and the machine code say about one kernel."""
+
+    arch: str
+    kernel: str
+    config: str
+    registers: int
+    stack_bytes: int
+    spills: int
+    shared_bytes: int
+    block_shared_bytes: int
+    warps_per_multiprocessor: int
+    max_warps: int
+    matrix_instructions: int
+    load_bits: dict[str, int]  # width of a global load -> how many in the code
+
+    def problems(self) -> list[str]:
+        """Why this build must not be shipped; empty when it may."""
+        problems = []
+        if self.stack_bytes or self.spills:
+            problems.append(f"{self.stack_bytes} bytes of stack, {self.spills} spills")
+        if self.shared_bytes > self.block_shared_bytes:
+            problems.append(f"{self.shared_bytes} bytes of shared memory")
+        if "128" not in self.load_bits:
+            problems.append(f"no 128-bit loads: {self.load_bits}")
+        return problems
+
+
+def build(name: str, launch: Launch) -> Build:
+    """Compile a recorded launch and read its machine code."""
+    arch = ARCHS[name]
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    compiled = triton.compile(source, target=arch.target, options=launch.options)
+    read = _read_amd if arch.target.backend == "hip" else _read_nvidia
+    registers, stack_bytes, spills, code = read(compiled)
+    num_warps = launch.options["num_warps"]
+    shared_bytes = compiled.metadata.shared
+    threads = num_warps * arch.target.warp_size
+    blocks = min(
+        arch.registers // (-(-registers // 8) * 8 * threads),
+        arch.shared_bytes // max(shared_bytes + 1024, 1),  # the system keeps 1 KiB a block
+        arch.max_warps // num_warps,
+        32,
+    )
+    return Build(
+        arch=name,
+        kernel=launch.kernel.__name__,
+        config=launch.config(),
+        registers=registers,
+        stack_bytes=stack_bytes,
+        spills=spills,
+        shared_bytes=shared_bytes,
+        block_shared_bytes=arch.block_shared_bytes,
+        warps_per_multiprocessor=blocks * num_warps,
+        max_warps=arch.max_warps,
+        matrix_instructions=len(re.findall(arch.matrix, code)),
+        load_bits=dict(Counter(map(load_bits, re.findall(arch.load, code)))),
+    )
+
+
+def load_bits(instruction: str) -> str:
+    """Return the width of a load instruction, by its name."""
+    parts = instruction.removesuffix(".CONSTANT").split(".")
+    if parts[0].startswith("LDG"):
+        return parts[-1].lstrip("US") if parts[-1].lstrip("US").isdigit() else "32"
+    if found := re.search(r"dwordx(\d)", instruction):
+        return str(32 * int(found[1]))
+    return {"byte": "8", "hort": "16"}.get(instruction[-4:], "32")
+
+
+def _read_nvidia(compiled: Any) -> tuple[int, int, int, str]:
+    tools = triton.knobs.nvidia
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _output(tools.cuobjdump.path, "--dump-resource-usage", cubin)
+        code = _output(tools.nvdisasm.path, cubin)
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    return found["REG"], found["STACK"] + found["LOCAL"], spills, code
+
+
+def _read_amd(compiled: Any) -> tuple[int, int, int, str]:
+    code = compiled.asm["amdgcn"]
+
+    def value(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s*(\d+)", code)[1])
+
+    spills = value("vgpr_spill_count") + value("sgpr_spill_count")
+    # vgpr_count holds the accumulation registers too: on gfx942 both come from one file.
+    return value("vgpr_count"), value("private_segment_fixed_size"), spills, code
+
+
+def _output(*command: object) -> str:
+    return subprocess.run(
+        list(map(str, command)), check=True, capture_output=True, text=True
+    ).stdout
+
+
+def builds(archs: list[str], cases: list[Case]) -> list[Build]:
+    """Compile everything that the cases launch, once for each architecture."""
+    result = []
+    for name in archs:
+        with recorded(ARCHS[name].target) as launches:
+            for case in cases:
+                case.call()
+        result += [build(name, launch) for launch in launches.values()]
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables; the exit status is 1 if a build must not be shipped."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu-static", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--arch", action="append", choices=ARCHS, help="default: all")
+    parser.add_argument("--case", default="", help="only cases whose name holds this text")
+    args = parser.parse_args(argv)
+    cases = [case for case in CASES if args.case in case.name]
+    rows = builds(args.arch or list(ARCHS), cases)
+    rooflines = [
+        {
+            "case": case.name,
+            "bytes": case.bytes,
+            "matrix_flops": case.matrix_flops,
+            "vector_flops": case.vector_flops,
+            **{f"{name}_us": case.roofline_s(gpu) * 1e6 for name, gpu in GPUS.items()},
+        }
+        for case in cases
+    ]
+    if args.json:
+        table = [{**asdict(row), "problems": row.problems()} for row in rows]
+        print(
+            json.dumps(
+                {
+                    "builds": table,
+                    "roofline": rooflines,
+                    "gpus": {n: asdict(g) for n, g in GPUS.items()},
+                }
+            )
+        )
+    else:
+        _print_tables(rows, rooflines)
+    return int(any(row.problems() for row in rows))
+
+
+def _print_tables(rows: list[Build], rooflines: list[dict[str, Any]]) -> None:
+    line = "{:<8}{:<19}{:>5}{:>7}{:>8}{:>8}{:>8}  {:<26}{}"
+    print(line.format("arch", "kernel", "regs", "spills", "shared", "warps", "matrix", "loads", ""))
+    for row in rows:
+        loads = " ".join(
+            f"{n}x{bits}" for bits, n in sorted(row.load_bits.items(), key=lambda x: -int(x[0]))
+        )
+        warps = f"{row.warps_per_multiprocessor}/{row.max_warps}"
+        spills = row.spills or row.stack_bytes
+        print(
+            line.format(
+                row.arch,
+                row.kernel,
+                row.registers,
+                spills,
+                row.shared_bytes,
+                warps,
+                row.matrix_instructions,
+                loads,
+                row.config,
+            ).rstrip()
+        )
+        for problem in row.problems():
+            print(f"        ^ {problem}")
+    print("\nroofline, us (data-sheet peaks, each tensor moved once, launches free):")
+    head = "{:<54}{:>10}{:>12}{:>12}" + "{:>11}" * len(GPUS)
+    print(head.format("case", "MB", "matrix Gf", "vector Gf", *GPUS))
+    for row in rooflines:
+        print(
+            head.format(
+                row["case"],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['matrix_flops'] / 1e9:.2f}",
+                f"{row['vector_flops'] / 1e9:.2f}",
+                *(f"{row[f'{name}_us']:.1f}" for name in GPUS),
+            )
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

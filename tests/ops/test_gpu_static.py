@@ -1,0 +1,105 @@
+"""What can be known of the GPU kernels on a machine without a GPU."""
+
+import pytest
+import torch
+
+from benchmarks import gpu_static
+from safetyspace_fast.ops.triton import pool_project as pool
+
+# One case for each kernel; the whole table takes minutes.
+CASES = ["pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64"]
+KERNELS = {
+    "pool_kernel",
+    "project_kernel",
+    "add_chunks_kernel",
+}
+
+
+@pytest.fixture(scope="module", params=list(gpu_static.ARCHS))
+def builds(request):
+    cases = [case for case in gpu_static.CASES if case.name in CASES]
+    assert len(cases) == len(CASES)
+    return gpu_static.builds([request.param], cases)
+
+
+def test_every_kernel_may_be_shipped(builds):
+    assert {build.kernel for build in builds} == KERNELS
+    assert {
+        f"{build.arch} {build.kernel}": build.problems() for build in builds if build.problems()
+    } == {}
+
+
+def test_occupancy_is_enough_to_hide_loads(builds):
+    for build in builds:
+        assert build.warps_per_multiprocessor >= 8, build
+
+
+def test_projection_keeps_float32(builds):
+    """On NVIDIA a matrix instruction would mean tf32; AMD has one for float32 itself."""
+    for build in builds:
+        if build.kernel == "project_kernel" and build.arch != "gfx942":
+            assert build.matrix_instructions == 0
+
+
+def spilling_build(**changes):
+    good = {
+        "arch": "sm_90",
+        "kernel": "k",
+        "config": "",
+        "registers": 64,
+        "stack_bytes": 0,
+        "spills": 0,
+        "shared_bytes": 0,
+        "block_shared_bytes": 227 << 10,
+        "warps_per_multiprocessor": 32,
+        "max_warps": 64,
+        "matrix_instructions": 0,
+        "load_bits": {"128": 4},
+    }
+    return gpu_static.Build(**{**good, **changes})
+
+
+def test_problems_are_seen():
+    assert spilling_build().problems() == []
+    assert spilling_build(spills=3).problems()
+    assert spilling_build(stack_bytes=8).problems()
+    assert spilling_build(shared_bytes=228 << 10).problems()
+    assert spilling_build(load_bits={"64": 4}).problems()
+
+
+@pytest.mark.parametrize(
+    ("instruction", "bits"),
+    [
+        ("LDG.E.128", "128"),
+        ("LDG.E.128.CONSTANT", "128"),
+        ("LDGSTS.E.BYPASS.LTC128B.128", "128"),
+        ("LDG.E.LTC128B", "32"),
+        ("LDG.E.64", "64"),
+        ("LDG.E", "32"),
+        ("LDG.E.U16", "16"),
+        ("LDG.E.U8.CONSTANT", "8"),
+        ("global_load_dwordx4", "128"),
+        ("buffer_load_dword", "32"),
+        ("global_load_ushort", "16"),
+    ],
+)
+def test_load_widths(instruction, bits):
+    assert gpu_static.load_bits(instruction) == bits
+
+
+def compilations(call, arguments):
+    with gpu_static.recorded(gpu_static.ARCHS["sm_90"].target) as launches:
+        for given in arguments:
+            call(*given)
+    return len(launches)
+
+
+@pytest.mark.parametrize("D", [64, 70])
+def test_pool_project_compiles_once_for_all_lengths(D):
+    def arguments(B, T):
+        return torch.zeros(B, T, D), torch.zeros(B, 2, 2).int(), torch.zeros(D, 5)
+
+    lengths = [1, 2, 7, 8, 16, 31, 64, 100, 128, 1000]
+    calls = [arguments(B, T) for B, T in zip([3, 4, 16, *range(1, 8)], lengths, strict=True)]
+    assert compilations(pool.pool_project, calls[:1]) == 3
+    assert compilations(pool.pool_project, calls) == 3
