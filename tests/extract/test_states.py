@@ -1,0 +1,135 @@
+"""Every pooled state equals the mean of transformers' own hidden states of the text run alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, save_tiny
+
+from safetyspace_fast.errors import ModelError
+from safetyspace_fast.extract import Capture, make_plan, seeded_projection
+from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
+
+POOLINGS = ("mean", "last", "last_text")
+TEXTS = [
+    "short",
+    "a text of middling length, with a comma",
+    "привет, как дела?",
+    "天地玄黄,宇宙洪荒。",
+    "the same text twice",
+    "the same text twice",
+    "one rather longer text that goes on for a while, so that its row pads all the others well",
+    "ሰላም ለዓለም ሁሉ ይሁን።",
+]
+FLOOR = 1e-7
+"""Relative; float32 rounds at 6e-8, and a lucky reference must not make the test fail."""
+
+
+def pooled_states(model: LoadedModel, template: str, token_budget: int) -> np.ndarray:
+    """What the engine computes, `[text, hookpoint, pooling, D]`."""
+    tokens = tokenize(model, TEXTS, template=template, poolings=POOLINGS)
+    plan = make_plan(tokens, shard_samples=4, token_budget=token_budget)
+    projection = seeded_projection(model.hidden_size, 8, seed=0)
+    result = np.full((len(TEXTS), len(model.hookpoints), 3, model.hidden_size), np.nan)
+    with Capture(model, model.hookpoints, projection) as capture:
+        for batch in plan:
+            ids = torch.full((len(batch.unique), batch.length), model.pad_token_id)
+            for i_row, row in enumerate(batch.unique):
+                ids[i_row, : tokens.lengths[row]] = torch.from_numpy(tokens.prompt(row))
+            out = capture.run(ids, torch.from_numpy(tokens.spans[batch.unique]))
+            result[batch.rows] = out[..., : model.hidden_size].numpy()[batch.source]
+    return result
+
+
+def transformers_states(
+    path: Path, model: LoadedModel, template: str, dtype: torch.dtype
+) -> np.ndarray:
+    """The definition, `[text, hookpoint, pooling, D]`: each text alone, without padding."""
+    tokens = tokenize(model, TEXTS, template=template, poolings=POOLINGS)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, experts_implementation="eager"
+    ).eval()  # the grouped matrix product of experts knows no float64
+    result = []
+    for i_text in range(len(TEXTS)):
+        ids = torch.from_numpy(tokens.prompt(i_text).astype(np.int64))[None]
+        with torch.no_grad():
+            states = oracle(ids, output_hidden_states=True).hidden_states
+        # hidden_states[-1] is normed: the last block's own output is not among them.
+        result.append(
+            [
+                [
+                    state[0, start:stop].mean(0).double().numpy()
+                    for start, stop in tokens.spans[i_text]
+                ]
+                for state in states
+            ]
+        )
+    return np.array(result)
+
+
+def assert_as_exact_as_transformers(path: Path, template: str, budget: int) -> None:
+    model = load_model(parse_model(str(path)))
+    last_block = model.hookpoints.index("final_norm") - 1
+    ours = np.delete(pooled_states(model, template, budget), last_block, axis=1)
+    truth = transformers_states(path, model, template, torch.float64)
+    theirs = transformers_states(path, model, template, torch.float32)
+    norm = np.linalg.norm
+    ours = norm(ours - truth, axis=-1) / norm(truth, axis=-1)
+    theirs = norm(theirs - truth, axis=-1) / norm(truth, axis=-1)
+    over_texts = (0, 2)
+    assert (ours.mean(over_texts) <= 2 * theirs.mean(over_texts) + FLOOR).all()
+    assert ours.max() <= 2 * theirs.max() + FLOOR
+
+
+@pytest.mark.parametrize("template", ["none", "chat"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pooled_states_are_those_of_the_text_alone(
+    name: str, template: str, tmp_path: Path
+) -> None:
+    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
+    assert_as_exact_as_transformers(path, template, budget=100)
+
+
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_a_real_model(smollm2: Path, template: str) -> None:
+    assert_as_exact_as_transformers(smollm2, template, budget=256)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_the_token_budget_changes_nothing(tmp_path: Path, budget: int) -> None:
+    model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
+    expected = pooled_states(model, "none", 100)
+    np.testing.assert_allclose(pooled_states(model, "none", budget), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_block_is_what_the_final_norm_reads(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path / "llama")
+    model = load_model(parse_model(str(path)))
+    states = torch.from_numpy(pooled_states(model, "none", 100)[:, :, 1]).float()
+    norm: Callable[[torch.Tensor], torch.Tensor] = model.backbone.norm
+    torch.testing.assert_close(norm(states[:, -2]), states[:, -1])
+
+
+def test_capture_keeps_nothing_and_leaves_no_hook(tmp_path: Path) -> None:
+    model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
+    shapes: list[tuple[int, ...]] = []
+    with Capture(model, ("block.1",), seeded_projection(32, 4, seed=0)) as capture:
+        handle = model.blocks[2].register_forward_hook(lambda *_: shapes.append((1,)))
+        out = capture.run(
+            torch.ones(2, 5, dtype=torch.int64), torch.tensor([[[0, 5]], [[1, 3]]]).int()
+        )
+        handle.remove()
+    assert out.shape == (2, 1, 1, 36)
+    assert not shapes, "the forward pass went on after the deepest wanted layer"
+    assert all(not module._forward_hooks for module in model.backbone.modules())
+
+
+def test_hooks_on_a_compiled_model_are_refused(tmp_path: Path) -> None:
+    model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
+    compiled = replace(model, backbone=torch.compile(model.backbone, backend="eager"))
+    with pytest.raises(ModelError, match="compiled before capture"):
+        Capture(compiled, ("embed",), seeded_projection(32, 4, seed=0))
