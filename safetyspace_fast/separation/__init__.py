@@ -1,0 +1,209 @@
+"""How far apart the classes are, from the store alone: metrics, intervals, nulls, comparisons."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .definitions import METRICS, Metric, choose, explain, metric
+
+if TYPE_CHECKING:
+    import xarray
+
+    from ..store import Run
+
+__all__ = ["METRICS", "Metric", "choose", "explain", "metric", "separation"]
+
+Progress = Callable[[int, int], None]
+"""Called with the (metric, language, model) steps done and their number."""
+
+UNPAIRED_WARNING = (
+    "languages {langs} are paired, and an unpaired analysis was asked for: shuffling labels freely "
+    "keeps what the two texts of a pair share as noise, so that its null and intervals are far too "
+    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave `paired` at None"
+)
+
+
+def separation(
+    run: "Run",
+    *,
+    models: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    poolings: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    bootstraps: int = 200,
+    permutations: int = 200,
+    seed: int = 0,
+    paired: bool | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> "xarray.Dataset":
+    """Compute metrics for every model, layer, pooling and language of a store.
+
+    Args:
+        run: an open store.
+        models, layers, poolings, languages: names to keep; None keeps all.
+        metrics: names, `all`, or None for the default ones; see `METRICS`.
+        bootstraps, permutations: resamples behind intervals and p.
+        seed: of the resamples; the same for every model.
+        paired: None resamples pairs as wholes where every text of a language has its partner;
+            False ignores pairs, with a warning.
+        force: compute covariances in more components than a tenth of the texts of a class.
+        progress: called after every metric of a language.
+
+    Returns:
+        Variables value, low, high, floor, p, refused (metric, model, layer, pooling, lang) and n0,
+        n1 (model, layer, pooling, lang). `low`, `high` hold the mean of the value at this number
+        of texts with 95 %; for metrics with a floor above zero the excess over the floor is what
+        estimates the population. NaN stands only where `refused` says why, or where the metric's
+        `interval`, `null` or `floor` is "none".
+
+    Raises:
+        ConfigError: a name is not in the store, or there is no such metric.
+        StoreError: an array cannot be read.
+    """
+    import xarray
+
+    from . import engine
+
+    chosen_models = _names("models", models, run.models)
+    chosen_langs = _names("languages", languages, run.languages)
+    with_pairs = [lang for lang in chosen_langs if _is_paired(run, lang)]
+    if paired is False and with_pairs:
+        warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=2)
+    family = choose(None if metrics is None else _as_names(metrics))
+    if metrics is None and (not with_pairs or paired is False):
+        family = tuple(m for m in family if not m.paired)
+    stores = {name: run.model(name) for name in chosen_models}
+    hookpoints = _union([stores[name].hookpoints for name in chosen_models])
+    chosen_layers = _names("layers", layers, hookpoints)
+    chosen_poolings = _names(
+        "poolings", poolings, _union([stores[name].poolings for name in chosen_models])
+    )
+
+    shape = (len(chosen_models), len(chosen_layers), len(chosen_poolings), len(chosen_langs))
+    columns = {
+        name: np.full((len(family), *shape), np.nan)
+        for name in ("value", "low", "high", "floor", "p")
+    }
+    refused = np.full((len(family), *shape), "the model has no such layer or pooling", object)
+    counts = np.zeros((2, *shape), np.int64)
+    done, steps = 0, len(family) * len(chosen_langs) * len(chosen_models)
+    for i_model, model in enumerate(chosen_models):
+        store = stores[model]
+        layer_place = {store.hookpoints.index(x): i for i, x in _present(chosen_layers, store, 0)}
+        pooling_place = {store.poolings.index(x): i for i, x in _present(chosen_poolings, store, 1)}
+        for i_lang, lang in enumerate(chosen_langs):
+            for block in engine.blocks(
+                run,
+                model,
+                lang,
+                layers=sorted(layer_place),
+                poolings=sorted(pooling_place),
+                bootstraps=bootstraps,
+                permutations=permutations,
+                seed=seed,
+                paired=paired is not False,
+                force=force,
+            ):
+                at = (
+                    [layer_place[layer] for layer, _ in block.cells],
+                    [pooling_place[pooling] for _, pooling in block.cells],
+                )
+                counts[:, i_model, at[0], at[1], i_lang] = block.count.numpy()[:, None]
+                for i_metric, entry in enumerate(family):
+                    found, reasons = engine.estimate(block, entry)
+                    place = (i_metric, i_model, *at, i_lang)
+                    for name, column in columns.items():
+                        column[place] = getattr(found, name).numpy()
+                    refused[place] = reasons
+            done += len(family)
+            if progress is not None:
+                progress(done, steps)
+
+    dims = ("metric", "model", "layer", "pooling", "lang")
+    result = xarray.Dataset(
+        {
+            **{name: (dims, column) for name, column in columns.items()},
+            "refused": (dims, refused.astype(str)),
+            "n0": (dims[1:], counts[0]),
+            "n1": (dims[1:], counts[1]),
+        },
+        coords={
+            "metric": [m.name for m in family],
+            "model": list(chosen_models),
+            "layer": list(chosen_layers),
+            "pooling": list(chosen_poolings),
+            "lang": list(chosen_langs),
+            **_describe(family),
+            "paired": (
+                "lang",
+                [lang in with_pairs and paired is not False for lang in chosen_langs],
+            ),
+        },
+        attrs={
+            "confidence": 0.95,
+            "bootstraps": bootstraps,
+            "permutations": permutations,
+            "seed": seed,
+        },
+    )
+    return result
+
+
+def _describe(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
+    """The definitions as coordinates along `metric`, so that every number carries its own."""
+    fields = ("title", "space", "kind", "definition", "source", "interval", "null", "alias_of")
+    return {name: ("metric", [getattr(m, name) for m in family]) for name in fields}
+
+
+def _as_names(value: str | Sequence[str]) -> str | list[str]:
+    return value if isinstance(value, str) else list(value)
+
+
+def _names(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The names asked for, in the store's order.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    if asked is None:
+        return tuple(known)
+    wanted = asked.split(",") if isinstance(asked, str) else list(asked)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"{field}: no {name!r} in the store; it has {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
+
+
+def _present(names: Sequence[str], store: Any, axis: int) -> list[tuple[int, str]]:
+    known = (store.hookpoints, store.poolings)[axis]
+    return [(i, name) for i, name in enumerate(names) if name in known]
+
+
+def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Names of all lists, in the order of the longest; those it lacks at the end."""
+    ordered = sorted(lists, key=len, reverse=True)
+    return tuple(dict.fromkeys(name for names in ordered for name in names))
+
+
+def _is_paired(run: "Run", lang: str) -> bool:
+    """Whether every text of a language has exactly one partner."""
+    pair = np.asarray(run.samples.pair[run.lang_range(lang)])
+    _, sizes = np.unique(pair, return_counts=True)
+    return bool(len(pair)) and bool((pair >= 0).all()) and bool((sizes == 2).all())
+
+
+class _Callable(ModuleType):
+    """Lets `safetyspace_fast.separation(run)` work although this module has the same name."""
+
+    def __call__(self, run: "Run", **options: Any) -> "xarray.Dataset":
+        return separation(run, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

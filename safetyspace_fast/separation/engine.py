@@ -1,0 +1,735 @@
+"""From stored arrays to estimates: which metric reads what, and when it is refused."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import metrics as m
+from . import uncertainty as u
+from .definitions import Metric
+
+if TYPE_CHECKING:
+    from ..store import ModelStore, Run
+
+MIN_TEXTS = 10
+"""Fewer texts in a class than this, and every number would be noise."""
+TEXTS_PER_COMPONENT = 10
+"""Metrics with a covariance need this many texts of each class for every component."""
+RIDGE = 1.0
+"""Strength of the ridge probe behind the null of the logistic one, which has the same."""
+BLOCK_BYTES = 128 << 20
+"""Stored rows of one language, or the working rows of one fit, held at once."""
+
+
+class Refusal(Exception):  # noqa: N818 - not an error: an answer
+    """A metric cannot be computed here; the message is the reason, shown in the number's place."""
+
+
+@dataclass
+class Block:
+    """Texts of one language as some layers and poolings of one model hold them.
+
+    `cells` lists (layer, pooling) indices; arrays of `read` are [cell, ...].
+    """
+
+    model: "ModelStore"
+    lang: int
+    span: slice
+    layers: slice
+    cells: list[tuple[int, int]]
+    kept: Tensor
+    """[texts of the language] bool: those with finite states."""
+    resamples: u.Resamples
+    fold: Tensor
+    force: bool = False
+    bandwidths: dict[tuple[int, int], float] | None = None
+    """Bandwidth of the Gaussian kernel per cell, where another model sets it."""
+    cache: dict[str, Tensor] = field(default_factory=dict)
+    """Arrays as stored, shared by the blocks of one read."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[n] int64."""
+        return self.resamples.labels
+
+    @property
+    def unit(self) -> Tensor:
+        """[n] int64, texts of a pair share a number."""
+        return self.resamples.unit
+
+    @cached_property
+    def count(self) -> Tensor:
+        """[2] float64, texts in each class."""
+        return torch.bincount(self.labels, minlength=2).double()
+
+    @cached_property
+    def paired(self) -> bool:
+        """Whether every text has its partner."""
+        return bool((torch.bincount(self.unit) == 2).all())
+
+    @cached_property
+    def partners(self) -> Tensor:
+        """[pairs, 2] int64, the harmless and the harmful text of every pair."""
+        order = torch.argsort(self.unit * 2 + self.labels)
+        return order.reshape(-1, 2)
+
+    def require(self, texts: int, what: str) -> None:
+        """Refuse unless both classes hold at least `texts` texts."""
+        least = int(self.count.min())
+        if least < texts:
+            raise Refusal(f"{what} needs {texts} texts a class, the smaller has {least}")
+
+    def stored(self, name: str) -> Tensor:
+        """A stored array, [cell, ...] float64, texts that are left out removed."""
+        if name not in self.cache:
+            array = self.model.read(name, layer=self.layers, samples=self.span, lang=self.lang)
+            self.cache[name] = torch.from_numpy(np.ascontiguousarray(array))
+        whole = self.cache[name]
+        layer, pooling = (torch.tensor(axis) for axis in zip(*self.cells, strict=True))
+        chosen = whole[layer - self.layers.start, pooling]
+        if name in _BY_TEXT:
+            chosen = chosen[:, self.kept]
+        return chosen.double()
+
+    # Full width ------------------------------------------------------------------------------
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """[cell, D], difference of the class means."""
+        mean = self.stored("class_mean")
+        return mean[:, 1] - mean[:, 0]
+
+    @cached_property
+    def shift_sq(self) -> Tensor:
+        """[cell], its squared length."""
+        return self.gap.square().sum(-1)
+
+    @cached_property
+    def trace(self) -> Tensor:
+        """[cell, 2], total variance of each class."""
+        return self.stored("class_var").sum(-1)
+
+    @cached_property
+    def sqdist(self) -> Tensor:
+        """[cell, n, 2], squared distance to each class mean."""
+        return self.stored("class_sqdist")
+
+    @cached_property
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """Mean Euclidean distance to the own and to the other class, [cell, n] each."""
+        return m.mean_distances(self.stored("pair_sum"), self.labels)
+
+    # The projection --------------------------------------------------------------------------
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """[cell, n, P], centred."""
+        x = self.stored("projected")
+        return x - x.mean(-2, keepdim=True)
+
+    @cached_property
+    def unit_shift(self) -> Tensor:
+        """[cell, unit, P], what every unit adds to the projected difference of means."""
+        x, y = self.projected, self.labels
+        sign = (2.0 * y - 1) / self.count[y]
+        means = torch.stack([x[:, y == c].mean(-2) for c in (0, 1)], -2)
+        part = ((x - means[:, y]) * sign[:, None]).transpose(-1, -2)
+        return u.unit_sums(part, self.unit).transpose(-1, -2)
+
+    @cached_property
+    def shift_noise(self) -> Tensor:
+        """[cell], tr V^2 of the covariance of the difference of means."""
+        return m.shift_noise(self.unit_shift, self.projected.shape[-1])
+
+    @cached_property
+    def projection_null(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Observed value and null of the moment metrics in the projection."""
+        parts: dict[str, list[Tensor]] = {"rho": [], "mean_shift": [], "rho_standardized": []}
+        for weights in self.resamples.weights(bootstrap=False):
+            count, mean, var = m.diagonal_moments(self.projected, weights)
+            shift_sq = (mean[..., 1, :] - mean[..., 0, :]).square().sum(-1)
+            trace = var.sum(-1)
+            parts["rho"].append(m.between_ratio(shift_sq, trace, count))
+            parts["mean_shift"].append(m.mean_shift(shift_sq, trace, count))
+            parts["rho_standardized"].append(m.standardized_ratio(mean, var, count))
+        whole = {name: torch.cat(part, -1) for name, part in parts.items()}
+        return {name: (value[:, 0], value[:, 1:]) for name, value in whole.items()}
+
+    # Components and distances ----------------------------------------------------------------
+
+    def components(self, k: int) -> Tensor:
+        """[cell, n, k], coordinates in the language's own components."""
+        coords = self.stored("pca_coords")
+        if coords.shape[-1] < k:
+            raise Refusal(f"the store keeps {coords.shape[-1]} components, {k} were asked for")
+        if not bool(coords[..., :k].isfinite().all()):
+            raise Refusal(f"the store holds fewer than {k} components here")
+        return coords[..., :k]
+
+    def resampled(
+        self, x: Tensor, statistic: Callable[[m.Moments], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A function of class moments: as it is [cell], bootstrapped and permuted [cell, R]."""
+        parts = [statistic(m.moments(x, weights)) for weights in self.resamples.weights()]
+        whole = torch.cat(parts, -1)
+        n_draws = len(self.resamples.counts)
+        return whole[:, 0], whole[:, 1 : 1 + n_draws], whole[:, 1 + n_draws :]
+
+    @cached_property
+    def _distance_cache(self) -> dict[str, list[m.LabelledDistances]]:
+        return {}
+
+    def labelled(self, space: str) -> list[m.LabelledDistances]:
+        """One pass over distances per cell in `pcK`, `projection`, `cosine` or `kernel`."""
+        if space not in self._distance_cache:
+            labels = self.resamples.labellings()
+            if space.startswith("pc"):
+                x = self.components(int(space[2:]))
+            else:
+                x = self.stored("projected") if space == "cosine" else self.projected
+            widths = self.kernel_widths if space == "kernel" else [None] * len(self.cells)
+            self._distance_cache[space] = [
+                m.labelled_distances(cell, labels, cosine=space == "cosine", bandwidth=width)
+                for cell, width in zip(x, widths, strict=True)
+            ]
+        return self._distance_cache[space]
+
+    @cached_property
+    def kernel_widths(self) -> list[float]:
+        """Bandwidth of the Gaussian kernel for every cell."""
+        if self.bandwidths is not None:
+            return [self.bandwidths[cell] for cell in self.cells]
+        return [m.median_distance(x) for x in self.projected]
+
+    def distance_null(self, space: str, what: str) -> tuple[Tensor, Tensor]:
+        """`silhouette` or `energy` of a space: observed [cell] and permuted [cell, R]."""
+        values = torch.stack([getattr(cell, what) for cell in self.labelled(space)])
+        return values[:, 0], values[:, 1:]
+
+    # Held out --------------------------------------------------------------------------------
+
+    @cached_property
+    def heldout(self) -> Tensor:
+        """[cell, n], stored scores along the other folds' difference of means."""
+        self._require_folds()
+        return self.stored("heldout_score")
+
+    @cached_property
+    def probe(self) -> Tensor:
+        """[cell, n], held-out log odds of the logistic probe."""
+        self._require_folds()
+        n, width = self.projected.shape[1:]
+        folds = len(m.fold_texts(self.fold))
+        size = max(1, BLOCK_BYTES // (8 * folds * n * (width + 1) * 2))
+        parts = torch.split(self.projected, size)
+        return torch.cat([m.logistic_scores(x, self.labels, self.fold) for x in parts])
+
+    def _require_folds(self) -> None:
+        if any(len(m.fold_texts(self.fold[self.labels == c])) < 2 for c in (0, 1)):
+            raise Refusal("a class has all its texts in one fold: nothing to train on")
+
+    @cached_property
+    def _refitted_cache(self) -> dict[str, dict[str, Tensor]]:
+        return {}
+
+    def refitted(self, kind: str) -> dict[str, Tensor]:
+        """Held-out statistics of every labelling, fitted again: [cell, 1 + R] each."""
+        if kind not in self._refitted_cache:
+            labels = self.resamples.labellings()
+            ridge = RIDGE if kind == "probe" else None
+            parts = []
+            for x in self.projected:
+                scores = m.crossfit_scores(x, labels, self.fold, ridge)
+                found = {
+                    "auc": m.labelled_auc(scores, labels, self.fold),
+                    "accuracy": ((scores > 0) == (labels > 0.5)).double().mean(-1),
+                }
+                if self.paired:
+                    gap = self.pair_differences(scores) * self.flips
+                    found["paired_accuracy"] = ((gap.sign() + 1) / 2).mean(-1)
+                    found["paired_effect"] = gap.mean(-1) / gap.std(-1)
+                parts.append(found)
+            self._refitted_cache[kind] = {
+                name: torch.stack([part[name] for part in parts]) for name in parts[0]
+            }
+        return self._refitted_cache[kind]
+
+    def pair_differences(self, values: Tensor) -> Tensor:
+        """Harmful minus harmless text of every pair: values [..., n] -> [..., pairs]."""
+        return values[..., self.partners[:, 1]] - values[..., self.partners[:, 0]]
+
+    @cached_property
+    def flips(self) -> Tensor:
+        """[1 + permutations, pairs], -1 where a labelling swaps a pair."""
+        return 2 * self.resamples.labellings()[:, self.partners[:, 1]] - 1
+
+
+_BY_TEXT = {
+    "projected", "pca_coords", "pair_sum", "pair_min", "pair_max",
+    "cos_sum", "class_sqdist", "heldout_score",
+}  # fmt: skip
+
+
+@dataclass
+class Estimate:
+    """One metric for every cell of a block; all tensors [cell] float64 unless said."""
+
+    value: Tensor
+    floor: Tensor
+    p: Tensor
+    low: Tensor
+    high: Tensor
+    influence: Tensor | None = None
+    """[cell, n], what every text adds; None where the interval comes from draws or is none."""
+    draws: Tensor | None = None
+    """[cell, bootstraps]."""
+    extra: Tensor | None = None
+    """Variance beyond that of the influences."""
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
+        """The same estimate on another, monotone scale."""
+        low, high = function(self.low), function(self.high)
+        return Estimate(
+            function(self.value),
+            function(self.floor),
+            self.p,
+            torch.minimum(low, high),
+            torch.maximum(low, high),
+        )
+
+
+def _estimate(
+    value: Tensor,
+    floor: Tensor | float | None,
+    null: tuple[Tensor, Tensor] | None,
+    block: Block,
+    *,
+    influence: Tensor | None = None,
+    draws: Tensor | None = None,
+    extra: Tensor | None = None,
+) -> Estimate:
+    """Put an estimate together; `floor` None is the mean of the null."""
+    nothing = torch.full_like(value, torch.nan)
+    p, level = nothing, nothing
+    if null is not None and null[1].shape[-1]:
+        p, level = u.permutation_p(*null), null[1].nanmean(-1)
+    if floor is not None:
+        level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
+    low, high = nothing, nothing
+    if influence is not None:
+        variance = u.influence_variance(influence, block.unit)
+        variance = variance if extra is None else variance + extra
+        low, high = u.interval(value, variance.sqrt())
+    elif draws is not None and draws.shape[-1] > 1:
+        low, high = u.interval(value, u.spread(draws))
+    return Estimate(value, level, p, low, high, influence, draws, extra)
+
+
+def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
+    """An exact floor for independent texts; on paired data what label swaps leave."""
+    return None if block.paired and null[1].shape[-1] else exact
+
+
+def _adjusted(block: Block) -> Estimate:
+    n = block.count.sum()
+    rho = m.between_ratio(block.shift_sq, block.trace, block.count)
+    observed, null = (m.adjusted_ratio(part, n) for part in block.projection_null["rho"])
+    on_shift, on_within = m.shift_influence(block.sqdist, block.shift_sq, block.trace, block.labels)
+    by_shift, by_within = m.ratio_slopes(block.shift_sq, block.trace, block.count)
+    influence = by_shift[:, None] * on_shift + by_within[:, None] * on_within
+    return _estimate(
+        m.adjusted_ratio(rho, n),
+        _swap_floor(block, 0.0, (observed, null)),
+        (observed, null),
+        block,
+        influence=influence,
+        extra=2 * by_shift.square() * block.shift_noise,
+    )
+
+
+def _rho(block: Block, metric: Metric) -> Estimate:
+    if metric.components:
+        n = block.count.sum()
+        value, draws, null = block.resampled(
+            block.components(metric.components),
+            lambda x: m.between_ratio(x.shift.square().sum(-1), x.trace, x.count),
+        )
+        floor = _swap_floor(block, float(1 / (n - 1)), (value, null))
+        return _estimate(value, floor, (value, null), block, draws=draws)
+    adjusted = _adjusted(block)
+    n = block.count.sum()
+    rho = adjusted.mapped(lambda x: m.unadjusted_ratio(x, n))
+    stretch = (n - 2) / (n - 1)
+    rho.influence = None if adjusted.influence is None else stretch * adjusted.influence
+    rho.extra = None if adjusted.extra is None else stretch.square() * adjusted.extra
+    return rho
+
+
+def _calinski_harabasz(block: Block, metric: Metric) -> Estimate:
+    return _rho(block, metric).mapped(lambda x: m.calinski_harabasz(x, block.count.sum()))
+
+
+def _xie_beni(block: Block, metric: Metric) -> Estimate:
+    rho = _rho(block, metric)
+    # The scale has a pole at 0: an interval that reaches it has no upper end.
+    rho.low = rho.low.clamp_min(0)
+    return rho.mapped(lambda x: m.xie_beni(x, block.count))
+
+
+def _rho_standardized(block: Block, metric: Metric) -> Estimate:
+    value = m.standardized_ratio(block.stored("class_mean"), block.stored("class_var"), block.count)
+    null = block.projection_null["rho_standardized"]
+    floor = _swap_floor(block, float(1 / (block.count.sum() - 1)), null)
+    return _estimate(value, floor, null, block)
+
+
+def _mean_shift(block: Block, metric: Metric) -> Estimate:
+    null = block.projection_null["mean_shift"]
+    on_shift, _ = m.shift_influence(block.sqdist, block.shift_sq, block.trace, block.labels)
+    return _estimate(
+        m.mean_shift(block.shift_sq, block.trace, block.count),
+        _swap_floor(block, 0.0, null),
+        null,
+        block,
+        influence=on_shift,
+        extra=2 * block.shift_noise,
+    )
+
+
+def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
+    """Both terms, one of them, their excess or their shrunk form."""
+    k = metric.components
+    if not block.force:
+        block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
+    x = block.components(k)
+    family = metric.name.rsplit("_pc", 1)[0].removeprefix("bhattacharyya")
+    shares = [m.ledoit_wolf(x[:, block.labels == c]) for c in (0, 1)]
+
+    def terms(moments: m.Moments) -> Tensor:
+        cov = moments.cov
+        if family == "_shrunk":
+            share = torch.stack(shares, -1)[:, None].expand(cov.shape[:-2])
+            cov = m.shrink(cov, share)
+        t1, t2 = m.bhattacharyya(moments.shift, cov)
+        parts = {"_mean": t1, "_cov": t2}
+        return parts.get(family, t1 + t2)[..., -1]
+
+    value, draws, null = block.resampled(x, terms)
+    if bool(value.isnan().all()):
+        raise Refusal(f"a class has no full-rank covariance in {k} components")
+    t1, t2 = m.bhattacharyya_floor(k, float(block.count[0]), float(block.count[1]))
+    floors = {"_mean": t1, "_cov": t2, "_shrunk": None}
+    exact = floors.get(family, t1 + t2)
+    floor = None if exact is None else _swap_floor(block, exact, (value, null))
+    estimate = _estimate(value, floor, (value, null), block, draws=draws)
+    if family == "_excess":
+        floor = estimate.floor
+        return replace(
+            estimate,
+            value=value - floor,
+            floor=torch.zeros_like(floor),
+            low=estimate.low - floor,
+            high=estimate.high - floor,
+        )
+    return estimate
+
+
+def _coefficient(block: Block, metric: Metric) -> Estimate:
+    return _bhattacharyya(block, metric).mapped(lambda x: torch.exp(-x))
+
+
+def _mahalanobis(block: Block, metric: Metric) -> Estimate:
+    k = metric.components
+    if not block.force:
+        block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
+    value, draws, null = block.resampled(block.components(k), m.mahalanobis)
+    return _estimate(
+        value, _swap_floor(block, 0.0, (value, null)), (value, null), block, draws=draws
+    )
+
+
+def _frechet(block: Block, metric: Metric) -> Estimate:
+    k = metric.components
+    if not block.force:
+        block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
+    value, draws, null = block.resampled(block.components(k), lambda x: m.frechet(x.shift, x.cov))
+    return _estimate(value, None, (value, null), block, draws=draws)
+
+
+def _silhouette(block: Block, metric: Metric) -> Estimate:
+    if metric.components:
+        space = metric.space
+        sums = torch.stack([cell.pair_sum for cell in block.labelled(space)])
+        own, other = m.mean_distances(sums, block.labels)
+    elif metric.name == "silhouette_cosine":
+        space = "cosine"
+        own, other = m.mean_distances(block.stored("cos_sum"), block.labels)
+    else:
+        space = "projection"
+        own, other = block.distances
+    return _estimate(
+        m.silhouette_samples(own, other).mean(-1),
+        None,
+        block.distance_null(space, "silhouette"),
+        block,
+        influence=m.silhouette_influence(own, other, block.labels),
+    )
+
+
+def _davies_bouldin(block: Block, metric: Metric) -> Estimate:
+    value, influence = m.davies_bouldin(block.sqdist, block.shift_sq, block.labels)
+    return _estimate(value, math.nan, None, block, influence=influence)
+
+
+def _dunn(block: Block, metric: Metric) -> Estimate:
+    value = m.dunn(block.stored("pair_min"), block.stored("pair_max"), block.labels)
+    return _estimate(value, math.nan, None, block)
+
+
+def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
+    hits = m.nn_hits(block.stored("pair_min"), block.labels)
+    value = hits.mean(-1)
+    labels = block.resamples.labellings()
+    null = torch.stack(
+        [
+            (labels == labels[:, cell.nearest]).double().mean(-1)
+            for cell in block.labelled("projection")
+        ]
+    )
+    influence = (hits - value[:, None]) / hits.shape[-1]
+    return _estimate(value, None, (null[:, 0], null[:, 1:]), block, influence=influence)
+
+
+def _energy_distance(block: Block, metric: Metric) -> Estimate:
+    value, influence = m.energy_distance(*block.distances, block.labels)
+    null = block.distance_null("projection", "energy")
+    return _estimate(value, _swap_floor(block, 0.0, null), null, block, influence=influence)
+
+
+def _mmd(block: Block, metric: Metric) -> Estimate:
+    if min(block.kernel_widths) <= 0:
+        raise Refusal("the median distance is 0: the kernel has no bandwidth")
+    sums = torch.stack([cell.pair_sum for cell in block.labelled("kernel")])
+    value, influence = m.energy_distance(*m.mean_distances(sums, block.labels), block.labels)
+    null = block.distance_null("kernel", "energy")
+    return _estimate(value, _swap_floor(block, 0.0, null), null, block, influence=influence)
+
+
+def _auc(block: Block, metric: Metric) -> Estimate:
+    kind = metric.name.removeprefix("auc_")
+    value, influence = m.fold_auc(
+        block.heldout if kind == "direction" else block.probe, block.labels, block.fold
+    )
+    null = block.refitted(kind)["auc"]
+    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence)
+
+
+def _accuracy(block: Block, metric: Metric) -> Estimate:
+    kind = metric.name.removeprefix("accuracy_")
+    scores = block.heldout if kind == "direction" else block.probe
+    hits = ((scores > 0) == (block.labels > 0)).double()
+    value = hits.mean(-1)
+    null = block.refitted(kind)["accuracy"]
+    floor = float(block.count.max() / block.count.sum())
+    influence = (hits - value[:, None]) / hits.shape[-1]
+    return _estimate(value, floor, (null[:, 0], null[:, 1:]), block, influence=influence)
+
+
+def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
+    hits = (block.pair_differences(block.heldout).sign() + 1) / 2
+    value = hits.mean(-1)
+    null = block.refitted("direction")["paired_accuracy"]
+    influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
+    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence)
+
+
+def _paired_effect(block: Block, metric: Metric) -> Estimate:
+    gap = block.pair_differences(block.heldout)
+    mean, deviation = gap.mean(-1, keepdim=True), gap.std(-1, keepdim=True)
+    value = (mean / deviation).squeeze(-1)
+    scaled = (gap - mean) / deviation
+    influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
+    null = block.refitted("direction")["paired_effect"]
+    influence = _spread_over_pairs(block, influence)
+    return _estimate(value, 0.0, (null[:, 0], null[:, 1:]), block, influence=influence)
+
+
+def _paired_shift(block: Block, metric: Metric) -> Estimate:
+    gap = block.pair_differences(block.projected.transpose(-1, -2)).transpose(-1, -2)
+    n = gap.shape[1]
+    mean_sq = ((block.flips / n) @ gap).square().sum(-1)
+    total = gap.square().sum((-1, -2))[:, None]
+    values = mean_sq - (total / n - mean_sq) / (n - 1)
+    mean = gap.mean(-2, keepdim=True)
+    centred = gap - mean
+    influence = 2 * (centred @ mean.transpose(-1, -2)).squeeze(-1) / n
+    return _estimate(
+        values[:, 0],
+        0.0,
+        (values[:, 0], values[:, 1:]),
+        block,
+        influence=_spread_over_pairs(block, influence),
+        extra=2 * m.shift_noise(centred / n, width=0),
+    )
+
+
+def _spread_over_pairs(block: Block, influence: Tensor) -> Tensor:
+    """Half of a pair's influence to each of its texts: [cell, pairs] -> [cell, n]."""
+    spread = torch.empty(len(influence), block.labels.numel(), dtype=influence.dtype)
+    spread[:, block.partners] = influence[..., None] / 2
+    return spread
+
+
+def _hotelling(block: Block, metric: Metric) -> Estimate:
+    k = metric.components
+    if not block.force:
+        block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
+    coords = block.components(k).transpose(-1, -2)
+    gap = block.pair_differences(coords).transpose(-1, -2)
+    counts = block.resamples.counts[:, block.partners[:, 1]].double()
+    weights = torch.cat([block.flips[:1], counts, block.flips[1:]])
+    values = torch.cat([m.hotelling(gap, part) for part in torch.split(weights, 256)], -1)
+    null = values[:, 1 + len(counts) :]
+    return _estimate(
+        values[:, 0], None, (values[:, 0], null), block, draws=values[:, 1 : 1 + len(counts)]
+    )
+
+
+_BY_FAMILY: dict[str, Callable[[Block, Metric], Estimate]] = {
+    "rho": _rho,
+    "rho_adjusted": lambda block, metric: _adjusted(block),
+    "calinski_harabasz": _calinski_harabasz,
+    "xie_beni": _xie_beni,
+    "rho_standardized": _rho_standardized,
+    "mean_shift": _mean_shift,
+    "bhattacharyya": _bhattacharyya,
+    "bhattacharyya_excess": _bhattacharyya,
+    "bhattacharyya_mean": _bhattacharyya,
+    "bhattacharyya_cov": _bhattacharyya,
+    "bhattacharyya_shrunk": _bhattacharyya,
+    "bhattacharyya_coefficient": _coefficient,
+    "mahalanobis": _mahalanobis,
+    "frechet": _frechet,
+    "silhouette": _silhouette,
+    "silhouette_cosine": _silhouette,
+    "davies_bouldin": _davies_bouldin,
+    "dunn": _dunn,
+    "nn_accuracy": _nn_accuracy,
+    "energy_distance": _energy_distance,
+    "mmd": _mmd,
+    "auc_direction": _auc,
+    "auc_probe": _auc,
+    "accuracy_direction": _accuracy,
+    "accuracy_probe": _accuracy,
+    "paired_accuracy": _paired_accuracy,
+    "paired_effect": _paired_effect,
+    "paired_shift": _paired_shift,
+    "hotelling": _hotelling,
+}
+
+
+def estimate(block: Block, metric: Metric) -> tuple[Estimate, list[str]]:
+    """One metric for every cell of a block, and per cell why it is refused, "" where it is not."""
+    try:
+        block.require(MIN_TEXTS, "any number")
+        if metric.paired and not block.paired:
+            raise Refusal("the texts are not paired")
+        found = _BY_FAMILY[metric.name.rsplit("_pc", 1)[0]](block, metric)
+    except Refusal as refusal:
+        nothing = torch.full((len(block.cells),), torch.nan, dtype=torch.float64)
+        found = Estimate(nothing, nothing, nothing, nothing, nothing)
+        return found, [str(refusal)] * len(block.cells)
+    reasons = ["" if ok else _NO_VALUE for ok in found.value.isfinite().tolist()]
+    known = found.value.isfinite()
+    shown = {
+        name: torch.where(known, getattr(found, name), torch.nan)
+        for name in ("value", "floor", "p", "low", "high")
+    }
+    return replace(found, **shown), reasons
+
+
+_NO_VALUE = "no finite value: the features are constant, collinear or without spread in a class"
+
+
+def blocks(
+    run: "Run",
+    model: str,
+    lang: str,
+    *,
+    layers: list[int],
+    poolings: list[int],
+    bootstraps: int,
+    permutations: int,
+    seed: int,
+    paired: bool,
+    force: bool,
+) -> Iterator[Block]:
+    """Cut one language of one model into blocks of layers whose cells hold the same texts.
+
+    Args:
+        run: an open store.
+        model, lang: names.
+        layers, poolings: indices, ascending.
+        bootstraps, permutations, seed: see `uncertainty.draw`.
+        paired: resample pairs as wholes where the data have them.
+        force: leave out the refusal of many components for few texts.
+    """
+    store = run.model(model)
+    span = run.lang_range(lang)
+    labels, pair, fold = (
+        torch.from_numpy(np.asarray(column[span]).astype(np.int64))
+        for column in (run.samples.label, run.samples.pair, run.samples.fold)
+    )
+    if not paired:
+        pair = torch.full_like(pair, -1)
+    resamples = u.draw(
+        labels, pair, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
+    )
+    for some in _batches(layers, len(poolings) * len(labels) * _ROW_BYTES):
+        cache: dict[str, Tensor] = {}
+        window = slice(some[0], some[-1] + 1)
+        cells = [(layer, pooling) for layer in some for pooling in poolings]
+        cache["projected"] = torch.from_numpy(
+            np.ascontiguousarray(store.read("projected", layer=window, samples=span))
+        )
+        finite = cache["projected"].isfinite().all(-1)
+        groups: dict[bytes, list[tuple[int, int]]] = {}
+        for layer, pooling in cells:
+            mask = finite[layer - window.start, pooling].numpy().tobytes()
+            groups.setdefault(mask, []).append((layer, pooling))
+        for mask, members in groups.items():
+            kept = torch.frombuffer(bytearray(mask), dtype=torch.bool)
+            yield Block(
+                model=store,
+                lang=run.languages.index(lang),
+                span=span,
+                layers=window,
+                cells=members,
+                kept=kept,
+                resamples=resamples.keep(kept),
+                fold=fold[kept],
+                force=force,
+                cache=cache,
+            )
+
+
+_ROW_BYTES = 8 * 128
+"""About what the arrays of one text, layer and pooling take in float64."""
+
+
+def _batches(layers: list[int], row_bytes: int) -> list[list[int]]:
+    """Runs of neighbouring layers that fit `BLOCK_BYTES` together."""
+    most = max(1, BLOCK_BYTES // max(1, row_bytes))
+    found: list[list[int]] = []
+    for layer in layers:
+        if found and found[-1][-1] + 1 == layer and len(found[-1]) < most:
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return found

@@ -1,0 +1,141 @@
+"""How sure a number is: resamples, intervals and permutation nulls.
+
+Texts are resampled in units: the two texts of a pair are one unit, any other text is its own.
+Draws depend on the language and the seed, never on the model, so that two models of one store see
+the same resamples and their difference has an interval of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Z95 = NormalDist().inv_cdf(0.975)
+CHUNK_BYTES = 64 << 20
+"""Working memory of the weights of one chunk of resamples."""
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Bootstrap counts and permuted labels of the texts of one language.
+
+    labels: [n] int64; unit: [n] int64, texts of one unit share a number;
+    counts: [bootstraps, n] uint8, how often a text stands in a resample;
+    permuted: [permutations, n] uint8, labels of every permutation.
+    """
+
+    labels: Tensor
+    unit: Tensor
+    counts: Tensor
+    permuted: Tensor
+
+    def keep(self, kept: Tensor) -> "Resamples":
+        """The same draws for some of the texts: kept [n] bool."""
+        return Resamples(
+            self.labels[kept],
+            torch.unique(self.unit[kept], return_inverse=True)[1],
+            self.counts[:, kept],
+            self.permuted[:, kept],
+        )
+
+    def labellings(self) -> Tensor:
+        """The labels as they are, then every permutation: [1 + permutations, n] float64."""
+        return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
+
+    def weights(self, *, bootstrap: bool = True) -> Iterator[Tensor]:
+        """Class weights [R, 2, n] float64 in chunks: the texts as they are, bootstraps, permuted.
+
+        Args:
+            bootstrap: leave the bootstraps out if not.
+        """
+        labels = self.labels[None].to(torch.uint8)
+        counts = self.counts if bootstrap else self.counts[:0]
+        times = torch.cat([torch.ones_like(labels), counts, torch.ones_like(self.permuted)])
+        classes = torch.cat([labels, labels.expand(len(counts), -1), self.permuted])
+        size = max(1, CHUNK_BYTES // (16 * labels.shape[-1]))
+        for count, label in zip(torch.split(times, size), torch.split(classes, size), strict=True):
+            yield torch.stack([count * (1 - label), count * label], dim=1).double()
+
+
+def draw(
+    labels: Tensor, pair: Tensor, *, bootstraps: int, permutations: int, seed: int, key: str
+) -> Resamples:
+    """Draw the resamples of one language.
+
+    Pairs are drawn, and swap their labels, as wholes; other texts are drawn within their class and
+    shuffle their labels among themselves. A pair that has lost one text counts as no pair.
+
+    Args:
+        labels: [n] int64, pair: [n] int64 (negative: none), key: the language's name.
+    """
+    y, p = labels.numpy(), pair.numpy().astype(np.int64)
+    n = len(y)
+    _, inverse, sizes = np.unique(p, return_inverse=True, return_counts=True)
+    joined = (p >= 0) & (sizes[inverse] == 2)
+    unit = np.unique(np.where(joined, p, p.max(initial=0) + 1 + np.arange(n)), return_inverse=True)[
+        1
+    ]
+    rng = np.random.Generator(np.random.PCG64([seed, *key.encode()]))
+    counts = np.zeros((bootstraps, n), np.uint8)
+    permuted = np.tile(y.astype(np.uint8), (permutations, 1))
+    if joined.any():
+        pairs, place = np.unique(p[joined], return_inverse=True)
+        even = np.full(len(pairs), 1 / len(pairs))
+        counts[:, joined] = rng.multinomial(len(pairs), even, size=bootstraps)[:, place]
+        swapped = rng.integers(0, 2, size=(permutations, len(pairs)), dtype=np.uint8)
+        permuted[:, joined] ^= swapped[:, place]
+    for label in (0, 1):
+        alone = ~joined & (y == label)
+        if many := int(alone.sum()):
+            counts[:, alone] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+    if (~joined).any():
+        permuted[:, ~joined] = rng.permuted(permuted[:, ~joined], axis=1)
+    return Resamples(labels, *(torch.from_numpy(a) for a in (unit, counts, permuted)))
+
+
+def unit_sums(values: Tensor, unit: Tensor) -> Tensor:
+    """Sum what belongs to one unit: values [..., n], unit [n] -> [..., U]."""
+    sums = torch.zeros(*values.shape[:-1], int(unit.max()) + 1, dtype=values.dtype)
+    return sums.index_add_(-1, unit, values)
+
+
+def influence_variance(influence: Tensor, unit: Tensor) -> Tensor:
+    """Variance of an estimate from what every text adds to it.
+
+    Args:
+        influence: [..., n], first-order change of the estimate by each text, zero on average.
+        unit: [n] int64.
+    """
+    sums = unit_sums(influence, unit)
+    n = sums.shape[-1]
+    return sums.square().sum(-1) * n / (n - 1)
+
+
+def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal 95 % interval of the same shape as `value`."""
+    return value - Z95 * deviation, value + Z95 * deviation
+
+
+def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
+    """Share of labellings at least as extreme: (1 + #(null >= observed))/(1 + R).
+
+    Never zero (Phipson & Smyth 2010). A difference within rounding counts as equal, and so does
+    a labelling without a value.
+
+    Args:
+        observed: [...], null: [..., R]; larger means further apart.
+    """
+    below = null < (observed - 1e-12 * observed.abs())[..., None]
+    return (1 + (~below).sum(-1)) / (1.0 + null.shape[-1])
+
+
+def spread(draws: Tensor) -> Tensor:
+    """Standard deviation over the last axis; NaN where over a tenth of the draws have no value."""
+    known = ~draws.isnan()
+    n = known.sum(-1)
+    mean = draws.nanmean(-1, keepdim=True)
+    variance = torch.where(known, (draws - mean).square(), 0.0).sum(-1) / (n - 1)
+    return torch.where(n >= 0.9 * draws.shape[-1], variance.sqrt(), torch.nan)

@@ -1,0 +1,196 @@
+"""What a store holds, computed from plain vectors in float64 NumPy: an oracle and a stand-in.
+
+Nothing here uses the package, so that a mistake there cannot hide here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FOLDS = 10
+COMPONENTS = 16
+
+
+@dataclass(frozen=True)
+class Columns:
+    lang_index: np.ndarray
+    label: np.ndarray
+    pair: np.ndarray
+    fold: np.ndarray
+
+
+class StandInModel:
+    hookpoints: tuple[str, ...]
+    poolings: tuple[str, ...]
+
+    def __init__(self, arrays, dims, hookpoints, poolings):
+        self._arrays, self._dims = arrays, dims
+        self.hookpoints, self.poolings = hookpoints, poolings
+        self.attrs = {"hookpoints": list(hookpoints), "poolings": list(poolings)}
+
+    def read(
+        self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)
+    ):
+        chosen = {"layer": layer, "pooling": pooling, "sample": samples, "lang": lang}
+        index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
+        return self._arrays[name][index]
+
+
+class StandInRun:
+    """Enough of a store's `Run` for `separation`."""
+
+    def __init__(self, languages, samples, models):
+        self.languages, self.samples, self._models = tuple(languages), samples, models
+        self.models = tuple(models)
+
+    def lang_range(self, lang):
+        i = self.languages.index(lang)
+        a, b = np.searchsorted(self.samples.lang_index, [i, i + 1])
+        return slice(int(a), int(b))
+
+    def model(self, name):
+        return self._models[name]
+
+
+def folds_of(label, pair, seed=0):
+    """Ten folds; both texts of a pair share one; each class is spread evenly."""
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(label), np.int8)
+    for c in (0, 1):
+        alone = np.flatnonzero((label == c) & (pair < 0))
+        fold[alone] = rng.permutation(len(alone)) % FOLDS
+    numbers = np.unique(pair[pair >= 0])
+    of_pair = dict(zip(numbers, rng.permutation(len(numbers)) % FOLDS, strict=True))
+    for i in np.flatnonzero(pair >= 0):
+        fold[i] = of_pair[pair[i]]
+    return fold
+
+
+def language_arrays(x, label, fold, projection):
+    """Every stored array of one layer, pooling and language from its vectors x [n, D]."""
+    n, _ = x.shape
+    ok = np.isfinite(x).all(1)
+    row = {
+        "projected": np.full((n, projection.shape[1]), np.nan, np.float32),
+        "pca_coords": np.full((n, COMPONENTS), np.nan, np.float32),
+        "pair_sum": np.full((n, 2), np.nan),
+        "pair_min": np.full((n, 2), np.nan, np.float32),
+        "pair_max": np.full((n, 2), np.nan, np.float32),
+        "cos_sum": np.full((n, 2), np.nan),
+        "class_sqdist": np.full((n, 2), np.nan),
+        "heldout_score": np.full(n, np.nan, np.float32),
+    }
+    z, y, f = x[ok], label[ok], fold[ok]
+    row["projected"][ok] = (z @ projection).astype(np.float32)
+    centred = z - z.mean(0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    k = min(COMPONENTS, len(singular))
+    coords = np.full((len(z), COMPONENTS), np.nan)
+    coords[:, :k] = left[:, :k] * singular[:k]
+    row["pca_coords"][ok] = coords.astype(np.float32)
+    explained = np.full(COMPONENTS, np.nan)
+    explained[:k] = singular[:k] ** 2 / (len(z) - 1)
+
+    square = (centred**2).sum(1)
+    distance = np.sqrt(np.maximum(square[:, None] + square - 2 * centred @ centred.T, 0))
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    unit = np.divide(z, norm, out=np.zeros_like(z), where=norm > 0)
+    cosine = 1 - unit @ unit.T
+    np.fill_diagonal(distance, 0)
+    np.fill_diagonal(cosine, 0)
+    off = distance + np.diag(np.full(len(z), np.nan))
+    for c in (0, 1):
+        mine = y == c
+        row["pair_sum"][ok, c] = distance[:, mine].sum(1)
+        row["cos_sum"][ok, c] = cosine[:, mine].sum(1)
+        with np.errstate(all="ignore"):
+            some = np.nan_to_num(off[:, mine], nan=np.inf).min(1, initial=np.inf)
+            row["pair_min"][ok, c] = some
+            row["pair_max"][ok, c] = np.nan_to_num(off[:, mine], nan=-1).max(1, initial=-1)
+    mean = np.full((2, x.shape[1]), np.nan)
+    var = np.full((2, x.shape[1]), np.nan)
+    for c in (0, 1):
+        if (y == c).any():
+            mean[c] = z[y == c].mean(0)
+            row["class_sqdist"][ok, c] = ((z - mean[c]) ** 2).sum(1)
+        if (y == c).sum() > 1:
+            var[c] = z[y == c].var(0, ddof=1)
+    score = np.full(len(z), np.nan)
+    for number in np.unique(f):
+        train, test = f != number, f == number
+        if all((train & (y == c)).any() for c in (0, 1)):
+            m0, m1 = (z[train & (y == c)].mean(0) for c in (0, 1))
+            gap = m1 - m0
+            with np.errstate(all="ignore"):
+                score[test] = (z[test] - (m0 + m1) / 2) @ gap / np.linalg.norm(gap)
+    row["heldout_score"][ok] = score
+    return row, {"pca_explained": explained}, {"class_mean": mean, "class_var": var}
+
+
+def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None):
+    """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}."""
+    languages = list(label)
+    pair = pair or {}
+    columns = {"lang_index": [], "label": [], "pair": [], "fold": []}
+    for i, lang in enumerate(languages):
+        y = np.asarray(label[lang], np.int8)
+        p = np.asarray(pair.get(lang, np.full(len(y), -1)), np.int32)
+        columns["lang_index"].append(np.full(len(y), i, np.int16))
+        columns["label"].append(y)
+        columns["pair"].append(p)
+        columns["fold"].append(folds_of(y, p) if fold is None else fold[lang])
+    samples = Columns(**{name: np.concatenate(parts) for name, parts in columns.items()})
+    models = {}
+    for name, by_lang in states.items():
+        n_layers, n_pool, _, hidden = next(iter(by_lang.values())).shape
+        rng = np.random.default_rng(seed)
+        projection = rng.standard_normal((hidden, proj)) / np.sqrt(proj)
+        arrays, dims = {}, {}
+        for i_layer in range(n_layers):
+            for i_pool in range(n_pool):
+                for i_lang, lang in enumerate(languages):
+                    mine = samples.lang_index == i_lang
+                    row, whole, cell = language_arrays(
+                        np.asarray(by_lang[lang][i_layer, i_pool], np.float64),
+                        samples.label[mine],
+                        samples.fold[mine],
+                        projection,
+                    )
+                    for key, value in row.items():
+                        shape = (n_layers, n_pool, len(mine), *value.shape[1:])
+                        arrays.setdefault(key, np.full(shape, np.nan, value.dtype))
+                        arrays[key][i_layer, i_pool, mine] = value
+                        dims[key] = ("layer", "pooling", "sample", "rest")[: value.ndim + 2]
+                    for key, value in (whole | cell).items():
+                        shape = (n_layers, n_pool, len(languages), *value.shape)
+                        arrays.setdefault(key, np.full(shape, np.nan))
+                        arrays[key][i_layer, i_pool, i_lang] = value
+                        dims[key] = ("layer", "pooling", "lang", "a", "b")[: value.ndim + 3]
+        arrays["n_tokens"] = np.full(len(samples.label), 7, np.int32)
+        arrays["truncated"] = np.zeros(len(samples.label), bool)
+        dims["n_tokens"] = dims["truncated"] = ("sample",)
+        hookpoints = ("embed", *(f"block.{i}" for i in range(n_layers - 1)))
+        poolings = ("mean", "last")[:n_pool]
+        models[name] = StandInModel(arrays, dims, hookpoints, poolings)
+    return StandInRun(languages, samples, models)
+
+
+def planted(n=400, width=32, shift=1.0, *, layers=1, poolings=1, seed=0, spread=None):
+    """Two Gaussian classes `shift` apart along every dimension over sqrt(width)."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat([0, 1], n // 2)
+    x = rng.standard_normal((layers, poolings, n, width))
+    if spread is not None:
+        x = x * spread
+    x = x + shift / np.sqrt(width) * label[:, None]
+    return x, label
+
+
+def toy_pairs(pairs=400, width=256, *, content=3.0, noise=0.3, shift=0.25, moved=5, seed=0):
+    """Pairs that share their content; only `moved` dimensions tell the classes apart."""
+    rng = np.random.default_rng(seed)
+    topic = content * rng.standard_normal((pairs, width))
+    x = np.repeat(topic, 2, axis=0) + noise * rng.standard_normal((2 * pairs, width))
+    label = np.tile([0, 1], pairs)
+    x[label == 1, :moved] += shift
+    return x[None, None], label, np.repeat(np.arange(pairs), 2)
