@@ -47,7 +47,8 @@ def extension(with_cuda):
     cxx = [*DEFINES, *where, "-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
     cxx += ["-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     files = sources("*.cpp") + sources("cpu/*.cpp")
-    arguments = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"]}
+    headers = sources("**/*.h") + sources("**/*.inc")
+    arguments = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"], "depends": headers}
     if not with_cuda:
         return cpp_extension.CppExtension(NAME, files, extra_compile_args={"cxx": cxx}, **arguments)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")

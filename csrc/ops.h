@@ -18,5 +18,17 @@ namespace cpu {
 std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
                                         std::optional<Tensor> projection);
 
+// [L,M,D], [L,N,D] or none, [L,D] f64, [N] i64 -> sum [L,M,C] f64, min, max [L,M,C] f32,
+// kernel_sum [L,M,C,G] f64
+std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_reduce(Tensor rows, std::optional<Tensor> cols,
+                                                           Tensor center, Tensor col_labels,
+                                                           int64_t num_classes, std::string metric,
+                                                           std::vector<double> gammas);
+
+// [L,N,D], [L,D] f64, [N] i64; adds the pairs with a row from `start` on to the four results
+void pairwise_update(Tensor x, Tensor center, Tensor labels, int64_t start, std::string metric,
+                     std::vector<double> gammas, Tensor sum, Tensor min, Tensor max,
+                     Tensor kernel_sum);
+
 }  // namespace cpu
 }  // namespace safetyspace

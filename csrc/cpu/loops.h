@@ -7,12 +7,47 @@ namespace safetyspace::cpu {
 
 enum class Input { kFloat32, kBFloat16, kFloat16 };
 
+enum class Metric { kEuclidean, kSquaredEuclidean, kCosine };
+
+struct Extremes {
+  double sum;
+  float min, max;
+};
+
+struct Columns {
+  double* sum;
+  float *min, *max;
+};
+
 struct Loops {
   const char* name;
 
   // sum[k] += x[t][k] for `rows` rows of `width` values, `stride` values apart.
   void (*add_rows)(Input type, const void* x, int64_t stride, int64_t rows, float* sum,
                    int64_t width);
+
+  // |x|^2 in float64.
+  double (*squared_norm)(Input type, const void* x, int64_t width);
+
+  // out[k] = scale * x[k] - center[k], computed in float64; returns |out|^2.
+  double (*center_row)(Input type, const void* x, double scale, const double* center, float* out,
+                       int64_t width);
+
+  // |a - b|^2 in float64.
+  double (*squared_difference)(const float* a, const float* b, int64_t width);
+
+  // gram[j] = max(0, row_norm + col_norms[j] - 2 gram[j]), NaN kept. Returns how many are below
+  // near * (row_norm + col_norms[j]), too small to be right.
+  int64_t (*squared_distances)(float* gram, float row_norm, const float* col_norms, float near,
+                               int64_t width);
+
+  // Adds the distances of one row to the columns of one class to `row` and, if not null, to `cols`.
+  void (*reduce)(const float* squared, Metric metric, int64_t width, Extremes* row,
+                 const Columns* cols);
+
+  // Adds exp(-gamma squared[j]) to *row_sum and, if not null, to col_sum[j].
+  void (*reduce_kernel)(const float* squared, float gamma, int64_t width, double* row_sum,
+                        double* col_sum);
 };
 
 // The widest set that this processor has; ATEN_CPU_CAPABILITY=default|avx2 lowers it, as it does

@@ -45,12 +45,9 @@ Input input_type(const Tensor& x) {
 // Everything that one sample needs, for `width` dimensions from x on.
 class Sample {
  public:
-  Sample(const int32_t* spans, int64_t num_spans, int64_t num_tokens)
-      : spans_(spans), num_spans_(num_spans) {
+  Sample(const int32_t* spans, int64_t num_spans) : spans_(spans), num_spans_(num_spans) {
     limits_.reserve(2 * num_spans);
     for (int64_t i = 0; i < 2 * num_spans; ++i) {
-      check(spans[i] >= 0 && spans[i] <= num_tokens, "spans: expected values in 0 .. ", num_tokens,
-            ", got ", spans[i]);
       limits_.push_back(spans[i]);
     }
     std::sort(limits_.begin(), limits_.end());
@@ -117,6 +114,10 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
 
   Tensor pooled = torch::stable::new_empty(hidden_states, {B, S, D}, ScalarType::Float);
   const int32_t* p_spans = spans.const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < B * S * 2; ++i) {
+    check(p_spans[i] >= 0 && p_spans[i] <= T, "spans: expected values in 0 .. ", T, ", got ",
+          p_spans[i]);
+  }
   const void* p_hidden = hidden_states.const_data_ptr();
   float* p_pooled = pooled.mutable_data_ptr<float>();
   const int64_t stride_b = hidden_states.stride(0), stride_t = hidden_states.stride(1);
@@ -127,7 +128,7 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
   torch::stable::parallel_for(0, B * parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / parts, start = task % parts * width;
-      Sample(p_spans + b * S * 2, S, T)
+      Sample(p_spans + b * S * 2, S)
           .pool(type, offset(type, p_hidden, b * stride_b + start), stride_t,
                 p_pooled + b * S * D + start, D, std::min(width, D - start));
     }

@@ -68,13 +68,13 @@ def _centered(rows: Tensor, center: Tensor, metric: str) -> tuple[Tensor, Tensor
 
 
 def _squared_distances(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -> Tensor:
-    norms = a_norms[:, None] + b_norms
-    squared = (norms - 2 * (a @ b.T)).clamp_(min=0)
+    norms = (a_norms[:, None] + b_norms).to(a.dtype)
+    squared = torch.addmm(norms, a, b.T, alpha=-2).clamp_(min=0)
     near = (squared < NEAR * norms).nonzero()
     for pairs in torch.split(near, max(1, 2**20 // a.shape[1])):
         i, j = pairs.unbind(1)
-        squared[i, j] = (a[i].double() - b[j].double()).square_().sum(-1)
-    return squared.to(a.dtype)
+        squared[i, j] = (a[i].double() - b[j].double()).square_().sum(-1).to(a.dtype)
+    return squared
 
 
 def _add_tile(
@@ -92,18 +92,24 @@ def _add_tile(
         distances = squared.sqrt()
     else:
         distances = squared / 2 if metric == "cosine" else squared.clone()
-    one_hot = torch.nn.functional.one_hot(labels, total.shape[1]).double()
-    index = labels.expand(squared.shape)
+    kernels = [(squared * -gamma).exp() for gamma in gammas]
 
     def without_diagonal(tile: Tensor, value: float) -> Tensor:
         return tile.fill_diagonal_(value) if diagonal else tile
 
-    total += without_diagonal(distances, 0.0).double() @ one_hot
-    low.scatter_reduce_(1, index, without_diagonal(distances, torch.inf).float(), "amin")
-    high.scatter_reduce_(1, index, without_diagonal(distances, -torch.inf).float(), "amax")
-    for g, gamma in enumerate(gammas):
-        kernel = without_diagonal((squared * -gamma).exp(), 0.0)
-        kernel_total[..., g] += kernel.double() @ one_hot
+    for label in torch.unique(labels).tolist():
+        members = (labels == label).nonzero()[:, 0]
+
+        def of_class(tile: Tensor, value: float, members: Tensor = members) -> Tensor:
+            return without_diagonal(tile, value).index_select(1, members)
+
+        total[:, label] += of_class(distances, 0.0).sum(1, dtype=torch.float64)
+        smallest = of_class(distances, torch.inf).amin(1).float()
+        low[:, label] = torch.minimum(low[:, label], smallest)
+        largest = of_class(distances, -torch.inf).amax(1).float()
+        high[:, label] = torch.maximum(high[:, label], largest)
+        for g, kernel in enumerate(kernels):
+            kernel_total[:, label, g] += of_class(kernel, 0.0).sum(1, dtype=torch.float64)
 
 
 def pairwise_empty(
