@@ -6,6 +6,7 @@ caller asks for it by name. transformers, peft and huggingface_hub are imported 
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -241,9 +242,13 @@ def _download(
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:
+        at_revision = f" at revision {revision}" if revision else ""
+        advice = ""
+        if isinstance(error, huggingface_hub.errors.GatedRepoError):
+            advice = "; ask for access on its page, then log in with `hf auth login`"
         raise ModelError(
-            f"{repo_id}: no such directory, and not to be had from the model hub"
-            f"{f' at revision {revision}' if revision else ''} ({_first_line(error)})"
+            f"{repo_id}: no such directory, and not to be had from the model hub{at_revision} "
+            f"({type(error).__name__}: {_first_line(error)}){advice}"
         ) from error
     return _Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
 
@@ -269,7 +274,7 @@ def _load_weights(
                 "language model"
             )
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            source.directory, output_loading_info=True, **where, **how
+            source.directory, config=config, output_loading_info=True, **where, **how
         )
     except ModelError:
         raise
@@ -501,7 +506,9 @@ def _quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

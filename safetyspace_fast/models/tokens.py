@@ -21,8 +21,12 @@ from safetyspace_fast.models.loading import LoadedModel
 
 POOLINGS = ("mean", "last", "last_text")
 TEMPLATES = ("auto", "chat", "none")
-# Some templates print today's date; a result must not depend on the day it was made.
-_TEMPLATE_DATE = {"%d %b %Y": "26 Jul 2024", "%B %d, %Y": "July 26, 2024", "%Y-%m-%d": "2024-07-26"}
+# Some templates print today's date, but a result must not depend on the day it was made: this takes
+# the place of transformers' function. The line break after it is dropped as after any block.
+_FIXED_DATE = """{% macro strftime_now(form) -%}
+{{ {"%d %b %Y": "26 Jul 2024", "%B %d, %Y": "July 26, 2024"}.get(form, "2024-07-26") }}
+{%- endmacro %}
+"""
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,9 @@ def _render(model: LoadedModel, texts: Sequence[str]) -> list[str]:
     try:
         rendered: list[str] = model.tokenizer.apply_chat_template(
             [[{"role": "user", "content": text}] for text in texts],
+            chat_template=_FIXED_DATE + model.tokenizer.get_chat_template(),
             tokenize=False,
             add_generation_prompt=True,
-            strftime_now=lambda form: _TEMPLATE_DATE.get(form, "2024-07-26"),
         )
     except Exception as error:
         line = (str(error).splitlines() or [""])[0]
@@ -166,6 +170,8 @@ def _common_prefix(one: str, other: str) -> str:
 
 def _encode_chat(model: LoadedModel, template: Template, texts: Sequence[str]) -> _Encoded:
     """Encode rendered prompts; the template itself writes BOS, so the tokenizer must not."""
+    if not texts:
+        return []
     rendered = _render(model, texts)
     before, after = len(template.prefix), len(template.suffix)
     for text, prompt in zip(texts, rendered, strict=True):
@@ -176,8 +182,6 @@ def _encode_chat(model: LoadedModel, template: Template, texts: Sequence[str]) -
                 f"{model.name}: its chat template does not show the text {text[:40]!r} as it is "
                 "between a fixed beginning and end; use template 'none'"
             )
-    if not rendered:
-        return []
     batch = model.tokenizer(
         rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
