@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,16 @@ class LoadedModel:
     """
 
     name: str
-    backbone: nn.Module
-    blocks: nn.ModuleList
+    backbone: nn.Module = field(repr=False)
+    blocks: nn.ModuleList = field(repr=False)
     hookpoints: tuple[str, ...]
     hidden_size: int
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     max_tokens: int
     pad_token_id: int
     device: torch.device
     dtype: torch.dtype
-    identity: dict[str, Json]
+    identity: dict[str, Json] = field(repr=False)
 
     def watch(self, hookpoint: str, callback: Callable[[Tensor], None]) -> RemovableHandle:
         """Call `callback` with a hookpoint's hidden_states: [B, T, D] in every forward pass."""
