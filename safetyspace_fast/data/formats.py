@@ -78,7 +78,7 @@ def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
         except _RepeatedKeyError:
             yield line, "a key stands twice in the object"
         except json.JSONDecodeError as error:
-            yield line, f"not JSON: {error.msg} at column {error.colno}"
+            yield line, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         except (ValueError, RecursionError):  # a number of thousands of digits; endless nesting
             yield line, "not JSON that can be read"
         else:
@@ -156,9 +156,10 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
                 for values in zip(*columns, strict=True):
                     row += 1
                     yield row, dict(zip(batch.schema.names, values, strict=True)) | others
-    except pyarrow.ArrowException as error:
-        first_line = str(error).partition("\n")[0]
-        raise DataError(f"{shown}: damaged Parquet file after row {row} ({first_line})") from error
+    # Arrow raises OSError for damage, too, and fails on names that are no UTF-8.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = ascii(str(error).partition("\n")[0])
+        raise DataError(f"{shown}: no whole Parquet file, rows read: {row} ({reason})") from error
 
 
 def _is_text(dtype: Any) -> bool:

@@ -139,7 +139,7 @@ class _Reader:
                 raise DataError(f"{file.shown}:{line}: more than {MAX_ROWS} rows: split the data")
             if self._total_bytes > MAX_TOTAL_BYTES:
                 raise DataError(
-                    f"{file.shown}:{line}: more than {MAX_TOTAL_BYTES} bytes of text: split the data"
+                    f"{file.shown}:{line}: over {MAX_TOTAL_BYTES} bytes of text: split the data"
                 )
 
     def _add(

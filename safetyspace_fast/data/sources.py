@@ -50,8 +50,8 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
 
     Raises DataError where there is nothing to read, ConfigError for a revision of a local source.
     """
-    path = Path(source)
-    if isinstance(source, str) and not path.exists():
+    path = Path(source)  # asked through os.path, which takes any string, however long or odd
+    if isinstance(source, str) and not os.path.exists(source):
         if source.startswith(SAMPLE_PREFIX):
             return _packaged(source.removeprefix(SAMPLE_PREFIX))
         hub_id = _HUB_ID.fullmatch(source)
@@ -59,9 +59,9 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
             return _hub(hub_id[1], hub_id[2], revision, on_note)
     if revision is not None:
         raise ConfigError(f"revision {revision!r}: only a hub data set has one, not {source}")
-    if path.is_dir():
-        return Source(printable(path.resolve().name), _layout(path))
-    if not path.is_file():
+    if os.path.isdir(path):
+        return Source(printable(path.resolve().name), _layout(path, printable(str(path))))
+    if not os.path.isfile(path):
         raise DataError(
             f"{printable(str(source))}: no such file or directory: expected a data file "
             f"({FORMATS}), a directory of them, a hub id (owner/name) or {SAMPLE_PREFIX}polite"
@@ -87,7 +87,7 @@ def _packaged(name: str) -> Source:
     return Source(name, (DataFile(known[name], known[name].name, None),))
 
 
-def _layout(folder: Path) -> tuple[DataFile, ...]:
+def _layout(folder: Path, shown: str) -> tuple[DataFile, ...]:
     """List the data files below `folder`, with the language that each file's place says."""
     files = []
     kinds: dict[str, str] = {}
@@ -100,19 +100,23 @@ def _layout(folder: Path) -> tuple[DataFile, ...]:
             path = Path(parent, name)
             inside = path.relative_to(folder)
             if not path.is_file():
-                raise DataError(f"{printable(str(path))}: no regular file, perhaps a broken link")
+                raise DataError(f"{shown}: {inside} is no regular file, perhaps a broken link")
             kinds.setdefault(kind, inside.as_posix())
             lang = next(filter(None, map(_language_of, (stem, *reversed(inside.parts[:-1])))), None)
             files.append(DataFile(path, printable(inside.as_posix()), lang))
     if not files:
-        raise DataError(f"{printable(str(folder))}: no data files: expected {FORMATS}")
+        raise _no_data_files(shown)
     if len(kinds) > 1:
         examples = ", ".join(printable(name) for name in kinds.values())
         raise DataError(
-            f"{printable(str(folder))}: files of several formats, perhaps the same data twice "
-            f"({examples}): name one file, or a directory with one format"
+            f"{shown}: files of several formats, perhaps the same data twice ({examples}): "
+            "name one file, or a directory with one format"
         )
     return tuple(sorted(files, key=lambda file: file.path.relative_to(folder).parts))
+
+
+def _no_data_files(shown: str) -> DataError:
+    return DataError(f"{shown}: no data files: expected {FORMATS}")
 
 
 def _unreadable(error: OSError) -> None:
@@ -131,9 +135,7 @@ def _hub(
         raise ConfigError(f"{repo}@{pinned}: another revision was asked for too: {revision!r}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -158,11 +160,13 @@ def _hub(
         raise DataError(f"{repo}: no revision {wanted!r} on the hub") from error
     except HFValidationError as error:
         raise DataError(f"{printable(repo)}: not a hub id (owner/name)") from error
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the errors of its network layers have no common base
         first_line = str(error).strip().partition("\n")[0]
         raise DataError(
             f"{repo}: no such local path, and it can neither be fetched from the hub nor found in "
             f"the hub's cache: go online, or give the path of a copy ({printable(first_line)})"
         ) from error
     on_note(f"{repo}: hub revision {folder.name}")
-    return Source(repo, _layout(folder))
+    if not folder.is_dir():  # the client makes none where no file matches
+        raise _no_data_files(repo)
+    return Source(repo, _layout(folder, repo))

@@ -1,0 +1,288 @@
+"""Files that are random, enormous or made to harm: a clear error or a listed exclusion."""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from safetyspace_fast.data import Samples, formats, read, read_samples
+from safetyspace_fast.errors import DataError
+
+# The folder is reused between examples: each overwrites the file.
+FUZZ = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["0", "1", "en", "de", "", "a", "b", "\ud800", "\0", "\u202e"]),
+    st.text(),
+    st.lists(st.integers(), max_size=2),
+)
+RECORDS = st.lists(
+    st.dictionaries(st.sampled_from([*formats.COLUMNS, "other"]), VALUES), max_size=12
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "text": st.one_of(st.sampled_from(["a", "b", "c", "é"]), VALUES),
+            "label": st.sampled_from([0, 1, True, "0", None]),
+            "lang": st.sampled_from(["en", "de", "pt-BR"]),
+        },
+        optional={"pair": st.sampled_from([None, "p", "q", 1]), "item": st.sampled_from([1, "i"])},
+    ),
+    max_size=40,
+)
+
+
+def read_or_refuse(path: Path) -> Samples | None:
+    """Read a file; anything but samples in order or a one-line DataError fails."""
+    try:
+        samples = read_samples(path)
+    except DataError as error:
+        message = str(error)
+        assert message
+        assert message.isprintable(), ascii(message)
+        assert "fuzz" in message
+        return None
+    assert len(samples) >= 2
+    for lang in samples.languages:
+        assert set(samples.labels[samples.lang_range(lang)].tolist()) == {0, 1}
+    for text, digest in zip(samples.texts, samples.text_sha256, strict=True):
+        assert text.strip()
+        assert hashlib.sha256(text.encode()).digest() == digest.tobytes()
+    assert all(e.file == path.name and e.line > 0 and e.reason for e in samples.excluded)
+    return samples
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"])
+@FUZZ
+@given(data=st.binary(max_size=400))
+@example(data=b"text,label,lang\n\xff,0,en\n\0,1,en\n")
+@example(data=b"text\tlabel\tlang\na\t0\ten\r\nb\t1\ten\rc\t1\ten\n")
+@example(data=b"\xff\xfet\0e\0x\0t\0")
+def test_random_bytes(tmp_path: Path, suffix: str, data: bytes) -> None:
+    path = tmp_path / f"fuzz.{suffix}"
+    path.write_bytes(data)
+    read_or_refuse(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@FUZZ
+@given(rows=st.text(alphabet=list('"\n\r,\t01aé\0\u202e\ud800'), max_size=80))
+def test_random_rows_below_a_good_header(tmp_path: Path, suffix: str, rows: str) -> None:
+    path = tmp_path / f"fuzz.{suffix}"
+    header = "text,label\nx,0\ny,1\n".replace(",", "," if suffix == "csv" else "\t")
+    path.write_bytes((header + rows).encode(errors="surrogatepass"))
+    read_or_refuse(path)
+
+
+@FUZZ
+@given(records=RECORDS)
+def test_random_json(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    path = tmp_path / "fuzz.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    read_or_refuse(path)
+
+
+@FUZZ
+@given(rows=ROWS)
+def test_every_row_is_kept_or_listed(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "fuzz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = read_or_refuse(path)
+    if samples is not None:
+        kept = samples.file_position.tolist()
+        left_out = [exclusion.line - 1 for exclusion in samples.excluded]
+        assert sorted(kept + left_out) == list(range(len(rows)))
+        assert [rows[i]["text"] for i in kept] == samples.texts
+
+
+@FUZZ
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_flipped_bytes_in_parquet(tmp_path: Path, place: float, flip: int) -> None:
+    path = tmp_path / "fuzz.parquet"
+    rows = {"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1], "lang": ["en"] * 4}
+    pyarrow.parquet.write_table(pyarrow.table(rows), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= flip
+    path.write_bytes(data)
+    read_or_refuse(path)
+
+
+def test_bidirectional_overrides_are_kept_and_shown_nowhere(tmp_path: Path) -> None:
+    override, isolate = "\u202edlrow olleh", "\u2067ok\u2069"
+    path = tmp_path / "x.jsonl"
+    rows = [
+        {"text": override, "label": 1, "lang": "en"},
+        {"text": isolate, "label": 0, "lang": "en"},
+        {"text": "x", "label": "\u202eevil", "lang": "en"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert set(read_samples(path).texts) == {override, isolate}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"label is '\\u202eevil'") as caught:
+        read_samples(path)
+    assert not any(unicodedata.category(c) == "Cf" for c in str(caught.value))
+
+
+def test_long_lines_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(read, "MAX_LINE_BYTES", 100)
+    rows = [{"text": "x" * n, "label": n % 2, "lang": "en"} for n in (1, 2, 70, 350, 3)]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = read_samples(path)
+    assert list(map(len, samples.texts)) == [1, 2, 3]
+    reason = "line of more than 100 bytes"
+    assert samples.excluded == (("x.jsonl", 3, reason), ("x.jsonl", 4, reason))
+    path = tmp_path / "x.csv"
+    path.write_text("text,label,lang\n" + "".join(f"{r['text']},{r['label']},en\n" for r in rows))
+    with pytest.raises(DataError, match=r"^x\.csv:5: line of more than 100 bytes: shorten it"):
+        read_samples(path)
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert read_samples(path).excluded == (("x.parquet", 4, "text of more than 100 bytes"),)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    rows = [{"text": str(i), "label": i % 2, "lang": "en"} for i in range(20)]
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    for module in (formats, read):
+        monkeypatch.setattr(module, "MAX_ROWS", 20)
+    assert len(read_samples(path)) == 20
+    for module in (formats, read):
+        monkeypatch.setattr(module, "MAX_ROWS", 19)
+    with pytest.raises(DataError, match=r"(more than|20 rows, at most) 19.*: split the data"):
+        read_samples(path)
+
+
+def test_too_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "MAX_TOTAL_BYTES", 1000)
+    rows = [{"text": "x" * 100 + str(i % 2), "label": i % 2, "lang": "en"} for i in range(20)]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"^x\.jsonl:10: over 1000 bytes of text: split the data"):
+        read_samples(path)
+
+
+def test_parquet_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pyarrow.table(
+        {
+            "text": ["x" * 100_000, "y" * 100_000],
+            "label": [0, 1],
+            "lang": ["en", "en"],
+            "note": ["z" * 900_000] * 2,
+        }
+    )
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(formats, "MAX_COLUMN_BYTES", 300_000)
+    assert len(read_samples(path)) == 2  # the large column is never read
+    monkeypatch.setattr(formats, "MAX_COLUMN_BYTES", 150_000)
+    with pytest.raises(DataError, match=r"column text of row group 0 unpacks to 20\d{4} bytes"):
+        read_samples(path)
+
+
+PEAK = """
+import resource, sys, time
+from safetyspace_fast.data import read_samples
+import pyarrow.parquet
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+try:
+    result = len(read_samples(sys.argv[1]))
+except ValueError as error:
+    result = str(error)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(result)
+print((peak - before) / 1024, time.perf_counter() - start)
+"""
+
+
+def read_in_new_process(path: Path) -> tuple[str, float, float]:
+    """Return the result or error, the added peak memory in MiB, and the seconds taken."""
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
+    )
+    answer, figures = result.stdout.splitlines()
+    memory_mib, time_s = map(float, figures.split())
+    return answer, memory_mib, time_s
+
+
+def test_a_line_of_100_mb_is_never_held(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.write('{"text": "good", "label": 0, "lang": "en"}\n{"text": "')
+        for _ in range(100):
+            file.write("x" * 1_000_000)
+        file.write('", "label": 1, "lang": "en"}\n{"text": "bad", "label": 1, "lang": "en"}\n')
+    answer, memory_mib, time_s = read_in_new_process(path)
+    assert answer == "2"
+    assert memory_mib < 64
+    assert time_s < 10
+
+
+@pytest.mark.slow
+def test_one_long_text_repeated_in_parquet(tmp_path: Path) -> None:
+    """A file of some kilobytes whose texts would fill 80 GB: refused while one copy is held."""
+    words = pyarrow.array(["x" * 8_000_000, "y" * 8_000_000])
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1] * 5000, "int32"), words)
+    table = pyarrow.table({"text": texts, "label": [0, 1] * 5000, "lang": ["en"] * 10_000})
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    answer, memory_mib, _ = read_in_new_process(path)
+    assert answer == "x.parquet:537: over 4294967296 bytes of text: split the data"
+    assert memory_mib < 256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_million_rows(tmp_path: Path, suffix: str) -> None:
+    n = 1_000_000
+    path = tmp_path / f"x.{suffix}"
+    langs = ("de", "en", "fr", "zh")
+    texts = [f"{'word ' * (i % 23)}{i}" for i in range(n)]
+    if suffix == "parquet":
+        table = {
+            "text": texts,
+            "label": [(i // 4) % 2 for i in range(n)],
+            "lang": list(langs) * (n // 4),
+        }
+        pyarrow.parquet.write_table(
+            pyarrow.table(table | {"pair": [f"p{i // 8}-{i % 4}" for i in range(n)]}), path
+        )
+    else:
+        pattern = (
+            '{{"text": "{}", "label": {}, "lang": "{}"}}\n' if suffix == "jsonl" else "{},{},{}\n"
+        )
+        with path.open("w") as file:
+            if suffix == "csv":
+                file.write("text,label,lang\n")
+            for i, text in enumerate(texts):
+                file.write(pattern.format(text, (i // 4) % 2, langs[i % 4]))
+    answer, memory_mib, time_s = read_in_new_process(path)
+    print(f"{suffix}: {answer} rows, {time_s:.1f} s, {memory_mib:.0f} MiB")
+    assert answer == str(n)
+    assert memory_mib < 1500
+    assert time_s < 60
