@@ -111,11 +111,12 @@ class _Candidate:
         return f"{self.path} ({len(self.modules)} x {kind}: {objection})"
 
 
-def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> nn.ModuleList:
-    """Find the blocks of a causal backbone by running it on two short rows of tokens.
+def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> tuple[nn.ModuleList, int]:
+    """Find the blocks of a causal backbone, and their width, by running it on two rows of tokens.
 
     Raises ModelError, listing every list of modules and what speaks against it, where not exactly
-    one fits, and for a backbone whose states depend on tokens to their right.
+    one fits, for a backbone whose states depend on tokens to their right, and for one that ends in
+    another width.
     """
     candidates = [
         _Candidate(path, module)
@@ -155,7 +156,13 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> nn.ModuleLis
             f"{name}: a token's state changes with the tokens after it; expected a causal language "
             "model, this is an encoder (not supported yet)"
         )
-    return fitting[0].modules
+    width = fitting[0].inputs[0].shape[-1]
+    if last.shape[-1] != width:
+        raise ModelError(
+            f"{name}: its blocks are {width} wide but its last hidden state {last.shape[-1]}; "
+            "expected one width at every hookpoint"
+        )
+    return fitting[0].modules, width
 
 
 def _record(candidate: _Candidate) -> list[RemovableHandle]:

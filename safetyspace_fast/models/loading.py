@@ -125,13 +125,13 @@ def load_model(
     backbone.to(target).eval().requires_grad_(False)
     _check_vocabulary(tokenizer, backbone, spec)
     text_config = config.get_text_config(decoder=True)
-    blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
+    blocks, width = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
         blocks=blocks,
         hookpoints=layers.hookpoint_names(len(blocks)),
-        hidden_size=int(text_config.hidden_size),
+        hidden_size=width,
         tokenizer=tokenizer,
         max_tokens=_window(text_config, tokenizer),
         pad_token_id=_filler(config, tokenizer),

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safetyspace_fast.config import POOLINGS, TEMPLATES
 from safetyspace_fast.errors import ConfigError, ModelError
 from safetyspace_fast.models.loading import LoadedModel
 
-POOLINGS = ("mean", "last", "last_text")
-TEMPLATES = ("auto", "chat", "none")
 # Some templates print today's date, but a result must not depend on the day it was made: this takes
 # the place of transformers' function. The line break after it is dropped as after any block.
 _FIXED_DATE = """{% macro strftime_now(form) -%}

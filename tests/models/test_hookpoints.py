@@ -130,12 +130,13 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embedding, then `order` of the blocks; `mix` lets tokens see those to their right."""
 
-    def __init__(self, order=(0, 1, 2), mix=False, bypass=False):
+    def __init__(self, order=(0, 1, 2), mix=False, bypass=False, narrow=False):
         super().__init__()
         self.embedding = nn.Embedding(16, 8)
         self.adapters = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
         self.layers = nn.ModuleList(Block() for _ in range(3))
         self.order, self.mix, self.bypass = order, mix, bypass
+        self.width = 4 if narrow else 8
 
     def forward(self, input_ids, use_cache):
         states = first = self.embedding(input_ids)
@@ -143,12 +144,13 @@ class Backbone(nn.Module):
             states = states + states.mean(dim=1, keepdim=True)
         for number in self.order:
             states = self.layers[number](first if self.bypass else states)[0]
-        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=states)
+        return transformers.modeling_outputs.BaseModelOutput(states[..., : self.width])
 
 
 def test_blocks_are_told_from_other_lists_by_what_they_do():
     backbone = Backbone()
-    assert find_blocks(backbone, 3, "m") is backbone.layers
+    blocks, width = find_blocks(backbone, 3, "m")
+    assert (blocks is backbone.layers, width) == (True, 8)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,7 @@ def test_blocks_are_told_from_other_lists_by_what_they_do():
         (Backbone(order=(0, 1, 2, 2)), 3, r"adapters .*; layers .*did not run once each"),
         (Backbone(bypass=True), 3, r"layers .*does not read what the one before it wrote"),
         (Backbone(mix=True), 3, r"encoder"),
+        (Backbone(narrow=True), 3, r"blocks are 8 wide but its last hidden state 4"),
         (nn.Linear(2, 2), 3, r"failed \(TypeError"),
     ],
 )
