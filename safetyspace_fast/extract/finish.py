@@ -46,8 +46,8 @@ def finish_cell(
     fold_sum = (member @ centred).view(2, FOLDS, width)
     count, total = fold_count.sum(1), fold_sum.sum(1)
     means = total / count
-    squares = torch.stack([centred[y == label].square().sum(0) for label in (0, 1)])
-    variances = (squares - count * means.square()).clamp_min(0) / (count - 1)
+    variances = torch.stack([(centred[y == c] - means[c]).square().sum(0) for c in (0, 1)])
+    variances /= count - 1
 
     others = (total[:, None] - fold_sum) / (count[:, None] - fold_count)  # means without the fold
     direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
@@ -96,7 +96,9 @@ def principal_components(centred: torch.Tensor, k: int) -> tuple[torch.Tensor, t
         entry positive; those beyond the rank of the data are zero.
     """
     n, width = centred.shape
-    scale = max(n - 1, 1)
+    variance, components = centred.new_zeros(k), centred.new_zeros(k, width)
+    if n < 2:
+        return variance, components
     wide = width > n
     matrix = centred @ centred.T if wide else centred.T @ centred
     values, vectors = _leading(matrix, min(k, len(matrix)))
@@ -107,9 +109,7 @@ def principal_components(centred: torch.Tensor, k: int) -> tuple[torch.Tensor, t
     vectors = vectors * real
     peak = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * torch.where(peak < 0, -1.0, 1.0)
-    variance = centred.new_zeros(k)
-    components = centred.new_zeros(k, width)
-    variance[: len(values)] = torch.where(real, values, 0) / scale
+    variance[: len(values)] = torch.where(real, values, 0) / (n - 1)
     components[: len(values)] = vectors.T
     return variance, components
 

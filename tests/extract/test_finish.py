@@ -1,0 +1,127 @@
+"""Language statistics against their definitions in float64 NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from safetyspace_fast.extract.finish import (
+    COMPONENTS,
+    FOLDS,
+    finish_cell,
+    merge_bases,
+    principal_components,
+)
+
+
+def draw(n: int, width: int, *, outlier: float = 0.0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, width, generator=generator) * torch.logspace(1, -1, width)
+    x[:, width // 2] += outlier
+    return x
+
+
+@pytest.mark.parametrize(
+    ("n", "width"), [(300, 40), (40, 300), (900, 500), (500, 900), (9, 30), (2, 5)]
+)
+@pytest.mark.parametrize("outlier", [0.0, 3000.0])
+def test_components_are_those_of_a_full_svd(n: int, width: int, outlier: float) -> None:
+    x = draw(n, width, outlier=outlier).double()
+    x -= x.mean(0)
+    variance, components = principal_components(x, COMPONENTS)
+    _, singular, vectors = np.linalg.svd(x.numpy(), full_matrices=False)
+    k = min(COMPONENTS, n - 1, width)
+    expected = np.zeros(COMPONENTS)
+    expected[:k] = singular[:k] ** 2 / (n - 1)
+    np.testing.assert_allclose(variance, expected, rtol=1e-9, atol=1e-12 * expected[0])
+    cosines = np.abs((components[:k].numpy() * vectors[:k]).sum(1))
+    np.testing.assert_allclose(cosines, 1, atol=1e-6)
+    assert (components[k:] == 0).all()
+
+
+def test_components_of_constant_data_are_zero() -> None:
+    variance, components = principal_components(torch.zeros(50, 20, dtype=torch.float64), 16)
+    assert (variance == 0).all()
+    assert (components == 0).all()
+
+
+@pytest.mark.parametrize("outlier", [0.0, 3000.0])
+def test_a_cell_follows_its_definitions(outlier: float) -> None:
+    n, width = 120, 30
+    states = draw(n, width, outlier=outlier)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 2, (n,), generator=generator)
+    folds = torch.randint(0, FOLDS, (n,), generator=generator)
+    states[labels == 1, :4] += 1.0
+    cell = finish_cell(states, labels, folds)
+
+    x, y, f = states.double().numpy(), labels.numpy(), folds.numpy()
+    gaps = x[:, None] - x[None]
+    distance = np.sqrt((gaps**2).sum(2))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for c in (0, 1):
+        np.testing.assert_allclose(cell["class_mean"][c], x[y == c].mean(0), rtol=1e-12)
+        np.testing.assert_allclose(cell["class_var"][c], x[y == c].var(0, ddof=1), rtol=1e-8)
+        others = (y == c)[None] & ~np.eye(n, dtype=bool)
+        np.testing.assert_allclose(cell["pair_sum"][:, c], (distance * others).sum(1), rtol=1e-5)
+        np.testing.assert_allclose(
+            cell["pair_min"][:, c], np.where(others, distance, np.inf).min(1), rtol=1e-4
+        )
+        np.testing.assert_allclose(cell["pair_max"][:, c], (distance * others).max(1), rtol=1e-5)
+        cosine = ((1 - unit @ unit.T) * others).sum(1)
+        np.testing.assert_allclose(cell["cos_sum"][:, c], cosine, rtol=1e-4, atol=1e-5)
+        squared = ((x - x[y == c].mean(0)) ** 2).sum(1)
+        np.testing.assert_allclose(cell["class_sqdist"][:, c], squared, rtol=1e-9)
+    for i in range(n):
+        m0, m1 = (x[(y == c) & (f != f[i])].mean(0) for c in (0, 1))
+        direction = (m1 - m0) / np.linalg.norm(m1 - m0)
+        expected = (x[i] - (m0 + m1) / 2) @ direction
+        assert cell["heldout_score"][i] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_samples_that_are_not_finite_are_left_out_of_the_rest() -> None:
+    states = draw(60, 20)
+    labels, folds = torch.arange(60) % 2, torch.arange(60) // 2 % FOLDS
+    keep = torch.ones(60, dtype=torch.bool)
+    keep[[3, 40]] = False
+    without = finish_cell(states[keep], labels[keep], folds[keep])
+    states[3, 5], states[40] = torch.inf, torch.nan
+    cell = finish_cell(states, labels, folds)
+    for name in ("pca_coords", "pair_sum", "cos_sum", "class_sqdist", "heldout_score"):
+        assert cell[name][~keep].isnan().all(), name
+        torch.testing.assert_close(cell[name][keep], without[name], msg=name)
+    torch.testing.assert_close(cell["class_mean"], without["class_mean"])
+
+
+def test_noise_has_no_heldout_direction() -> None:
+    """In-sample, noise in 2,000 dimensions separates perfectly; across folds it must not."""
+    states = torch.randn(400, 2000, generator=torch.Generator().manual_seed(0))
+    labels, folds = torch.arange(400) % 2, torch.arange(400) // 2 % FOLDS
+    score = finish_cell(states, labels, folds)["heldout_score"]
+    above = (score[labels == 1][:, None] > score[labels == 0]).double().mean()
+    assert abs(float(above) - 0.5) < 0.08
+
+
+def test_merged_basis_is_the_basis_of_all_languages() -> None:
+    """With languages of low rank nothing is cut off, so the merge is exact."""
+    generator = torch.Generator().manual_seed(0)
+    parts, counts = [], [70, 40, 90]
+    for i, n in enumerate(counts):
+        factors = torch.randn(n, 4, generator=generator, dtype=torch.float64)
+        part = factors @ torch.randn(4, 50, generator=generator, dtype=torch.float64)
+        parts.append(part + i)
+    centres = torch.stack([part.mean(0) for part in parts])
+    found = [
+        principal_components(part - centre, COMPONENTS)
+        for part, centre in zip(parts, centres, strict=True)
+    ]
+    basis = merge_bases(
+        counts,
+        centres,
+        torch.stack([variance for variance, _ in found]),
+        torch.stack([components for _, components in found]),
+    ).double()
+    together = torch.cat(parts)
+    _, expected = principal_components(together - together.mean(0), COMPONENTS)
+    rank = int((expected.abs().sum(1) > 0).sum())
+    overlap = (basis[:, :rank].T @ expected[:rank].T).abs()
+    np.testing.assert_allclose(overlap.diagonal(), 1, atol=1e-5)
