@@ -94,20 +94,10 @@ def arrange(
 ) -> Samples:
     """Put rows into canonical order and fold them.
 
+    rows: by file position
     limit: keep at most this many rows of each language and label
     """
-    rows = sorted(
-        rows,
-        key=lambda row: (
-            row.lang,
-            row.size_bytes,
-            row.sha256,
-            row.label,
-            row.pair or "",
-            row.item or "",
-            row.position,
-        ),
-    )
+    rows = sorted(rows, key=_place_in_order)  # stable, and the rows come by file position
     # Drawn before the limit, so that a text has the same fold with and without one.
     draws = _draws(rows, seed)
     if limit is not None:
@@ -140,6 +130,18 @@ def arrange(
         file_position=_frozen([row.position for row in rows], np.int64),
         text_sha256=text_sha256,
         excluded=tuple(excluded),
+    )
+
+
+def _place_in_order(row: Row) -> bytes:
+    """Return the canonical order as bytes, which compare much faster than a tuple."""
+    return b"\0".join(
+        (
+            row.lang.encode(),  # holds no zero byte
+            row.size_bytes.to_bytes(8, "big") + row.sha256 + bytes([row.label]),
+            (row.pair or "").encode(),
+            (row.item or "").encode(),
+        )
     )
 
 
