@@ -1,0 +1,245 @@
+"""The on-disk format: what other tools see, and what the writer and the reader refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+
+from safetyspace_fast.errors import StoreError
+from safetyspace_fast.store import ModelWriter, Progress, Run, create_run, resume_run, work_folder
+from safetyspace_fast.store.layout import FORMAT_VERSION, MODEL, ROW_ARRAYS, SAMPLES, SHARD_SAMPLES
+
+N = 2 * SHARD_SAMPLES + 40
+SIZES = {
+    "layer": 3,
+    "pooling": 2,
+    "sample": N,
+    "proj": 8,
+    "component": 4,
+    "class": 2,
+    "label": 2,
+    "fold": 10,
+    "lang": 2,
+    "hidden": 6,
+}
+
+
+def make_run(path: Path, **changes: object) -> zarr.Group:
+    samples = {
+        "file_position": np.arange(N)[::-1],
+        "text_sha256": np.zeros((N, 32), np.uint8),
+        "lang": np.repeat([0, 1], [300, N - 300]).astype(np.int16),
+        "label": (np.arange(N) % 2).astype(np.int8),
+        "pair": np.full(N, -1, np.int32),
+        "item": np.full(N, -1, np.int32),
+        "fold": (np.arange(N) % 10).astype(np.int8),
+    }
+    options = {
+        "created_by": "test",
+        "data_name": "toy",
+        "data_sha256": "ab" * 32,
+        "languages": ("de", "en"),
+        "samples": samples,
+    }
+    return create_run(path, **(options | changes))
+
+
+def values_of(name: str) -> np.ndarray:
+    spec = next(spec for spec in MODEL if spec.name == name)
+    shape = [SIZES[dim] for dim in spec.dims]
+    draw = np.random.default_rng(len(name)).normal(size=shape) * 1000
+    return draw.astype(spec.dtype)
+
+
+def fill(root: zarr.Group, name: str = "m", *, complete: bool = True) -> ModelWriter:
+    writer = ModelWriter(root, name, SIZES)
+    writer.create({"hookpoints": ["embed", "block.0", "final_norm"], "poolings": ["mean", "last"]})
+    for spec in MODEL:
+        values = values_of(spec.name)
+        if not spec.by_sample:
+            writer.write(spec.name, values)
+            continue
+        for start, stop in ((300, N), (0, 300)):  # languages may come in any order
+            writer.write_rows(spec.name, start, values[:, :, start:stop])
+    if complete:
+        writer.finish({})
+    return writer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    fill(make_run(tmp_path / "run.zarr"))
+    return tmp_path / "run.zarr"
+
+
+@pytest.mark.parametrize("spec", MODEL, ids=lambda spec: spec.name)
+def test_what_was_written_is_read(store: Path, spec: object) -> None:
+    got, expected = Run(store).model("m").read(spec.name), values_of(spec.name)
+    if spec.keepbits:
+        np.testing.assert_allclose(got, expected, rtol=2.0 ** -(spec.keepbits + 1))
+        assert (got.view(np.uint32) << (9 + spec.keepbits) == 0).all()
+    else:
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_parts_are_read_by_axis(store: Path) -> None:
+    model = Run(store).model("m")
+    got = model.read("pca_coords", layer=1, pooling=slice(0, 1), samples=slice(250, 270))
+    np.testing.assert_array_equal(got, values_of("pca_coords")[1, 0:1, 250:270])
+    np.testing.assert_array_equal(
+        model.read("class_mean", lang=1), values_of("class_mean")[:, :, 1]
+    )
+    assert Run(store).lang_range("en") == slice(300, N)
+
+
+def test_xarray_opens_it_with_named_axes_and_units(store: Path) -> None:
+    for group, specs in (("models/m", MODEL), ("samples", SAMPLES)):
+        opened = xarray.open_zarr(store, group=group, consolidated=False)
+        for spec in specs:
+            assert opened[spec.name].dims == spec.dims
+            assert opened[spec.name].attrs["units"] == spec.unit
+    data = Run(store).dataset("m")
+    chosen = data["class_mean"].sel(layer="block.0", pooling="last", lang="en", label=1)
+    np.testing.assert_array_equal(chosen, values_of("class_mean")[1, 1, 1, 1])
+
+
+def test_a_shard_is_one_file_and_every_chunk_has_a_checksum(store: Path) -> None:
+    for name in ROW_ARRAYS:
+        folder = store / "models" / "m" / name
+        chunks = [path for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json"]
+        assert len(chunks) == -(-N // SHARD_SAMPLES)
+        (sharding,) = json.loads((folder / "zarr.json").read_text())["codecs"]
+        inner = sharding["configuration"]["codecs"]
+        assert [codec["name"] for codec in inner] == ["bytes", "blosc", "crc32c"]
+
+
+def test_damage_is_an_error_that_names_the_array(store: Path) -> None:
+    chunk = store / "models/m/pair_sum/c/0/0/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[50] ^= 0xFF
+    chunk.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="pair_sum: damaged"):
+        Run(store).model("m").read("pair_sum")
+
+
+def test_a_missing_row_keeps_the_model_incomplete(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run.zarr")
+    writer = fill(root, complete=False)
+    writer.write_rows("pair_sum", 5, values_of("pair_sum")[:, :, 5:9])
+    with pytest.raises(StoreError, match=r"pair_sum\[0\]"):
+        writer.finish({})
+    run = Run(tmp_path / "run.zarr")
+    assert run.models == ()
+    with pytest.raises(StoreError, match="not complete"):
+        run.model("m")
+
+
+def test_what_is_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    make_run(path)
+    with pytest.raises(StoreError, match="--resume"):
+        make_run(path)
+    make_run(path, overwrite=True)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").touch()
+    with pytest.raises(StoreError, match="not a store"):
+        make_run(folder, overwrite=True)
+    assert (folder / "cat.jpg").exists()
+
+
+def test_resume_refuses_other_data(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    make_run(path)
+    resume_run(path, data_sha256="ab" * 32)
+    with pytest.raises(StoreError, match="other content"):
+        resume_run(path, data_sha256="cd" * 32)
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such store"):
+        Run(tmp_path / "nothing.zarr")
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(StoreError, match="not a safetyspace-fast store"):
+        Run(tmp_path / "empty.zarr")
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match="not a safetyspace-fast store"):
+        Run(tmp_path / "other.zarr")
+    zarr.create_group(tmp_path / "newer.zarr", attributes={"format_version": FORMAT_VERSION + 1})
+    with pytest.raises(StoreError, match="update safetyspace-fast"):
+        Run(tmp_path / "newer.zarr")
+
+
+def test_unknown_names_are_listed(store: Path) -> None:
+    with pytest.raises(StoreError, match="has m"):
+        Run(store).model("n")
+    with pytest.raises(StoreError, match="has de, en"):
+        Run(store).lang_range("fr")
+    with pytest.raises(StoreError, match="no array"):
+        Run(store).model("m").read("nothing")
+
+
+ROW = (3, 2, 14)
+
+
+def record(seed: int, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return np.array(rows), draw.normal(size=(len(rows), *ROW)).astype(np.float32)
+
+
+def test_segments_give_back_what_was_appended(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run.zarr", "m", ROW)
+    batches = [record(0, [4, 1]), record(1, [2]), record(2, [9, 8, 0])]
+    for rows, values in batches:
+        progress.append(3, rows, values)
+    again = Progress(tmp_path / "run.zarr", "m", ROW)
+    assert again.rows_done(3) == {0, 1, 2, 4, 8, 9}
+    for (rows, values), (got_rows, got) in zip(batches, again.records(3), strict=True):
+        np.testing.assert_array_equal(got_rows, rows)
+        np.testing.assert_array_equal(got, values)
+    assert again.rows_done(0) == set()
+
+
+@pytest.mark.parametrize("where", [0, 3, 10, 25, 60, -1])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_tail_is_cut_off(tmp_path: Path, where: int, damage: str) -> None:
+    progress = Progress(tmp_path / "run.zarr", "m", ROW)
+    first, second = record(0, [4, 1]), record(1, [2])
+    progress.append(0, *first)
+    (segment,) = progress.folder.glob("*.seg")
+    good = segment.read_bytes()
+    progress.append(0, *second)
+    whole = bytearray(segment.read_bytes())
+    place = len(whole) - 1 if where < 0 else len(good) + where
+    if damage == "cut":
+        del whole[place:]
+    else:
+        whole[place] ^= 0x10
+    segment.write_bytes(whole)
+    assert progress.rows_done(0) == {1, 4}
+    assert segment.read_bytes() == good
+    progress.append(0, *second)
+    assert progress.rows_done(0) == {1, 2, 4}
+
+
+def test_a_journal_line_cut_short_is_dropped(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run.zarr", "m", ROW)
+    progress.record(extracted=0)
+    journal = progress.folder / "journal.jsonl"
+    with journal.open("a") as file:
+        file.write('{"extrac')
+    again = Progress(tmp_path / "run.zarr", "m", ROW)
+    again.record(extracted=1)
+    assert again.events() == [{"extracted": 0}, {"extracted": 1}]
+
+
+def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    one, two = Progress(store, "a", ROW), Progress(store, "b", ROW)
+    one.close()
+    assert work_folder(store).exists()
+    two.close()
+    assert not work_folder(store).exists()

@@ -1,0 +1,176 @@
+"""The command line as a person types it."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import save_tiny
+
+from safetyspace_fast.cli import main
+
+RUN = [sys.executable, "-m", "safetyspace_fast.cli"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def store(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run.zarr"
+    arguments = ["--data", "sample:polite", "--languages", "en,de,ru", "--out", str(out)]
+    assert main(["run", "--model", str(tiny), *arguments]) == 0
+    return out
+
+
+def test_run_prints_what_it_did_and_what_is_next(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.zarr"
+    command = ["run", "--model", str(tiny), "--data", "sample:polite", "--out", str(out)]
+    assert main([*command, "--languages", "en"]) == 0
+    printed, progress = capfd.readouterr()
+    assert re.search(r"^tiny-llama: \d+ texts, [\d,]+ tokens in [\d.]+ s", printed)
+    assert f"safetyspace-fast separation {out}" in printed
+    assert "5 hookpoints x 32" in progress
+    assert main([*command, "--languages", "en"]) == 1
+    assert "--resume" in capfd.readouterr().err
+    assert main([*command, "--languages", "en", "--resume"]) == 0
+    assert "nothing to do" in capfd.readouterr().err
+
+
+def test_run_json_is_json(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.zarr"
+    command = ["run", "--model", f"a={tiny}", "--data", "sample:polite", "--out", str(out)]
+    assert main([*command, "--languages", "de", "--layers=-1,embed", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["out"] == str(out)
+    (model,) = result["models"]
+    assert model["model"] == "a"
+    assert model["texts"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--model", "{m}", "--data", "nothing.jsonl"], 1, "nothing.jsonl"),
+        (["--model", "{d}/no-model", "--data", "sample:polite"], 1, "no-model"),
+        (["--model", "{m}", "--data", "sample:polite", "--layers", "block.9"], 2, "block.9"),
+        (["--model", "{m}", "--data", "sample:polite", "--poolings", "median"], 2, "median"),
+        (["--model", "{m}", "--model", "{m}", "--data", "sample:polite"], 2, "same name"),
+        (["--model", "../x={m}", "--data", "sample:polite"], 1, "../x"),
+        (["--model", "{m}", "--data", "sample:polite", "--device", "cuda:7"], None, "cuda"),
+        (["--model", "{m}", "--data", "sample:polite", "--impl", "triton"], 1, "triton"),
+        (["--model", "{m}", "--data", "sample:polite", "--languages", "xx"], None, "xx"),
+    ],
+)
+def test_errors_are_one_line(
+    tiny: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int | None,
+    message: str,
+) -> None:
+    filled = [a.replace("{m}", str(tiny)).replace("{d}", str(tmp_path)) for a in arguments]
+    got = main(["run", *filled, "--out", str(tmp_path / "run.zarr")])
+    assert got == status or (status is None and got in (1, 2))
+    lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith("safetyspace-fast: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_wrong_usage_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["run"], ["fly"], ["run", "--token-budget", "many"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["separation"], ["info"]])
+def test_help_teaches(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    text = capfd.readouterr().out
+    assert text.startswith("usage: safetyspace-fast")
+    if command in (["run"], ["separation"]):
+        assert "examples:" in text
+
+
+def test_separation_prints_a_table(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["separation", str(store)]) == 0
+    table = capfd.readouterr().out
+    for word in ("en", "de", "ru", "final_norm"):
+        assert word in table
+    assert max(map(len, table.splitlines())) <= 100
+
+
+def test_separation_writes_every_format(
+    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["separation", str(store), "--metric", "rho", "--layers", "final_norm"]
+    assert main([*chosen, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert {row["lang"] for row in rows} == {"de", "en", "ru"}
+    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    assert main([*chosen, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)
+    target = tmp_path / "table.parquet"
+    assert main([*chosen, "--format", "parquet", "-o", str(target)]) == 0
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(target).num_rows == len(rows)
+    assert main([*chosen, "--format", "parquet"]) == 2
+    assert main(["separation", str(store), "--metric", "beauty"]) == 2
+    assert "rho" in capfd.readouterr().err
+
+
+def test_info_tells_what_runs_and_why(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capfd.readouterr().out
+    assert "pool_project" in text
+    assert "usable" in text
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["implementations"]["pool_project"]["reference"] == []
+
+
+def test_the_command_starts_fast_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, safetyspace_fast.cli\n"
+        "heavy = {'torch', 'transformers', 'zarr', 'triton', 'xarray', 'numpy'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: int) -> None:
+    out = tmp_path / "run.zarr"
+    command = [*RUN, "run", "--model", str(tiny), "--data", "sample:polite", "--out", str(out)]
+    command += ["--token-budget", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    segments = out.with_name(out.name + ".work")
+    deadline = time.monotonic() + 120
+    while not list(segments.rglob("*.seg")):
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, progress = process.communicate(timeout=120)
+    assert process.returncode == 130, progress
+    assert "interrupted" in progress
+    assert "Traceback" not in progress
+    finished = subprocess.run([*command, "--resume"], env=environment, check=False)
+    assert finished.returncode == 0
