@@ -191,7 +191,9 @@ def _values(column: Any) -> list[Any]:
 
     if not types.is_dictionary(column.type) or not _is_text(column.type):
         return cast(list[Any], column.to_pylist())
+    used = column.indices.drop_null().unique()
     # Through bytes, since Arrow may hold strings that are no UTF-8.
-    raw = column.dictionary.cast(large_binary()).to_pylist()
+    raw = column.dictionary.take(used).cast(large_binary()).to_pylist()
     words = [None if word is None else word.decode(errors="surrogateescape") for word in raw]
-    return [None if i is None else words[i] for i in column.indices.to_pylist()]
+    word_at = dict(zip(used.to_pylist(), words, strict=True))
+    return [word_at.get(i) for i in column.indices.to_pylist()]

@@ -43,7 +43,8 @@ def read_samples(
     revision: of a hub data set
     on_note: called with one-line notes (the hub revision, how many rows were left out)
 
-    Columns are text, label (or toxic), lang, and if there: pair, item; or toxic_sentence and
+    Columns are text, label (or toxic), lang, and if there: pair (joins the two sides of a pair)
+    and item (the same for the same content in several languages); or toxic_sentence and
     neutral_sentence, which make two samples joined as a pair. A row's lang wins over the language
     in the file's name. Raises DataError with file and line for data that cannot be used,
     ConfigError for wrong arguments.

@@ -50,7 +50,7 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
 
     Raises DataError where there is nothing to read, ConfigError for a revision of a local source.
     """
-    path = Path(source)  # asked through os.path, which takes any string, however long or odd
+    # Asked through os.path, which takes any string, however long or odd.
     if isinstance(source, str) and not os.path.exists(source):
         if source.startswith(SAMPLE_PREFIX):
             return _packaged(source.removeprefix(SAMPLE_PREFIX))
@@ -58,10 +58,11 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
         if hub_id and split_format(source)[1] is None:
             return _hub(hub_id[1], hub_id[2], revision, on_note)
     if revision is not None:
-        raise ConfigError(f"revision {revision!r}: only a hub data set has one, not {source}")
-    if os.path.isdir(path):
+        raise ConfigError(f"revision {revision!r}: only a hub data set has one")
+    path = Path(source)
+    if os.path.isdir(source):
         return Source(printable(path.resolve().name), _layout(path, printable(str(path))))
-    if not os.path.isfile(path):
+    if not os.path.isfile(source):
         raise DataError(
             f"{printable(str(source))}: no such file or directory: expected a data file "
             f"({FORMATS}), a directory of them, a hub id (owner/name) or {SAMPLE_PREFIX}polite"

@@ -86,6 +86,7 @@ def test_the_same_data_in_two_formats_is_refused(tmp_path: Path) -> None:
     [
         ("no/such/file.jsonl", r"^no/such/file\.jsonl: no such file or directory: expected a data"),
         ("nothing", "^nothing: no such file or directory"),
+        ("", "^: no such file or directory"),
         ("odd\nname", r"^'odd\\nname': no such file or directory"),
         ("nul\0", r"^'nul\\x00': no such file or directory"),
         ("x" * 5000, r"^x+\.\.\.: no such file or directory"),
