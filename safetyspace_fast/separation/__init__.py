@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Metric", "choose", "explain", "metric", "separation"]
 
 Progress = Callable[[int, int], None]
-"""Called with the (metric, language, model) steps done and their number."""
+"""Called with the (model, language) steps done and their number."""
 
 UNPAIRED_WARNING = (
     "languages {langs} are paired, and an unpaired analysis was asked for: shuffling labels freely "
@@ -54,11 +54,13 @@ def separation(
         paired: None resamples pairs as wholes where every text of a language has its partner;
             False ignores pairs, with a warning.
         force: compute covariances in more components than a tenth of the texts of a class.
-        progress: called after every metric of a language.
+        progress: called after every language of a model.
 
     Returns:
-        Variables value, low, high, floor, p, refused (metric, model, layer, pooling, lang) and n0,
-        n1 (model, layer, pooling, lang). `low`, `high` hold the mean of the value at this number
+        Variables value, low, high, floor, p, refused (metric, model, layer, pooling, lang), n0, n1
+        (model, layer, pooling, lang) and, because languages come from different corpora, what may
+        confound them: tokens0, tokens1 (mean tokens a text of each class), truncated, duplicates
+        (shares of the texts) (model, lang). `low`, `high` hold the mean of the value at this number
         of texts with 95 %; for metrics with a floor above zero the excess over the floor is what
         estimates the population. NaN stands only where `refused` says why, or where the metric's
         `interval`, `null` or `floor` is "none".
@@ -81,7 +83,7 @@ def separation(
         family = tuple(m for m in family if not m.paired)
     stores = {name: run.model(name) for name in chosen_models}
     hookpoints = _union([stores[name].hookpoints for name in chosen_models])
-    chosen_layers = _names("layers", layers, hookpoints)
+    chosen_layers = _names("layers", _positions(layers, hookpoints), hookpoints)
     chosen_poolings = _names(
         "poolings", poolings, _union([stores[name].poolings for name in chosen_models])
     )
@@ -93,46 +95,49 @@ def separation(
     }
     refused = np.full((len(family), *shape), "the model has no such layer or pooling", object)
     counts = np.zeros((2, *shape), np.int64)
-    done, steps = 0, len(family) * len(chosen_langs) * len(chosen_models)
-    for i_model, model in enumerate(chosen_models):
-        store = stores[model]
-        layer_place = {store.hookpoints.index(x): i for i, x in _present(chosen_layers, store, 0)}
-        pooling_place = {store.poolings.index(x): i for i, x in _present(chosen_poolings, store, 1)}
-        for i_lang, lang in enumerate(chosen_langs):
-            for block in engine.blocks(
-                run,
-                model,
-                lang,
-                layers=sorted(layer_place),
-                poolings=sorted(pooling_place),
-                bootstraps=bootstraps,
-                permutations=permutations,
-                seed=seed,
-                paired=paired is not False,
-                force=force,
-            ):
-                at = (
-                    [layer_place[layer] for layer, _ in block.cells],
-                    [pooling_place[pooling] for _, pooling in block.cells],
-                )
-                counts[:, i_model, at[0], at[1], i_lang] = block.count.numpy()[:, None]
-                for i_metric, entry in enumerate(family):
-                    found, reasons = engine.estimate(block, entry)
-                    place = (i_metric, i_model, *at, i_lang)
-                    for name, column in columns.items():
-                        column[place] = getattr(found, name).numpy()
-                    refused[place] = reasons
-            done += len(family)
-            if progress is not None:
-                progress(done, steps)
+
+    def fill(i_model: int, i_lang: int) -> None:
+        store = stores[chosen_models[i_model]]
+        layer_place = _places(store.hookpoints, chosen_layers)
+        pooling_place = _places(store.poolings, chosen_poolings)
+        for block in engine.blocks(
+            run,
+            chosen_models[i_model],
+            chosen_langs[i_lang],
+            layers=list(layer_place),
+            poolings=list(pooling_place),
+            bootstraps=bootstraps,
+            permutations=permutations,
+            seed=seed,
+            paired=paired is not False,
+            force=force,
+        ):
+            at = (
+                [layer_place[layer] for layer, _ in block.cells],
+                [pooling_place[pooling] for _, pooling in block.cells],
+            )
+            counts[:, i_model, at[0], at[1], i_lang] = block.count.numpy()[:, None]
+            for i_metric, entry in enumerate(family):
+                found, reasons = engine.estimate(block, entry)
+                place = (i_metric, i_model, *at, i_lang)
+                for name, column in columns.items():
+                    column[place] = getattr(found, name).numpy()
+                refused[place] = reasons
+
+    jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_langs))]
+    engine.in_parallel(fill, jobs, progress)
 
     dims = ("metric", "model", "layer", "pooling", "lang")
-    result = xarray.Dataset(
+    return xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
             "n0": (dims[1:], counts[0]),
             "n1": (dims[1:], counts[1]),
+            **{
+                name: (("model", "lang"), column)
+                for name, column in _confounds(run, chosen_models, chosen_langs).items()
+            },
         },
         coords={
             "metric": [m.name for m in family],
@@ -153,7 +158,27 @@ def separation(
             "seed": seed,
         },
     )
-    return result
+
+
+def _confounds(
+    run: "Run", models: Sequence[str], langs: Sequence[str]
+) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """What differs between languages beside the model's view of them."""
+    names = ("tokens0", "tokens1", "truncated", "duplicates")
+    found = {name: np.full((len(models), len(langs)), np.nan) for name in names}
+    for j, lang in enumerate(langs):
+        span = run.lang_range(lang)
+        label = np.asarray(run.samples.label[span])
+        texts = np.asarray(run.samples.text_sha256[span])
+        copies = 1 - len(np.unique(texts, axis=0)) / max(1, len(texts))
+        for i, model in enumerate(models):
+            tokens = run.model(model).read("n_tokens", samples=span)
+            for c in (0, 1):
+                if (label == c).any():
+                    found[f"tokens{c}"][i, j] = tokens[label == c].mean()
+            found["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
+            found["duplicates"][i, j] = copies
+    return found
 
 
 def _describe(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
@@ -181,9 +206,18 @@ def _names(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tup
     return tuple(name for name in known if name in wanted)
 
 
-def _present(names: Sequence[str], store: Any, axis: int) -> list[tuple[int, str]]:
-    known = (store.hookpoints, store.poolings)[axis]
-    return [(i, name) for i, name in enumerate(names) if name in known]
+def _positions(asked: str | Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
+    """Hookpoint names, where `-1` is the last of `known`, `-2` the one before, ..."""
+    if asked is None or asked == "all":
+        return None
+    names = asked.split(",") if isinstance(asked, str) else list(asked)
+    ends = {str(i - len(known)): name for i, name in enumerate(known)}
+    return [ends.get(name, name) for name in names]
+
+
+def _places(known: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
+    """Index of a name in the store -> index in the result, ascending."""
+    return {i: chosen.index(name) for i, name in enumerate(known) if name in chosen}
 
 
 def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -184,7 +184,7 @@ _BASE: tuple[Metric, ...] = (
         source="Chen & Qin 2010; linear-kernel MMD^2 of Gretton et al. 2012",
         pitfalls="In squared units of the state: not comparable between layers or models.",
         interval=INFLUENCE + ", with the second-order term of |m1-m0|^2",
-        floor="0; on paired data the mean over label swaps, in units of the projection",
+        floor="0; on paired data the mean over label swaps, in the projection",
     ),
     _BHATTACHARYYA,
     replace(
@@ -200,14 +200,12 @@ _BASE: tuple[Metric, ...] = (
         name="bhattacharyya_mean",
         title="Bhattacharyya T1 (means)",
         definition="d'S^-1 d/8, S = (S0+S1)/2",
-        default=False,
     ),
     replace(
         _BHATTACHARYYA,
         name="bhattacharyya_cov",
         title="Bhattacharyya T2 (covariances)",
         definition="(ln|S| - ln|S0|/2 - ln|S1|/2)/2, S = (S0+S1)/2",
-        default=False,
     ),
     replace(
         _BHATTACHARYYA,
@@ -320,7 +318,7 @@ _BASE: tuple[Metric, ...] = (
         pitfalls="In units of the state. The interval is first-order: near zero it is too narrow, "
         "and p is the thing to read.",
         interval=INFLUENCE,
-        floor="0; on paired data the mean over label swaps, in units of the projection",
+        floor="0; on paired data the mean over label swaps, in the projection",
         default=False,
     ),
     replace(
@@ -397,13 +395,12 @@ _BASE: tuple[Metric, ...] = (
         _AUC,
         name="paired_shift",
         title="squared mean shift of pairs",
-        space="projection",
         kind="A",
         definition="|mean|^2 - tr S/n of the differences inside pairs",
         source="Chen & Qin 2010",
-        pitfalls="In squared units of the state.",
+        pitfalls="In squared units of the state. The noise tr S/n is estimated in the projection.",
         interval=INFLUENCE + ", with the second-order term",
-        null=SHUFFLE,
+        null=SHUFFLE_PROJECTION,
         floor="0",
         paired=True,
     ),

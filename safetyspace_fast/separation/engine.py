@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ TEXTS_PER_COMPONENT = 10
 """Metrics with a covariance need this many texts of each class for every component."""
 RIDGE = 1.0
 """Strength of the ridge probe behind the null of the logistic one, which has the same."""
-BLOCK_BYTES = 128 << 20
+BLOCK_BYTES = 64 << 20
 """Stored rows of one language, or the working rows of one fit, held at once."""
 
 
@@ -151,7 +152,8 @@ class Block:
     def projection_null(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Observed value and null of the moment metrics in the projection."""
         parts: dict[str, list[Tensor]] = {"rho": [], "mean_shift": [], "rho_standardized": []}
-        for weights in self.resamples.weights(bootstrap=False):
+        cells, _, width = self.projected.shape
+        for weights in self.resamples.weights(8 * cells * 2 * width * 6, bootstrap=False):
             count, mean, var = m.diagonal_moments(self.projected, weights)
             shift_sq = (mean[..., 1, :] - mean[..., 0, :]).square().sum(-1)
             trace = var.sum(-1)
@@ -175,11 +177,33 @@ class Block:
     def resampled(
         self, x: Tensor, statistic: Callable[[m.Moments], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A function of class moments: as it is [cell], bootstrapped and permuted [cell, R]."""
-        parts = [statistic(m.moments(x, weights)) for weights in self.resamples.weights()]
+        """A function of class moments [cell, .., R]: as it is, bootstrapped and permuted."""
+        cells, _, k = x.shape
+        chunks = self.resamples.weights(8 * cells * 2 * k * k * 4)
+        parts = [statistic(m.moments(x, weights)) for weights in chunks]
         whole = torch.cat(parts, -1)
         n_draws = len(self.resamples.counts)
-        return whole[:, 0], whole[:, 1 : 1 + n_draws], whole[:, 1 + n_draws :]
+        return whole[..., 0], whole[..., 1 : 1 + n_draws], whole[..., 1 + n_draws :]
+
+    @cached_property
+    def _gaussian_cache(self) -> dict[tuple[int, bool], list[Tensor]]:
+        return {}
+
+    def bhattacharyya(self, k: int, shrunk: bool) -> list[Tensor]:
+        """Both terms of the Bhattacharyya distance; observed, draws and null of `resampled`."""
+        if (k, shrunk) not in self._gaussian_cache:
+            x = self.components(k)
+            shares = torch.stack([m.ledoit_wolf(x[:, self.labels == c]) for c in (0, 1)], -1)
+
+            def terms(moments: m.Moments) -> Tensor:
+                cov = moments.cov
+                if shrunk:
+                    cov = m.shrink(cov, shares[:, None].expand(cov.shape[:-2]))
+                t1, t2 = m.bhattacharyya(moments.shift, cov)
+                return torch.stack([t1[..., -1], t2[..., -1]], -2)
+
+            self._gaussian_cache[k, shrunk] = list(self.resampled(x, terms))
+        return self._gaussian_cache[k, shrunk]
 
     @cached_property
     def _distance_cache(self) -> dict[str, list[m.LabelledDistances]]:
@@ -226,7 +250,7 @@ class Block:
         self._require_folds()
         n, width = self.projected.shape[1:]
         folds = len(m.fold_texts(self.fold))
-        size = max(1, BLOCK_BYTES // (8 * folds * n * (width + 1) * 2))
+        size = max(1, BLOCK_BYTES // (8 * folds * n * (width + 1)))
         parts = torch.split(self.projected, size)
         return torch.cat([m.logistic_scores(x, self.labels, self.fold) for x in parts])
 
@@ -407,20 +431,11 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
     k = metric.components
     if not block.force:
         block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
-    x = block.components(k)
     family = metric.name.rsplit("_pc", 1)[0].removeprefix("bhattacharyya")
-    shares = [m.ledoit_wolf(x[:, block.labels == c]) for c in (0, 1)]
-
-    def terms(moments: m.Moments) -> Tensor:
-        cov = moments.cov
-        if family == "_shrunk":
-            share = torch.stack(shares, -1)[:, None].expand(cov.shape[:-2])
-            cov = m.shrink(cov, share)
-        t1, t2 = m.bhattacharyya(moments.shift, cov)
-        parts = {"_mean": t1, "_cov": t2}
-        return parts.get(family, t1 + t2)[..., -1]
-
-    value, draws, null = block.resampled(x, terms)
+    chosen = {"_mean": [0], "_cov": [1]}.get(family, [0, 1])
+    value, draws, null = (
+        terms[:, chosen].sum(1) for terms in block.bhattacharyya(k, family == "_shrunk")
+    )
     if bool(value.isnan().all()):
         raise Refusal(f"a class has no full-rank covariance in {k} components")
     t1, t2 = m.bhattacharyya_floor(k, float(block.count[0]), float(block.count[1]))
@@ -496,12 +511,8 @@ def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
     hits = m.nn_hits(block.stored("pair_min"), block.labels)
     value = hits.mean(-1)
     labels = block.resamples.labellings()
-    null = torch.stack(
-        [
-            (labels == labels[:, cell.nearest]).double().mean(-1)
-            for cell in block.labelled("projection")
-        ]
-    )
+    neighbours = [m.nearest(x) for x in block.projected]
+    null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
     influence = (hits - value[:, None]) / hits.shape[-1]
     return _estimate(value, None, (null[:, 0], null[:, 1:]), block, influence=influence)
 
@@ -564,18 +575,16 @@ def _paired_shift(block: Block, metric: Metric) -> Estimate:
     gap = block.pair_differences(block.projected.transpose(-1, -2)).transpose(-1, -2)
     n = gap.shape[1]
     mean_sq = ((block.flips / n) @ gap).square().sum(-1)
-    total = gap.square().sum((-1, -2))[:, None]
-    values = mean_sq - (total / n - mean_sq) / (n - 1)
-    mean = gap.mean(-2, keepdim=True)
-    centred = gap - mean
-    influence = 2 * (centred @ mean.transpose(-1, -2)).squeeze(-1) / n
+    noise = (gap.square().sum((-1, -2))[:, None] / n - mean_sq) / (n - 1)
+    null = mean_sq - noise
+    on_shift, _ = m.shift_influence(block.sqdist, block.shift_sq, block.trace, block.labels)
     return _estimate(
-        values[:, 0],
+        block.shift_sq - noise[:, 0],
         0.0,
-        (values[:, 0], values[:, 1:]),
+        (null[:, 0], null[:, 1:]),
         block,
-        influence=_spread_over_pairs(block, influence),
-        extra=2 * m.shift_noise(centred / n, width=0),
+        influence=on_shift,
+        extra=2 * block.shift_noise,
     )
 
 
@@ -733,3 +742,29 @@ def _batches(layers: list[int], row_bytes: int) -> list[list[int]]:
         else:
             found.append([layer])
     return found
+
+
+def in_parallel(
+    work: Callable[[int, int], None],
+    jobs: list[tuple[int, int]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Run independent jobs on as many threads as torch has, each with one core of its own.
+
+    Small products gain nothing from two cores inside; whole languages side by side do.
+    """
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        # OpenMP counts threads per calling thread: every worker sets its own.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            tasks = [pool.submit(work, *job) for job in jobs]
+            try:
+                for i, task in enumerate(as_completed(tasks), 1):
+                    task.result()
+                    if progress is not None:
+                        progress(i, len(jobs))
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Z95 = NormalDist().inv_cdf(0.975)
 CHUNK_BYTES = 64 << 20
-"""Working memory of the weights of one chunk of resamples."""
+"""Working memory of one chunk of resamples."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,18 @@ class Resamples:
         """The labels as they are, then every permutation: [1 + permutations, n] float64."""
         return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
 
-    def weights(self, *, bootstrap: bool = True) -> Iterator[Tensor]:
+    def weights(self, result_bytes: int, *, bootstrap: bool = True) -> Iterator[Tensor]:
         """Class weights [R, 2, n] float64 in chunks: the texts as they are, bootstraps, permuted.
 
         Args:
+            result_bytes: what the caller makes of one resample; keeps `CHUNK_BYTES`.
             bootstrap: leave the bootstraps out if not.
         """
         labels = self.labels[None].to(torch.uint8)
         counts = self.counts if bootstrap else self.counts[:0]
         times = torch.cat([torch.ones_like(labels), counts, torch.ones_like(self.permuted)])
         classes = torch.cat([labels, labels.expand(len(counts), -1), self.permuted])
-        size = max(1, CHUNK_BYTES // (16 * labels.shape[-1]))
+        size = max(1, CHUNK_BYTES // (16 * labels.shape[-1] + result_bytes))
         for count, label in zip(torch.split(times, size), torch.split(classes, size), strict=True):
             yield torch.stack([count * (1 - label), count * label], dim=1).double()
 

@@ -17,6 +17,7 @@ class Columns:
     label: np.ndarray
     pair: np.ndarray
     fold: np.ndarray
+    text_sha256: np.ndarray
 
 
 class StandInModel:
@@ -139,7 +140,9 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None):
         columns["label"].append(y)
         columns["pair"].append(p)
         columns["fold"].append(folds_of(y, p) if fold is None else fold[lang])
-    samples = Columns(**{name: np.concatenate(parts) for name, parts in columns.items()})
+    whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+    digests = np.arange(len(whole["label"]), dtype=np.uint32)[:, None].view(np.uint8)
+    samples = Columns(**whole, text_sha256=digests)
     models = {}
     for name, by_lang in states.items():
         n_layers, n_pool, _, hidden = next(iter(by_lang.values())).shape

@@ -1,0 +1,248 @@
+"""Results as a table for the terminal, or as JSON, CSV and Parquet, one row a number."""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    import xarray
+
+FORMATS = ("table", "json", "csv", "parquet")
+WIDTH = 100
+MOST_LAYERS = 3
+"""Tables of several languages show every layer up to this many, else the last one only."""
+CHANCE = 0.05
+"""Numbers whose p is above this are marked."""
+NUMBERS = ("value", "low", "high", "floor", "p")
+DEFINITION = ("title", "space", "kind", "definition", "source", "interval", "null", "alias_of")
+
+
+def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = None) -> None:
+    """Write results to a file, or to stdout.
+
+    Args:
+        dataset: what `separation` returned.
+        form: one of `FORMATS`.
+        output: a file; None prints.
+
+    Raises:
+        ConfigError: the form is unknown, or Parquet without a file.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"format: got {form!r}, expected one of {', '.join(FORMATS)}")
+    if form == "parquet":
+        if output is None:
+            raise ConfigError("format: parquet is binary; name a file to write it to")
+        to_parquet(dataset, output)
+        return
+    text = {"table": to_table, "json": to_json, "csv": to_csv}[form](dataset)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
+    """Every number with all that belongs to it; what is not there is None."""
+    table = {name: dataset[name].to_numpy() for name in (*NUMBERS, "refused", "n0", "n1")}
+    names = {str(dim): dataset[dim].to_numpy().tolist() for dim in dataset["value"].dims}
+    spaces = dataset["space"].to_numpy().tolist()
+    shape = dataset["value"].shape
+    for flat in range(math.prod(shape)):
+        place = _place(flat, shape)
+        yield {
+            **{dim: names[dim][i] for dim, i in zip(names, place, strict=True)},
+            "space": spaces[place[0]],
+            **{name: _number(table[name][place]) for name in NUMBERS},
+            "n0": int(table["n0"][place[1:]]),
+            "n1": int(table["n1"][place[1:]]),
+            "refused": str(table["refused"][place]),
+        }
+
+
+def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    found = []
+    for size in reversed(shape):
+        flat, i = divmod(flat, size)
+        found.append(i)
+    return tuple(reversed(found))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
+    """What every metric of the results is, from the results themselves."""
+    return {
+        str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION}
+        for i, name in enumerate(dataset["metric"].to_numpy())
+    }
+
+
+def to_json(dataset: "xarray.Dataset") -> str:
+    """Settings, definitions and all rows."""
+    whole = {
+        "settings": dict(dataset.attrs),
+        "definitions": definitions(dataset),
+        "rows": list(rows(dataset)),
+    }
+    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+
+
+def to_csv(dataset: "xarray.Dataset") -> str:
+    """One line a number."""
+    found = list(rows(dataset))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(found[0]) if found else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return out.getvalue()
+
+
+def to_parquet(dataset: "xarray.Dataset", path: Path) -> None:
+    """One row a number; settings and definitions as JSON in the file's metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(list(rows(dataset)))
+    facts = {"settings": dict(dataset.attrs), "definitions": definitions(dataset)}
+    table = table.replace_schema_metadata({"safetyspace_fast": json.dumps(facts)})
+    pyarrow.parquet.write_table(table, path)
+
+
+def to_table(dataset: "xarray.Dataset") -> str:
+    """A table of at most 100 columns.
+
+    Several languages: a row each, a block per layer (the last one only where there are many). One
+    language: a row per layer. Metrics that do not fit beside each other go below.
+    """
+    layers = [str(name) for name in dataset["layer"].to_numpy()]
+    langs = [str(name) for name in dataset["lang"].to_numpy()]
+    shown = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
+    lines: list[str] = []
+    for model in dataset["model"].to_numpy():
+        for pooling in dataset["pooling"].to_numpy():
+            view = dataset.sel(model=model, pooling=pooling)
+            if len(langs) == 1:
+                title = f"{model} | pooling {pooling} | language {langs[0]}"
+                lines += _block(view.isel(lang=0), "layer", title)
+                continue
+            for layer in shown:
+                title = f"{model} | pooling {pooling} | layer {layer}"
+                lines += _block(view.sel(layer=layer), "lang", title)
+    lines += _confounds(dataset)
+    lines.append(
+        f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
+        "floor: expected without"
+    )
+    lines.append("any difference (median of the rows). `explain METRIC` says what a number is.")
+    if len(shown) < len(layers):
+        lines.append(
+            f"{len(layers)} layers are in the results, the last is shown: choose with --layers, "
+            "or one of --languages."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
+    """One table: a row per name along `row_dim`, a column per metric."""
+    names = [str(name) for name in view[row_dim].to_numpy()]
+    notes: dict[str, str] = {}
+    columns = []
+    for i, metric in enumerate(view["metric"].to_numpy()):
+        column = view.isel(metric=i)
+        alias = str(column["alias_of"].item())
+        cells = [str(metric), f"= {alias}" if alias else str(column["space"].item())]
+        numbers = {name: column[name].to_numpy().tolist() for name in NUMBERS}
+        form = _format(numbers)
+        for j, reason in enumerate(column["refused"].to_numpy().tolist()):
+            if reason:
+                mark = notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})")
+                cells.append(mark)
+            else:
+                value, low, high, p = (numbers[name][j] for name in ("value", "low", "high", "p"))
+                cells.append(_cell(value, low, high, p, form))
+        floors = sorted(x for x in numbers["floor"] if math.isfinite(x))
+        cells.append(f"{floors[len(floors) // 2]:{form}}" if floors else "-")
+        columns.append(cells)
+    counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
+    head = ["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), ""]
+    first = [row_dim, "", *names, "floor"]
+    lines = []
+    for part in _fitting(columns, _width(first) + _width(head) + 2):
+        lines += [title, *_aligned([first, head, *part]), ""]
+    lines[-1:] = [f"{mark} refused: {reason}" for reason, mark in notes.items()] + [""]
+    return lines
+
+
+def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
+    """Groups of columns that fit the width."""
+    part: list[list[str]] = []
+    width = taken
+    for column in columns:
+        if part and width + _width(column) + 2 > WIDTH:
+            yield part
+            part, width = [], taken
+        part.append(column)
+        width += _width(column) + 2
+    if part:
+        yield part
+
+
+def _confounds(dataset: "xarray.Dataset") -> list[str]:
+    """What else differs between the languages, beside every table that compares them."""
+    langs = [str(name) for name in dataset["lang"].to_numpy()]
+    if len(langs) == 1:
+        return []
+    lines = []
+    for i, model in enumerate(dataset["model"].to_numpy()):
+        columns = [["lang", *langs]]
+        for title, name, form in (
+            ("tokens/text, class 0", "tokens0", "{:.1f}"),
+            ("class 1", "tokens1", "{:.1f}"),
+            ("truncated", "truncated", "{:.1%}"),
+            ("duplicates", "duplicates", "{:.1%}"),
+        ):
+            numbers = dataset[name].to_numpy()[i].tolist()
+            columns.append([title, *(form.format(x) for x in numbers)])
+        lines += [f"{model} | what else differs between languages", *_aligned(columns), ""]
+    return lines
+
+
+def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    widths = [_width(column) for column in columns]
+    found = []
+    for cells in zip(*columns, strict=True):
+        padded = [cells[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        found.append("  ".join(padded).rstrip())
+    return found
+
+
+def _width(column: Sequence[str]) -> int:
+    return max(len(cell) for cell in column)
+
+
+def _format(numbers: dict[str, list[float]]) -> str:
+    """One format for a column: two digits of what its intervals leave open."""
+    open_ = sorted(b - a for a, b in zip(numbers["low"], numbers["high"], strict=True) if b - a > 0)
+    sizes = sorted(abs(x) for x in numbers["value"] if x and math.isfinite(x))
+    grain = open_[len(open_) // 2] / 2 if open_ else sizes[len(sizes) // 2] / 10 if sizes else 1.0
+    decimals = max(0, 1 - math.floor(math.log10(grain))) if math.isfinite(grain) else 2
+    large = bool(sizes) and sizes[-1] >= 1e6
+    return ".3g" if large or decimals > 6 else f".{decimals}f"
+
+
+def _cell(value: float, low: float, high: float, p: float, form: str) -> str:
+    mark = "~" if p > CHANCE else ""
+    if math.isnan(low):
+        return f"{mark}{value:{form}}"
+    return f"{mark}{value:{form}} [{low:{form}}, {high:{form}}]"
