@@ -86,7 +86,10 @@ class Build(cpp_extension.BuildExtension):
             "compiler": compiler_version() if self.reason is None else None,
             "machine": platform.machine(),
         }
-        path = Path(self.get_ext_fullpath(NAME)).with_name("_build_record.json")
+        library = Path(self.get_ext_fullpath(NAME))
+        if self.reason:
+            library.unlink(missing_ok=True)  # of an earlier build
+        path = library.with_name("_build_record.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 

@@ -14,6 +14,9 @@ using torch::stable::Tensor;
 
 namespace cpu {
 
+// The instruction set that the kernels chose: avx512, avx2 or baseline.
+std::string simd_level();
+
 // [B,T,D] f32|bf16|f16, [B,S,2] i32, [D,P] f32 -> pooled [B,S,D] f32, projected [B,S,P] f32
 std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
                                         std::optional<Tensor> projection);

@@ -9,8 +9,8 @@
 namespace safetyspace::cpu {
 
 namespace baseline {
+constexpr const char* kName = "baseline";
 #include "loops.inc"
-const Loops kLoops = SSF_LOOPS("baseline");
 }  // namespace baseline
 
 #if defined(__x86_64__)
@@ -22,8 +22,8 @@ const Loops kLoops = SSF_LOOPS("baseline");
 #pragma GCC target("avx2,fma,f16c")
 #endif
 namespace avx2 {
+constexpr const char* kName = "avx2";
 #include "loops.inc"
-const Loops kLoops = SSF_LOOPS("avx2");
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -35,8 +35,8 @@ const Loops kLoops = SSF_LOOPS("avx2");
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prefer-vector-width=512")
 #endif
 namespace avx512 {
+constexpr const char* kName = "avx512";
 #include "loops.inc"
-const Loops kLoops = SSF_LOOPS("avx512");
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop

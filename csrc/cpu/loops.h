@@ -26,6 +26,9 @@ struct Loops {
   void (*add_rows)(Input type, const void* x, int64_t stride, int64_t rows, float* sum,
                    int64_t width);
 
+  // sum[k] += block[k]
+  void (*add_block)(const float* block, double* sum, int64_t width);
+
   // |x|^2 in float64.
   double (*squared_norm)(Input type, const void* x, int64_t width);
 
@@ -33,8 +36,9 @@ struct Loops {
   double (*center_row)(Input type, const void* x, double scale, const double* center, float* out,
                        int64_t width);
 
-  // |a - b|^2 in float64.
-  double (*squared_difference)(const float* a, const float* b, int64_t width);
+  // |a_scale * a - b_scale * b|^2 in float64.
+  double (*squared_difference)(Input type, const void* a, double a_scale, const void* b,
+                               double b_scale, int64_t width);
 
   // gram[j] = max(0, row_norm + col_norms[j] - 2 gram[j]), NaN kept. Returns how many are below
   // near * (row_norm + col_norms[j]), too small to be right.

@@ -69,6 +69,8 @@ struct Samples {
   const double* center;
   const int64_t* labels;  // null: one class
   Metric metric;
+
+  const void* row(int64_t i) const { return offset(type, data, i * stride); }
 };
 
 // Positions of one class within a unit.
@@ -80,7 +82,8 @@ struct Segment {
 struct Unit {
   int64_t start, count;
   float* values;               // [count, D]
-  std::vector<float> norms;    // squared
+  std::vector<double> scales;  // 1, or 1 / length
+  std::vector<float> norms;    // squared, of the centred values
   std::vector<int64_t> index;  // sample of each position
   std::vector<Segment> segments;
 
@@ -88,6 +91,7 @@ struct Unit {
     start = first;
     count = std::min(kUnit, samples.count - first);
     values = into;
+    scales.resize(count);
     norms.resize(count);
     index.resize(count);
     segments.clear();
@@ -100,11 +104,11 @@ struct Unit {
         segments.push_back({label(index[p]), p, p});
       }
       segments.back().end = p + 1;
-      const void* x = offset(samples.type, samples.data, index[p] * samples.stride);
-      const double scale = samples.metric == Metric::kCosine
-                               ? 1 / std::sqrt(loops().squared_norm(samples.type, x, samples.D))
-                               : 1;
-      const double norm = loops().center_row(samples.type, x, scale, samples.center,
+      const void* x = samples.row(index[p]);
+      scales[p] = samples.metric == Metric::kCosine
+                      ? 1 / std::sqrt(loops().squared_norm(samples.type, x, samples.D))
+                      : 1;
+      const double norm = loops().center_row(samples.type, x, scales[p], samples.center,
                                              values + p * samples.D, samples.D);
       norms[p] = std::isfinite(norm) ? static_cast<float>(norm) : kNaN;
     }
@@ -246,13 +250,14 @@ class Reduction {
 
   void add_row(const Unit& rows, int64_t p, const Unit& cols, int64_t width, float* squared,
                Scratch& scratch, Extremes* values, double* kernels) {
-    const int64_t D = rows_.D;
     const float norm = rows.norms[p];
     if (loops().squared_distances(squared, norm, cols.norms.data(), kNear, width)) {
       for (int64_t j = 0; j < width; ++j) {
         if (squared[j] < kNear * (norm + cols.norms[j])) {
+          // From the samples themselves: centred values have been rounded to float32.
           squared[j] = static_cast<float>(
-              loops().squared_difference(rows.values + p * D, cols.values + j * D, D));
+              loops().squared_difference(rows_.type, rows_.row(rows.index[p]), rows.scales[p],
+                                         cols_.row(cols.index[j]), cols.scales[j], rows_.D));
         }
       }
     }

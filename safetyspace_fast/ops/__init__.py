@@ -8,6 +8,7 @@ which are there, and why the others are not.
 None of them has a gradient.
 """
 
+from safetyspace_fast.ops._native import simd_level
 from safetyspace_fast.ops._pairwise import (
     METRICS,
     PairwiseResult,
@@ -19,7 +20,13 @@ from safetyspace_fast.ops._pool import pool_project
 from safetyspace_fast.ops._select import implementations
 from safetyspace_fast.ops.moments import ClassMoments, class_moments
 from safetyspace_fast.ops.reference import PAIRWISE_BLOCK
-from safetyspace_fast.ops.statistics import silhouette_samples
+from safetyspace_fast.ops.statistics import (
+    dunn,
+    energy_distance,
+    mmd,
+    nn_accuracy,
+    silhouette_samples,
+)
 
 __all__ = [
     "METRICS",
@@ -27,10 +34,15 @@ __all__ = [
     "ClassMoments",
     "PairwiseResult",
     "class_moments",
+    "dunn",
+    "energy_distance",
     "implementations",
+    "mmd",
+    "nn_accuracy",
     "pairwise_empty",
     "pairwise_reduce",
     "pairwise_update",
     "pool_project",
     "silhouette_samples",
+    "simd_level",
 ]

@@ -26,3 +26,11 @@ def _missing(op: str, key: str) -> str | None:
 
 # Asked once, here: the answer cannot change after loading, and pool_project needs it at every call.
 MISSING = {(op, key): _missing(op, key) for op in _schema.SCHEMAS for key in ("CPU", "CUDA")}
+
+
+def simd_level() -> str | None:
+    """Return the instruction set that the compiled CPU kernels chose, None without them.
+
+    "avx512", "avx2" or "baseline"; ATEN_CPU_CAPABILITY=avx2 or default lowers it, as for torch.
+    """
+    return None if load_error else str(torch.ops.safetyspace_fast.simd_level())

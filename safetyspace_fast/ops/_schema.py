@@ -97,3 +97,5 @@ for _op in SCHEMAS:
     _register(_op, _op, getattr(reference, _op))
 for _op in TRITON:
     _register(f"{_op}_triton", _op, _triton_kernel(_op))
+
+torch.library.define(f"{NAMESPACE}::simd_level", "() -> str")

@@ -23,7 +23,7 @@ class ClassMoments:
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Moments of both sets of samples together (Chan, Golub and LeVeque 1983)."""
         count = self.count + other.count
-        share = (other.count / count.clamp(min=1)).double()[:, None]
+        share = (other.count.double() / count.clamp(min=1))[:, None]
         delta = other.mean - self.mean
         weight = (self.count[:, None] * share)[..., None]
         moment2 = self.moment2 + other.moment2 + weight * delta[..., :, None] * delta[..., None, :]

@@ -3,6 +3,8 @@
 Arguments are those of `_schema`; they are not validated here. Any device that torch has will do.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -56,24 +58,31 @@ def center_of(rows: Tensor, metric: str) -> Tensor:
     return sample.nanmedian(dim=1).values.nan_to_num(0.0)
 
 
-def _centered(rows: Tensor, center: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Centred rows in the working type and their squared norms in float64 (NaN if not finite)."""
+class _Block(NamedTuple):
+    """Rows as they are used: unscaled or of length 1 in float64, centred, and squared norms."""
+
+    scaled: Tensor
+    centered: Tensor
+    norms: Tensor
+
+
+def _block(rows: Tensor, center: Tensor, metric: str) -> _Block:
     work = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    x = rows.double()
+    scaled = rows.double()
     if metric == "cosine":
-        x = x / x.norm(dim=-1, keepdim=True)
-    x = (x - center).to(work)
-    norms = x.double().square().sum(-1)
-    return x, torch.where(norms.isfinite(), norms, torch.nan)
+        scaled = scaled / scaled.norm(dim=-1, keepdim=True)
+    centered = (scaled - center).to(work)
+    norms = centered.double().square().sum(-1)
+    return _Block(scaled, centered, torch.where(norms.isfinite(), norms, torch.nan))
 
 
-def _squared_distances(a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -> Tensor:
-    norms = (a_norms[:, None] + b_norms).to(a.dtype)
-    squared = torch.addmm(norms, a, b.T, alpha=-2).clamp_(min=0)
+def _squared_distances(a: _Block, b: _Block) -> Tensor:
+    norms = (a.norms[:, None] + b.norms).to(a.centered.dtype)
+    squared = torch.addmm(norms, a.centered, b.centered.T, alpha=-2).clamp_(min=0)
     near = (squared < NEAR * norms).nonzero()
-    for pairs in torch.split(near, max(1, 2**20 // a.shape[1])):
+    for pairs in torch.split(near, max(1, 2**20 // a.scaled.shape[1])):
         i, j = pairs.unbind(1)
-        squared[i, j] = (a[i].double() - b[j].double()).square_().sum(-1).to(a.dtype)
+        squared[i, j] = (a.scaled[i] - b.scaled[j]).square_().sum(-1).to(squared.dtype)
     return squared
 
 
@@ -91,7 +100,7 @@ def _add_tile(
     if metric == "euclidean":
         distances = squared.sqrt()
     else:
-        distances = squared / 2 if metric == "cosine" else squared.clone()
+        distances = squared / 2 if metric == "cosine" else squared
     kernels = [(squared * -gamma).exp() for gamma in gammas]
 
     def without_diagonal(tile: Tensor, value: float) -> Tensor:
@@ -147,15 +156,15 @@ def pairwise_update(
     for layer in range(x.shape[0]):
         results = tuple(t[layer] for t in (sum, min, max, kernel_sum))
         for i in range(start // PAIRWISE_BLOCK, len(blocks)):
-            rows = _centered(x[layer, blocks[i]], center[layer], metric)
+            rows = _block(x[layer, blocks[i]], center[layer], metric)
             of_rows = tuple(t[blocks[i]] for t in results)
             for j in range(i):
-                cols = _centered(x[layer, blocks[j]], center[layer], metric)
-                squared = _squared_distances(*rows, *cols)
+                cols = _block(x[layer, blocks[j]], center[layer], metric)
+                squared = _squared_distances(rows, cols)
                 _add_tile(squared, labels[blocks[j]], metric, gammas, of_rows)
                 of_cols = tuple(t[blocks[j]] for t in results)
                 _add_tile(squared.T, labels[blocks[i]], metric, gammas, of_cols)
-            squared = _squared_distances(*rows, *rows)
+            squared = _squared_distances(rows, rows)
             _add_tile(squared, labels[blocks[i]], metric, gammas, of_rows, diagonal=True)
 
 
@@ -181,11 +190,11 @@ def pairwise_reduce(
     for layer in range(rows.shape[0]):
         for i in range(0, rows.shape[1], PAIRWISE_BLOCK):
             block = slice(i, i + PAIRWISE_BLOCK)
-            a = _centered(rows[layer, block], center[layer], metric)
+            a = _block(rows[layer, block], center[layer], metric)
             of_rows = tuple(t[layer, block] for t in results)
             for j in range(0, cols.shape[1], PAIRWISE_BLOCK):
                 others = slice(j, j + PAIRWISE_BLOCK)
-                b = _centered(cols[layer, others], center[layer], metric)
-                squared = _squared_distances(*a, *b)
+                b = _block(cols[layer, others], center[layer], metric)
+                squared = _squared_distances(a, b)
                 _add_tile(squared, col_labels[others], metric, gammas, of_rows)
     return results
