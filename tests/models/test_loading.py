@@ -155,9 +155,11 @@ def test_adapter_is_merged_in_float32(llama, lora):
     assert notes == [f"lora: adapter {lora} merged into {llama} in float32"]
 
 
-def test_adapter_works_in_another_dtype(llama, lora):
-    model = load_model(parse_model(f"{llama}+{lora}"), dtype="bfloat16")
-    assert last_states(model).dtype == torch.bfloat16
+def test_adapter_is_merged_before_rounding_to_the_working_dtype(llama, lora):
+    single = load_model(parse_model(f"{llama}+{lora}")).backbone.state_dict()
+    half = load_model(parse_model(f"{llama}+{lora}"), dtype="bfloat16").backbone.state_dict()
+    for name, weight in single.items():
+        torch.testing.assert_close(half[name], weight.bfloat16(), rtol=0, atol=0)
 
 
 def test_adapter_brings_its_own_tokenizer(llama, lora, tmp_path):
