@@ -1,14 +1,13 @@
 """Builds safetyspace_fast/_C.abi3.so, or records why not; everything else is in pyproject.toml.
 
-SAFETYSPACE_FAST_BUILD   auto  C++ kernels if a compiler works, CUDA too if torch and nvcc have it
-(default)
-                         cpu   C++ kernels, or fail
-                         cuda  C++ and CUDA kernels, or fail
-                         none  no compiled kernels: everything runs on plain torch and Triton
+SAFETYSPACE_FAST_BUILD is one of
+  auto  C++ kernels if a compiler works, CUDA kernels too if torch and nvcc have it (default)
+  cpu   C++ kernels, or fail
+  cuda  C++ and CUDA kernels, or fail
+  none  no compiled kernels: everything runs on plain torch and Triton
 
-The wheel uses the stable ABIs of Python (3.11 on) and LibTorch (2.10 on), so one file serves them
-all, and picks the
-instruction set when it runs: no -march, no path of this machine.
+The library uses the stable ABIs of Python and LibTorch (2.10 on), so that one wheel serves them
+all, and picks the instruction set when it runs: no -march, no path of the machine that built it.
 """
 
 import json
@@ -27,7 +26,7 @@ MODE = os.environ.get("SAFETYSPACE_FAST_BUILD", "auto")
 if MODE not in ("auto", "cpu", "cuda", "none"):
     raise SystemExit(f"SAFETYSPACE_FAST_BUILD: expected auto, cpu, cuda or none, got {MODE!r}")
 
-DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030b0000"]
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 
 def cuda_missing():
@@ -63,15 +62,16 @@ def extension(with_cuda):
 
 class Build(cpp_extension.BuildExtension):
     def build_extensions(self):
-        self.reason = "SAFETYSPACE_FAST_BUILD=none" if MODE == "none" else None
-        if MODE == "none":
-            return
+        self.reason = None
         try:
+            if MODE == "none":
+                raise RuntimeError("SAFETYSPACE_FAST_BUILD=none")
             super().build_extensions()
         except (Exception, SystemExit) as error:
-            if MODE != "auto":
+            if MODE not in ("auto", "none"):
                 raise
             self.reason = " ".join(str(error).split())
+            self.extensions[0].optional = True  # nobody shall look for the file
             print(f"safetyspace-fast: no compiled kernels: {self.reason}")
 
     def run(self):
@@ -105,10 +105,8 @@ CUDA_REASON = cuda_missing() if MODE in ("auto", "cuda") else f"SAFETYSPACE_FAST
 WITH_CUDA = CUDA_REASON is None
 if MODE == "cuda" and not WITH_CUDA:
     raise SystemExit(f"SAFETYSPACE_FAST_BUILD=cuda: {CUDA_REASON}")
-kernels = extension(WITH_CUDA)
-kernels.optional = MODE in ("auto", "none")
 setup(
-    ext_modules=[kernels],
+    ext_modules=[extension(WITH_CUDA)],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
