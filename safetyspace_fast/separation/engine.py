@@ -313,8 +313,8 @@ class Estimate:
     """[cell, n], what every text adds; None where the interval comes from draws or is none."""
     draws: Tensor | None = None
     """[cell, bootstraps]."""
-    extra: Tensor | None = None
-    """Variance beyond that of the influences."""
+    square: Tensor | None = None
+    """Variance of the estimate's quadratic part; see `uncertainty.quadratic_variance`."""
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The same estimate on another, monotone scale."""
@@ -336,7 +336,7 @@ def _estimate(
     *,
     influence: Tensor | None = None,
     draws: Tensor | None = None,
-    extra: Tensor | None = None,
+    square: Tensor | None = None,
 ) -> Estimate:
     """Put an estimate together; `floor` None is the mean of the null."""
     nothing = torch.full_like(value, torch.nan)
@@ -348,11 +348,12 @@ def _estimate(
     low, high = nothing, nothing
     if influence is not None:
         variance = u.influence_variance(influence, block.unit)
-        variance = variance if extra is None else variance + extra
+        if square is not None:
+            variance = u.quadratic_variance(variance, square)
         low, high = u.interval(value, variance.sqrt())
     elif draws is not None and draws.shape[-1] > 1:
         low, high = u.interval(value, u.spread(draws))
-    return Estimate(value, level, p, low, high, influence, draws, extra)
+    return Estimate(value, level, p, low, high, influence, draws, square)
 
 
 def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
@@ -373,7 +374,7 @@ def _adjusted(block: Block) -> Estimate:
         (observed, null),
         block,
         influence=influence,
-        extra=2 * by_shift.square() * block.shift_noise,
+        square=2 * by_shift.square() * block.shift_noise,
     )
 
 
@@ -391,7 +392,7 @@ def _rho(block: Block, metric: Metric) -> Estimate:
     rho = adjusted.mapped(lambda x: m.unadjusted_ratio(x, n))
     stretch = (n - 2) / (n - 1)
     rho.influence = None if adjusted.influence is None else stretch * adjusted.influence
-    rho.extra = None if adjusted.extra is None else stretch.square() * adjusted.extra
+    rho.square = None if adjusted.square is None else stretch.square() * adjusted.square
     return rho
 
 
@@ -422,7 +423,7 @@ def _mean_shift(block: Block, metric: Metric) -> Estimate:
         null,
         block,
         influence=on_shift,
-        extra=2 * block.shift_noise,
+        square=2 * block.shift_noise,
     )
 
 
@@ -544,7 +545,7 @@ def _auc(block: Block, metric: Metric) -> Estimate:
 def _accuracy(block: Block, metric: Metric) -> Estimate:
     kind = metric.name.removeprefix("accuracy_")
     scores = block.heldout if kind == "direction" else block.probe
-    hits = ((scores > 0) == (block.labels > 0)).double()
+    hits = torch.where(scores.isnan(), scores, ((scores > 0) == (block.labels > 0)).double())
     value = hits.mean(-1)
     null = block.refitted(kind)["accuracy"]
     floor = float(block.count.max() / block.count.sum())
@@ -584,7 +585,7 @@ def _paired_shift(block: Block, metric: Metric) -> Estimate:
         (null[:, 0], null[:, 1:]),
         block,
         influence=on_shift,
-        extra=2 * block.shift_noise,
+        square=2 * block.shift_noise,
     )
 
 

@@ -489,7 +489,7 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
         scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
 
     Returns:
-        auc [...], influence [..., n]; NaN if no fold holds both classes.
+        auc [...], influence [..., n]; NaN if no fold holds both classes, or a score is NaN.
     """
     total = 0
     auc = torch.zeros_like(scores[..., 0])
@@ -505,6 +505,7 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
         auc += above.sum(-1) * low.numel()
         influence[..., high] = _centred(above) * low.numel()
         influence[..., low] = _centred(below) * high.numel()
+    auc[scores.isnan().any(-1)] = torch.nan
     return auc / total, influence / total
 
 

@@ -115,6 +115,15 @@ def influence_variance(influence: Tensor, unit: Tensor) -> Tensor:
     return sums.square().sum(-1) * n / (n - 1)
 
 
+def quadratic_variance(first_order: Tensor, square: Tensor) -> Tensor:
+    """Variance of a squared length |d|^2 whose d has covariance V: 4 d'Vd + 2 tr V^2.
+
+    Influences see the d that was measured, noise and all: their variance 4 d'Vd + 4 tr V^2 counts
+    the quadratic part `square` = 2 tr V^2 twice.
+    """
+    return torch.maximum(first_order - square, square)
+
+
 def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Normal 95 % interval of the same shape as `value`."""
     return value - Z95 * deviation, value + Z95 * deviation
