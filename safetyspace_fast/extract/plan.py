@@ -3,11 +3,15 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..models import Tokenized
+
+BATCH_COST_TOKENS = 16
+"""What starting one more batch costs, in tokens of forward pass."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,8 +66,10 @@ class Plan:
 def make_plan(tokens: Tokenized, *, shard_samples: int, token_budget: int) -> Plan:
     """Cut the samples into shards and every shard into batches of similar length.
 
-    A batch holds as many texts as fit into `token_budget` padded tokens, and at least one. Texts
-    of one shard with the same tokens and the same spans run once.
+    A batch holds at most `token_budget` padded tokens, or one text. Among all ways to cut a shard,
+    sorted by length, into such batches the one with the least padding is taken, where a further
+    batch counts as `BATCH_COST_TOKENS`. Texts of one shard with the same tokens and the same spans
+    run once.
 
     Args:
         tokens: the prompts and spans of all samples, in canonical order.
@@ -92,18 +98,25 @@ def make_plan(tokens: Tokenized, *, shard_samples: int, token_budget: int) -> Pl
 
 
 def _batches(groups: list[list[int]], lengths: Array, token_budget: int) -> Iterator[Batch]:
-    start = 0
-    while start < len(groups):
-        stop = start + 1
-        while stop < len(groups):
-            if (stop + 1 - start) * lengths[groups[stop][0]] > token_budget:
-                break
-            stop += 1
+    """Cut groups, sorted by length, where the padding and the batches cost least together."""
+    tokens = [max(1, int(lengths[rows[0]])) for rows in groups]
+    cost = [0.0]  # of the first i groups
+    cut = [0]  # where the last batch among them starts
+    for stop in range(1, len(groups) + 1):
+        length = tokens[stop - 1]
+        first = max(0, stop - max(1, token_budget // length))
+        costs = [cost[i] + (stop - i) * length + BATCH_COST_TOKENS for i in range(first, stop)]
+        best = min(range(len(costs)), key=costs.__getitem__)
+        cost.append(costs[best])
+        cut.append(first + best)
+    bounds = [len(groups)]
+    while bounds[-1]:
+        bounds.append(cut[bounds[-1]])
+    for start, stop in pairwise(reversed(bounds)):
         chosen = groups[start:stop]
         yield Batch(
             rows=np.array([row for rows in chosen for row in rows], np.int64),
             source=np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen]),
             unique=np.array([rows[0] for rows in chosen], np.int64),
-            length=max(1, int(lengths[chosen[-1][0]])),
+            length=tokens[stop - 1],
         )
-        start = stop

@@ -173,13 +173,13 @@ def _encode_chat(model: LoadedModel, template: Template, texts: Sequence[str]) -
         return []
     rendered = _render(model, texts)
     before, after = len(template.prefix), len(template.suffix)
-    for text, prompt in zip(texts, rendered, strict=True):
+    for i_text, (text, prompt) in enumerate(zip(texts, rendered, strict=True)):
         shown = prompt[before : len(prompt) - after]
         # Many templates strip the text; any other change would make the spans a guess.
         if shown not in (text, text.strip()) or prompt != template.prefix + shown + template.suffix:
             raise ModelError(
-                f"{model.name}: its chat template does not show the text {text[:40]!r} as it is "
-                "between a fixed beginning and end; use template 'none'"
+                f"{model.name}: its chat template does not show sample {i_text} as it is between a "
+                "fixed beginning and end; use template 'none'"
             )
     batch = model.tokenizer(
         rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False

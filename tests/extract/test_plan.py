@@ -1,0 +1,89 @@
+"""Batches: every text once, none too large, little padding."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safetyspace_fast.extract.plan import BATCH_COST_TOKENS, make_plan
+from safetyspace_fast.models import Template, Tokenized
+
+SHARD = 8
+
+
+def tokenized(prompts: list[list[int]]) -> Tokenized:
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    spans = np.stack([np.zeros_like(lengths), lengths], 1)[:, None].astype(np.int32)
+    return Tokenized(
+        ids=np.array([token for prompt in prompts for token in prompt], np.int32),
+        starts=np.concatenate([[0], lengths.cumsum()]),
+        spans=spans,
+        n_text_tokens=lengths.astype(np.int32),
+        truncated=np.zeros(len(prompts), bool),
+        poolings=("mean",),
+        template=Template("none"),
+        prefix_length=0,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 1), max_size=12), min_size=1, max_size=30), st.integers(1, 60)
+)
+def test_every_text_runs_once_within_the_budget(prompts: list[list[int]], budget: int) -> None:
+    tokens = tokenized(prompts)
+    plan = make_plan(tokens, shard_samples=SHARD, token_budget=budget)
+    rows = np.concatenate([batch.rows for batch in plan])
+    assert sorted(rows) == list(range(len(prompts)))
+    for i_shard, batches in enumerate(plan.shards):
+        seen = [tuple(prompts[row]) for batch in batches for row in batch.unique]
+        assert len(seen) == len(set(seen)), "a text of this shard runs twice"
+        for batch in batches:
+            assert (batch.rows // SHARD == i_shard).all()
+            assert batch.padded_tokens <= budget or len(batch.unique) == 1
+            assert batch.length == max(1, *(len(prompts[row]) for row in batch.unique))
+            for row, source in zip(batch.rows, batch.source, strict=True):
+                assert prompts[row] == prompts[batch.unique[source]]
+    assert plan.tokens == sum(len(prompts[row]) for batch in plan for row in batch.unique)
+    again = make_plan(tokens, shard_samples=SHARD, token_budget=budget)
+    assert again.sha256 == plan.sha256
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True), st.integers(10, 200))
+def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
+    plan = make_plan(
+        tokenized([[1] * length for length in lengths]), shard_samples=SHARD, token_budget=budget
+    )
+    got = plan.padded_tokens + BATCH_COST_TOKENS * len(plan.shards[0])
+    ordered = sorted(lengths)
+    costs = []
+    for n_cuts in range(len(ordered)):
+        for cuts in combinations(range(1, len(ordered)), n_cuts):
+            bounds = [0, *cuts, len(ordered)]
+            batches = [ordered[a:b] for a, b in pairwise(bounds)]
+            if all(len(b) == 1 or len(b) * b[-1] <= budget for b in batches):
+                costs.append(sum(len(b) * b[-1] + BATCH_COST_TOKENS for b in batches))
+    assert got == min(costs)
+
+
+def test_other_texts_or_budgets_are_other_plans() -> None:
+    hashes = {
+        make_plan(tokenized(prompts), shard_samples=SHARD, token_budget=budget).sha256
+        for prompts in ([[1], [2, 2]], [[1], [2, 2, 2]], [[1], [2, 2], [3]])
+        for budget in (2, 100)
+    }
+    assert len(hashes) == 6
+
+
+def test_halves_hold_the_same_rows() -> None:
+    (batch,) = make_plan(
+        tokenized([[1], [2], [1], [3], [4], [2]]), shard_samples=SHARD, token_budget=100
+    )
+    one, two = batch.halves()
+    assert sorted([*one.rows, *two.rows]) == sorted(batch.rows)
+    for half in (one, two):
+        for row, source in zip(half.rows, half.source, strict=True):
+            index = list(batch.rows).index(row)
+            assert half.unique[source] == batch.unique[batch.source[index]]
