@@ -49,6 +49,12 @@ struct Loops {
   void (*reduce)(const float* squared, Metric metric, int64_t width, Extremes* row,
                  const Columns* cols);
 
+  // values[j] = distance - shift, or the kernel exp(-gamma squared) - shift if gamma is not NaN
+  void (*shifted)(float* values, Metric metric, float gamma, float shift, int64_t width);
+
+  // sum[r] += mask[r] * values[r]
+  void (*add_masked)(const float* mask, const float* values, double* sum, int64_t width);
+
   // Adds exp(-gamma squared[j]) to *row_sum and, if not null, to col_sum[j].
   void (*reduce_kernel)(const float* squared, float gamma, int64_t width, double* row_sum,
                         double* col_sum);

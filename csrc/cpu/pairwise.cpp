@@ -44,9 +44,9 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 Tensor empty_floats(int64_t n) { return torch::stable::empty({n}, ScalarType::Float); }
 
-// out = a b^T; a: [m, d], b: [n, d], out: [m, n] with rows `stride` apart
-void multiply(const float* a, int64_t m, const float* b, int64_t n, int64_t d, float* out,
-              int64_t stride) {
+// out = a b; a: [m, d], b: [d, n], out: [m, n], with these strides
+void multiply(const float* a, int64_t m, int64_t d, const float* b, int64_t n, int64_t b_row,
+              int64_t b_col, float* out, int64_t out_row) {
   if (m == 0 || n == 0) return;
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
   const auto view = [&](const float* data, int64_t rows, int64_t cols, int64_t s0, int64_t s1) {
@@ -54,8 +54,8 @@ void multiply(const float* a, int64_t m, const float* b, int64_t n, int64_t d, f
                                     ScalarType::Float);
   };
   std::array<StableIValue, 3> stack{torch::stable::detail::from(view(a, m, d, d, 1)),
-                                    torch::stable::detail::from(view(b, d, n, 1, d)),
-                                    torch::stable::detail::from(view(out, m, n, stride, 1))};
+                                    torch::stable::detail::from(view(b, d, n, b_row, b_col)),
+                                    torch::stable::detail::from(view(out, m, n, out_row, 1))};
   check(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) == 0,
         "the matrix product failed");
   torch::stable::detail::to<Tensor>(stack[0]);  // releases the result's handle
@@ -138,18 +138,28 @@ struct Results {
   }
 };
 
+// Two-class labellings whose sums within class 1 are wanted as well.
+struct Labellings {
+  const float* masks;  // [N, count], 1 for class 1
+  int64_t count;
+  float gamma;     // sum exp(-gamma d^2) and not d, unless NaN
+  float shift;     // subtracted from every value, so that float32 sums keep what differs
+  double* within;  // [count]
+};
+
 // What a tile adds to its rows, by position in the strip and segment of the tile's columns.
 struct RowPartial {
   int64_t first_row = 0;
   std::vector<Segment> segments;
   std::vector<Extremes> values;
   std::vector<double> kernels;
+  std::vector<double> within;
 };
 
 // A thread's own memory.
 struct Scratch {
   Unit cols;
-  Tensor values, gram;
+  Tensor values, gram, products;
   std::vector<double> col_sum, col_kernel;
   std::vector<float> col_min, col_max;
 };
@@ -158,14 +168,20 @@ class Reduction {
  public:
   // both: rows and columns are the same samples, and results are added to either side of a pair
   Reduction(const Samples& rows, const Samples& cols, bool both, const std::vector<double>& gammas,
-            Results results)
-      : rows_(rows), cols_(cols), both_(both), gammas_(gammas), results_(results) {
+            Results results, const Labellings* labellings = nullptr)
+      : rows_(rows),
+        cols_(cols),
+        both_(both),
+        gammas_(gammas),
+        results_(results),
+        labellings_(labellings) {
     const int64_t height = std::min(kStrip, rows.count);
     strip_values_ = empty_floats(height * rows.D);
     scratch_.resize(torch::stable::get_num_threads());
     for (Scratch& scratch : scratch_) {
       scratch.values = empty_floats(kUnit * rows.D);
       scratch.gram = empty_floats(height * kUnit);
+      if (labellings) scratch.products = empty_floats(kUnit * labellings->count);
       scratch.col_sum.resize(kUnit);
       scratch.col_min.resize(kUnit);
       scratch.col_max.resize(kUnit);
@@ -195,6 +211,11 @@ class Reduction {
       for_each(units_.size(), [&](int64_t u, Scratch&) {
         for (int64_t i = 0; i < count; ++i) add_partial(units_[u], u * kUnit, partials_[i]);
       });
+      for (int64_t i = 0; labellings_ && i < count; ++i) {
+        for (int64_t r = 0; r < labellings_->count; ++r) {
+          labellings_->within[r] += partials_[i].within[r];
+        }
+      }
     }
   }
 
@@ -224,8 +245,8 @@ class Reduction {
     // Of the square on the diagonal only what lies left of it counts: a quarter need not be
     // computed.
     const int64_t half = diagonal ? n / 2 : 0;
-    multiply(a, half, cols.values, half, D, gram, n);
-    multiply(a + half * D, m - half, cols.values, n, D, gram + half * n, n);
+    multiply(a, half, D, cols.values, half, 1, D, gram, n);
+    multiply(a + half * D, m - half, D, cols.values, n, 1, D, gram + half * n, n);
 
     const int64_t num_segments = cols.segments.size(), G = results_.G;
     partial.first_row = row_start;
@@ -244,6 +265,32 @@ class Reduction {
                   partial.kernels.data() + row * num_segments * G);
         }
         if (both_) flush_columns(cols, segment.label, scratch);
+      }
+    }
+    if (labellings_) add_labellings(cols, row_start, diagonal, gram, scratch, partial.within);
+  }
+
+  // Adds sum_pj z[p] gram[p][j] z[j] of every labelling: a product with its columns' masks, and of
+  // that the rows in class 1.
+  void add_labellings(const Unit& cols, int64_t row_start, bool diagonal, float* gram,
+                      Scratch& scratch, std::vector<double>& within) {
+    const int64_t n = cols.count, R = labellings_->count;
+    const float* col_masks = labellings_->masks + cols.start * R;
+    float* products = scratch.products.mutable_data_ptr<float>();
+    within.assign(R, 0);
+    for (int64_t u = row_start / kUnit; u < static_cast<int64_t>(units_.size()); ++u) {
+      float* values = gram + (u * kUnit - row_start) * n;
+      for (int64_t p = 0; p < units_[u].count; ++p) {
+        const int64_t row = u * kUnit - row_start + p;
+        const int64_t width = diagonal && row < n ? row : n;
+        loops().shifted(values + p * n, rows_.metric, labellings_->gamma, labellings_->shift,
+                        width);
+        std::fill(values + p * n + width, values + (p + 1) * n, 0.0f);
+      }
+      multiply(values, units_[u].count, n, col_masks, R, R, 1, products, R);
+      for (int64_t p = 0; p < units_[u].count; ++p) {
+        loops().add_masked(labellings_->masks + (units_[u].start + p) * R, products + p * R,
+                           within.data(), R);
       }
     }
   }
@@ -309,6 +356,7 @@ class Reduction {
   const bool both_;
   const std::vector<double>& gammas_;
   Results results_;
+  const Labellings* labellings_;
   int64_t strip_start_ = 0, strip_rows_ = 0;
   Tensor strip_values_;
   std::vector<Unit> units_;
@@ -441,9 +489,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_reduce(Tensor rows, std::opt
   return {sum, min, max, kernel_sum};
 }
 
+std::tuple<Tensor, Tensor> pairwise_within(Tensor x, Tensor center, Tensor masks,
+                                           std::string metric, std::optional<double> gamma,
+                                           double shift) {
+  x = last_contiguous(x);
+  const int64_t N = x.size(1);
+  check(x.size(0) == 1, "x: expected shape [1, N, D]");
+  check(masks.scalar_type() == ScalarType::Float && masks.dim() == 2 && masks.size(0) == N &&
+            masks.is_contiguous(),
+        "masks: expected shape [", N, ", R] float32, contiguous");
+  const Tensor one_class = torch::stable::new_zeros(x, {N}, ScalarType::Long);
+  check_operands(x, center, one_class, 1);
+  const int64_t R = masks.size(1), G = gamma.has_value();
+  Tensor sum = torch::stable::new_zeros(x, {1, N, 1}, ScalarType::Double);
+  Tensor min = torch::stable::new_zeros(x, {1, N, 1}, ScalarType::Float);
+  Tensor max = torch::stable::new_zeros(x, {1, N, 1}, ScalarType::Float);
+  Tensor kernel_sum = torch::stable::new_zeros(x, {1, N, 1, G}, ScalarType::Double);
+  Tensor within = torch::stable::new_zeros(x, {R}, ScalarType::Double);
+  const Samples samples = layer_of(x, center, 0, parse_metric(metric), nullptr);
+  const Labellings labellings{masks.const_data_ptr<float>(), R,
+                              gamma ? static_cast<float>(*gamma) : kNaN, static_cast<float>(shift),
+                              within.mutable_data_ptr<double>()};
+  std::vector<double> gammas(gamma ? 1 : 0, gamma.value_or(0));
+  Reduction reduction(samples, samples, true, gammas, results_of(sum, min, max, kernel_sum, 0),
+                      &labellings);
+  for (int64_t strip = 0; strip < N; strip += kStrip) reduction.add_strip(strip);
+  return {torch::stable::view(gamma ? kernel_sum : sum, {N}), within};
+}
+
 }  // namespace safetyspace::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(safetyspace_fast, CPU, m) {
   m.impl("pairwise_reduce", TORCH_BOX(&safetyspace::cpu::pairwise_reduce));
   m.impl("pairwise_update", TORCH_BOX(&safetyspace::cpu::pairwise_update));
+  m.impl("pairwise_within", TORCH_BOX(&safetyspace::cpu::pairwise_within));
 }

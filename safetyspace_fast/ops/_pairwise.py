@@ -58,12 +58,12 @@ def pairwise_reduce(
     and 1e15 are in range. A row with a value that is not finite has NaN everywhere, and so has
     every row for that row's class: leave such rows out first. Raises ConfigError on wrong tensors
     (labels are checked on the CPU only)."""
-    gammas = _validate(rows, cols, col_labels, num_classes, metric, gammas)
+    gammas = validate(rows, cols, col_labels, num_classes, metric, gammas)
     batched = rows.ndim == 3
     others = None if cols is rows else cols if batched else cols[None]
     rows = rows if batched else rows[None]
-    center = _center(rows if others is None else others, metric)
-    args = (rows, others, center, col_labels.long(), num_classes, metric, gammas)
+    origin = center(rows if others is None else others, metric)
+    args = (rows, others, origin, col_labels.long(), num_classes, metric, gammas)
     total, low, high, kernel_total = _select.choose("pairwise_reduce", impl, *args)(*args)
     result = PairwiseResult(total, low, high, kernel_total if gammas else None)
     return result if batched else _first_layer(result)
@@ -106,7 +106,7 @@ def pairwise_update(
     Other arguments and errors as in `pairwise_reduce`; the same ones at every call.
     """
     num_classes = result.sum.shape[-1]
-    gammas = _validate(x, x, labels, num_classes, metric, gammas)
+    gammas = validate(x, x, labels, num_classes, metric, gammas)
     N = x.shape[-2]
     if start % reference.PAIRWISE_BLOCK or not 0 <= start <= N:
         raise ConfigError(
@@ -128,11 +128,12 @@ def pairwise_update(
         kernel_sum = result.sum.new_empty((*result.sum.shape, 0))
     state = tuple(t if lead else t[None] for t in (*result[:3], kernel_sum))
     x = x if lead else x[None]
-    args = (x, _center(x, metric), labels.long(), start, metric, gammas)
+    args = (x, center(x, metric), labels.long(), start, metric, gammas)
     _select.choose("pairwise_update", impl, *args)(*args, *(t[:, :N] for t in state))
 
 
-def _center(rows: Tensor, metric: str) -> Tensor:
+def center(rows: Tensor, metric: str) -> Tensor:
+    """Return `reference.center_of`, for no rows as well."""
     if rows.shape[1] == 0:
         return rows.new_zeros((rows.shape[0], rows.shape[2]), dtype=torch.float64)
     return reference.center_of(rows, metric)
@@ -143,7 +144,7 @@ def _first_layer(result: PairwiseResult) -> PairwiseResult:
     return PairwiseResult(result.sum[0], result.min[0], result.max[0], kernel_sum)
 
 
-def _validate(
+def validate(
     rows: Tensor,
     cols: Tensor,
     labels: Tensor,
@@ -151,6 +152,7 @@ def _validate(
     metric: str,
     gammas: Sequence[float] | None,
 ) -> list[float]:
+    """Raise ConfigError on what `pairwise_reduce` documents; returns the bandwidths as a list."""
     for name, tensor in (("cols", cols), ("labels", labels)):
         if tensor.device != rows.device:
             raise ConfigError(f"{name}: on {tensor.device}, but rows are on {rows.device}; move it")

@@ -32,6 +32,11 @@ SCHEMAS = {
     # adds, in place, all pairs that have a row in [start, N)
     "pairwise_update": "(Tensor x, Tensor center, Tensor labels, int start, str metric, "
     "float[] gammas, Tensor(a!) sum, Tensor(b!) min, Tensor(c!) max, Tensor(d!) kernel_sum) -> ()",
+    # x [1,N,D], center [1,D] f64, masks [N,R] f32 of 0 and 1; v is the distance, or with gamma the
+    # kernel -> total [N] f64: sums over all other samples; within [R] f64: sums of v - shift over
+    # the pairs i < j in the mask
+    "pairwise_within": "(Tensor x, Tensor center, Tensor masks, str metric, float? gamma, "
+    "float shift) -> (Tensor, Tensor)",
 }
 TRITON = ("pool_project", "pairwise_reduce")
 
@@ -68,10 +73,19 @@ def _fake_pairwise_update(*args: Any) -> None:
     return None
 
 
+def _fake_pairwise_within(
+    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: float | None, shift: float
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[1], dtype=torch.float64), x.new_empty(
+        masks.shape[1], dtype=torch.float64
+    )
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "pool_project": _fake_pool_project,
     "pairwise_reduce": _fake_pairwise_reduce,
     "pairwise_update": _fake_pairwise_update,
+    "pairwise_within": _fake_pairwise_within,
 }
 
 

@@ -97,11 +97,8 @@ def _add_tile(
 ) -> None:
     """Add the columns of one tile, whose classes are `labels`, to the results of its rows."""
     total, low, high, kernel_total = results
-    if metric == "euclidean":
-        distances = squared.sqrt()
-    else:
-        distances = squared / 2 if metric == "cosine" else squared
-    kernels = [(squared * -gamma).exp() for gamma in gammas]
+    kernels = [_values(squared, metric, gamma) for gamma in gammas]
+    distances = _values(squared, metric, None)
 
     def without_diagonal(tile: Tensor, value: float) -> Tensor:
         return tile.fill_diagonal_(value) if diagonal else tile
@@ -198,3 +195,40 @@ def pairwise_reduce(
                 squared = _squared_distances(a, b)
                 _add_tile(squared, col_labels[others], metric, gammas, of_rows)
     return results
+
+
+def pairwise_within(
+    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: float | None, shift: float
+) -> tuple[Tensor, Tensor]:
+    """Sum the values of all pairs within each mask, for many masks in one pass over the distances.
+
+    x: [1, N, D]; center: [1, D] float64; masks: [N, R] f32 of 0 and 1. The value of a pair is its
+    distance, or exp(-gamma d^2) with gamma. Returns total: [N] f64, each sample's values with all
+    others, and within: [R] f64, values less `shift` of the pairs i < j that are both in the mask;
+    the shift keeps float32 products exact where it counts."""
+    N = x.shape[1]
+    total = x.new_zeros(N, dtype=torch.float64)
+    within = x.new_zeros(masks.shape[1], dtype=torch.float64)
+    for i in range(0, N, PAIRWISE_BLOCK):
+        block = slice(i, i + PAIRWISE_BLOCK)
+        rows = _block(x[0, block], center[0], metric)
+        for j in range(0, i + 1, PAIRWISE_BLOCK):
+            others = slice(j, j + PAIRWISE_BLOCK)
+            cols = rows if i == j else _block(x[0, others], center[0], metric)
+            squared = _squared_distances(rows, cols)
+            values = _values(squared, metric, gamma)
+            if i == j:
+                values = values.tril(-1)
+            total[block] += values.sum(1, dtype=torch.float64)
+            total[others] += values.sum(0, dtype=torch.float64)
+            values = (values - shift).to(masks.dtype)
+            if i == j:
+                values = values.tril(-1)
+            within += (masks[block] * (values @ masks[others])).sum(0, dtype=torch.float64)
+    return total, within
+
+
+def _values(squared: Tensor, metric: str, gamma: float | None) -> Tensor:
+    if gamma is not None:
+        return (squared * -gamma).exp()
+    return squared.sqrt() if metric == "euclidean" else squared / (2 if metric == "cosine" else 1)

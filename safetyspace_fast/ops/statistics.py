@@ -1,11 +1,12 @@
 """Statistics that need every pair of samples, on top of `pairwise_reduce`."""
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
 
 from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.ops import _pairwise, _select
 from safetyspace_fast.ops._pairwise import pairwise_reduce
 
 
@@ -44,45 +45,81 @@ def energy_distance(
 ) -> Tensor:
     """Compare two classes: 2 E|X - Y| - E|X - X'| - E|Y - Y'|.
 
-    x: [N, D] floating point; labels: [N] integers, two values. metric, impl: as in
-    `pairwise_reduce`.
+    x: [N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings (permutations) in
+    one pass.
+    metric, impl: as in `pairwise_reduce`.
     biased: count the zero distances of samples to themselves (V-statistic, never negative).
 
-    Returns a float64 scalar; without bias its mean is 0 for equal distributions (Szekely and Rizzo
-    2013).
-    Raises ConfigError unless there are two classes of at least two samples.
+    Returns a float64 scalar, or [R]; without bias its mean is 0 for equal distributions (Szekely
+    and Rizzo 2013).
+    Raises ConfigError unless every labelling has at least two samples of either class.
     """
-    label, count = _two_classes(x, labels)
-    total = pairwise_reduce(x, x, label, 2, metric=metric, impl=impl).sum
-    within, between = _means(total, label, count, 0.0 if biased else None)
-    return 2 * between - within.sum(0)
+    within, between = _two_class_means(x, labels, metric, None, biased, impl)
+    return 2 * between - within
 
 
 def mmd(
     x: Tensor,
     labels: Tensor,
-    gammas: Sequence[float],
+    gamma: float,
     *,
     biased: bool = False,
     impl: str | None = None,
 ) -> Tensor:
-    """Compare two classes by kernels: E k(X, X') + E k(Y, Y') - 2 E k(X, Y), k = exp(-gamma d^2).
+    """Compare two classes by a kernel: E k(X, X') + E k(Y, Y') - 2 E k(X, Y), k = exp(-gamma d^2).
 
-    x: [N, D] floating point; labels: [N] integers, two values. gammas: G bandwidths. impl: as in
-    `pairwise_reduce`.
+    x: [N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings (permutations) in
+    one pass.
+    gamma: the bandwidth, d being the Euclidean distance. impl: as in `pairwise_reduce`.
     biased: count the kernel 1 of samples with themselves (V-statistic, never negative).
 
-    Returns [G] float64, the squared maximum mean discrepancy (Gretton et al. 2012, equations 3 and
-    5).
-    Raises ConfigError unless there are two classes of at least two samples.
+    Returns a float64 scalar, or [R]: the squared maximum mean discrepancy (Gretton et al. 2012,
+    equations 3 and 5).
+    Raises ConfigError unless every labelling has at least two samples of either class.
     """
-    if not len(gammas):
-        raise ConfigError("gammas: expected at least one bandwidth, got none")
-    label, count = _two_classes(x, labels)
-    total = pairwise_reduce(x, x, label, 2, gammas=gammas, impl=impl).kernel_sum
-    assert total is not None
-    within, between = _means(total, label, count, 1.0 if biased else None)
-    return within.sum(0) - 2 * between
+    if not 0 <= gamma < float("inf"):
+        raise ConfigError(f"gamma: expected a finite number >= 0, got {gamma}")
+    within, between = _two_class_means(x, labels, "euclidean", gamma, biased, impl)
+    return within - 2 * between
+
+
+def _two_class_means(
+    x: Tensor, labels: Tensor, metric: str, gamma: float | None, biased: bool, impl: str | None
+) -> tuple[Tensor, Tensor]:
+    """Mean value within the classes, summed over both, and between them, for every labelling."""
+    _pairwise.validate(x, x, labels.new_zeros(len(x)).long(), 1, metric, None)
+    N = len(x)
+    if x.ndim != 2 or labels.ndim not in (1, 2) or labels.shape[-1] != N or N == 0:
+        raise ConfigError(
+            f"x, labels: expected [N, D] and [N] or [R, N], "
+            f"got {list(x.shape)} and {list(labels.shape)}"
+        )
+    masks = labels.reshape(-1, N).T
+    n1 = (masks == 1).sum(0).double()
+    n0 = (masks == 0).sum(0).double()
+    if (n0 + n1 != N).any() or (n0 < 2).any() or (n1 < 2).any():
+        raise ConfigError("labels: expected 0 and 1, each at least twice in every labelling")
+    sample = x[:: max(1, N // 32)].double()
+    typical = (sample[0] - sample).norm(dim=1).nanmedian()
+    if gamma is not None:
+        typical = (-gamma * typical.square()).exp()
+    elif metric != "euclidean":
+        typical = typical.square() if metric == "sqeuclidean" else typical.new_tensor(1.0)
+    shift = float(typical.float())
+    shift = shift if math.isfinite(shift) else 0.0
+    members = masks.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    args = (x[None], _pairwise.center(x[None], metric), members, metric, gamma, shift)
+    total, pairs = _select.choose("pairwise_within", impl, *args)(*args)
+    # Ordered pairs: within class 1, between, within class 0, from the totals of class 1's rows.
+    ones = 2 * pairs + shift * n1 * (n1 - 1)
+    between = masks.double().T @ total - ones
+    zeros = total.sum() - ones - 2 * between
+    if biased:
+        with_itself = 0.0 if gamma is None else 1.0
+        within = zeros / n0.square() + ones / n1.square() + with_itself * (1 / n0 + 1 / n1)
+    else:
+        within = zeros / (n0 * (n0 - 1)) + ones / (n1 * (n1 - 1))
+    return within.reshape(labels.shape[:-1]), (between / (n0 * n1)).reshape(labels.shape[:-1])
 
 
 def dunn(
@@ -135,30 +172,3 @@ def _classes(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise ConfigError(f"labels: expected integers, got {labels.dtype}; use .long()")
     classes, label, count = torch.unique(labels, return_inverse=True, return_counts=True)
     return classes, label, count
-
-
-def _two_classes(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    classes, label, count = _classes(x, labels)
-    if len(classes) != 2 or int(count.min()) < 2:
-        raise ConfigError(
-            "labels: expected 2 classes of at least 2 samples, got classes of "
-            f"{', '.join(map(str, count.tolist())) or 'no samples'}"
-        )
-    return label, count.double()
-
-
-def _means(
-    total: Tensor, label: Tensor, count: Tensor, with_itself: float | None
-) -> tuple[Tensor, Tensor]:
-    """Mean within each class [2, ...] and between them [...], of sums total: [N, 2, ...].
-
-    with_itself: what a sample and itself add within a class, None to leave these pairs out.
-    """
-    sums = torch.stack([total[label == 0].sum(0), total[label == 1].sum(0)])
-    within = torch.stack([sums[0, 0], sums[1, 1]])
-    n = count.reshape(2, *[1] * (within.ndim - 1))
-    if with_itself is None:
-        within = within / (n * (n - 1))
-    else:
-        within = (within + n * with_itself) / n.square()
-    return within, sums[0, 1] / (count[0] * count[1])

@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no comp
 
 
 def build(folder, **environment):
-    """Build a wheel from a clean copy of the sources; returns the process, and the wheel or None."""
+    """Build a wheel from a clean copy of the sources; the process, and the wheel or None."""
     source = folder / "source"
     for name in ("csrc", "safetyspace_fast"):
         shutil.copytree(REPO / name, source / name, ignore=ABSENT)

@@ -29,10 +29,16 @@ def arguments(op, dtype):
         "pairwise_update": [
             (x, center, LABELS, 0, "euclidean", [0.5], *reference.pairwise_empty(x, 5, 2, 1))
         ],
+        "pairwise_within": [
+            (x[:1], center[:1], normal(5, 3).sign().clamp(min=0), "cosine", None, 0.5),
+            (x[:1], center[:1], normal(5, 3).sign().clamp(min=0), "euclidean", 0.1, 0.5),
+        ],
     }[op]
 
 
-@pytest.mark.parametrize("op", ["pool_project", "pairwise_reduce", "pairwise_update"])
+@pytest.mark.parametrize(
+    "op", ["pool_project", "pairwise_reduce", "pairwise_update", "pairwise_within"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(op, dtype):
     for args in arguments(op, dtype):
@@ -67,7 +73,7 @@ def test_a_hooked_model_compiles_without_a_graph_break():
 
 def test_every_implementation_says_why_it_is_not_used():
     table = ops.implementations()
-    assert set(table) == {"pool_project", "pairwise_reduce", "pairwise_update"}
+    assert set(table) == {"pool_project", "pairwise_reduce", "pairwise_update", "pairwise_within"}
     for kernels in table.values():
         assert list(kernels)[-1] == "reference"
         assert kernels["reference"] == []

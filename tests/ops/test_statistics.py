@@ -76,15 +76,14 @@ def test_energy_distance_of_means_is_the_squared_form():
 
 def test_mmd():
     x, labels = two_classes()
-    gammas = [0.01, 0.1, 1.0]
     within0, within1, between = split(x, labels)
     n0, n1 = between.shape
-    for i, gamma in enumerate(gammas):
+    for gamma in (0.01, 0.1, 1.0):
         k0, k1, k01 = (np.exp(-gamma * d**2) for d in (within0, within1, between))
         unbiased = k0.mean() + k1.mean() - 2 * k01.mean()
         biased = (2 * k0.sum() + n0) / n0**2 + (2 * k1.sum() + n1) / n1**2 - 2 * k01.mean()
-        assert ops.mmd(x, labels, gammas)[i].item() == pytest.approx(unbiased, rel=1e-5, abs=1e-8)
-        actual = ops.mmd(x, labels, gammas, biased=True)[i].item()
+        assert ops.mmd(x, labels, gamma).item() == pytest.approx(unbiased, rel=1e-5, abs=1e-8)
+        actual = ops.mmd(x, labels, gamma, biased=True).item()
         assert actual == pytest.approx(biased, rel=1e-5, abs=1e-8)
 
 
@@ -108,10 +107,10 @@ def test_nn_accuracy():
     assert ops.nn_accuracy(ties, torch.tensor([0, 0, 1, 1])).item() == 0.5
 
 
-@pytest.mark.parametrize("function", [ops.energy_distance, lambda x, y: ops.mmd(x, y, [1.0])])
+@pytest.mark.parametrize("function", [ops.energy_distance, lambda x, y: ops.mmd(x, y, 1.0)])
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 2], [0, 1, 1, 1]])
 def test_two_classes_of_two_samples_are_needed(function, labels):
-    with pytest.raises(ConfigError, match="labels: expected 2 classes of at least 2 samples"):
+    with pytest.raises(ConfigError, match="labels: expected 0 and 1, each at least twice"):
         function(torch.ones(4, 2), torch.tensor(labels))
 
 
@@ -127,5 +126,37 @@ def test_wrong_arguments_are_named():
         ops.silhouette_samples(x, labels[:3])
     with pytest.raises(ConfigError, match="labels: expected integers"):
         ops.silhouette_samples(x, labels.double())
-    with pytest.raises(ConfigError, match="gammas: expected at least one"):
-        ops.mmd(x, labels, [])
+    with pytest.raises(ConfigError, match="gamma: expected a finite number"):
+        ops.mmd(x, labels, -1.0)
+    with pytest.raises(ConfigError, match=r"expected \[N, D\] and \[N\] or \[R, N\]"):
+        ops.energy_distance(x, labels[None, None])
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("shift", [0.0, 1e5])
+def test_many_labellings_at_once(impl, shift):
+    # Under permutation the statistic is a small difference of large means.
+    x = normal(1300, 20) + shift
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.stack([torch.randperm(1300, generator=generator) < n for n in (650, 400, 2)])
+    for statistic in (
+        lambda z, y: ops.energy_distance(z, y, impl=impl),
+        lambda z, y: ops.energy_distance(z, y, metric="cosine", impl=impl),
+        lambda z, y: ops.mmd(z, y, 0.02, impl=impl),
+    ):
+        for row, value in zip(labels, statistic(x, labels.long()), strict=True):
+            alone = statistic(x, row.long()).item()
+            assert value.item() == pytest.approx(alone, rel=1e-4, abs=1e-9)
+    exact = ops.energy_distance(x.double(), labels.long())
+    errors = (ops.energy_distance(x, labels.long(), impl=impl) - exact).abs()
+    assert errors.max() < 1e-7
+
+
+def test_labellings_do_not_depend_on_the_number_of_threads(threads):
+    x = normal(1500, 30)
+    labels = torch.stack([torch.randperm(1500) % 2 for _ in range(7)])
+    threads(1)
+    expected = ops.energy_distance(x, labels)
+    for count in (2, 4):
+        threads(count)
+        assert torch.equal(ops.energy_distance(x, labels), expected)
