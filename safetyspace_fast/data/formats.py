@@ -106,8 +106,9 @@ def _separated(file: BinaryIO, delimiter: str, shown: str) -> Iterator[tuple[int
         except StopIteration:
             return
         except csv.Error as error:
+            reason = str(error).replace("\t", "\\t")
             raise DataError(
-                f"{shown}:{line}: {error}: double the quotes inside a quoted field, "
+                f"{shown}:{line}: {reason}: double the quotes inside a quoted field, "
                 "or write JSON Lines"
             ) from error
         if not fields:  # a blank line

@@ -73,6 +73,7 @@ def read_or_refuse(path: Path) -> Samples | None:
 @given(data=st.binary(max_size=400))
 @example(data=b"text,label,lang\n\xff,0,en\n\0,1,en\n")
 @example(data=b"text\tlabel\tlang\na\t0\ten\r\nb\t1\ten\rc\t1\ten\n")
+@example(data=b'""\0')
 @example(data=b"\xff\xfet\0e\0x\0t\0")
 def test_random_bytes(tmp_path: Path, suffix: str, data: bytes) -> None:
     path = tmp_path / f"fuzz.{suffix}"
