@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import metrics as m
 from . import uncertainty as u
-from .definitions import Metric
+from .definitions import NONE, Metric
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -49,6 +49,8 @@ class Block:
     resamples: u.Resamples
     fold: Tensor
     force: bool = False
+    constant: bool = False
+    """Whether all states of every cell are the same, so that nothing can be said."""
     bandwidths: dict[tuple[int, int], float] | None = None
     """Bandwidth of the Gaussian kernel per cell, where another model sets it."""
     cache: dict[str, Tensor] = field(default_factory=dict)
@@ -648,6 +650,8 @@ def estimate(block: Block, metric: Metric) -> tuple[Estimate, list[str]]:
     """One metric for every cell of a block, and per cell why it is refused, "" where it is not."""
     try:
         block.require(MIN_TEXTS, "any number")
+        if block.constant:
+            raise Refusal("the states do not vary")
         if metric.paired and not block.paired:
             raise Refusal("the texts are not paired")
         found = _BY_FAMILY[metric.name.rsplit("_pc", 1)[0]](block, metric)
@@ -655,16 +659,25 @@ def estimate(block: Block, metric: Metric) -> tuple[Estimate, list[str]]:
         nothing = torch.full((len(block.cells),), torch.nan, dtype=torch.float64)
         found = Estimate(nothing, nothing, nothing, nothing, nothing)
         return found, [str(refusal)] * len(block.cells)
-    reasons = ["" if ok else _NO_VALUE for ok in found.value.isfinite().tolist()]
-    known = found.value.isfinite()
+    reasons = []
+    bounded = metric.interval != NONE and len(block.resamples.counts) > 1
+    for value, low, p, floor in zip(
+        *(part.tolist() for part in (found.value, found.low, found.p, found.floor)), strict=True
+    ):
+        if not math.isfinite(value):
+            reasons.append(
+                "no finite value: constant or collinear features, or no spread in a class"
+            )
+        elif (bounded and math.isnan(low)) or (not math.isnan(p) and math.isnan(floor)):
+            reasons.append("too few different texts: most resamples have no finite value")
+        else:
+            reasons.append("")
+    known = torch.tensor([not reason for reason in reasons])
     shown = {
         name: torch.where(known, getattr(found, name), torch.nan)
         for name in ("value", "floor", "p", "low", "high")
     }
     return replace(found, **shown), reasons
-
-
-_NO_VALUE = "no finite value: the features are constant, collinear or without spread in a class"
 
 
 def blocks(
@@ -709,11 +722,17 @@ def blocks(
             np.ascontiguousarray(store.read("projected", layer=window, samples=span))
         )
         finite = cache["projected"].isfinite().all(-1)
-        groups: dict[bytes, list[tuple[int, int]]] = {}
+        mean, var = (
+            torch.from_numpy(store.read(name, layer=window, lang=run.languages.index(lang)))
+            for name in ("class_mean", "class_var")
+        )
+        constant = ~m.varies(mean, var).any(-1)
+        groups: dict[tuple[bytes, bool], list[tuple[int, int]]] = {}
         for layer, pooling in cells:
-            mask = finite[layer - window.start, pooling].numpy().tobytes()
-            groups.setdefault(mask, []).append((layer, pooling))
-        for mask, members in groups.items():
+            at = (layer - window.start, pooling)
+            key = (finite[at].numpy().tobytes(), bool(constant[at]))
+            groups.setdefault(key, []).append((layer, pooling))
+        for (mask, same), members in groups.items():
             kept = torch.frombuffer(bytearray(mask), dtype=torch.bool)
             yield Block(
                 model=store,
@@ -725,6 +744,7 @@ def blocks(
                 resamples=resamples.keep(kept),
                 fold=fold[kept],
                 force=force,
+                constant=same,
                 cache=cache,
             )
 

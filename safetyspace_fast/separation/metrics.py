@@ -131,8 +131,18 @@ def standardized_ratio(mean: Tensor, var: Tensor, count: Tensor) -> Tensor:
     """
     gap = (mean[..., 1, :] - mean[..., 0, :]) ** 2
     rho = between_ratio(gap, var.transpose(-1, -2), count[..., None, :])
+    rho = torch.where(varies(mean, var), rho, torch.nan)
     mean_rho: Tensor = rho.nanmean(-1)
     return mean_rho
+
+
+def varies(mean: Tensor, var: Tensor) -> Tensor:
+    """Whether a dimension varies by more than the rounding of its own mean.
+
+    Moments of a constant are not exactly those of a constant. mean, var: [..., 2, D] -> [..., D].
+    """
+    spread = var.sum(-2) + (mean[..., 1, :] - mean[..., 0, :]).square()
+    return spread > 1e-26 * mean.square().sum(-2)
 
 
 def mean_shift(shift_sq: Tensor, trace: Tensor, count: Tensor) -> Tensor:

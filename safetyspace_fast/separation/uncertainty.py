@@ -139,7 +139,7 @@ def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
         observed: [...], null: [..., R]; larger means further apart.
     """
     below = null < (observed - 1e-12 * observed.abs())[..., None]
-    return (1 + (~below).sum(-1)) / (1.0 + null.shape[-1])
+    return (1 + (~below).sum(-1)).double() / (1 + null.shape[-1])
 
 
 def spread(draws: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""Results as text and files."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from oracle import planted, stand_in
+
+from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.separation import separation, tables
+
+
+@pytest.fixture(scope="module")
+def results():
+    x, label = planted(n=220, width=12, shift=1.5, layers=5, poolings=2)
+    few, few_label = planted(n=60, width=12, shift=0.0, layers=5, poolings=2, seed=1)
+    run = stand_in({"m": {"en": x, "de": few}}, {"en": label, "de": few_label})
+    return separation(run, bootstraps=20, permutations=39)
+
+
+def test_the_table_fits_and_says_what_is_refused_and_what_is_chance(results):
+    text = tables.to_table(results)
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    assert "(a) refused: a covariance in 10 components needs 100 texts a class" in text
+    assert "m | pooling last | layer block.3" in text
+    assert "layer embed" not in text
+    assert "110+110" in text
+    row = next(line for line in text.splitlines() if line.startswith("de "))
+    assert "~" in row
+    assert "nan" not in text
+    for name in results["metric"].to_numpy():
+        assert text.count(f" {name}") >= 2
+
+
+def test_one_language_shows_every_layer(results):
+    text = tables.to_table(results.sel(lang=["en"], pooling=["mean"]))
+    for layer in results["layer"].to_numpy():
+        assert f"\n{layer}" in text
+    assert "what else differs" not in text
+    value = results["value"].sel(metric="auc_direction", layer="embed", lang="en", pooling="mean")
+    assert f"{value.item():.3f} [" in text
+
+
+def test_columns_line_up():
+    assert tables._aligned([["a", "bb"], ["1", "222"], ["x", "y"]]) == ["a     1  x", "bb  222  y"]
+
+
+def test_rows_hold_every_number(results):
+    found = list(tables.rows(results))
+    assert len(found) == results["value"].size
+    for row in (found[0], found[17], found[-1]):
+        place = {dim: row[dim] for dim in results["value"].dims}
+        value = results["value"].sel(place).item()
+        assert row["value"] == (None if np.isnan(value) else value)
+        assert row["n1"] == results["n1"].sel({k: v for k, v in place.items() if k != "metric"})
+        assert row["refused"] == results["refused"].sel(place).item()
+        assert row["space"] == results["space"].sel(metric=row["metric"]).item()
+
+
+def test_json_is_strict_and_carries_definitions(results):
+    whole = json.loads(tables.to_json(results), parse_constant=pytest.fail)
+    assert whole["rows"] == list(tables.rows(results))
+    assert whole["settings"]["permutations"] == 39
+    assert "B/(B+W)" in whole["definitions"]["rho"]["definition"]
+
+
+def test_csv_and_parquet_hold_the_same_rows(results, tmp_path):
+    expected = list(tables.rows(results))
+    parsed = list(csv.DictReader(io.StringIO(tables.to_csv(results))))
+    assert [row["metric"] for row in parsed] == [row["metric"] for row in expected]
+    for name in tables.NUMBERS:
+        numbers = [float(row[name]) if row[name] else None for row in parsed]
+        assert numbers == [row[name] for row in expected]
+    tables.write(results, "parquet", tmp_path / "r.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "r.parquet")
+    assert table.to_pylist() == expected
+    facts = json.loads(table.schema.metadata[b"safetyspace_fast"])
+    assert facts["definitions"] == tables.definitions(results)
+
+
+def test_write_prints_or_writes_and_names_bad_forms(results, tmp_path, capsys):
+    tables.write(results, "csv")
+    printed = capsys.readouterr().out
+    tables.write(results, "csv", tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_text(encoding="utf-8") == printed
+    with pytest.raises(ConfigError, match="xml"):
+        tables.write(results, "xml")
+    with pytest.raises(ConfigError, match="binary"):
+        tables.write(results, "parquet")

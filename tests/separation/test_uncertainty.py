@@ -1,0 +1,170 @@
+"""Resamples, intervals that cover, and nulls that reject as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracle import stand_in
+
+from safetyspace_fast.separation import separation
+from safetyspace_fast.separation import uncertainty as u
+
+
+def drawn(label, pair=None, **options):
+    pair = np.full(len(label), -1) if pair is None else pair
+    settings = {"bootstraps": 50, "permutations": 50, "seed": 0, "key": "en"} | options
+    return u.draw(torch.tensor(label), torch.tensor(pair), **settings)
+
+
+def test_bootstraps_keep_class_sizes_and_permutations_keep_labels():
+    label = np.repeat([0, 1], [30, 20])
+    found = drawn(label)
+    for c, size in ((0, 30), (1, 20)):
+        assert (found.counts[:, label == c].sum(1) == size).all()
+    assert (found.permuted.sum(1) == 20).all()
+    assert len({tuple(row.tolist()) for row in found.permuted}) == 50
+    assert found.unit.unique().numel() == 50
+
+
+def test_pairs_are_drawn_and_swapped_as_wholes():
+    label, pair = np.tile([0, 1], 25), np.repeat(np.arange(25), 2)
+    found = drawn(label, pair)
+    assert (found.counts[:, ::2] == found.counts[:, 1::2]).all()
+    assert (found.permuted[:, ::2] + found.permuted[:, 1::2] == 1).all()
+    assert 0.4 < found.permuted[:, ::2].double().mean() < 0.6
+    assert found.unit.unique().numel() == 25
+
+
+def test_texts_without_partner_are_shuffled_among_themselves():
+    label = np.array([0, 1] * 10 + [0] * 6 + [1] * 4 + [0])
+    pair = np.concatenate([np.repeat(np.arange(10), 2), np.full(10, -1), [99]])
+    found = drawn(label, pair)
+    assert (found.permuted[:, :20:2] + found.permuted[:, 1:20:2] == 1).all()
+    assert (found.permuted[:, 20:].sum(1) == 4).all()
+    assert found.permuted[:, 30].double().mean() > 0
+
+
+def test_draws_depend_on_seed_and_language_only():
+    label = np.repeat([0, 1], 20)
+    same, again = drawn(label), drawn(label)
+    assert torch.equal(same.counts, again.counts)
+    assert torch.equal(same.permuted, again.permuted)
+    assert not torch.equal(same.counts, drawn(label, seed=1).counts)
+    assert not torch.equal(same.counts, drawn(label, key="de").counts)
+
+
+def test_weights_come_in_chunks_of_bounded_memory(monkeypatch):
+    label = np.repeat([0, 1], 20)
+    found = drawn(label)
+    whole = torch.cat(list(found.weights(0)))
+    assert whole.shape == (101, 2, 40)
+    assert torch.equal(whole[0], torch.tensor(np.stack([label == 0, label == 1])).double())
+    monkeypatch.setattr(u, "CHUNK_BYTES", 5000)
+    chunks = list(found.weights(100))
+    assert len(chunks) > 10
+    assert torch.equal(torch.cat(chunks), whole)
+    assert len(torch.cat(list(found.weights(0, bootstrap=False)))) == 51
+
+
+def test_p_counts_the_labels_as_they_are_and_values_that_are_missing():
+    null = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, math.nan]])
+    assert u.permutation_p(torch.tensor([2.0, 2.0]), null).tolist() == [3 / 5, 3 / 5]
+    assert float(u.permutation_p(torch.tensor(9.0), null[0])) == 1 / 5
+
+
+def test_influence_variance_adds_up_pairs():
+    influence = torch.tensor([1.0, -1.0, 2.0, -2.0])
+    alone = u.influence_variance(influence, torch.arange(4))
+    together = u.influence_variance(influence, torch.tensor([0, 0, 1, 1]))
+    assert float(alone) == pytest.approx(10 * 4 / 3)
+    assert float(together) == 0
+
+
+def test_spread_refuses_draws_that_are_mostly_missing():
+    draws = torch.tensor([[1.0, 2.0, 3.0] * 10, [1.0, math.nan, 3.0] * 10])
+    found = u.spread(draws)
+    assert float(found[0]) == pytest.approx(draws[0].std())
+    assert math.isnan(float(found[1]))
+
+
+WIDTH = 10
+SPREAD0 = np.exp(0.3 * np.cos(np.arange(WIDTH)))
+SPREAD1 = SPREAD0 * np.where(np.arange(WIDTH) % 2, 1.25, 1.0)
+
+
+def truths(shift):
+    """Known values of the planted classes: diagonal Gaussians `shift` apart."""
+    d = shift / math.sqrt(WIDTH) * np.ones(WIDTH)
+    v0, v1 = SPREAD0**2, SPREAD1**2
+    s = (v0 + v1) / 2
+    t1 = d @ (d / s) / 8
+    t2 = 0.5 * (np.log(s) - 0.5 * np.log(v0) - 0.5 * np.log(v1)).sum()
+    ratio = 0.25 * d @ d / (0.25 * d @ d + s.sum())
+    auc = 0.5 * (1 + math.erf(d @ d / math.sqrt(d @ ((v0 + v1) * d)) / math.sqrt(2)))
+    return d, {
+        "rho_adjusted": ratio,
+        "mean_shift": d @ d,
+        "bhattacharyya_excess_pc10": t1 + t2,
+        "mahalanobis_pc10": d @ (d / s),
+        "auc_direction": auc,
+    }
+
+
+def coverage(draws, n, shift):
+    d, known = truths(shift)
+    rng = np.random.default_rng(11)
+    label = np.repeat([0, 1], n)
+    hits = dict.fromkeys(known, 0)
+    for r in range(draws):
+        x = rng.standard_normal((2 * n, WIDTH))
+        x = np.where(label[:, None] == 1, x * SPREAD1 + d, x * SPREAD0)
+        run = stand_in({"m": {"en": x[None, None]}}, {"en": label}, seed=r)
+        found = separation(run, metrics=list(known), permutations=0, seed=r)
+        for name, truth in known.items():
+            one = found.sel(metric=name).squeeze()
+            hits[name] += float(one["low"]) <= truth <= float(one["high"])
+    return {name: count / draws for name, count in hits.items()}
+
+
+def test_intervals_cover_planted_values():
+    # Sixty draws of a 95 % event: below 0.88 or so happens once in a hundred times.
+    for name, share in coverage(60, n=200, shift=1.5).items():
+        assert share >= 0.88, name
+
+
+@pytest.mark.slow
+def test_intervals_cover_planted_values_at_the_nominal_rate():
+    for name, share in coverage(400, n=200, shift=1.5).items():
+        assert 0.92 <= share <= 0.98, name
+
+
+def test_nulls_reject_as_often_as_they_say():
+    rng = np.random.default_rng(5)
+    label = np.repeat([0, 1], 60)
+    names = ["rho_adjusted", "silhouette", "bhattacharyya_pc2", "auc_direction", "auc_probe"]
+    x = rng.standard_normal((60, 1, 120, 12))
+    run = stand_in({"m": {"en": x}}, {"en": label}, proj=12)
+    found = separation(run, metrics=names, bootstraps=2, permutations=99)
+    for name in names:
+        p = found["p"].sel(metric=name).to_numpy().ravel()
+        # Sixty tests at one in five: 12 expected, and 4 to 22 in all but one of a thousand cases.
+        assert 4 <= (p <= 0.2).sum() <= 22, name
+        assert p.min() >= 0.01
+
+
+def test_swapped_pairs_find_what_shuffling_hides():
+    rng = np.random.default_rng(0)
+    label, pair = np.tile([0, 1], 100), np.repeat(np.arange(100), 2)
+    content = 3 * np.repeat(rng.standard_normal((100, 8)), 2, axis=0)
+    x = content + 0.3 * rng.standard_normal((200, 8)) + 0.25 * label[:, None]
+    run = stand_in({"m": {"en": x[None, None]}}, {"en": label}, pair={"en": pair}, proj=8)
+    right = separation(run, metrics=["rho_adjusted"]).squeeze()
+    with pytest.warns(UserWarning, match="en are paired"):
+        wrong = separation(run, metrics=["rho_adjusted"], paired=False).squeeze()
+    assert bool(right["paired"])
+    assert not bool(wrong["paired"])
+    assert float(right["p"]) < 0.01
+    assert float(wrong["p"]) > 0.2
+    width = [float(d["high"] - d["low"]) for d in (right, wrong)]
+    assert width[0] < width[1] / 3
