@@ -1,18 +1,16 @@
 """What other front ends call: typed requests, events and results."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import info
 from .config import RunConfig
-from .data import Samples, read_samples
+from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, StoreError
 from .extract import (
     COMPONENTS,
-    FOLDS,
     Event,
     Extraction,
     LanguageDone,
@@ -81,11 +79,16 @@ def iter_run(config: RunConfig) -> Iterator[Event]:
     if config.out.exists() and not (config.overwrite or (exists and config.resume)):
         raise StoreError(f"{config.out}: exists already; go on with --resume or use --overwrite")
 
+    notes: list[str] = []
     samples = read_samples(
-        config.data, strict=config.strict, languages=config.languages, limit=config.limit
+        config.data,
+        strict=config.strict,
+        languages=config.languages,
+        limit=config.limit,
+        on_note=notes.append,
     )
-    if samples.excluded:
-        yield Note("", _exclusions(samples))
+    for note in notes:
+        yield Note("", note)
     if exists and config.resume:
         root = resume_run(config.out, data_sha256=samples.sha256)
     else:
@@ -157,7 +160,7 @@ def _run_model(
         "component": COMPONENTS,
         "class": 2,
         "label": 2,
-        "fold": FOLDS,
+        "fold": NUM_FOLDS,
         "lang": len(samples.languages),
         "hidden": model.hidden_size,
     }
@@ -254,11 +257,3 @@ def _manifest(
         "seed": config.seed,
         "plan_sha256": plan.sha256,
     }
-
-
-def _exclusions(samples: Samples) -> str:
-    """One line that counts what the data set lost, by reason, and where it begins."""
-    counts = Counter(exclusion.reason for exclusion in samples.excluded)
-    first = samples.excluded[0]
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(5))
-    return f"{len(samples.excluded)} rows left out: {reasons} (first: {first.file}:{first.line})"

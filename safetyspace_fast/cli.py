@@ -216,7 +216,7 @@ def _add_separation(commands: Any) -> None:
         "how far apart the classes are, from a store alone",
         SEPARATION_EXAMPLES,
     )
-    names = {"type": lambda text: tuple(text.split(",")), "metavar": "A,B,.."}
+    names: dict[str, Any] = {"type": lambda text: tuple(text.split(",")), "metavar": "A,B,.."}
     separation.add_argument("run", type=Path, metavar="RUN.zarr", help="a store that `run` wrote")
     separation.add_argument(
         "--metric",

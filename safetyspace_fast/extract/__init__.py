@@ -2,13 +2,12 @@
 
 from .capture import Capture, seeded_projection
 from .events import Event, LanguageDone, ModelDone, Note, Planned, Progressed
-from .finish import COMPONENTS, FOLDS
+from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
 
 __all__ = [
     "COMPONENTS",
-    "FOLDS",
     "Capture",
     "Event",
     "Extraction",

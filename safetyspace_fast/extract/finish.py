@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
 
 COMPONENTS = 16
 """Principal components kept for every layer and pooling."""
-FOLDS = 10
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Cell = dict[str, torch.Tensor]
@@ -25,7 +25,7 @@ def finish_cell(
     Args:
         states: `[n, D] float32`, pooled states.
         labels: `[n] int64`, 0 or 1.
-        folds: `[n] int64`, below `FOLDS`.
+        folds: `[n] int64`, below `NUM_FOLDS`.
         impl: a forced implementation of `pairwise_reduce`.
 
     Returns:
@@ -40,10 +40,10 @@ def finish_cell(
     centre = x.mean(0, dtype=torch.float64)
     centred = x.double() - centre
 
-    member = torch.zeros(2 * FOLDS, len(x), dtype=torch.float64, device=x.device)
-    member[y * FOLDS + fold, torch.arange(len(x), device=x.device)] = 1
-    fold_count = member.sum(1).view(2, FOLDS, 1)
-    fold_sum = (member @ centred).view(2, FOLDS, width)
+    member = torch.zeros(2 * NUM_FOLDS, len(x), dtype=torch.float64, device=x.device)
+    member[y * NUM_FOLDS + fold, torch.arange(len(x), device=x.device)] = 1
+    fold_count = member.sum(1).view(2, NUM_FOLDS, 1)
+    fold_sum = (member @ centred).view(2, NUM_FOLDS, width)
     count, total = fold_count.sum(1), fold_sum.sum(1)
     means = total / count
     variances = torch.stack([(centred[y == c] - means[c]).square().sum(0) for c in (0, 1)])

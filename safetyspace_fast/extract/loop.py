@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import Samples
+from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
 from ..store import ModelWriter, Progress
@@ -217,7 +217,9 @@ class Extraction:
         ]
         cells: dict[str, list[Array]] = {}
         state = np.empty((samples.stop - samples.start, width + proj), np.float32)
-        cell_of = (self._samples.labels[samples] * 10 + self._samples.fold[samples]).astype(int)
+        cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
+            int
+        )
         for i_layer in range(n_layers):
             for i_pooling in range(n_poolings):
                 for target, values, source in records:
@@ -277,12 +279,13 @@ class Extraction:
         self._writer.write("nonfinite", self._nonfinite)
 
 
-def _fold_means(projected: Array, cell_of: Array, n_cells: int = 20) -> dict[str, Array]:
+def _fold_means(projected: Array, cell_of: Array) -> dict[str, Array]:
     """Counts `[2, 10]` and means `[2, 10, P]` by label and fold; NaN where a cell is empty."""
+    n_cells = 2 * NUM_FOLDS
     keep = np.isfinite(projected).all(1)
     count = np.bincount(cell_of[keep], minlength=n_cells)
     total = np.zeros((n_cells, projected.shape[1]))
     np.add.at(total, cell_of[keep], projected[keep].astype(np.float64))
     with np.errstate(invalid="ignore"):
         mean = total / count[:, None]
-    return {"count": count.reshape(2, 10), "mean": mean.reshape(2, 10, -1)}
+    return {"count": count.reshape(2, -1), "mean": mean.reshape(2, NUM_FOLDS, -1)}

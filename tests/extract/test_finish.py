@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from safetyspace_fast.data import NUM_FOLDS
 from safetyspace_fast.extract.finish import (
     COMPONENTS,
-    FOLDS,
     finish_cell,
     merge_bases,
     principal_components,
@@ -50,7 +50,7 @@ def test_a_cell_follows_its_definitions(outlier: float) -> None:
     states = draw(n, width, outlier=outlier)
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 2, (n,), generator=generator)
-    folds = torch.randint(0, FOLDS, (n,), generator=generator)
+    folds = torch.randint(0, NUM_FOLDS, (n,), generator=generator)
     states[labels == 1, :4] += 1.0
     cell = finish_cell(states, labels, folds)
 
@@ -80,7 +80,7 @@ def test_a_cell_follows_its_definitions(outlier: float) -> None:
 
 def test_samples_that_are_not_finite_are_left_out_of_the_rest() -> None:
     states = draw(60, 20)
-    labels, folds = torch.arange(60) % 2, torch.arange(60) // 2 % FOLDS
+    labels, folds = torch.arange(60) % 2, torch.arange(60) // 2 % NUM_FOLDS
     keep = torch.ones(60, dtype=torch.bool)
     keep[[3, 40]] = False
     without = finish_cell(states[keep], labels[keep], folds[keep])
@@ -95,7 +95,7 @@ def test_samples_that_are_not_finite_are_left_out_of_the_rest() -> None:
 def test_noise_has_no_heldout_direction() -> None:
     """In-sample, noise in 2,000 dimensions separates perfectly; across folds it must not."""
     states = torch.randn(400, 2000, generator=torch.Generator().manual_seed(0))
-    labels, folds = torch.arange(400) % 2, torch.arange(400) // 2 % FOLDS
+    labels, folds = torch.arange(400) % 2, torch.arange(400) // 2 % NUM_FOLDS
     score = finish_cell(states, labels, folds)["heldout_score"]
     above = (score[labels == 1][:, None] > score[labels == 0]).double().mean()
     assert abs(float(above) - 0.5) < 0.08
