@@ -3,7 +3,7 @@
 // The limits of a sample's ranges cut its tokens into intervals that lie wholly inside or outside
 // every range (mean and last token share their tokens). Each interval is read once; up to 64 tokens
 // are added in float32 and these sums in float64, so that a long text loses no more than a short
-// one. One task is one sample and up to 1,024 dimensions, whose sums stay in the first-level cache;
+// one. One task is one sample and up to 4,096 dimensions, whose sums stay in the caches;
 // tasks share nothing, so the number of threads changes no bit.
 //
 // Bytes: every hidden state inside a range once, B S D 4 written. Flops: one addition per state:
@@ -24,7 +24,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kTaskWidth = 1024;
+constexpr int64_t kTaskWidth = 4096;
+constexpr int64_t kNarrowTask = 256;
 constexpr int64_t kBlockTokens = 64;
 constexpr int64_t kTaskValues = 1 << 15;  // smaller tasks are not worth a thread
 
@@ -120,7 +121,10 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
   float* p_pooled = pooled.mutable_data_ptr<float>();
   const int64_t stride_b = hidden_states.stride(0), stride_t = hidden_states.stride(1);
 
-  const int64_t parts = (D + kTaskWidth - 1) / kTaskWidth;
+  // Whole rows are read fastest; few samples are cut so that every thread has some work.
+  const int64_t wanted = B ? 4 * torch::stable::get_num_threads() / B : 1;
+  const int64_t parts =
+      std::max((D + kTaskWidth - 1) / kTaskWidth, std::min<int64_t>(wanted, D / kNarrowTask));
   const int64_t width = parts ? ((D + parts - 1) / parts + 15) / 16 * 16 : 0;
   const int64_t grain = std::max<int64_t>(1, kTaskValues / std::max<int64_t>(1, T * width));
   torch::stable::parallel_for(0, B * parts, grain, [&](int64_t begin, int64_t end) {
@@ -128,7 +132,7 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
       const int64_t b = task / parts, start = task % parts * width;
       Sample(p_spans + b * S * 2, S)
           .pool(type, offset(type, p_hidden, b * stride_b + start), stride_t,
-                p_pooled + b * S * D + start, D, std::min(width, D - start));
+                p_pooled + b * S * D + start, D, std::clamp<int64_t>(D - start, 0, width));
     }
   });
 

@@ -149,7 +149,7 @@ def test_many_labellings_at_once(impl, shift):
             assert value.item() == pytest.approx(alone, rel=1e-4, abs=1e-9)
     exact = ops.energy_distance(x.double(), labels.long())
     errors = (ops.energy_distance(x, labels.long(), impl=impl) - exact).abs()
-    assert errors.max() < 1e-7
+    assert errors.max() < 1e-6  # float32 distances of about 6
 
 
 def test_labellings_do_not_depend_on_the_number_of_threads(threads):

@@ -1,0 +1,24 @@
+"""`python -m benchmarks NAME [options]`: tables with peers and the machine's limits."""
+
+import sys
+from importlib import import_module
+
+NAMES = {
+    "ops": "the CPU kernels, against the libraries that people use",
+    "end-to-end": "a whole run, against the usual script",
+    "gpu-static": "what the GPU kernels compile to, without a GPU",
+    "gpu": "the GPU kernels, on a GPU",
+}
+
+
+def main() -> int:
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name not in NAMES:
+        lines = [f"  {known:<12} {text}" for known, text in NAMES.items()]
+        print("usage: python -m benchmarks NAME [--json] [--help]", *lines, sep="\n")
+        return 0 if name in ("-h", "--help") else 2
+    return int(import_module(f"benchmarks.{name.replace('-', '_')}").main(arguments) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Timing that survives a noisy machine: cases in turn, medians, the limits of the same run."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    median_s: float
+    low_s: float  # 10 % of the runs were faster
+    high_s: float  # 10 % were slower
+    runs: int
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], Any]], repeats: int = 5, budget_s: float = 60.0
+) -> dict[str, Timing]:
+    """Time all cases in turn, so that a slow minute of the machine hits every one of them.
+
+    One warm-up round, then `repeats` rounds, or as many (2 at least) as the budget allows.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    began = time.perf_counter()
+    for round_number in range(repeats + 1):
+        if round_number > 2 and time.perf_counter() - began > budget_s:
+            break
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            if round_number:
+                taken[name].append(time.perf_counter() - start)
+    return {name: _timing(times) for name, times in taken.items()}
+
+
+def _timing(times: list[float]) -> Timing:
+    low, *_, high = quantiles(times, n=10, method="inclusive")
+    return Timing(median(times), low, high, len(times))
+
+
+def read_everything(n_bytes: int = 1 << 28) -> Callable[[], Any]:
+    """A case that reads `n_bytes` from memory and does little else: the bandwidth's measure."""
+    source = torch.ones(n_bytes // 4)
+    return lambda: source.sum()
+
+
+def half_matrix_product(x: torch.Tensor) -> Callable[[], None]:
+    """A case with the flops of half of x x^T, in blocks that suit the library."""
+    half = x[: len(x) // 2].T
+    blocks = x.split(2048)
+    out = [x.new_empty(len(block), half.shape[1]) for block in blocks]
+
+    def product() -> None:
+        for block, into in zip(blocks, out, strict=True):
+            torch.mm(block, half, out=into)
+
+    return product
+
+
+def extra_memory_bytes(setup: str, statement: str) -> int:
+    """Peak memory of a statement beyond what `setup` holds, in a fresh process that hides nothing.
+
+    glibc keeps freed memory for itself unless told otherwise, which would hide the peak.
+    """
+    code = f"""
+import re, pathlib
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+{setup}
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+{statement}
+print((status("VmHWM") - before) * 1024)
+"""
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    return int(result.stdout.split()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    from safetyspace_fast import ops
+
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "simd": ops.simd_level(),
+        "load_before": os.getloadavg()[0],
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def finish(name: str, report: dict[str, Any], as_json: bool, text: str) -> None:
+    """Keep a run as JSON under benchmarks/results, and print it."""
+    encoded = json.dumps(report, indent=2, default=_plain)
+    RESULTS.mkdir(exist_ok=True)
+    stamp = report["machine"]["when"].replace(":", "").replace("+0000", "Z")
+    (RESULTS / f"{name}-{stamp}.json").write_text(encoded + "\n", "utf-8")
+    print(encoded if as_json else text)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value)
