@@ -164,6 +164,7 @@ _BASE: tuple[Metric, ...] = (
         pitfalls="Every dimension counts the same, also those that the model hardly uses. "
         "Constant dimensions are left out.",
         interval=NONE,
+        null=f"the same statistic of the {COMPONENTS} components, {SHUFFLE}",
     ),
     replace(
         _RHO,

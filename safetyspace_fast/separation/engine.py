@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import metrics as m
 from . import uncertainty as u
-from .definitions import NONE, Metric
+from .definitions import COMPONENTS, NONE, Metric
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -153,7 +153,7 @@ class Block:
     @cached_property
     def projection_null(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Observed value and null of the moment metrics in the projection."""
-        parts: dict[str, list[Tensor]] = {"rho": [], "mean_shift": [], "rho_standardized": []}
+        parts: dict[str, list[Tensor]] = {"rho": [], "mean_shift": []}
         cells, _, width = self.projected.shape
         for weights in self.resamples.weights(8 * cells * 2 * width * 6, bootstrap=False):
             count, mean, var = m.diagonal_moments(self.projected, weights)
@@ -161,7 +161,6 @@ class Block:
             trace = var.sum(-1)
             parts["rho"].append(m.between_ratio(shift_sq, trace, count))
             parts["mean_shift"].append(m.mean_shift(shift_sq, trace, count))
-            parts["rho_standardized"].append(m.standardized_ratio(mean, var, count))
         whole = {name: torch.cat(part, -1) for name, part in parts.items()}
         return {name: (value[:, 0], value[:, 1:]) for name, value in whole.items()}
 
@@ -411,7 +410,21 @@ def _xie_beni(block: Block, metric: Metric) -> Estimate:
 
 def _rho_standardized(block: Block, metric: Metric) -> Estimate:
     value = m.standardized_ratio(block.stored("class_mean"), block.stored("class_var"), block.count)
-    null = block.projection_null["rho_standardized"]
+    coords = block.stored("pca_coords")
+    coords = coords[..., coords.isfinite().all(-2).all(0)]
+    found = torch.cat(
+        [
+            m.standardized_ratio(mean, var, count)
+            for count, mean, var in (
+                m.diagonal_moments(coords, weights)
+                for weights in block.resamples.weights(
+                    8 * coords.shape[0] * 2 * COMPONENTS * 6, bootstrap=False
+                )
+            )
+        ],
+        -1,
+    )
+    null = (found[:, 0], found[:, 1:])
     floor = _swap_floor(block, float(1 / (block.count.sum() - 1)), null)
     return _estimate(value, floor, null, block)
 
@@ -692,6 +705,7 @@ def blocks(
     seed: int,
     paired: bool,
     force: bool,
+    beside: str | None = None,
 ) -> Iterator[Block]:
     """Cut one language of one model into blocks of layers whose cells hold the same texts.
 
@@ -702,8 +716,11 @@ def blocks(
         bootstraps, permutations, seed: see `uncertainty.draw`.
         paired: resample pairs as wholes where the data have them.
         force: leave out the refusal of many components for few texts.
+        beside: another model; the blocks of both then hold the same cells and texts.
     """
     store = run.model(model)
+    others = [store] if beside is None else [store, run.model(beside)]
+    i_lang = run.languages.index(lang)
     span = run.lang_range(lang)
     labels, pair, fold = (
         torch.from_numpy(np.asarray(column[span]).astype(np.int64))
@@ -722,11 +739,16 @@ def blocks(
             np.ascontiguousarray(store.read("projected", layer=window, samples=span))
         )
         finite = cache["projected"].isfinite().all(-1)
-        mean, var = (
-            torch.from_numpy(store.read(name, layer=window, lang=run.languages.index(lang)))
-            for name in ("class_mean", "class_var")
-        )
-        constant = ~m.varies(mean, var).any(-1)
+        constant = torch.zeros(finite.shape[:2], dtype=torch.bool)
+        for other in others:
+            if other is not store:
+                rows = other.read("projected", layer=window, samples=span)
+                finite = finite & torch.from_numpy(np.isfinite(rows).all(-1))
+            moments = (
+                torch.from_numpy(other.read(name, layer=window, lang=i_lang))
+                for name in ("class_mean", "class_var")
+            )
+            constant |= ~m.varies(*moments).any(-1)
         groups: dict[tuple[bytes, bool], list[tuple[int, int]]] = {}
         for layer, pooling in cells:
             at = (layer - window.start, pooling)
@@ -736,7 +758,7 @@ def blocks(
             kept = torch.frombuffer(bytearray(mask), dtype=torch.bool)
             yield Block(
                 model=store,
-                lang=run.languages.index(lang),
+                lang=i_lang,
                 span=span,
                 layers=window,
                 cells=members,

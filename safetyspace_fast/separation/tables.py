@@ -5,7 +5,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,16 +162,17 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
         alias = str(column["alias_of"].item())
         cells = [str(metric), f"= {alias}" if alias else str(column["space"].item())]
         numbers = {name: column[name].to_numpy().tolist() for name in NUMBERS}
-        form = _format(numbers)
+        grains = zip(numbers["low"], numbers["high"], numbers["value"], strict=True)
+        grain = _median(_grain(*one) for one in grains)
         for j, reason in enumerate(column["refused"].to_numpy().tolist()):
             if reason:
                 mark = notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})")
                 cells.append(mark)
             else:
                 value, low, high, p = (numbers[name][j] for name in ("value", "low", "high", "p"))
-                cells.append(_cell(value, low, high, p, form))
-        floors = sorted(x for x in numbers["floor"] if math.isfinite(x))
-        cells.append(f"{floors[len(floors) // 2]:{form}}" if floors else "-")
+                cells.append(_cell(value, low, high, p, grain))
+        floor = _median(numbers["floor"])
+        cells.append("-" if math.isnan(floor) else f"{floor:{_form(grain)}}")
         columns.append(cells)
     counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
     head = ["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), ""]
@@ -231,17 +232,27 @@ def _width(column: Sequence[str]) -> int:
     return max(len(cell) for cell in column)
 
 
-def _format(numbers: dict[str, list[float]]) -> str:
-    """One format for a column: two digits of what its intervals leave open."""
-    open_ = sorted(b - a for a, b in zip(numbers["low"], numbers["high"], strict=True) if b - a > 0)
-    sizes = sorted(abs(x) for x in numbers["value"] if x and math.isfinite(x))
-    grain = open_[len(open_) // 2] / 2 if open_ else sizes[len(sizes) // 2] / 10 if sizes else 1.0
-    decimals = max(0, 1 - math.floor(math.log10(grain))) if math.isfinite(grain) else 2
-    large = bool(sizes) and sizes[-1] >= 1e6
-    return ".3g" if large or decimals > 6 else f".{decimals}f"
+def _median(numbers: Iterable[float]) -> float:
+    known = sorted(x for x in numbers if math.isfinite(x))
+    return known[len(known) // 2] if known else math.nan
 
 
-def _cell(value: float, low: float, high: float, p: float, form: str) -> str:
+def _grain(low: float, high: float, value: float) -> float:
+    """What an interval leaves open, or a tenth of a number without one."""
+    open_ = (high - low) / 2 if math.isfinite(high - low) else abs(value) / 10
+    return open_ if open_ > 0 and math.isfinite(open_) else math.nan
+
+
+def _form(grain: float) -> str:
+    """A format that shows two digits of `grain`."""
+    decimals = 2 if math.isnan(grain) else max(0, 1 - math.floor(math.log10(grain)))
+    return ".3g" if decimals > 6 or grain > 1e5 else f".{decimals}f"
+
+
+def _cell(value: float, low: float, high: float, p: float, grain: float) -> str:
+    """A number with its interval, in the column's format unless that would hide it."""
+    own = _grain(low, high, value)
+    form = _form(own if own < grain / 10 or own > 1e5 else grain)
     mark = "~" if p > CHANCE else ""
     if math.isnan(low):
         return f"{mark}{value:{form}}"
