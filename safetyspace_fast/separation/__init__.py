@@ -73,18 +73,16 @@ def separation(
 
     from . import engine
 
-    chosen_models = _names("models", models, run.models)
-    chosen_langs = _names("languages", languages, run.languages)
-    with_pairs = [lang for lang in chosen_langs if _is_paired(run, lang)]
-    if paired is False and with_pairs:
-        warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=2)
-    family = choose(None if metrics is None else _as_names(metrics))
+    chosen_models = names_in("models", models, run.models)
+    chosen_langs = names_in("languages", languages, run.languages)
+    with_pairs = check_paired(run, chosen_langs, paired)
+    family = choose(metrics)
     if metrics is None and (not with_pairs or paired is False):
         family = tuple(m for m in family if not m.paired)
     stores = {name: run.model(name) for name in chosen_models}
     hookpoints = _union([stores[name].hookpoints for name in chosen_models])
-    chosen_layers = _names("layers", _positions(layers, hookpoints), hookpoints)
-    chosen_poolings = _names(
+    chosen_layers = names_in("layers", positions(layers, hookpoints), hookpoints)
+    chosen_poolings = names_in(
         "poolings", poolings, _union([stores[name].poolings for name in chosen_models])
     )
 
@@ -187,11 +185,7 @@ def _describe(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
     return {name: ("metric", [getattr(m, name) for m in family]) for name in fields}
 
 
-def _as_names(value: str | Sequence[str]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)
-
-
-def _names(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+def names_in(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
     """The names asked for, in the store's order.
 
     Raises:
@@ -206,7 +200,7 @@ def _names(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tup
     return tuple(name for name in known if name in wanted)
 
 
-def _positions(asked: str | Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
+def positions(asked: str | Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
     """Hookpoint names, where `-1` is the last of `known`, `-2` the one before, ..."""
     if asked is None or asked == "all":
         return None
@@ -224,6 +218,14 @@ def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Names of all lists, in the order of the longest; those it lacks at the end."""
     ordered = sorted(lists, key=len, reverse=True)
     return tuple(dict.fromkeys(name for names in ordered for name in names))
+
+
+def check_paired(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
+    """The languages whose texts are paired; warns if that was asked to be ignored."""
+    found = [lang for lang in langs if _is_paired(run, lang)]
+    if paired is False and found:
+        warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(found)), stacklevel=3)
+    return found
 
 
 def _is_paired(run: "Run", lang: str) -> bool:

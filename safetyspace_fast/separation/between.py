@@ -1,0 +1,275 @@
+"""Base against aligned: what preference tuning changed, on the same texts, with error bars."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from . import Progress, check_paired, names_in, positions
+from . import engine as e
+from . import uncertainty as u
+from .definitions import NONE, Metric, choose
+
+if TYPE_CHECKING:
+    import xarray
+
+    from ..store import Run
+
+GEOMETRY = {
+    "direction_cosine": "cosine of the harm directions d of both models at full width",
+    "direction_cosine_denoised": "the same with the noise of d taken out of dot product and "
+    "lengths: what infinitely many texts would give",
+    "direction_ceiling": "cosine that two equal directions would show if each were measured on "
+    "texts of its own: sqrt of the product of 1 - tr V/|d|^2",
+    "displacement": "length of the mean move of the texts, in units of the base model's "
+    "within-class standard deviation (root of the total variance)",
+    "displacement_share": "share of that move's squared length along the base model's d",
+    "displacement_rank": "participation ratio of the texts' moves in the projection: how many "
+    "directions they use",
+    "cka": "linear CKA of the texts in the projection, debiased (Song et al. 2012; "
+    "Kornblith et al. 2019)",
+}
+"""What is compared beside the metrics, for every (layer, pooling, lang)."""
+
+
+def compare(
+    run: "Run",
+    *,
+    base: str,
+    aligned: str,
+    metrics: str | Sequence[str] | None = None,
+    reference: str | None = "en",
+    layers: Sequence[str] | None = None,
+    poolings: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    bootstraps: int = 200,
+    permutations: int = 200,
+    seed: int = 0,
+    paired: bool | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> "xarray.Dataset":
+    """Compare two models of a store on the same texts.
+
+    Both models see the same resamples, and influences are subtracted text by text, so that what
+    both share does not widen the interval of their difference.
+
+    Args:
+        run: an open store.
+        base, aligned: names of the models.
+        metrics: as in `separation`; aliases are left out unless named.
+        reference: language for the difference of differences; None or one that is not there
+            leaves it out.
+        layers, poolings, languages, bootstraps, permutations, seed, paired, force, progress: as
+            in `separation`.
+
+    Returns:
+        Variables (metric, layer, pooling, lang): base, aligned, difference (aligned - base), low,
+        high (95 %), p (two-sided, normal), refused; if there is a reference language also excess
+        (difference less that of the reference language), excess_low, excess_high, excess_p. And
+        those of `GEOMETRY` (layer, pooling, lang), NaN where the hidden sizes differ, nothing moves
+        or a direction is no longer than its noise. Metrics in components are seen in each model's
+        own components.
+
+    Raises:
+        ConfigError: a name is not in the store, or the models have different hookpoints.
+        StoreError: an array cannot be read.
+    """
+    import xarray
+
+    names_in("models", [base, aligned], run.models)
+    models = [run.model(base), run.model(aligned)]
+    for what in ("hookpoints", "poolings"):
+        ours, theirs = (getattr(model, what) for model in models)
+        if tuple(ours) != tuple(theirs):
+            raise ConfigError(
+                f"compare: {base!r} and {aligned!r} have different {what}; run both with the same"
+            )
+    hookpoints, known_poolings = models[0].hookpoints, models[0].poolings
+    langs = names_in("languages", languages, run.languages)
+    chosen_layers = names_in("layers", positions(layers, hookpoints), hookpoints)
+    chosen_poolings = names_in("poolings", poolings, known_poolings)
+    with_pairs = check_paired(run, langs, paired)
+    family = choose(metrics)
+    if metrics is None:
+        family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
+
+    shape = (len(chosen_layers), len(chosen_poolings), len(langs))
+    names = ("base", "aligned", "difference", "low", "high", "p", "deviation")
+    columns = {name: np.full((len(family), *shape), np.nan) for name in names}
+    refused = np.full((len(family), *shape), "", object)
+    geometry = {name: np.full(shape, np.nan) for name in GEOMETRY}
+    same_width = len({model.read("class_mean", layer=0, lang=0).shape[-1] for model in models}) == 1
+
+    def fill(_: int, i_lang: int) -> None:
+        def cut(model: str, beside: str) -> list[e.Block]:
+            return list(
+                e.blocks(
+                    run,
+                    model,
+                    langs[i_lang],
+                    layers=[hookpoints.index(name) for name in chosen_layers],
+                    poolings=[known_poolings.index(name) for name in chosen_poolings],
+                    bootstraps=bootstraps,
+                    permutations=permutations,
+                    seed=seed,
+                    paired=paired is not False,
+                    force=force,
+                    beside=beside,
+                )
+            )
+
+        for first, second in zip(cut(base, aligned), cut(aligned, base), strict=True):
+            at = (
+                [chosen_layers.index(hookpoints[layer]) for layer, _ in first.cells],
+                [chosen_poolings.index(known_poolings[pooling]) for _, pooling in first.cells],
+            )
+            if same_width and not first.constant and int(first.count.min()) >= e.MIN_TEXTS:
+                for name, value in _geometry(first, second).items():
+                    geometry[name][(*at, i_lang)] = value.numpy()
+            for i_metric, entry in enumerate(family):
+                found, reasons = _difference(first, second, entry)
+                place = (i_metric, *at, i_lang)
+                for name in names:
+                    columns[name][place] = found[name].numpy()
+                refused[place] = reasons
+
+    e.in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
+    deviation = columns.pop("deviation")
+    if reference in langs:
+        columns |= _excess(columns["difference"], deviation, langs.index(reference))
+    dims = ("metric", "layer", "pooling", "lang")
+    return xarray.Dataset(
+        {
+            **{name: (dims, column) for name, column in columns.items()},
+            "refused": (dims, refused.astype(str)),
+            **{name: (dims[1:], column) for name, column in geometry.items()},
+        },
+        coords={
+            "metric": [x.name for x in family],
+            "layer": list(chosen_layers),
+            "pooling": list(chosen_poolings),
+            "lang": list(langs),
+            "space": ("metric", [x.space for x in family]),
+            "definition": ("metric", [x.definition for x in family]),
+            "paired": ("lang", [lang in with_pairs and paired is not False for lang in langs]),
+        },
+        attrs={
+            "base": base,
+            "aligned": aligned,
+            "reference": reference if reference in langs else "",
+            "confidence": 0.95,
+            "bootstraps": bootstraps,
+            "permutations": permutations,
+            "seed": seed,
+            **{f"definition_{name}": text for name, text in GEOMETRY.items()},
+        },
+    )
+
+
+def _difference(
+    base: e.Block, aligned: e.Block, metric: Metric
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Aligned minus base for every cell, with the deviation of the difference."""
+    if metric.name == "mmd" and not base.constant and int(base.count.min()) >= e.MIN_TEXTS:
+        # One kernel for both models, or the kernel would be what is compared.
+        aligned.bandwidths = dict(zip(base.cells, base.kernel_widths, strict=True))
+    (first, reasons), (second, others) = e.estimate(base, metric), e.estimate(aligned, metric)
+    value = second.value - first.value
+    deviation = torch.full_like(value, torch.nan)
+    if metric.interval != NONE:
+        if first.influence is not None and second.influence is not None:
+            influence = second.influence - first.influence
+            deviation = u.influence_variance(influence, base.unit).sqrt()
+        elif first.draws is not None and second.draws is not None:
+            deviation = u.spread(second.draws - first.draws)
+    low, high = u.interval(value, deviation)
+    found = {
+        "base": first.value,
+        "aligned": second.value,
+        "difference": value,
+        "low": low,
+        "high": high,
+        "p": two_sided(value, deviation),
+        "deviation": deviation,
+    }
+    if metric.alias_of:
+        reasons = [f"an alias: compare {metric.alias_of}"] * len(reasons)
+    return found, [one or other for one, other in zip(reasons, others, strict=True)]
+
+
+def two_sided(value: Tensor, deviation: Tensor) -> Tensor:
+    """Two-sided normal p; 1 where there is no difference at all."""
+    score = (value.abs() / deviation).nan_to_num(0.0)
+    p = torch.erfc(score / math.sqrt(2))
+    return torch.where(deviation.isnan(), torch.nan, p)
+
+
+def _excess(
+    difference: "np.ndarray[Any, np.dtype[np.float64]]",
+    deviation: "np.ndarray[Any, np.dtype[np.float64]]",
+    i_reference: int,
+) -> dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]:
+    """Difference of differences against one language; texts of two languages are independent."""
+    here = slice(i_reference, i_reference + 1)
+    value = torch.from_numpy(difference - difference[..., here])
+    both = torch.from_numpy(np.hypot(deviation, deviation[..., here]))
+    both[..., i_reference] = 0.0
+    low, high = u.interval(value, both)
+    p = two_sided(value, both)
+    columns = {"excess": value, "excess_low": low, "excess_high": high, "excess_p": p}
+    return {name: column.numpy() for name, column in columns.items()}
+
+
+def _geometry(base: e.Block, aligned: e.Block) -> dict[str, Tensor]:
+    """The entries of `GEOMETRY` for every cell."""
+    pair = (base, aligned)
+    dots = (base.gap * aligned.gap).sum(-1)
+    noise = (base.unit_shift * aligned.unit_shift).sum((-1, -2))
+    own_noise = [block.unit_shift.square().sum((-1, -2)) for block in pair]
+    clean = [
+        (block.shift_sq - own).clamp_min(0) for block, own in zip(pair, own_noise, strict=True)
+    ]
+    lengths = (base.shift_sq * aligned.shift_sq).sqrt()
+    denoised = (dots - noise) / (clean[0] * clean[1]).sqrt()
+    move = aligned.stored("class_mean") - base.stored("class_mean")
+    move = (move * (base.count / base.count.sum())[:, None]).sum(-2)
+    move_sq = move.square().sum(-1)
+    within = (base.trace * base.count).sum(-1) / base.count.sum()
+    moves = aligned.stored("projected") - base.stored("projected")
+    eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
+    along = (move * base.gap).sum(-1).square() / (move_sq * base.shift_sq)
+    return {
+        "direction_cosine": dots / lengths,
+        "direction_cosine_denoised": torch.where(denoised.isfinite(), denoised, torch.nan),
+        "direction_ceiling": (clean[0] * clean[1]).sqrt() / lengths,
+        "displacement": (move_sq / within).sqrt(),
+        "displacement_share": along,
+        "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
+        "cka": debiased_cka(base.projected, aligned.projected),
+    }
+
+
+def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA from unbiased HSIC, without an n x n matrix.
+
+    Song et al. 2012, equation 5, with K = X X' written out in features; Kornblith et al. 2019.
+
+    Args:
+        x: [..., n, p] float64, y: [..., n, q] float64, the same texts.
+    """
+    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).clamp_min(0).sqrt()
+
+
+def _hsic(x: Tensor, y: Tensor) -> Tensor:
+    n = x.shape[-2]
+    x_sq, y_sq = x.square().sum(-1), y.square().sum(-1)
+    x_row = (x @ x.sum(-2)[..., None]).squeeze(-1) - x_sq
+    y_row = (y @ y.sum(-2)[..., None]).squeeze(-1) - y_sq
+    trace = (x.transpose(-1, -2) @ y).square().sum((-1, -2)) - (x_sq * y_sq).sum(-1)
+    sums = x_row.sum(-1) * y_row.sum(-1) / ((n - 1) * (n - 2))
+    return (trace + sums - 2 / (n - 2) * (x_row * y_row).sum(-1)) / (n * (n - 3))
