@@ -51,20 +51,31 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
 
 def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
     """Every number with all that belongs to it; what is not there is None."""
-    table = {name: dataset[name].to_numpy() for name in (*NUMBERS, "refused", "n0", "n1")}
-    names = {str(dim): dataset[dim].to_numpy().tolist() for dim in dataset["value"].dims}
+    dims = [str(dim) for dim in dataset["refused"].dims]
+    names = {dim: dataset[dim].to_numpy().tolist() for dim in dims}
     spaces = dataset["space"].to_numpy().tolist()
-    shape = dataset["value"].shape
+    numbers = numbers_of(dataset)
+    counts = [name for name in ("n0", "n1") if name in dataset]
+    table = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
+    shape = dataset["refused"].shape
     for flat in range(math.prod(shape)):
         place = _place(flat, shape)
         yield {
-            **{dim: names[dim][i] for dim, i in zip(names, place, strict=True)},
+            **{dim: names[dim][i] for dim, i in zip(dims, place, strict=True)},
             "space": spaces[place[0]],
-            **{name: _number(table[name][place]) for name in NUMBERS},
-            "n0": int(table["n0"][place[1:]]),
-            "n1": int(table["n1"][place[1:]]),
+            **{name: _number(table[name][place]) for name in numbers},
+            **{name: int(table[name][place[1:]]) for name in counts},
             "refused": str(table["refused"][place]),
         }
+
+
+def numbers_of(dataset: "xarray.Dataset") -> list[str]:
+    """Names of the variables that hold a number of every metric."""
+    return [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if "metric" in variable.dims and name != "refused"
+    ]
 
 
 def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -82,7 +93,7 @@ def _number(value: Any) -> float | None:
 def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
     """What every metric of the results is, from the results themselves."""
     return {
-        str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION}
+        str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION if key in dataset}
         for i, name in enumerate(dataset["metric"].to_numpy())
     }
 
@@ -119,31 +130,40 @@ def to_parquet(dataset: "xarray.Dataset", path: Path) -> None:
 
 
 def to_table(dataset: "xarray.Dataset") -> str:
-    """A table of at most 100 columns.
+    """A table of at most 100 columns, of what `separation` or `compare` returned.
 
     Several languages: a row each, a block per layer (the last one only where there are many). One
     language: a row per layer. Metrics that do not fit beside each other go below.
     """
+    compared = "difference" in dataset
     layers = [str(name) for name in dataset["layer"].to_numpy()]
     langs = [str(name) for name in dataset["lang"].to_numpy()]
     shown = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
+    views: list[tuple[str, xarray.Dataset]] = []
+    if compared:
+        views.append((f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}", dataset))
+    else:
+        views += [(str(model), dataset.sel(model=model)) for model in dataset["model"].to_numpy()]
     lines: list[str] = []
-    for model in dataset["model"].to_numpy():
+    for name, model_view in views:
         for pooling in dataset["pooling"].to_numpy():
-            view = dataset.sel(model=model, pooling=pooling)
+            view = model_view.sel(pooling=pooling)
+            title = f"{name} | pooling {pooling}"
             if len(langs) == 1:
-                title = f"{model} | pooling {pooling} | language {langs[0]}"
-                lines += _block(view.isel(lang=0), "layer", title)
+                lines += _block(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
                 continue
             for layer in shown:
-                title = f"{model} | pooling {pooling} | layer {layer}"
-                lines += _block(view.sel(layer=layer), "lang", title)
-    lines += _confounds(dataset)
-    lines.append(
-        f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
-        "floor: expected without"
-    )
-    lines.append("any difference (median of the rows). `explain METRIC` says what a number is.")
+                lines += _block(view.sel(layer=layer), "lang", f"{title} | layer {layer}")
+    if compared:
+        lines.append("before > after, difference [95 % interval]. ~: p > 0.05, two-sided.")
+    else:
+        lines += _confounds(dataset)
+        lines.append(
+            f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
+            "floor: expected without"
+        )
+        lines.append("any difference (median of the rows).")
+    lines.append("`safetyspace-fast explain METRIC` says what a number is.")
     if len(shown) < len(layers):
         lines.append(
             f"{len(layers)} layers are in the results, the last is shown: choose with --layers, "
@@ -154,34 +174,54 @@ def to_table(dataset: "xarray.Dataset") -> str:
 
 def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
     """One table: a row per name along `row_dim`, a column per metric."""
-    names = [str(name) for name in view[row_dim].to_numpy()]
+    compared = "difference" in view
+    first = [row_dim, "", *(str(name) for name in view[row_dim].to_numpy())]
+    leading = [first]
+    if not compared:
+        counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
+        leading = [[*first, "floor"], ["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), ""]]
     notes: dict[str, str] = {}
     columns = []
     for i, metric in enumerate(view["metric"].to_numpy()):
         column = view.isel(metric=i)
-        alias = str(column["alias_of"].item())
-        cells = [str(metric), f"= {alias}" if alias else str(column["space"].item())]
-        numbers = {name: column[name].to_numpy().tolist() for name in NUMBERS}
-        grains = zip(numbers["low"], numbers["high"], numbers["value"], strict=True)
-        grain = _median(_grain(*one) for one in grains)
-        for j, reason in enumerate(column["refused"].to_numpy().tolist()):
-            if reason:
-                mark = notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})")
-                cells.append(mark)
-            else:
-                value, low, high, p = (numbers[name][j] for name in ("value", "low", "high", "p"))
-                cells.append(_cell(value, low, high, p, grain))
-        floor = _median(numbers["floor"])
-        cells.append("-" if math.isnan(floor) else f"{floor:{_form(grain)}}")
-        columns.append(cells)
-    counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
-    head = ["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), ""]
-    first = [row_dim, "", *names, "floor"]
+        alias = "" if compared else str(column["alias_of"].item())
+        refused = column["refused"].to_numpy().tolist()
+        marks = [
+            notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
+            for reason in refused
+        ]
+        numbers = {name: column[name].to_numpy().tolist() for name in numbers_of(view)}
+        cells = _differences(numbers) if compared else _values(numbers)
+        shown = [mark or cell for mark, cell in zip([*marks, ""], cells, strict=False)]
+        columns.append(
+            [str(metric), f"= {alias}" if alias else str(column["space"].item()), *shown]
+        )
     lines = []
-    for part in _fitting(columns, _width(first) + _width(head) + 2):
-        lines += [title, *_aligned([first, head, *part]), ""]
+    for part in _fitting(columns, sum(_width(column) + 2 for column in leading)):
+        lines += [title, *_aligned([*leading, *part]), ""]
     lines[-1:] = [f"{mark} refused: {reason}" for reason, mark in notes.items()] + [""]
     return lines
+
+
+def _values(numbers: dict[str, list[float]]) -> list[str]:
+    """Cells of one metric, and its floor below them."""
+    shown = list(zip(*(numbers[name] for name in ("value", "low", "high", "p")), strict=True))
+    grain = _median(_grain(low, high, value) for value, low, high, _ in shown)
+    floor = _median(numbers["floor"])
+    last = "-" if math.isnan(floor) else f"{floor:{_form(grain)}}"
+    return [*(_cell(value, low, high, p, grain) for value, low, high, p in shown), last]
+
+
+def _differences(numbers: dict[str, list[float]]) -> list[str]:
+    """Cells of one metric of both models with the difference."""
+    names = ("base", "aligned", "difference", "low", "high", "p")
+    shown = list(zip(*(numbers[name] for name in names), strict=True))
+    grain = _median(_grain(low, high, value) for _, _, value, low, high, _ in shown)
+    form = _form(grain)
+    return [
+        f"{base:{form}} > {aligned:{form}}, {_cell(value, low, high, p, grain)}"
+        for base, aligned, value, low, high, p in shown
+    ]
 
 
 def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:

@@ -11,6 +11,7 @@ from oracle import planted, stand_in
 
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.separation import separation, tables
+from safetyspace_fast.separation.between import compare
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,25 @@ def test_one_language_shows_every_layer(results):
     assert "what else differs" not in text
     value = results["value"].sel(metric="auc_direction", layer="embed", lang="en", pooling="mean")
     assert f"{value.item():.3f} [" in text
+
+
+def test_comparisons_have_tables_and_rows_too():
+    x, label = planted(n=220, width=12, shift=1.0)
+    y, _ = planted(n=220, width=12, shift=3.0)
+    run = stand_in(
+        {"base": {"en": x, "de": x}, "tuned": {"en": y, "de": x}}, {"en": label, "de": label}
+    )
+    found = compare(run, base="base", aligned="tuned", bootstraps=20, permutations=9)
+    text = tables.to_table(found)
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    assert "base -> tuned | pooling mean | layer embed" in text
+    assert "nan" not in text
+    one = found.sel(metric="auc_direction", lang="en").squeeze()
+    assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text
+    assert "~0" in text  # German has not moved
+    rows = json.loads(tables.to_json(found), parse_constant=pytest.fail)["rows"]
+    assert len(rows) == found["difference"].size
+    assert rows[0]["excess"] == 0
 
 
 def test_columns_line_up():
