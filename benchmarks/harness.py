@@ -61,7 +61,7 @@ def read_everything(n_bytes: int = 1 << 28) -> Callable[[], Any]:
 def half_matrix_product(x: torch.Tensor) -> Callable[[], None]:
     """A case with the flops of half of x x^T, in blocks that suit the library."""
     half = x[: len(x) // 2].T
-    blocks = x.split(2048)
+    blocks = torch.split(x, 2048)
     out = [x.new_empty(len(block), half.shape[1]) for block in blocks]
 
     def product() -> None:

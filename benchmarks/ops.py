@@ -132,7 +132,7 @@ def permutations(repeats: int, R: int = 1000) -> list[dict[str, Any]]:
         ours = ops.energy_distance(x[:600], many[:3, :600], biased=True)
         error = float((few - ours).abs().max() / few.abs().max())
         assert error < 1e-4, error
-        cases = {
+        cases: dict[str, Callable[[], Any]] = {
             "plain reduction": partial(ops.pairwise_reduce, x, x, labels, 2),
             f"{R} permutations": partial(ops.energy_distance, x, many),
         }
@@ -155,7 +155,7 @@ def pool(repeats: int) -> list[dict[str, Any]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         hidden_states = torch.randn(B, T, D, generator=torch.Generator().manual_seed(0)).to(dtype)
         truth = hidden_states.double().mean(1)
-        cases = {
+        cases: dict[str, Callable[[], Any]] = {
             "safetyspace-fast": partial(ops.pool_project, hidden_states, spans),
             "reference": partial(ops.pool_project, hidden_states, spans, impl="reference"),
             "index_add_": partial(pool_with_index_add, hidden_states),
