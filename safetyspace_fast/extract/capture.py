@@ -113,4 +113,5 @@ def seeded_projection(hidden_size: int, proj_dim: int, seed: int) -> torch.Tenso
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(hidden_size, proj_dim, generator=generator, dtype=torch.float64)
-    return (draws / proj_dim**0.5).float()
+    scaled: torch.Tensor = draws / proj_dim**0.5
+    return scaled.float()

@@ -88,17 +88,18 @@ class Extraction:
     @property
     def texts_done(self) -> int:
         """Samples that an earlier run left behind, finished or in a segment."""
-        full = sum(len(b.rows) for shard in self._extracted for b in self._plan.shards[shard])
-        return full + sum(len(rows) for rows in self._partly.values())
+        shards = (self._writer.shard_range(shard) for shard in self._extracted)
+        partly = sum(len(rows) for rows in self._partly.values())
+        return sum(high - low for low, high in shards) + partly
 
     @property
     def segment_bytes(self) -> int:
         """Largest size of the pooled states that lie on disk at a time."""
         ranges = self._ranges
         n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
-        rows = max(r.stop - r.start for r in ranges) + 2 * SHARD_SAMPLES
+        rows: int = max(r.stop - r.start for r in ranges) + 2 * SHARD_SAMPLES
         rows = min(rows, len(self._samples.labels))
-        return 4 * rows * n_layers * n_poolings * sum(self._projection.shape)
+        return 4 * rows * n_layers * n_poolings * int(sum(self._projection.shape))
 
     @property
     def peak_device_bytes(self) -> int | None:
