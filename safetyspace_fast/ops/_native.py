@@ -1,7 +1,8 @@
 """The compiled library: loaded once, and the reason kept when it cannot be.
 
 Loading `safetyspace_fast/_C.abi3.so` registers its kernels with the operators of `_schema`; it has
-no Python names."""
+no Python names.
+"""
 
 from importlib import import_module
 

@@ -1,5 +1,4 @@
-"""`pairwise_reduce`: distances of every row to the columns of each class, reduced and not
-stored."""
+"""Distances of every row to the columns of each class: reduced, never stored."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,11 +52,11 @@ def pairwise_reduce(
     impl: a forced implementation; None for the fastest that can.
 
     Distances are computed in float32 (float64 for float64 input) to a relative error below 1e-5,
-    whatever the data's
-    offset: rows are centred first and near pairs computed again in float64. Values between 1e-15
-    and 1e15 are in range. A row with a value that is not finite has NaN everywhere, and so has
-    every row for that row's class: leave such rows out first. Raises ConfigError on wrong tensors
-    (labels are checked on the CPU only)."""
+    whatever the data's offset: rows are centred first and near pairs computed again in float64.
+    Values between 1e-15 and 1e15 are in range. A row with a value that is not finite has NaN
+    everywhere, and so has every row for that row's class: leave such rows out first.
+    Raises ConfigError on wrong tensors (labels are checked on the CPU only).
+    """
     gammas = validate(rows, cols, col_labels, num_classes, metric, gammas)
     batched = rows.ndim == 3
     others = None if cols is rows else cols if batched else cols[None]

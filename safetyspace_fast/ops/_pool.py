@@ -30,7 +30,8 @@ def pool_project(
     Sums are float32. A range without tokens gives NaN. Tokens outside a range are never read into
     it.
     Raises ConfigError on wrong tensors (ranges are checked on the CPU only: on a GPU that would
-    wait for the device)."""
+    wait for the device).
+    """
     _validate(hidden_states, spans, projection, cu_seqlens)
     if cu_seqlens is not None:
         # Every sample sees the whole tensor (stride 0) through spans that start at its own tokens.

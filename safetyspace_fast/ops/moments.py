@@ -14,7 +14,8 @@ class ClassMoments:
 
     count: [C] int64. mean: [..., C, P] float64, 0 for an empty cell.
     moment2: [..., C, P, P] float64, sum of (x - mean)(x - mean)^T; divided by count - 1 it is the
-    covariance."""
+    covariance.
+    """
 
     count: Tensor
     mean: Tensor
@@ -35,7 +36,8 @@ def class_moments(projected: Tensor, cells: Tensor, num_cells: int) -> ClassMome
 
     projected: [..., N, P] floating point. cells: [N] int64 in 0 .. num_cells - 1, the same for all
     leading dimensions. Two passes over the samples, in float64. Raises ConfigError on wrong
-    tensors."""
+    tensors.
+    """
     if projected.ndim < 2 or not projected.is_floating_point():
         raise ConfigError(
             f"projected: expected [..., N, P] floating point, "

@@ -15,7 +15,8 @@ NEAR = 1 / 64
 """Squared distances below this share of |a|^2 + |b|^2 are computed again from a - b in float64.
 
 |a|^2 + |b|^2 - 2ab keeps about 1e-7 (|a|^2 + |b|^2) of error in float32; above this bound that is
-at most 4e-6 of the distance, below it anything, and two equal rows would be 3e-4 |a| apart. """
+at most 4e-6 of the distance, below it anything, and two equal rows would be 3e-4 |a| apart.
+"""
 
 
 def pool_project(
@@ -23,10 +24,10 @@ def pool_project(
 ) -> tuple[Tensor, Tensor]:
     """Average token ranges and project the averages.
 
-    hidden_states: [B, T, D] f32 | bf16 | f16; spans: [B, S, 2] int32, half open; projection: [D, P]
-    f32.
-    Returns pooled: [B, S, D] f32 and projected: [B, S, P] f32. Tokens outside a span are never read
-    into it."""
+    hidden_states: [B, T, D] f32 | bf16 | f16; spans: [B, S, 2] int32, half open;
+    projection: [D, P] f32. Returns pooled: [B, S, D] f32 and projected: [B, S, P] f32.
+    Tokens outside a span are never read into it.
+    """
     B, S, _ = spans.shape
     T, D = hidden_states.shape[1:]
     token = torch.arange(T, device=hidden_states.device)
@@ -147,7 +148,8 @@ def pairwise_update(
 
     x: [L, N, D]; center: [L, D] float64; labels: [N] int64; results as `pairwise_reduce` returns
     them, for the N rows. A row meets the blocks in ascending order whatever the calls' limits are,
-    so blocks added one by one give the bytes of one call."""
+    so blocks added one by one give the bytes of one call.
+    """
     N = x.shape[1]
     blocks = [slice(i, i + PAIRWISE_BLOCK) for i in range(0, N, PAIRWISE_BLOCK)]
     for layer in range(x.shape[0]):
@@ -176,10 +178,10 @@ def pairwise_reduce(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Reduce the distances from every row to the columns of each class; no [M, N] matrix is held.
 
-    rows: [L, M, D]; cols: [L, N, D], or None for the rows themselves without the diagonal; center:
-    [L, D] float64;
-    col_labels: [N] int64. Returns sum: [L, M, C] f64; min, max: [L, M, C] f32; kernel_sum: [L, M,
-    C, G] f64."""
+    rows: [L, M, D]; cols: [L, N, D], or None for the rows themselves without the diagonal;
+    center: [L, D] float64; col_labels: [N] int64.
+    Returns sum: [L, M, C] f64; min, max: [L, M, C] f32; kernel_sum: [L, M, C, G] f64.
+    """
     results = pairwise_empty(rows, rows.shape[1], num_classes, len(gammas))
     if cols is None:
         pairwise_update(rows, center, col_labels, 0, metric, gammas, *results)
@@ -205,7 +207,8 @@ def pairwise_within(
     x: [1, N, D]; center: [1, D] float64; masks: [N, R] f32 of 0 and 1. The value of a pair is its
     distance, or exp(-gamma d^2) with gamma. Returns total: [N] f64, each sample's values with all
     others, and within: [R] f64, values less `shift` of the pairs i < j that are both in the mask;
-    the shift keeps float32 products exact where it counts."""
+    the shift keeps float32 products exact where it counts.
+    """
     N = x.shape[1]
     total = x.new_zeros(N, dtype=torch.float64)
     within = x.new_zeros(masks.shape[1], dtype=torch.float64)

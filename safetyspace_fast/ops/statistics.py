@@ -21,7 +21,8 @@ def silhouette_samples(
     Returns [N] float64 in -1 .. 1: (b - a) / max(a, b), with a the mean distance to the other
     samples of the class and b the smallest mean distance to another class; 0 for the only sample of
     a class and for a = b = 0, as in scikit-learn (Rousseeuw 1987). Raises ConfigError unless there
-    are 2 to N - 1 classes."""
+    are 2 to N - 1 classes.
+    """
     classes, label, count = _classes(x, labels)
     C, N = len(classes), len(x)
     if not 2 <= C < N:
@@ -87,13 +88,14 @@ def _two_class_means(
     x: Tensor, labels: Tensor, metric: str, gamma: float | None, biased: bool, impl: str | None
 ) -> tuple[Tensor, Tensor]:
     """Mean value within the classes, summed over both, and between them, for every labelling."""
-    _pairwise.validate(x, x, labels.new_zeros(len(x)).long(), 1, metric, None)
-    N = len(x)
-    if x.ndim != 2 or labels.ndim not in (1, 2) or labels.shape[-1] != N or N == 0:
+    N = x.shape[0] if x.ndim == 2 else 0
+    if N == 0 or labels.ndim not in (1, 2) or labels.shape[-1] != N:
         raise ConfigError(
             f"x, labels: expected [N, D] and [N] or [R, N], "
             f"got {list(x.shape)} and {list(labels.shape)}"
         )
+    one_class = torch.zeros(N, dtype=torch.int64, device=labels.device)
+    _pairwise.validate(x, x, one_class, 1, metric, None)
     masks = labels.reshape(-1, N).T
     n1 = (masks == 1).sum(0).double()
     n0 = (masks == 0).sum(0).double()

@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _memory_full_of_nan():
-    """`torch.empty` gives NaN, so that what a kernel forgets to write, or reads too early, shows."""
+    """`torch.empty` gives NaN: what a kernel forgets to write, or reads too early, shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()

@@ -59,7 +59,9 @@ def test_pairwise_reduce(rows, cols, labels, num_classes, metric):
 @MANY
 @given(tensors(), tensors())
 def test_statistics(x, labels):
-    one_line(ops.silhouette_samples, x, labels)
+    for statistic in (ops.silhouette_samples, ops.energy_distance, ops.dunn, ops.nn_accuracy):
+        one_line(statistic, x, labels)
+    one_line(ops.mmd, x, labels, 0.5)
     one_line(ops.class_moments, x, labels, 2)
 
 
