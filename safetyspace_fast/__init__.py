@@ -15,7 +15,6 @@ _API = (
     "compare",
     "iter_run",
     "open_run",
-    "report",
     "run",
     "separation",
 )

@@ -23,7 +23,7 @@ from .extract import (
     seeded_projection,
 )
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
-from .separation import separation
+from .separation import compare, separation
 from .store import ModelWriter, Progress, Run, create_run, resume_run
 from .store.layout import SHARD_SAMPLES
 
@@ -43,6 +43,7 @@ __all__ = [
     "Progressed",
     "Run",
     "RunConfig",
+    "compare",
     "iter_run",
     "open_run",
     "run",

@@ -29,8 +29,13 @@ finishes it. A further model goes into the same store with --resume too.
 SEPARATION_EXAMPLES = """\
 examples:
   safetyspace-fast separation run.zarr
-  safetyspace-fast separation run.zarr --metric bhattacharyya_pc10 --layers -1 --format csv
+  safetyspace-fast separation run.zarr --metric bhattacharyya_pc10 --layers=-1 --format csv
   safetyspace-fast separation run.zarr --format parquet -o separation.parquet
+"""
+
+COMPARE_EXAMPLES = """\
+example:
+  safetyspace-fast compare pair.zarr --base base --aligned aligned --layers=-1
 """
 
 
@@ -69,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_separation(commands)
+    _add_compare(commands)
     _add_info(commands)
     return parser
 
@@ -103,11 +109,15 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "layers": {"metavar": "all|NAMES"},
-    "poolings": {"type": lambda text: tuple(text.split(",")), "metavar": ",".join(POOLINGS)},
+    "poolings": {"type": _names, "metavar": ",".join(POOLINGS)},
     "template": {"choices": TEMPLATES},
-    "languages": {"type": lambda text: tuple(text.split(",")), "metavar": "en,de,.."},
+    "languages": {"type": _names, "metavar": "en,de,.."},
     "limit": {"type": int, "metavar": "N"},
     "proj_dim": {"type": int, "metavar": "P"},
     "seed": {"type": int, "metavar": "N"},
@@ -216,49 +226,92 @@ def _add_separation(commands: Any) -> None:
         "how far apart the classes are, from a store alone",
         SEPARATION_EXAMPLES,
     )
-    names: dict[str, Any] = {"type": lambda text: tuple(text.split(",")), "metavar": "A,B,.."}
-    separation.add_argument("run", type=Path, metavar="RUN.zarr", help="a store that `run` wrote")
-    separation.add_argument(
+    _add_selection(separation)
+    separation.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
+
+
+def _separation(arguments: argparse.Namespace) -> None:
+    from . import api
+
+    _write_statistics(api.separation, arguments, models=arguments.models)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "what a model's tuning changed: two models of one store on the same texts",
+        COMPARE_EXAMPLES,
+    )
+    _add_selection(compare)
+    compare.add_argument("--base", required=True, metavar="NAME", help="the model before")
+    compare.add_argument("--aligned", required=True, metavar="NAME", help="the model after")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from . import api
+
+    _write_statistics(api.compare, arguments, base=arguments.base, aligned=arguments.aligned)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """What `separation` and `compare` have in common: which numbers, and in which form."""
+    parser.add_argument("run", type=Path, metavar="RUN.zarr", help="a store that `run` wrote")
+    parser.add_argument(
         "--metric",
         dest="metrics",
         action="append",
         metavar="NAME",
-        help="one metric; may be repeated (default: all; a wrong name lists them)",
+        help="one metric, or `all`; may be repeated (default: the main ones; a wrong name lists "
+        "them)",
     )
-    separation.add_argument("--models", **names, help="only these models")
-    separation.add_argument("--layers", **names, help="only these hookpoints (-1 is the last)")
-    separation.add_argument("--poolings", **names, help="only these poolings")
-    separation.add_argument("--languages", **names, help="only these languages")
-    separation.add_argument(
+    names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
+    parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1 is the last")
+    parser.add_argument("--poolings", **names, help="only these poolings")
+    parser.add_argument("--languages", **names, help="only these languages")
+    parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the resampling (default: 0)"
     )
-    separation.add_argument(
+    parser.add_argument(
         "--format",
         choices=("table", "json", "csv", "parquet"),
         default="table",
         help="(default: table; parquet needs -o)",
     )
-    separation.add_argument(
+    parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="same as --format json"
     )
-    separation.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
 
 
-def _separation(arguments: argparse.Namespace) -> None:
+def _write_statistics(
+    function: Callable[..., Any], arguments: argparse.Namespace, **options: Any
+) -> None:
     if arguments.format == "parquet" and arguments.output is None:
         raise ConfigError("--format parquet: is binary; name a file with -o")
+    from tqdm import tqdm
+
     from . import api
     from .separation import tables
 
-    dataset = api.separation(
-        api.open_run(arguments.run),
-        models=arguments.models,
-        metrics=arguments.metrics,
-        layers=arguments.layers,
-        poolings=arguments.poolings,
-        languages=arguments.languages,
-        seed=arguments.seed,
-    )
+    metrics = arguments.metrics
+    with tqdm(desc="resampling", unit="step", file=sys.stderr, disable=None, leave=False) as bar:
+
+        def show(done: int, steps: int) -> None:
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        dataset = function(
+            api.open_run(arguments.run),
+            metrics="all" if metrics == ["all"] else metrics,
+            layers=arguments.layers,
+            poolings=arguments.poolings,
+            languages=arguments.languages,
+            seed=arguments.seed,
+            progress=show,
+            **options,
+        )
     tables.write(dataset, arguments.format, arguments.output)
 
 

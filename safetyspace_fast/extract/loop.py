@@ -95,11 +95,10 @@ class Extraction:
     @property
     def segment_bytes(self) -> int:
         """Largest size of the pooled states that lie on disk at a time."""
-        ranges = self._ranges
-        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
-        rows: int = max(r.stop - r.start for r in ranges) + 2 * SHARD_SAMPLES
-        rows = min(rows, len(self._samples.labels))
-        return 4 * rows * n_layers * n_poolings * int(sum(self._projection.shape))
+        longest: int = max(samples.stop - samples.start for samples in self._ranges)
+        rows = min(longest + 2 * SHARD_SAMPLES, len(self._samples))
+        values = len(self._hookpoints) * len(self._tokens.poolings)
+        return 4 * rows * values * sum(self._projection.shape)
 
     @property
     def peak_device_bytes(self) -> int | None:
