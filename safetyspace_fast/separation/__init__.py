@@ -57,7 +57,8 @@ def separation(
         progress: called after every language of a model.
 
     Returns:
-        Variables value, low, high, floor, p, refused (metric, model, layer, pooling, lang), n0, n1
+        Variables value, low, high, floor, p, p_family (p of the largest statistic over all layers
+        and languages shown), refused (metric, model, layer, pooling, lang), n0, n1
         (model, layer, pooling, lang) and, because languages come from different corpora, what may
         confound them: tokens0, tokens1 (mean tokens a text of each class), truncated, duplicates
         (shares of the texts) (model, lang). `low`, `high` hold the mean of the value at this number
@@ -69,6 +70,7 @@ def separation(
         ConfigError: a name is not in the store, or there is no such metric.
         StoreError: an array cannot be read.
     """
+    import torch
     import xarray
 
     from . import engine
@@ -89,8 +91,9 @@ def separation(
     shape = (len(chosen_models), len(chosen_layers), len(chosen_poolings), len(chosen_langs))
     columns = {
         name: np.full((len(family), *shape), np.nan)
-        for name in ("value", "low", "high", "floor", "p")
+        for name in ("value", "low", "high", "floor", "p", "p_family")
     }
+    statistics = np.full((len(family), *shape, 1 + permutations), np.nan, np.float32)
     refused = np.full((len(family), *shape), "the model has no such layer or pooling", object)
     counts = np.zeros((2, *shape), np.int64)
 
@@ -118,12 +121,18 @@ def separation(
             for i_metric, entry in enumerate(family):
                 found, reasons = engine.estimate(block, entry)
                 place = (i_metric, i_model, *at, i_lang)
-                for name, column in columns.items():
-                    column[place] = getattr(found, name).numpy()
+                for name in ("value", "low", "high", "floor", "p"):
+                    columns[name][place] = getattr(found, name).numpy()
                 refused[place] = reasons
+                if found.null is not None:
+                    labellings = torch.cat([found.null[0][:, None], found.null[1]], -1)
+                    largest = labellings.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+                    statistics[place] = labellings / largest  # every cell is scaled later anyway
 
     jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_langs))]
     engine.in_parallel(fill, jobs, progress)
+    if permutations:
+        columns["p_family"] = _family_p(statistics, refused != "")
 
     dims = ("metric", "model", "layer", "pooling", "lang")
     return xarray.Dataset(
@@ -156,6 +165,24 @@ def separation(
             "seed": seed,
         },
     )
+
+
+def _family_p(
+    statistics: np.ndarray[Any, np.dtype[np.float32]], refused: np.ndarray[Any, np.dtype[np.bool_]]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """p over the family of all layers and languages of a metric, model and pooling."""
+    import torch
+
+    from .uncertainty import largest_p
+
+    found = np.full(refused.shape, np.nan)
+    n_metrics, n_models, _, n_poolings, _ = refused.shape
+    for place in np.ndindex(n_metrics, n_models, n_poolings):
+        at = (place[0], place[1], slice(None), place[2])
+        cells = np.where(refused[at][..., None], np.nan, statistics[at]).astype(np.float64)
+        flat = torch.from_numpy(cells.reshape(-1, cells.shape[-1]))
+        found[at] = largest_p(flat[:, 0], flat[:, 1:]).numpy().reshape(cells.shape[:-1])
+    return found
 
 
 def _confounds(

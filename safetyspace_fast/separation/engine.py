@@ -316,6 +316,8 @@ class Estimate:
     """[cell, bootstraps]."""
     square: Tensor | None = None
     """Variance of the estimate's quadratic part; see `uncertainty.quadratic_variance`."""
+    null: tuple[Tensor, Tensor] | None = None
+    """Test statistic [cell] and its permutations [cell, R]; large is far apart."""
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The same estimate on another, monotone scale."""
@@ -326,6 +328,7 @@ class Estimate:
             self.p,
             torch.minimum(low, high),
             torch.maximum(low, high),
+            null=self.null,
         )
 
 
@@ -354,7 +357,7 @@ def _estimate(
         low, high = u.interval(value, variance.sqrt())
     elif draws is not None and draws.shape[-1] > 1:
         low, high = u.interval(value, u.spread(draws))
-    return Estimate(value, level, p, low, high, influence, draws, square)
+    return Estimate(value, level, p, low, high, influence, draws, square, null)
 
 
 def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
@@ -674,23 +677,23 @@ def estimate(block: Block, metric: Metric) -> tuple[Estimate, list[str]]:
         return found, [str(refusal)] * len(block.cells)
     reasons = []
     bounded = metric.interval != NONE and len(block.resamples.counts) > 1
-    for value, low, p, floor in zip(
-        *(part.tolist() for part in (found.value, found.low, found.p, found.floor)), strict=True
-    ):
-        if not math.isfinite(value):
+    parts = (found.value, found.low, found.p, found.floor)
+    for one, lower, chance, level in zip(*(part.tolist() for part in parts), strict=True):
+        if not math.isfinite(one):
             reasons.append(
                 "no finite value: constant or collinear features, or no spread in a class"
             )
-        elif (bounded and math.isnan(low)) or (not math.isnan(p) and math.isnan(floor)):
+        elif (bounded and math.isnan(lower)) or (not math.isnan(chance) and math.isnan(level)):
             reasons.append("too few different texts: most resamples have no finite value")
         else:
             reasons.append("")
     known = torch.tensor([not reason for reason in reasons])
-    shown = {
-        name: torch.where(known, getattr(found, name), torch.nan)
-        for name in ("value", "floor", "p", "low", "high")
-    }
-    return replace(found, **shown), reasons
+    value, floor, p, low, high = (
+        torch.where(known, part, torch.nan)
+        for part in (found.value, found.floor, found.p, found.low, found.high)
+    )
+    shown = replace(found, value=value, floor=floor, p=p, low=low, high=high)
+    return shown, reasons
 
 
 def blocks(

@@ -149,3 +149,24 @@ def spread(draws: Tensor) -> Tensor:
     mean = draws.nanmean(-1, keepdim=True)
     variance = torch.where(known, (draws - mean).square(), 0.0).sum(-1) / (n - 1)
     return torch.where(n >= 0.9 * draws.shape[-1], variance.sqrt(), torch.nan)
+
+
+def largest_p(observed: Tensor, null: Tensor) -> Tensor:
+    """p that holds for a whole family of cells: how often any cell reaches what this one shows.
+
+    Every cell is scaled by its own null's mean and deviation, then compared with the largest of
+    the family under the same permutation (Westfall & Young 1993, single step).
+
+    Args:
+        observed: [F], null: [F, R]; NaN for cells without a value, which have no part in it.
+
+    Returns:
+        [F], NaN where `observed` is.
+    """
+    centre = null.nanmean(-1)
+    scale = spread(null)
+    usable = ~observed.isnan() & (scale > 0)
+    score = torch.where(usable, (observed - centre) / scale, torch.nan)
+    scores = torch.where(usable[:, None], (null - centre[:, None]) / scale[:, None], -torch.inf)
+    largest = scores.nan_to_num(torch.inf, torch.inf, -torch.inf).amax(0)
+    return torch.where(usable, permutation_p(score, largest.expand(len(score), -1)), torch.nan)

@@ -168,3 +168,37 @@ def test_swapped_pairs_find_what_shuffling_hides():
     assert float(wrong["p"]) > 0.2
     width = [float(d["high"] - d["low"]) for d in (right, wrong)]
     assert width[0] < width[1] / 3
+
+
+def test_the_largest_statistic_keeps_its_word_over_a_family():
+    generator = torch.Generator().manual_seed(0)
+    low = 0
+    for _ in range(100):
+        null = torch.randn(20, 200, dtype=torch.float64, generator=generator)
+        scale = torch.logspace(-3, 3, 20, dtype=torch.float64)
+        whole = null * scale[:, None] + scale[:, None]
+        found = u.largest_p(whole[:, 0], whole[:, 1:])
+        alone = u.permutation_p(whole[:, 0], whole[:, 1:])
+        assert (found >= alone - 1e-12).all()
+        low += float(found.min()) <= 0.1
+    # Ten families in a hundred are expected to hold one; 2 to 20 in all but one of 300 cases.
+    assert 2 <= low <= 20
+    whole[3] = math.nan
+    whole[4, 0] = 50 * scale[4]
+    found = u.largest_p(whole[:, 0], whole[:, 1:])
+    assert math.isnan(float(found[3]))
+    assert float(found[4]) == pytest.approx(1 / 200)
+
+
+def test_p_of_the_family_is_in_the_results():
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 50)
+    x = rng.standard_normal((6, 1, 100, 8))
+    x[4, 0, label == 1] += 1.5
+    run = stand_in({"m": {"en": x, "de": x[:, :, ::-1]}}, {"en": label, "de": label[::-1]})
+    found = separation(run, metrics=["rho", "dunn"], permutations=99).squeeze()
+    family = found["p_family"].sel(metric="rho")
+    assert (family >= found["p"].sel(metric="rho") - 1e-12).all()
+    assert (family.isel(layer=4) == 0.01).all()
+    assert found["p_family"].sel(metric="dunn").isnull().all()
+    assert separation(run, metrics=["rho"], permutations=0)["p_family"].isnull().all()
