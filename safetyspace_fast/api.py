@@ -23,7 +23,8 @@ from .extract import (
     seeded_projection,
 )
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
-from .separation import compare, separation
+from .separation import separation
+from .separation.between import compare
 from .store import ModelWriter, Progress, Run, create_run, resume_run
 from .store.layout import SHARD_SAMPLES
 

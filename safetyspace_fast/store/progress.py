@@ -111,7 +111,7 @@ class Progress:
         """Keep a few arrays until the model is complete."""
         temporary = self.folder / f"{name}.tmp"
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         _fsync(temporary)
         temporary.rename(self.folder / f"{name}.npz")
 
@@ -136,16 +136,16 @@ class Progress:
         data = np.memmap(path, np.uint8, mode="r")
         start = 0
         while start + _HEADER.size <= len(data):
-            magic, n_rows, checksum, n_bytes = _HEADER.unpack(data[start : start + _HEADER.size])
+            magic, n_rows, checksum, n_bytes = _HEADER.unpack_from(data.data, start)
             first = start + _HEADER.size
             middle = first + 8 * n_rows
             end = middle + n_bytes
             expected = 4 * n_rows * int(np.prod(self._row_shape))
             if magic != _MAGIC or n_bytes != expected or end > len(data):
                 return
-            if verify and zlib.crc32(data[first:end]) != checksum:
+            if verify and zlib.crc32(data.data[first:end]) != checksum:
                 return
-            rows = np.frombuffer(data[first:middle].tobytes(), np.int64)
+            rows = data[first:middle].view(np.int64)
             values = np.ndarray((n_rows, *self._row_shape), np.float32, data, middle)
             yield end, rows, values
             start = end

@@ -181,7 +181,7 @@ class Run:
         columns = xarray.open_zarr(self.path, group="samples", consolidated=False)
         arrays = xarray.open_zarr(self.path, group=f"models/{name}", consolidated=False)
         names = np.asarray(self.languages)
-        return arrays.assign_coords(
+        dataset: xarray.Dataset = arrays.assign_coords(
             layer=list(store.hookpoints),
             pooling=list(store.poolings),
             lang=list(self.languages),
@@ -192,3 +192,4 @@ class Run:
             sample_item=columns["item"].load(),
             sample_fold=columns["fold"].load(),
         )
+        return dataset
