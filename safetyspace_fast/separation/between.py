@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from . import Progress, check_paired, names_in, positions
 from . import engine as e
+from . import metrics as m
 from . import uncertainty as u
 from .definitions import NONE, Metric, choose
 
@@ -30,6 +31,9 @@ GEOMETRY = {
     "displacement_share": "share of that move's squared length along the base model's d",
     "displacement_rank": "participation ratio of the texts' moves in the projection: how many "
     "directions they use",
+    "transfer_auc": "held-out AUC of the aligned model's texts along the base model's difference "
+    "of class means, in the projection that both share",
+    "own_auc": "the same along the aligned model's own difference of class means",
     "cka": "linear CKA of the texts in the projection, debiased (Song et al. 2012; "
     "Kornblith et al. 2019)",
 }
@@ -250,8 +254,16 @@ def _geometry(base: e.Block, aligned: e.Block) -> dict[str, Tensor]:
         "displacement": (move_sq / within).sqrt(),
         "displacement_share": along,
         "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
+        "transfer_auc": _heldout_auc(base, aligned),
+        "own_auc": _heldout_auc(aligned, aligned),
         "cka": debiased_cka(base.projected, aligned.projected),
     }
+
+
+def _heldout_auc(source: e.Block, target: e.Block) -> Tensor:
+    scores = m.heldout_scores(source.projected, target.projected, target.labels, target.fold)
+    auc, _ = m.fold_auc(scores, target.labels, target.fold)
+    return auc
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:

@@ -265,7 +265,7 @@ def frechet(shift: Tensor, cov: Tensor) -> Tensor:
     Args:
         shift: [..., k], cov: [..., 2, k, k].
     """
-    level = cov.diagonal(dim1=-2, dim2=-1).mean((-1, -2)).clamp_min(1e-300)
+    level = cov.abs().amax((-1, -2, -3)).clamp_min(1e-300)
     scaled = cov / level[..., None, None, None]
     value, vector = torch.linalg.eigh(scaled)
     root = vector * value.clamp_min(0).sqrt()[..., None, :]
@@ -678,6 +678,24 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
             direction = torch.cholesky_solve(direction.T, factor).T
         midpoint = (direction * (mean1 + mean0)).sum(-1, keepdim=True) / 2
         scores[:, i] = direction @ x[i].T - midpoint
+    return scores
+
+
+def heldout_scores(source: Tensor, target: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
+    """Texts of `target` along the difference of class means of the other folds of `source`.
+
+    Args:
+        source, target: [..., n, P] float64, the same texts; labels: [n] int64, fold: [n] int64.
+
+    Returns:
+        [..., n] float64; offsets differ between folds, as directions do.
+    """
+    scores = torch.empty(target.shape[:-1], dtype=target.dtype)
+    for inside in fold_texts(fold):
+        rest = torch.ones_like(labels, dtype=torch.bool)
+        rest[inside] = False
+        low, high = (source[..., rest & (labels == c), :].mean(-2) for c in (0, 1))
+        scores[..., inside] = (target[..., inside, :] @ (high - low)[..., None]).squeeze(-1)
     return scores
 
 

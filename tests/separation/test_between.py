@@ -65,6 +65,20 @@ def test_a_planted_move_is_found_where_it_is():
     assert float(geometry["displacement"]) == pytest.approx(1 / math.sqrt(12), rel=0.05)
     assert float(geometry["direction_cosine_denoised"]) == pytest.approx(1, abs=0.05)
     assert float(geometry["direction_ceiling"]) < 1
+    assert float(geometry["transfer_auc"]) == pytest.approx(float(geometry["own_auc"]), abs=0.02)
+    assert float(geometry["transfer_auc"]) > 0.9
+
+
+def test_a_direction_that_turns_does_not_transfer():
+    x, label = planted(n=400, width=12, shift=0.0)
+    base, turned = x.copy(), x.copy()
+    base[..., 0] += 2 * label
+    turned[..., 1] += 2 * label
+    run = stand_in({"base": {"en": base}, "aligned": {"en": turned}}, {"en": label})
+    found = compare(run, base="base", aligned="aligned", metrics="rho", **QUICK).squeeze()
+    assert float(found["own_auc"]) > 0.85
+    assert float(found["transfer_auc"]) < 0.7
+    assert abs(float(found["direction_cosine_denoised"])) < 0.15
 
 
 def test_what_both_models_share_does_not_widen_the_difference():
