@@ -51,7 +51,8 @@ def extension(with_cuda):
     if not with_cuda:
         return cpp_extension.CppExtension(NAME, files, extra_compile_args={"cxx": cxx}, **arguments)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")
-    nvcc = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3", "-lineinfo"]
+    nvcc = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3"]
+    nvcc += [word for flag in where for word in ("-Xcompiler", flag)]
     return cpp_extension.CUDAExtension(
         NAME,
         files + sources("cuda/*.cu"),

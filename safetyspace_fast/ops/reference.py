@@ -44,7 +44,7 @@ def pool_project(
 
 
 def center_of(rows: Tensor, metric: str) -> Tensor:
-    """A point near most rows: the median, by dimension, of 64 of the first block's rows.
+    """A point near most rows: the median, by dimension, of 32 of the first block's rows.
 
     Distances do not depend on it, their rounding errors do. A median, because one text in a hundred
     may have a state 1,000 times as long as the others and would drag a mean with it; of the first
@@ -53,7 +53,7 @@ def center_of(rows: Tensor, metric: str) -> Tensor:
     rows: [L, N, D], N >= 1. Returns [L, D] float64.
     """
     first = rows[:, :PAIRWISE_BLOCK]
-    sample = first[:, :: max(1, first.shape[1] // 64)].double()
+    sample = first[:, :: max(1, first.shape[1] // 32)].double()
     if metric == "cosine":
         sample = sample / sample.norm(dim=-1, keepdim=True)
     return sample.nanmedian(dim=1).values.nan_to_num(0.0)
