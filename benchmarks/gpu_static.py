@@ -28,6 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
 from safetyspace_fast.ops.triton.pool_project import pool_project
 
 
@@ -112,6 +113,22 @@ def _pool_case(dtype: torch.dtype, S: int, B: int = 64, T: int = 64) -> Case:
     return Case(name, call, moved, vector_flops=S * B * T * D + 2 * B * S * D * P)
 
 
+def _pairwise_case(metric: str, G: int = 0, *, symmetric: bool = True) -> Case:
+    L, N, D, C = 1, 5000, 4096, 2
+
+    def call() -> object:
+        rows = torch.empty(L, N, D)
+        cols = None if symmetric else rows
+        center, labels = torch.empty(L, D, dtype=torch.float64), torch.zeros(N).long()
+        return pairwise_reduce(rows, cols, center, labels, C, metric, [1.0] * G)
+
+    pairs = N * N // 2 if symmetric else N * N
+    moved = (1 if symmetric else 2) * L * N * D * (4 + 6 + 6) + L * N * C * (8 + 4 + 4 + 8 * G)
+    form = "rows=cols" if symmetric else "rows, cols"
+    name = f"pairwise_reduce {metric} {form} L={L} N={N} D={D} C={C} G={G}"
+    return Case(name, call, moved, 6 * 2 * L * D * pairs, L * (20 + 10 * G) * pairs)
+
+
 CASES = [
     _pool_case(torch.bfloat16, 2),
     _pool_case(torch.bfloat16, 4),
@@ -119,6 +136,11 @@ CASES = [
     _pool_case(torch.float16, 2),
     _pool_case(torch.float32, 2),
     _pool_case(torch.float32, 8),
+    _pairwise_case("euclidean"),
+    _pairwise_case("euclidean", symmetric=False),
+    _pairwise_case("sqeuclidean", 1),
+    _pairwise_case("sqeuclidean", 4),
+    _pairwise_case("cosine"),
 ]
 
 
@@ -268,8 +290,9 @@ def _read_amd(compiled: Any) -> tuple[int, int, int, str]:
     def value(key: str) -> int:
         return int(re.search(rf"\.{key}:\s*(\d+)", code)[1])
 
-    spills = value("vgpr_spill_count") + value("sgpr_spill_count")
-    # vgpr_count holds the accumulation registers too: on gfx942 both come from one file.
+    # Vector registers only: scalar ones spill into vector lanes, not into memory. vgpr_count holds
+    # the accumulation registers too, which come from the same file.
+    spills = value("vgpr_spill_count")
     return value("vgpr_count"), value("private_segment_fixed_size"), spills, code
 
 

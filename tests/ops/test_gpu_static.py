@@ -4,14 +4,22 @@ import pytest
 import torch
 
 from benchmarks import gpu_static
-from safetyspace_fast.ops.triton import pool_project as pool
+from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
+from safetyspace_fast.ops.triton.pool_project import pool_project
 
 # One case for each kernel; the whole table takes minutes.
-CASES = ["pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64"]
+CASES = [
+    "pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64",
+    "pairwise_reduce euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0",
+]
 KERNELS = {
     "pool_kernel",
     "project_kernel",
     "add_chunks_kernel",
+    "split_kernel",
+    "tile_kernel",
+    "mend_kernel",
+    "finish_kernel",
 }
 
 
@@ -39,6 +47,12 @@ def test_projection_keeps_float32(builds):
     for build in builds:
         if build.kernel == "project_kernel" and build.arch != "gfx942":
             assert build.matrix_instructions == 0
+
+
+def test_tiles_use_the_tensor_cores(builds):
+    """On sm_90 and sm_100 the instructions counted are wgmma's and tcgen05's alone."""
+    (tile,) = [build for build in builds if build.kernel == "tile_kernel"]
+    assert tile.matrix_instructions > 0
 
 
 def spilling_build(**changes):
@@ -101,5 +115,21 @@ def test_pool_project_compiles_once_for_all_lengths(D):
 
     lengths = [1, 2, 7, 8, 16, 31, 64, 100, 128, 1000]
     calls = [arguments(B, T) for B, T in zip([3, 4, 16, *range(1, 8)], lengths, strict=True)]
-    assert compilations(pool.pool_project, calls[:1]) == 3
-    assert compilations(pool.pool_project, calls) == 3
+    assert compilations(pool_project, calls[:1]) == 3
+    assert compilations(pool_project, calls) == 3
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_pairwise_reduce_compiles_once_for_all_sizes(symmetric):
+    def arguments(L, M, N):
+        rows = torch.zeros(L, M, 64)
+        cols = None if symmetric else torch.zeros(L, N, 64)
+        center = torch.zeros(L, 64, dtype=torch.float64)
+        labels = torch.zeros(M if symmetric else N, dtype=torch.long)
+        return rows, cols, center, labels, 2, "euclidean", [0.5]
+
+    sizes = [2, 3, 7, 16, 33, 100, 128, 129, 256, 1000]
+    calls = [
+        arguments(1 + i % 3, M, N) for i, (M, N) in enumerate(zip(sizes, sizes[::-1], strict=True))
+    ]
+    assert compilations(pairwise_reduce, calls) == 4

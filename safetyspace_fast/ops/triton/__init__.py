@@ -8,9 +8,9 @@ from triton.backends.compiler import GPUTarget
 
 
 def current_target() -> Any:
-    """Return the GPU that a launch would use; in Triton's interpreter, which has none, an H100."""
+    """Return the GPU that a launch would use; in Triton's interpreter one that no table knows."""
     if triton.knobs.runtime.interpret:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", 0, 32)
     return triton.runtime.driver.active.get_current_target()
 
 
@@ -19,3 +19,8 @@ def device_reasons(name: str, tensor: torch.Tensor) -> list[str]:
     if tensor.device.type == "cuda" or triton.knobs.runtime.interpret:
         return []
     return [f"{name} is on {tensor.device}, not on a GPU"]
+
+
+def launch_options(num_warps: int, **more: int) -> dict[str, Any]:
+    """Return what every launch names; fusion too, because Triton 3.10 changes its default."""
+    return {"num_warps": num_warps, "enable_fp_fusion": True, **more}

@@ -31,14 +31,14 @@ are cut by D alone.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # mypy: disable-error-code="assignment, var-annotated"
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from safetyspace_fast.ops.triton import current_target, device_reasons
+from safetyspace_fast.ops.triton import current_target, device_reasons, launch_options
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_SPANS = 8
@@ -249,7 +249,7 @@ def _pool(hidden_states: Tensor, spans: Tensor, pooled: Tensor, T: int) -> None:
         BT=config.BT,
         BD=config.BD,
         ALIGNED=stride_b % 16 == stride_t % 16 == 0,
-        **_options(config.num_warps),
+        **launch_options(config.num_warps),
     )
 
 
@@ -276,14 +276,9 @@ def _project(pooled: Tensor, projection: Tensor) -> Tensor:
         BD=config.BD,
         BP=config.BP,
         CHUNK=CHUNK,
-        **_options(config.num_warps),
+        **launch_options(config.num_warps),
     )
     add_chunks_kernel[(triton.cdiv(R * P, ADD_BLOCK),)](
-        partial, projected, R * P, num_chunks, BLOCK=ADD_BLOCK, **_options(4)
+        partial, projected, R * P, num_chunks, BLOCK=ADD_BLOCK, **launch_options(4)
     )
     return projected
-
-
-def _options(num_warps: int) -> dict[str, Any]:
-    # Fusion is named because Triton 3.10 changes its default.
-    return {"num_warps": num_warps, "enable_fp_fusion": True}
