@@ -1,6 +1,7 @@
 """Every metric as data: what it is, where it comes from, how it misleads, how sure it is."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -140,6 +141,7 @@ _BASE: tuple[Metric, ...] = (
         source="Calinski & Harabasz 1974",
         pitfalls="The same number as rho on another scale, no further evidence. Grows with N.",
         interval="that of rho, transformed",
+        floor="that of rho, transformed",
         alias_of="rho",
         default=False,
     ),
@@ -151,6 +153,7 @@ _BASE: tuple[Metric, ...] = (
         source="Xie & Beni 1991, hard labels",
         pitfalls="The same number as rho on another scale, no further evidence. Small is separate.",
         interval="that of rho, transformed",
+        floor="that of rho, transformed",
         alias_of="rho",
         default=False,
         grows=False,
@@ -504,4 +507,8 @@ def explain(name: str) -> str:
         rows.insert(0, ("alias", f"of {m.alias_of}: the same number, no further evidence"))
     if m.paired:
         rows.append(("data", "only where every text of the language has a partner"))
-    return "\n".join([f"{m.name}: {m.title}", *(f"  {key:<11}{text}" for key, text in rows)])
+    lines = [f"{m.name}: {m.title}"]
+    for key, text in rows:
+        head, indent = f"  {key:<12}", " " * 14
+        lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=indent)
+    return "\n".join(lines)

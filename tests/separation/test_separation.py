@@ -375,6 +375,8 @@ def test_ancestors_protocols_on_any_saved_matrix():
 @pytest.mark.parametrize("name", list(METRICS))
 def test_every_metric_explains_itself(name):
     text = explain(name)
+    assert max(map(len, text.splitlines())) <= 100
+    text = " ".join(text.split())
     entry = METRICS[name]
     for part in (entry.definition, entry.source, entry.pitfalls, entry.floor, entry.null):
         assert part in text
