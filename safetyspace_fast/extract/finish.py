@@ -57,7 +57,10 @@ def finish_cell(
     sqdist = torch.stack([(centred - mean).square().sum(1) for mean in means], 1)
     variance, components = principal_components(centred, COMPONENTS)
     euclidean = pairwise_reduce(x, x, y, 2, impl=impl)
-    cosine = pairwise_reduce(x, x, y, 2, metric="cosine", impl=impl)
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    same = torch.nn.functional.one_hot(y, 2).double()
+    # Cosine distances need no pairs: their sum over a class is n - u . (sum of the class's u).
+    cosine = same.sum(0) - same - unit @ (same.T @ unit).T + same * unit.square().sum(1)[:, None]
 
     def rows(values: torch.Tensor) -> torch.Tensor:
         full = values.new_full((n, *values.shape[1:]), torch.nan)
@@ -69,7 +72,7 @@ def finish_cell(
         "pair_sum": rows(euclidean.sum),
         "pair_min": rows(euclidean.min),
         "pair_max": rows(euclidean.max),
-        "cos_sum": rows(cosine.sum),
+        "cos_sum": rows(cosine),
         "class_sqdist": rows(sqdist),
         "heldout_score": rows(heldout.float()),
         "pca_explained": variance,
@@ -114,14 +117,15 @@ def principal_components(centred: torch.Tensor, k: int) -> tuple[torch.Tensor, t
     return variance, components
 
 
-def _leading(matrix: torch.Tensor, k: int, block: int = 24, steps: int = 8) -> Any:
+def _leading(matrix: torch.Tensor, k: int, block: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
     """The `k` largest eigenvalues of a positive semidefinite matrix, and their eigenvectors."""
-    if len(matrix) > 2 * block * steps and bool(matrix.isfinite().all()):
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(len(matrix), block, generator=generator, dtype=matrix.dtype)
-        basis = torch.linalg.qr(start.to(matrix.device))[0]
-        newest = basis
-        for _ in range(steps - 1):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(len(matrix), block, generator=generator, dtype=matrix.dtype)
+    newest = torch.linalg.qr(start.to(matrix.device))[0]
+    basis = newest
+    steps = 8  # few spectra need less; then look every 4
+    while 2 * basis.shape[1] + steps * block < len(matrix):
+        for _ in range(steps):
             newest = matrix @ newest
             for _ in range(2):  # once leaves rounding behind
                 newest = newest - basis @ (basis.T @ newest)
@@ -134,6 +138,7 @@ def _leading(matrix: torch.Tensor, k: int, block: int = 24, steps: int = 8) -> A
         residual = torch.linalg.vector_norm(image @ rotation - vectors * values, dim=0)
         if bool((residual <= 1e-8 * values).all()):
             return values, vectors
+        steps = 4
     values, vectors = torch.linalg.eigh(matrix)
     return values.flip(0)[:k], vectors.flip(1)[:, :k]
 
