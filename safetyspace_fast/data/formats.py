@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from safetyspace_fast.errors import DataError
+from ..errors import DataError
 
 # More than any model reads at once; a longer line is damage or an attack.
 MAX_LINE_BYTES = 8 << 20

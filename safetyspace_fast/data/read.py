@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetyspace_fast.data.formats import MAX_LINE_BYTES, MAX_ROWS, read_records
-from safetyspace_fast.data.samples import Exclusion, Row, Samples, arrange
-from safetyspace_fast.data.sources import DataFile, find_source, is_language, printable
-from safetyspace_fast.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
+from .formats import MAX_LINE_BYTES, MAX_ROWS, read_records
+from .samples import Exclusion, Row, Samples, arrange
+from .sources import DataFile, find_source, is_language, printable
 
 # All texts together, which are held in memory.
 MAX_TOTAL_BYTES = 4 << 30

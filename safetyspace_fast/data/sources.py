@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from safetyspace_fast.data.formats import split_format
-from safetyspace_fast.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
+from .formats import split_format
 
 FORMATS = ".jsonl, .csv, .tsv (each also .gz) or .parquet"
 SAMPLE_PREFIX = "sample:"

@@ -1,9 +1,9 @@
 """Models: loading, hookpoints, and the tokens that belong to a text."""
 
-from safetyspace_fast.models.layers import resolve_layers
-from safetyspace_fast.models.loading import LoadedModel, load_model
-from safetyspace_fast.models.spec import ModelSpec, parse_model
-from safetyspace_fast.models.tokens import Template, Tokenized, tokenize
+from .layers import resolve_layers
+from .loading import LoadedModel, load_model
+from .spec import ModelSpec, parse_model
+from .tokens import Template, Tokenized, tokenize
 
 __all__ = [
     "LoadedModel",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safetyspace_fast.errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError
 
 
 def hookpoint_names(num_blocks: int) -> tuple[str, ...]:

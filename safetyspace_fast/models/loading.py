@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safetyspace_fast.errors import ConfigError, ModelError
-from safetyspace_fast.models import layers
-from safetyspace_fast.models.spec import ModelSpec, split_revision
+from ..errors import ConfigError, ModelError
+from . import layers
+from .spec import ModelSpec, split_revision
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 

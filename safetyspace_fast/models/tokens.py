@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safetyspace_fast.config import POOLINGS, TEMPLATES
-from safetyspace_fast.errors import ConfigError, ModelError
-from safetyspace_fast.models.loading import LoadedModel
+from ..config import POOLINGS, TEMPLATES
+from ..errors import ConfigError, ModelError
+from .loading import LoadedModel
 
 # Some templates print today's date, but a result must not depend on the day it was made: this takes
 # the place of transformers' function. The line break after it is dropped as after any block.

@@ -8,19 +8,19 @@ which are there, and why the others are not.
 None of them has a gradient.
 """
 
-from safetyspace_fast.ops._native import simd_level
-from safetyspace_fast.ops._pairwise import (
+from ._native import simd_level
+from ._pairwise import (
     METRICS,
     PairwiseResult,
     pairwise_empty,
     pairwise_reduce,
     pairwise_update,
 )
-from safetyspace_fast.ops._pool import pool_project
-from safetyspace_fast.ops._select import implementations
-from safetyspace_fast.ops.moments import ClassMoments, class_moments
-from safetyspace_fast.ops.reference import PAIRWISE_BLOCK
-from safetyspace_fast.ops.statistics import (
+from ._pool import pool_project
+from ._select import implementations
+from .moments import ClassMoments, class_moments
+from .reference import PAIRWISE_BLOCK
+from .statistics import (
     dunn,
     energy_distance,
     mmd,

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import torch
 
-from safetyspace_fast.ops import _schema
+from . import _schema
 
 load_error: str | None = None
 try:

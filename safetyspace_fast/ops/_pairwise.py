@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.ops import _select, reference
+from ..errors import ConfigError
+from . import _select, reference
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

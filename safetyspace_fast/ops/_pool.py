@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.ops import _select
+from ..errors import ConfigError
+from . import _select
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 

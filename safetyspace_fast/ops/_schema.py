@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safetyspace_fast.ops import reference
+from . import reference
 
 NAMESPACE = "safetyspace_fast"
 

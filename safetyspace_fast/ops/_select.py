@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from safetyspace_fast.errors import ImplementationError
-from safetyspace_fast.ops import _native, _schema, reference
+from ..errors import ImplementationError
+from . import _native, _schema, reference
 
 
 class Implementation(NamedTuple):

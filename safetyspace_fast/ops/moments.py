@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safetyspace_fast.errors import ConfigError
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True)

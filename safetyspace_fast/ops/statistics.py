@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.ops import _pairwise, _select
-from safetyspace_fast.ops._pairwise import pairwise_reduce
+from ..errors import ConfigError
+from . import _pairwise, _select
+from ._pairwise import pairwise_reduce
 
 
 def silhouette_samples(
