@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import stand_in
 
-from safetyspace_fast.separation import separation
+from safetyspace_fast.separation import _family_p, separation
 from safetyspace_fast.separation import uncertainty as u
 
 
@@ -202,3 +202,37 @@ def test_p_of_the_family_is_in_the_results():
     assert (family.isel(layer=4) == 0.01).all()
     assert found["p_family"].sel(metric="dunn").isnull().all()
     assert separation(run, metrics=["rho"], permutations=0)["p_family"].isnull().all()
+
+
+@pytest.mark.parametrize(
+    ("shift", "names"),
+    [(1.2, ["mean_shift"]), (3.0, ["mean_shift", "rho_adjusted", "davies_bouldin"])],
+)
+def test_deviations_are_those_of_fresh_texts(shift, names):
+    """Texts of very different length: what a text adds to the spread inside its class matters."""
+    rng = np.random.default_rng(2)
+    label = np.repeat([0, 1], 60)
+    values, deviations = [], []
+    for r in range(300):
+        x = rng.standard_normal((120, 30)) * np.exp(0.4 * rng.standard_normal((120, 1)))
+        x[label == 1] += shift / math.sqrt(30)
+        run = stand_in({"m": {"en": x[None, None]}}, {"en": label}, seed=r)
+        found = separation(run, metrics=names, bootstraps=0, permutations=0).squeeze()
+        values.append(np.atleast_1d(found["value"].to_numpy()))
+        deviations.append(np.atleast_1d(found["high"] - found["low"]) / (2 * u.Z95))
+    # A deviation from 300 draws is known to 4 %.
+    truth = np.std(values, axis=0, ddof=1)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(deviations), axis=0)), truth, rtol=0.1)
+
+
+def test_refused_cells_have_no_part_in_the_family():
+    rng = np.random.default_rng(0)
+    statistics = rng.standard_normal((1, 1, 3, 1, 2, 100)).astype(np.float32)
+    statistics[0, 0, 0, 0, 0, 0] = 50
+    refused = np.zeros((1, 1, 3, 1, 2), bool)
+    whole = _family_p(statistics, refused)
+    assert whole[0, 0, 0, 0, 0] == 0.01
+    refused[0, 0, 0, 0, 0] = True
+    part = _family_p(statistics, refused)
+    assert np.isnan(part[0, 0, 0, 0, 0])
+    assert np.isfinite(part).sum() == 5
