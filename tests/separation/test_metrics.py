@@ -435,3 +435,16 @@ def test_refitted_scores_are_those_of_every_fold_fitted_alone(ridge):
     auc = m.labelled_auc(found, torch.tensor(labels).double(), torch.tensor(fold))
     exact, _ = m.fold_auc(found[1], torch.tensor(labels[1]), torch.tensor(fold))
     assert float(auc[1]) == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_influence_on_davies_bouldin_is_that_of_leaving_texts_out():
+    x, label = classes(300, 240, width=4, shift=2.0)
+    x[label == 1] += np.abs(x[label == 1])  # skewed: far from its mean also means far along d
+    arrays, _ = stored(x, label)
+    shift_sq, *_ = full_width(x, label)
+    _, influence = m.davies_bouldin(arrays["class_sqdist"], shift_sq, torch.tensor(label))
+    places = np.arange(0, len(x), 7)
+    left = np.array([davies_bouldin_score(np.delete(x, i, 0), np.delete(label, i)) for i in places])
+    moved = davies_bouldin_score(x, label) - left
+    assert np.corrcoef(influence[places], moved)[0, 1] > 0.97
+    assert float(influence[places].std()) == pytest.approx(np.std(moved), rel=0.15)
