@@ -91,7 +91,8 @@ class Case:
     """One call of an operator, and what it has to move and to compute."""
 
     name: str
-    call: Callable[[], object]
+    op: str
+    arguments: Callable[[str], tuple[Any, ...]]  # of a device, as `ops._schema` has them
     bytes: int
     matrix_flops: int = 0
     vector_flops: int = 0
@@ -101,32 +102,44 @@ class Case:
         return max(self.bytes / gpu.bytes_per_s, arithmetic)
 
 
+def _values(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    # Without a GPU nobody reads them.
+    make = torch.empty if device == "cpu" else torch.randn
+    return make(shape, device=device, dtype=dtype)
+
+
 def _pool_case(dtype: torch.dtype, S: int, B: int = 64, T: int = 64) -> Case:
     D, P = 4096, 64
 
-    def call() -> object:
-        hidden_states = torch.empty(B, T, D, dtype=dtype)
-        return pool_project(hidden_states, torch.zeros(B, S, 2).int(), torch.empty(D, P))
+    def arguments(device: str) -> tuple[Any, ...]:
+        """Mean and last token, and means that leave out one token more each."""
+        starts = [0, T - 1, *range(1, S - 1)][:S]
+        spans = torch.tensor([[[start, T] for start in starts]], dtype=torch.int32, device=device)
+        hidden_states = _values(B, T, D, device=device, dtype=dtype)
+        return hidden_states, spans.expand(B, -1, -1), _values(D, P, device=device)
 
     moved = B * T * D * dtype.itemsize + 4 * (B * S * D + D * P + B * S * P)
     name = f"pool_project {str(dtype).removeprefix('torch.')} B={B} T={T} D={D} S={S} P={P}"
-    return Case(name, call, moved, vector_flops=S * B * T * D + 2 * B * S * D * P)
+    flops = S * B * T * D + 2 * B * S * D * P
+    return Case(name, "pool_project", arguments, moved, vector_flops=flops)
 
 
 def _pairwise_case(metric: str, G: int = 0, *, symmetric: bool = True) -> Case:
     L, N, D, C = 1, 5000, 4096, 2
 
-    def call() -> object:
-        rows = torch.empty(L, N, D)
-        cols = None if symmetric else rows
-        center, labels = torch.empty(L, D, dtype=torch.float64), torch.zeros(N).long()
-        return pairwise_reduce(rows, cols, center, labels, C, metric, [1.0] * G)
+    def arguments(device: str) -> tuple[Any, ...]:
+        rows = _values(L, N, D, device=device)
+        cols = None if symmetric else _values(L, N, D, device=device)
+        center = torch.zeros(L, D, dtype=torch.float64, device=device)
+        labels = torch.arange(N, device=device) % C
+        return rows, cols, center, labels, C, metric, [0.5 / D] * G
 
     pairs = N * N // 2 if symmetric else N * N
     moved = (1 if symmetric else 2) * L * N * D * (4 + 6 + 6) + L * N * C * (8 + 4 + 4 + 8 * G)
     form = "rows=cols" if symmetric else "rows, cols"
     name = f"pairwise_reduce {metric} {form} L={L} N={N} D={D} C={C} G={G}"
-    return Case(name, call, moved, 6 * 2 * L * D * pairs, L * (20 + 10 * G) * pairs)
+    flops = 6 * 2 * L * D * pairs, L * (20 + 10 * G) * pairs
+    return Case(name, "pairwise_reduce", arguments, moved, *flops)
 
 
 CASES = [
@@ -142,6 +155,9 @@ CASES = [
     _pairwise_case("sqeuclidean", 4),
     _pairwise_case("cosine"),
 ]
+
+
+HOST_FUNCTIONS = {"pool_project": pool_project, "pairwise_reduce": pairwise_reduce}
 
 
 @dataclass(frozen=True)
@@ -308,7 +324,7 @@ def builds(archs: list[str], cases: list[Case]) -> list[Build]:
     for name in archs:
         with recorded(ARCHS[name].target) as launches:
             for case in cases:
-                case.call()
+                HOST_FUNCTIONS[case.op](*case.arguments("cpu"))
         result += [build(name, launch) for launch in launches.values()]
     return result
 
@@ -376,14 +392,14 @@ def _print_tables(rows: list[Build], rooflines: list[dict[str, Any]]) -> None:
     print("\nroofline, us (data-sheet peaks, each tensor moved once, launches free):")
     head = "{:<54}{:>10}{:>12}{:>12}" + "{:>11}" * len(GPUS)
     print(head.format("case", "MB", "matrix Gf", "vector Gf", *GPUS))
-    for row in rooflines:
+    for roof in rooflines:
         print(
             head.format(
-                row["case"],
-                f"{row['bytes'] / 1e6:.1f}",
-                f"{row['matrix_flops'] / 1e9:.2f}",
-                f"{row['vector_flops'] / 1e9:.2f}",
-                *(f"{row[f'{name}_us']:.1f}" for name in GPUS),
+                roof["case"],
+                f"{roof['bytes'] / 1e6:.1f}",
+                f"{roof['matrix_flops'] / 1e9:.2f}",
+                f"{roof['vector_flops'] / 1e9:.2f}",
+                *(f"{roof[f'{name}_us']:.1f}" for name in GPUS),
             )
         )
 
