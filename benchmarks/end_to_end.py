@@ -132,7 +132,7 @@ class Ours:
                     prompt = tokens.prompt(row)
                     ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
                     spans[i_row, 0, 1] = len(prompt)
-                states = capture.run(ids, spans)[:, :, 0, :width].numpy()
+                states = capture.run(ids, spans)[:, 0, :, :width].transpose(0, 1).numpy()
                 result[batch.rows] = states[batch.source]
         return result
 

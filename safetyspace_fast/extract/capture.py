@@ -77,13 +77,13 @@ class Capture:
             spans: `[B, S, 2] int32`, half-open token ranges.
 
         Returns:
-            `[B, L, S, D + P] float32`, pooled states and their projection, on the device.
+            `[L, S, B, D + P] float32`, pooled states and their projection, on the device.
         """
         batch, poolings = spans.shape[:2]
         width = sum(self._projection.shape)
         self._spans = spans
         self._out = input_ids.new_empty(
-            (batch, len(self._hookpoints), poolings, width), dtype=torch.float32
+            (len(self._hookpoints), poolings, batch, width), dtype=torch.float32
         )
         with suppress(_DeepestLayerReached):
             self._model.backbone(input_ids=input_ids, use_cache=False)
@@ -97,8 +97,8 @@ class Capture:
         )
         assert projected is not None
         width = pooled.shape[-1]
-        self._out[:, i_layer, :, :width] = pooled
-        self._out[:, i_layer, :, width:] = projected
+        self._out[i_layer, :, :, :width] = pooled.transpose(0, 1)
+        self._out[i_layer, :, :, width:] = projected.transpose(0, 1)
         if stop:
             raise _DeepestLayerReached
 

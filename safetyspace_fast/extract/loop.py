@@ -159,7 +159,7 @@ class Extraction:
         self._close_shard(shard)
 
     def _append(self, shard: int, batch: Batch, out: torch.Tensor) -> None:
-        self._progress.append(shard, batch.rows, out.numpy()[batch.source])
+        self._progress.append(shard, batch.rows, out.numpy()[:, :, batch.source])
 
     def _padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._model.device
@@ -181,10 +181,12 @@ class Extraction:
         projected = np.empty((n_layers, n_poolings, high - low, proj), np.float32)
         nonfinite = np.zeros(n_layers, np.int64)
         empty = self._tokens.spans[..., 0] >= self._tokens.spans[..., 1]
-        for rows, values in self._progress.records(shard):
-            projected[:, :, rows - low] = values[..., width:].transpose(1, 2, 0, 3)
-            bad = ~np.isfinite(values[..., :width]).all(3) & ~empty[rows][:, None]
-            nonfinite += bad.sum((0, 2))
+        for record in self._progress.records(shard):
+            for i_layer, i_pooling in np.ndindex(n_layers, n_poolings):
+                values = record.read(i_layer, i_pooling)
+                projected[i_layer, i_pooling, record.rows - low] = values[:, width:]
+                bad = ~np.isfinite(values[:, :width]).all(1) & ~empty[record.rows, i_pooling]
+                nonfinite[i_layer] += bad.sum()
         self._progress.sync(shard)
         self._writer.write_rows("projected", low, projected)
         self._nonfinite += nonfinite
@@ -209,12 +211,8 @@ class Extraction:
         device = self._model.device
         labels = torch.from_numpy(self._samples.labels[samples].astype(np.int64)).to(device)
         folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
-        records = [
-            (rows[inside] - samples.start, values, np.flatnonzero(inside))
-            for shard in shards
-            for rows, values in self._progress.records(shard)
-            if (inside := (rows >= samples.start) & (rows < samples.stop)).any()
-        ]
+        records = [record for shard in shards for record in self._progress.records(shard)]
+        inside = [(r.rows >= samples.start) & (r.rows < samples.stop) for r in records]
         cells: dict[str, list[Array]] = {}
         state = np.empty((samples.stop - samples.start, width + proj), np.float32)
         cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
@@ -222,8 +220,10 @@ class Extraction:
         )
         for i_layer in range(n_layers):
             for i_pooling in range(n_poolings):
-                for target, values, source in records:
-                    state[target] = values[source, i_layer, i_pooling]
+                for record, here in zip(records, inside, strict=True):
+                    if here.any():
+                        values = record.read(i_layer, i_pooling)
+                        state[record.rows[here] - samples.start] = values[here]
                 cell = finish_cell(
                     torch.from_numpy(state[:, :width]).to(device), labels, folds, self._impl
                 )

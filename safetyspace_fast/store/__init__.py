@@ -1,6 +1,6 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
-from .progress import Progress, work_folder
+from .progress import Progress, Record, work_folder
 from .reader import ModelStore, Run, SampleTable
 from .writer import ModelWriter, create_run, resume_run
 
@@ -8,6 +8,7 @@ __all__ = [
     "ModelStore",
     "ModelWriter",
     "Progress",
+    "Record",
     "Run",
     "SampleTable",
     "create_run",

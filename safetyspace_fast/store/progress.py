@@ -4,16 +4,19 @@ Both live beside the store, in `<store>.work/<model>/`, and go when the model is
 
 A *segment* holds the pooled states of one shard as a log of records, one a batch. A record is a
 header (magic, rows, checksum, payload bytes), the row numbers, and float32 values
-`[rows, layer, pooling, hidden + proj]`. A record that was cut short by a crash fails its checksum
-and is dropped, with all after it; so resume loses at most the batch that was being written.
+`[layer, pooling, rows, hidden + proj]`, so that one layer and pooling is one piece. A record that
+was cut short by a crash fails its checksum and is dropped, with all after it; so resume loses at
+most the batch that was being written.
 """
 
 import json
+import math
 import os
 import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,29 @@ def work_folder(store: Path) -> Path:
     return store.with_name(store.name + ".work")
 
 
+@dataclass(frozen=True)
+class Record:
+    """One batch in a segment; its values stay on disk until they are read."""
+
+    rows: Array
+    """`[n] int64`, samples in canonical order."""
+    path: Path
+    offset: int
+    shape: tuple[int, int, int, int]
+
+    @property
+    def end(self) -> int:
+        """Where the next record starts."""
+        return self.offset + 4 * math.prod(self.shape)
+
+    def read(self, layer: int, pooling: int) -> Array:
+        """One layer and pooling: `[n, hidden + proj] float32`."""
+        _, poolings, rows, width = self.shape
+        start = self.offset + 4 * (layer * poolings + pooling) * rows * width
+        values = np.fromfile(self.path, np.float32, rows * width, offset=start)
+        return values.reshape(rows, width)
+
+
 class Progress:
     """The segments and the journal of one model."""
 
@@ -38,7 +64,7 @@ class Progress:
         Args:
             store: path of the store.
             model: the model's name.
-            row_shape: `(layer, pooling, hidden + proj)`, the shape of one sample's record.
+            row_shape: `(layer, pooling, hidden + proj)`, what is kept of one sample.
         """
         self.folder = work_folder(store) / model
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +79,7 @@ class Progress:
         Args:
             shard: the shard.
             rows: `[n] int64`, samples in canonical order.
-            values: `[n, layer, pooling, hidden + proj] float32`.
+            values: `[layer, pooling, n, hidden + proj] float32`.
         """
         ids = np.ascontiguousarray(rows, np.int64)
         payload = np.ascontiguousarray(values, np.float32)
@@ -67,22 +93,17 @@ class Progress:
         """Samples of a shard whose states are on disk; cuts off a damaged tail."""
         done: set[int] = set()
         end = 0
-        for stop, rows, _ in self._records(shard, verify=True):
-            done.update(rows.tolist())
-            end = stop
+        for record in self._scan(shard, verify=True):
+            done.update(record.rows.tolist())
+            end = record.end
         path = self._segment(shard)
         if path.exists() and path.stat().st_size > end:
             os.truncate(path, end)
         return done
 
-    def records(self, shard: int) -> list[tuple[Array, Array]]:
-        """What a shard's segment holds, without copying the values.
-
-        Returns:
-            for each batch its samples `[n] int64` and `[n, layer, pooling, hidden + proj] float32`,
-            the latter mapped from the file.
-        """
-        return [(rows, values) for _, rows, values in self._records(shard, verify=False)]
+    def records(self, shard: int) -> list[Record]:
+        """What a shard's segment holds."""
+        return list(self._scan(shard, verify=False))
 
     def sync(self, shard: int) -> None:
         """Make a shard's segment durable."""
@@ -129,26 +150,25 @@ class Progress:
     def _segment(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:06d}.seg"
 
-    def _records(self, shard: int, *, verify: bool) -> Iterator[tuple[int, Array, Array]]:
+    def _scan(self, shard: int, *, verify: bool) -> Iterator[Record]:
         path = self._segment(shard)
-        if not path.exists() or path.stat().st_size == 0:
+        if not path.exists():
             return
-        data = np.memmap(path, np.uint8, mode="r")
-        start = 0
-        while start + _HEADER.size <= len(data):
-            magic, n_rows, checksum, n_bytes = _HEADER.unpack_from(data.data, start)
-            first = start + _HEADER.size
-            middle = first + 8 * n_rows
-            end = middle + n_bytes
-            expected = 4 * n_rows * int(np.prod(self._row_shape))
-            if magic != _MAGIC or n_bytes != expected or end > len(data):
-                return
-            if verify and zlib.crc32(data.data[first:end]) != checksum:
-                return
-            rows = data[first:middle].view(np.int64)
-            values = np.ndarray((n_rows, *self._row_shape), np.float32, data, middle)
-            yield end, rows, values
-            start = end
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while len(header := file.read(_HEADER.size)) == _HEADER.size:
+                magic, n_rows, checksum, n_bytes = _HEADER.unpack(header)
+                shape = (*self._row_shape[:2], n_rows, self._row_shape[2])
+                ids = file.read(8 * n_rows)
+                if magic != _MAGIC or n_bytes != 4 * math.prod(shape) or len(ids) != 8 * n_rows:
+                    return
+                record = Record(np.frombuffer(ids, np.int64), path, file.tell(), shape)
+                if record.end > size:
+                    return
+                if verify and zlib.crc32(file.read(n_bytes), zlib.crc32(ids)) != checksum:
+                    return
+                yield record
+                file.seek(record.end)
 
 
 def _fsync(path: Path) -> None:

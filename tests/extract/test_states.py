@@ -41,7 +41,8 @@ def pooled_states(model: LoadedModel, template: str, token_budget: int) -> np.nd
             for i_row, row in enumerate(batch.unique):
                 ids[i_row, : tokens.lengths[row]] = torch.from_numpy(tokens.prompt(row))
             out = capture.run(ids, torch.from_numpy(tokens.spans[batch.unique]))
-            result[batch.rows] = out[..., : model.hidden_size].numpy()[batch.source]
+            states = out[..., : model.hidden_size].permute(2, 0, 1, 3).numpy()
+            result[batch.rows] = states[batch.source]
     return result
 
 
@@ -123,7 +124,7 @@ def test_capture_keeps_nothing_and_leaves_no_hook(tmp_path: Path) -> None:
             torch.ones(2, 5, dtype=torch.int64), torch.tensor([[[0, 5]], [[1, 3]]]).int()
         )
         handle.remove()
-    assert out.shape == (2, 1, 1, 36)
+    assert out.shape == (1, 1, 2, 36)
     assert not shapes, "the forward pass went on after the deepest wanted layer"
     assert all(not module._forward_hooks for module in model.backbone.modules())
 

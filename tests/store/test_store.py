@@ -187,7 +187,7 @@ ROW = (3, 2, 14)
 
 def record(seed: int, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
-    return np.array(rows), draw.normal(size=(len(rows), *ROW)).astype(np.float32)
+    return np.array(rows), draw.normal(size=(*ROW[:2], len(rows), ROW[2])).astype(np.float32)
 
 
 def test_segments_give_back_what_was_appended(tmp_path: Path) -> None:
@@ -197,9 +197,10 @@ def test_segments_give_back_what_was_appended(tmp_path: Path) -> None:
         progress.append(3, rows, values)
     again = Progress(tmp_path / "run.zarr", "m", ROW)
     assert again.rows_done(3) == {0, 1, 2, 4, 8, 9}
-    for (rows, values), (got_rows, got) in zip(batches, again.records(3), strict=True):
-        np.testing.assert_array_equal(got_rows, rows)
-        np.testing.assert_array_equal(got, values)
+    for (rows, values), got in zip(batches, again.records(3), strict=True):
+        np.testing.assert_array_equal(got.rows, rows)
+        for layer, pooling in np.ndindex(*ROW[:2]):
+            np.testing.assert_array_equal(got.read(layer, pooling), values[layer, pooling])
     assert again.rows_done(0) == set()
 
 
