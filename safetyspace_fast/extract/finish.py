@@ -37,30 +37,36 @@ def finish_cell(
     n, width = states.shape
     keep = states.isfinite().all(1)
     x, y, fold = states[keep], labels[keep], folds[keep]
-    centre = x.mean(0, dtype=torch.float64)
-    centred = x.double() - centre
+    wide = x.double()
+    centre = wide.mean(0)
+    centred = wide - centre
+    squares = centred.square()
 
     member = torch.zeros(2 * NUM_FOLDS, len(x), dtype=torch.float64, device=x.device)
     member[y * NUM_FOLDS + fold, torch.arange(len(x), device=x.device)] = 1
     fold_count = member.sum(1).view(2, NUM_FOLDS, 1)
     fold_sum = (member @ centred).view(2, NUM_FOLDS, width)
     count, total = fold_count.sum(1), fold_sum.sum(1)
+    of_class = member.view(2, NUM_FOLDS, -1).sum(1)
     means = total / count
-    variances = torch.stack([(centred[y == c] - means[c]).square().sum(0) for c in (0, 1)])
-    variances /= count - 1
+    variances = (of_class @ squares - count * means.square()).clamp_min(0) / (count - 1)
+    sqdist = squares.sum(1)[:, None] - 2 * (centred @ means.T) + means.square().sum(1)
+    sqdist = sqdist.clamp_min(0)
 
     others = (total[:, None] - fold_sum) / (count[:, None] - fold_count)  # means without the fold
     direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
     midpoint = (direction * others.sum(0)).sum(1) / 2
     heldout = (centred @ direction.T - midpoint).gather(1, fold[:, None])[:, 0]
 
-    sqdist = torch.stack([(centred - mean).square().sum(1) for mean in means], 1)
+    # Cosine distances need no pairs: over a class they sum to n - u . (sum of the class's u).
+    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    inverse = torch.where(norm > 0, 1 / norm, 0)
+    alike = inverse * (wide @ ((of_class * inverse.T) @ wide).T)
+    itself = of_class.T * (norm == 0)  # a zero vector is at distance 1 from all, and left out here
+    cosine = (count.T - alike - itself).clamp_min(0)
+
     variance, components = principal_components(centred, COMPONENTS)
     euclidean = pairwise_reduce(x, x, y, 2, impl=impl)
-    unit = torch.nn.functional.normalize(x.double(), dim=1)
-    same = torch.nn.functional.one_hot(y, 2).double()
-    # Cosine distances need no pairs: their sum over a class is n - u . (sum of the class's u).
-    cosine = same.sum(0) - same - unit @ (same.T @ unit).T + same * unit.square().sum(1)[:, None]
 
     def rows(values: torch.Tensor) -> torch.Tensor:
         full = values.new_full((n, *values.shape[1:]), torch.nan)

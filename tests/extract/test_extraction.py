@@ -148,7 +148,8 @@ def test_class_statistics_are_those_of_the_states(finished: api.Run, tiny: Path)
         sqdist = model.read("class_sqdist", samples=where, **chosen)
         for cls in (0, 1):
             own = sqdist[label == cls, cls]
-            np.testing.assert_allclose(own.sum() / (len(own) - 1), variance[cls], rtol=1e-9)
+            expected = pytest.approx(variance[cls], rel=1e-9, abs=1e-12)
+            assert own.sum() / (len(own) - 1) == expected
         explained = model.read("pca_explained", lang=i_lang, **chosen)
         coords = model.read("pca_coords", samples=where, **chosen)
         np.testing.assert_allclose(
