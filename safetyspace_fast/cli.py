@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_separation(commands)
     _add_compare(commands)
+    _add_explain(commands)
     _add_info(commands)
     return parser
 
@@ -253,6 +254,19 @@ def _compare(arguments: argparse.Namespace) -> None:
     from . import api
 
     _write_statistics(api.compare, arguments, base=arguments.base, aligned=arguments.aligned)
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _command(
+        commands, "explain", _explain, "what a metric is: definition, source, space, pitfalls"
+    )
+    explain.add_argument("metric", metavar="METRIC", help="a wrong name lists them")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from .separation import explain
+
+    print(explain(arguments.metric))
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

@@ -97,14 +97,16 @@ def test_wrong_usage_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["separation"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["separation"], ["compare"], ["explain"], ["info"]]
+)
 def test_help_teaches(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
     text = capfd.readouterr().out
     assert text.startswith("usage: safetyspace-fast")
-    if command in (["run"], ["separation"]):
+    if command in ("run", "separation", "compare"):
         assert "examples:" in text
 
 
@@ -134,6 +136,17 @@ def test_separation_writes_every_format(
     assert main([*chosen, "--format", "parquet"]) == 2
     assert main(["separation", str(store), "--metric", "beauty"]) == 2
     assert "rho" in capfd.readouterr().err
+
+
+def test_explain_and_compare(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "rho"]) == 0
+    assert "between" in capfd.readouterr().out.lower()
+    assert main(["explain", "beauty"]) == 2
+    assert "rho" in capfd.readouterr().err
+    pair = ["--base", "tiny-llama", "--aligned", "tiny-llama", "--metric", "rho", "--json"]
+    assert main(["compare", str(store), *pair, "--layers=-1"]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    assert "difference" in json.dumps(rows)
 
 
 def test_info_tells_what_runs_and_why(capfd: pytest.CaptureFixture[str]) -> None:
