@@ -193,13 +193,13 @@ def _run_model(
                 "manifest": manifest,
             }
         )
-        writer.write("n_tokens", tokens.n_text_tokens)
-        writer.write("truncated", tokens.truncated)
     elif differing := [key for key in manifest if attributes["manifest"].get(key) != manifest[key]]:
         raise StoreError(
             f"{config.out}: model {spec.name!r} was begun with another {', '.join(differing)}; "
             "resume with the same settings, or give it another NAME="
         )
+    writer.write("n_tokens", tokens.n_text_tokens)  # each time: a crash may have come before it
+    writer.write("truncated", tokens.truncated)
     row_shape = (len(hookpoints), len(config.poolings), model.hidden_size + config.proj_dim)
     progress = Progress(config.out, spec.name, row_shape)
     extraction = Extraction(

@@ -41,21 +41,21 @@ def create_run(
             raise StoreError(f"{path}: not a store, so it is not overwritten; remove it yourself")
         shutil.rmtree(path)
     shutil.rmtree(work_folder(path), ignore_errors=True)
-    root = zarr.create_group(
-        path,
-        attributes={
-            "format_version": FORMAT_VERSION,
-            "created_by": created_by,
-            "data_name": data_name,
-            "data_sha256": data_sha256,
-            "languages": list(languages),
-        },
-    )
+    root = zarr.create_group(path)
     group = root.create_group("samples", attributes={"languages": list(languages)})
     sizes = {"sample": len(samples["label"]), "byte": 32}
     for spec in SAMPLES:
         _create(group, spec, sizes)[...] = samples[spec.name]
     root.create_group("models")
+    root.attrs.update(  # last, so that what a crash leaves half-made is no store
+        {
+            "format_version": FORMAT_VERSION,
+            "created_by": created_by,
+            "data_name": data_name,
+            "data_sha256": data_sha256,
+            "languages": list(languages),
+        }
+    )
     return root
 
 
@@ -190,4 +190,5 @@ def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.A
         fill_value=np.nan if floating else 0,
         dimension_names=spec.dims,
         attributes={"units": spec.unit, "long_name": spec.meaning},
+        overwrite=True,  # of an array that a crash left half-made
     )

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from tiny_models import save_tiny
 
-from safetyspace_fast import api, extract
+from safetyspace_fast import api, extract, store
 from safetyspace_fast.errors import ModelError, StoreError
-from safetyspace_fast.store.layout import MODEL, SHARD_SAMPLES
+from safetyspace_fast.store.layout import MODEL, SAMPLES, SHARD_SAMPLES
 
 LANGUAGES = {"de": 90, "en": 300, "ru": 170}
 """Texts of each; ranges of languages cross the shards' borders."""
@@ -211,6 +212,45 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     run = api.run(make_config(tiny, data, out, resume=True))
     # One thread there and several here: equal numbers, not bytes.
     assert_close(arrays(run), arrays(finished))
+
+
+@pytest.mark.parametrize("n_arrays", [0, 3, 10, 25])
+def test_a_crash_while_arrays_are_made_or_first_written_loses_nothing(
+    finished: api.Run,
+    tiny: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_arrays: int,
+) -> None:
+    """Stop at any array: of the samples, of the model, or at `n_tokens` once all are there."""
+    out = tmp_path / "run.zarr"
+    made = 0
+    create_array, write = zarr.Group.create_array, store.ModelWriter.write
+
+    def create_some(group: zarr.Group, *args: object, **options: object) -> object:
+        nonlocal made
+        made += 1
+        if made > n_arrays:
+            raise KeyboardInterrupt
+        return create_array(group, *args, **options)
+
+    def write_nothing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zarr.Group, "create_array", create_some)
+    monkeypatch.setattr(store.ModelWriter, "write", write_nothing)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(make_config(tiny, data, out))
+    monkeypatch.setattr(zarr.Group, "create_array", create_array)
+    monkeypatch.setattr(store.ModelWriter, "write", write)
+    if n_arrays < len(SAMPLES):  # not yet a store, and not taken for one
+        with pytest.raises(StoreError, match="not a safetyspace-fast store"):
+            api.run(make_config(tiny, data, out, resume=True))
+        run = api.run(make_config(tiny, data, out, overwrite=True))
+    else:
+        run = api.run(make_config(tiny, data, out, resume=True))
+    assert files(run.path) == files(finished.path)
 
 
 def test_a_segment_cut_short_costs_one_batch(
