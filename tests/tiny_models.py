@@ -52,9 +52,24 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
+# Models whose tokens see those to their right; of t5 the encoder is read.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "xlm-roberta": {},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8},
+    "mt5": {
+        "d_model": HIDDEN_SIZE,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": NUM_BLOCKS,
+        "num_heads": 4,
+        "decoder_start_token_id": BOS,
+    },
+}
+
 
 def tiny_config(name: str, **changes: Any) -> transformers.PreTrainedConfig:
-    """The configuration of one of ARCHITECTURES, or of any other that transformers knows."""
+    """The configuration of a model above, or of any other that transformers knows."""
     options = {
         "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN_SIZE,
@@ -69,7 +84,7 @@ def tiny_config(name: str, **changes: Any) -> transformers.PreTrainedConfig:
         "initializer_range": 0.2,
     }
     return transformers.AutoConfig.for_model(
-        name, **(options | ARCHITECTURES.get(name, {}) | changes)
+        name, **(options | (ARCHITECTURES | ENCODERS).get(name, {}) | changes)
     )
 
 
@@ -77,7 +92,11 @@ def tiny_model(name: str, **changes: Any) -> transformers.PreTrainedModel:
     """A random model; the same name and changes give the same weights."""
     torch.manual_seed(0)
     config = tiny_config(name, **changes)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    auto = transformers.AutoModelForCausalLM
+    if name in ENCODERS:
+        seq2seq = config.is_encoder_decoder
+        auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForMaskedLM
+    return auto.from_config(config, dtype=torch.float32).eval()
 
 
 @cache

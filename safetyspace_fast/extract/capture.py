@@ -69,12 +69,19 @@ class Capture:
         self._handles.clear()
 
     @torch.inference_mode()
-    def run(self, input_ids: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        spans: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Run the model and return what the hooks made of its hidden states.
 
         Args:
-            input_ids: `[B, T] int64`, padded on the right; a causal state never sees the padding.
+            input_ids: `[B, T] int64`, padded on the right.
             spans: `[B, S, 2] int32`, half-open token ranges.
+            attention_mask: `[B, T] int64`, 1 at tokens and 0 at padding, for a model that is not
+                causal; a causal state never sees the padding.
 
         Returns:
             `[L, S, B, D + P] float32`, pooled states and their projection, on the device.
@@ -86,7 +93,9 @@ class Capture:
             (len(self._hookpoints), poolings, batch, width), dtype=torch.float32
         )
         with suppress(_DeepestLayerReached):
-            self._model.backbone(input_ids=input_ids, use_cache=False)
+            self._model.backbone(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            )
         out = self._out
         del self._out, self._spans
         return out

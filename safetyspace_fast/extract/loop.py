@@ -136,9 +136,8 @@ class Extraction:
                 waiting.extend(reversed(batch.halves()))
                 continue
             started = time.perf_counter()
-            ids, spans = self._padded(batch)
             try:
-                out = capture.run(ids, spans)
+                out = capture.run(*padded(self._model, self._tokens, batch))
             except torch.OutOfMemoryError as error:
                 if len(batch.unique) == 1:
                     raise ModelError(
@@ -160,18 +159,6 @@ class Extraction:
 
     def _append(self, shard: int, batch: Batch, out: torch.Tensor) -> None:
         self._progress.append(shard, batch.rows, out.numpy()[:, :, batch.source])
-
-    def _padded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self._model.device
-        shape = (len(batch.unique), batch.length)
-        ids = torch.full(shape, self._model.pad_token_id, dtype=torch.int64)
-        for i_row, row in enumerate(batch.unique):
-            prompt = self._tokens.prompt(row)
-            ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
-        spans = torch.from_numpy(self._tokens.spans[batch.unique])
-        if device.type == "cuda":
-            ids, spans = ids.pin_memory(), spans.pin_memory()
-        return ids.to(device, non_blocking=True), spans.to(device, non_blocking=True)
 
     def _close_shard(self, shard: int) -> None:
         """Write what needs no other shard, then say in the journal that the shard is extracted."""
@@ -277,6 +264,32 @@ class Extraction:
             basis[index] = merged.numpy()
         self._writer.write("pca_basis", basis)
         self._writer.write("nonfinite", self._nonfinite)
+
+
+def padded(
+    model: LoadedModel, tokens: Tokenized, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The input of one batch, on the model's device, as `Capture.run` takes it.
+
+    Returns:
+        input ids `[B, T] int64`, spans `[B, S, 2] int32`, and the attention mask `[B, T] int64` of
+        a model that is not causal, else None.
+    """
+    ids = torch.full((len(batch.unique), batch.length), model.pad_token_id, dtype=torch.int64)
+    mask = None if model.causal else torch.zeros_like(ids)
+    for i_row, row in enumerate(batch.unique):
+        prompt = tokens.prompt(row)
+        ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
+        if mask is not None:
+            mask[i_row, : len(prompt)] = 1
+
+    def on_device(tensor: torch.Tensor) -> torch.Tensor:
+        if model.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(model.device, non_blocking=True)
+
+    spans = on_device(torch.from_numpy(tokens.spans[batch.unique]))
+    return on_device(ids), spans, None if mask is None else on_device(mask)
 
 
 def _fold_means(projected: Array, cell_of: Array) -> dict[str, Array]:

@@ -7,7 +7,7 @@ the one before it wrote. No table of architectures is involved.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -111,12 +111,24 @@ class _Candidate:
         return f"{self.path} ({len(self.modules)} x {kind}: {objection})"
 
 
-def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> tuple[nn.ModuleList, int]:
-    """Find the blocks of a causal backbone, and their width, by running it on two rows of tokens.
+class Blocks(NamedTuple):
+    """What the probe found.
+
+    modules: the list of blocks, in order.
+    width: D of every hookpoint.
+    causal: no state depends on a token to its right.
+    """
+
+    modules: nn.ModuleList
+    width: int
+    causal: bool
+
+
+def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
+    """Find the blocks of a backbone by running it on two rows of tokens.
 
     Raises ModelError, listing every list of modules and what speaks against it, where not exactly
-    one fits, for a backbone whose states depend on tokens to their right, and for one that ends in
-    another width.
+    one fits, and for a backbone that ends in another width.
     """
     candidates = [
         _Candidate(path, module)
@@ -134,7 +146,7 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> tuple[nn.Mod
         first_line = (str(error).splitlines() or [""])[0]
         raise ModelError(
             f"{name}: a forward pass on four tokens failed ({type(error).__name__}: {first_line}); "
-            "expected a causal language model that runs on token ids alone"
+            "expected a language model that runs on token ids alone"
         ) from error
     finally:
         for handle in handles:
@@ -151,18 +163,13 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> tuple[nn.Mod
             f"{name}: expected one list of {num_blocks} blocks in {type(backbone).__name__}, each "
             f"reading the last one's output, found {len(fitting)}: {found or 'no ModuleList'}"
         )
-    if not _same(last[0, :-1], last[1, :-1]):
-        raise ModelError(
-            f"{name}: a token's state changes with the tokens after it; expected a causal language "
-            "model, this is an encoder (not supported yet)"
-        )
     width = fitting[0].inputs[0].shape[-1]
     if last.shape[-1] != width:
         raise ModelError(
             f"{name}: its blocks are {width} wide but its last hidden state {last.shape[-1]}; "
             "expected one width at every hookpoint"
         )
-    return fitting[0].modules, width
+    return Blocks(fitting[0].modules, width, causal=_same(last[0, :-1], last[1, :-1]))
 
 
 def _record(candidate: _Candidate) -> list[RemovableHandle]:

@@ -39,15 +39,18 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal model without its head, ready to run, with everything the engine must know of it.
+    """A model without its head, ready to run, with everything the engine must know of it.
 
     Call it as `backbone(input_ids=ids, use_cache=False)` with ids: [B, T] int64 padded on the right
-    with any token and no attention mask: a causal state never sees what is to its right.
+    with any token. A causal model needs no attention mask: its states never see what is to their
+    right. Any other (an encoder) needs `attention_mask`: [B, T], 1 at tokens and 0 at padding.
 
     name: the spec's name.
     backbone: in evaluation mode, no gradients; its result has `last_hidden_state`: [B, T, D].
     blocks: the backbone's own list of blocks, in order.
-    hookpoints: names of the places that can be read, in depth order.
+    causal: no state depends on a token to its right, as a probe found.
+    hookpoints: names of the places that can be read, in depth order. `final_norm` is the last
+        hidden state; in a model without a norm after its last block (BERT) it equals that block's.
     hidden_size: D.
     tokenizer: a transformers fast tokenizer, which gives offsets.
     max_tokens: the longest prompt the model takes.
@@ -58,6 +61,7 @@ class LoadedModel:
     name: str
     backbone: nn.Module = field(repr=False)
     blocks: nn.ModuleList = field(repr=False)
+    causal: bool
     hookpoints: tuple[str, ...]
     hidden_size: int
     tokenizer: Any = field(repr=False)
@@ -81,7 +85,7 @@ def load_model(
     trust_remote_code: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
-    """Load a causal language model, merge its adapter, and find its hookpoints.
+    """Load a language model or an encoder, merge its adapter, and find its hookpoints.
 
     device: `cpu`, `cuda`, `cuda:1`, or `auto` (a GPU where there is one).
     dtype: `auto` (float32 on a CPU; bfloat16 on a GPU that has it, else float16), or a name.
@@ -117,23 +121,24 @@ def load_model(
         tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code)
         weights = dict(zip((f.name for f in files), digests, strict=True))
 
+    backbone = _backbone(model)
     config = model.config
-    backbone = model.base_model
     del model  # and with it the head
     if not getattr(config, "quantization_config", None):
         backbone.to(dtype=working)
     backbone.to(target).eval().requires_grad_(False)
     _check_vocabulary(tokenizer, backbone, spec)
-    text_config = config.get_text_config(decoder=True)
-    blocks, width = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
+    text_config = backbone.config.get_text_config()
+    blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
-        blocks=blocks,
-        hookpoints=layers.hookpoint_names(len(blocks)),
-        hidden_size=width,
+        blocks=blocks.modules,
+        causal=blocks.causal,
+        hookpoints=layers.hookpoint_names(len(blocks.modules)),
+        hidden_size=blocks.width,
         tokenizer=tokenizer,
-        max_tokens=_window(text_config, tokenizer),
+        max_tokens=_window(text_config, tokenizer) - _skipped_positions(backbone),
         pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
@@ -268,26 +273,18 @@ def _load_weights(
             how["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         config = transformers.AutoConfig.from_pretrained(source.directory, **where)
-        if config.is_encoder_decoder:
-            raise ModelError(
-                f"{source.asked}: {config.model_type} is an encoder-decoder; expected a causal "
-                "language model"
-            )
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = _auto_class(config).from_pretrained(
             source.directory, config=config, output_loading_info=True, **where, **how
         )
-    except ModelError:
-        raise
     except ImportError as error:
         raise ModelError(
             f"{source.asked}: a package is missing to load it: {_first_line(error)}"
         ) from error
     except Exception as error:
         raise ModelError(
-            f"{source.asked}: transformers cannot load it as a causal language model: "
-            f"{_first_line(error)}"
+            f"{source.asked}: transformers cannot load it as a language model: {_first_line(error)}"
         ) from error
-    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    backbone = {id(parameter) for parameter in _backbone(model).parameters()}
     missing = sorted(
         name
         for name, parameter in model.named_parameters()
@@ -299,6 +296,31 @@ def _load_weights(
             f"files (first: {missing[0]}); the files belong to another model or are incomplete"
         )
     return model
+
+
+def _auto_class(config: Any) -> Any:
+    """The transformers class that loads a checkpoint and adds no part (a pooler) that it lacks."""
+    import transformers
+
+    remote = getattr(config, "auto_map", None) or {}
+    for name, mapping in (
+        ("AutoModelForCausalLM", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        ("AutoModelForMaskedLM", transformers.MODEL_FOR_MASKED_LM_MAPPING),
+        ("AutoModelForTextEncoding", transformers.MODEL_FOR_TEXT_ENCODING_MAPPING),
+    ):
+        # As causal models, encoder-decoders would come without their encoders.
+        if not config.is_encoder_decoder and (type(config) in mapping or name in remote):
+            return getattr(transformers, name)
+    return transformers.AutoModel
+
+
+def _backbone(model: Any) -> Any:
+    """The part that turns token ids into hidden states: no head, no images, no second stack."""
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()
+    if model.config.get_text_config() is not model.config:  # one part of several
+        return model.get_decoder()
+    return model.base_model
 
 
 def _merge_adapter(model: Any, adapter: _Source, spec: ModelSpec) -> Any:
@@ -392,6 +414,20 @@ def _window(config: Any, tokenizer: Any) -> int:
     if window is None and tokenizer.model_max_length < 1 << 30:  # larger: "no limit known"
         window = tokenizer.model_max_length
     return int(window or DEFAULT_WINDOW)
+
+
+def _skipped_positions(backbone: nn.Module) -> int:
+    """Learned positions that no token gets: RoBERTa counts from the padding token's id on."""
+    return max(
+        (
+            table.padding_idx + 1
+            for name, table in backbone.named_modules()
+            if name.endswith("position_embeddings")
+            and isinstance(table, nn.Embedding)
+            and table.padding_idx is not None
+        ),
+        default=0,
+    )
 
 
 def _filler(config: Any, tokenizer: Any) -> int:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, save_tiny
+from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, ENCODERS, save_tiny
 
 from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import Capture, make_plan, seeded_projection
+from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
 
 POOLINGS = ("mean", "last", "last_text")
@@ -37,10 +38,7 @@ def pooled_states(model: LoadedModel, template: str, token_budget: int) -> np.nd
     result = np.full((len(TEXTS), len(model.hookpoints), 3, model.hidden_size), np.nan)
     with Capture(model, model.hookpoints, projection) as capture:
         for batch in plan:
-            ids = torch.full((len(batch.unique), batch.length), model.pad_token_id)
-            for i_row, row in enumerate(batch.unique):
-                ids[i_row, : tokens.lengths[row]] = torch.from_numpy(tokens.prompt(row))
-            out = capture.run(ids, torch.from_numpy(tokens.spans[batch.unique]))
+            out = capture.run(*padded(model, tokens, batch))
             states = out[..., : model.hidden_size].permute(2, 0, 1, 3).numpy()
             result[batch.rows] = states[batch.source]
     return result
@@ -51,9 +49,11 @@ def transformers_states(
 ) -> np.ndarray:
     """The definition, `[text, hookpoint, pooling, D]`: each text alone, without padding."""
     tokens = tokenize(model, TEXTS, template=template, poolings=POOLINGS)
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, experts_implementation="eager"
-    ).eval()  # the grouped matrix product of experts knows no float64
+    auto = transformers.AutoModelForCausalLM if model.causal else transformers.AutoModel
+    # the grouped matrix product of experts knows no float64
+    oracle = auto.from_pretrained(path, dtype=dtype, experts_implementation="eager").eval()
+    if oracle.config.is_encoder_decoder:
+        oracle = oracle.get_encoder()
     result = []
     for i_text in range(len(TEXTS)):
         ids = torch.from_numpy(tokens.prompt(i_text).astype(np.int64))[None]
@@ -93,6 +93,13 @@ def test_pooled_states_are_those_of_the_text_alone(
 ) -> None:
     path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
     assert_as_exact_as_transformers(path, template, budget=100)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_get_their_mask(name: str, tmp_path: Path) -> None:
+    path = save_tiny(name, tmp_path / name)
+    assert not load_model(parse_model(str(path))).causal
+    assert_as_exact_as_transformers(path, "none", budget=100)
 
 
 @pytest.mark.parametrize("template", ["none", "chat"])

@@ -149,8 +149,12 @@ class Backbone(nn.Module):
 
 def test_blocks_are_told_from_other_lists_by_what_they_do():
     backbone = Backbone()
-    blocks, width = find_blocks(backbone, 3, "m")
-    assert (blocks is backbone.layers, width) == (True, 8)
+    blocks = find_blocks(backbone, 3, "m")
+    assert (blocks.modules is backbone.layers, blocks.width, blocks.causal) == (True, 8, True)
+
+
+def test_a_model_whose_tokens_see_those_to_their_right_is_not_causal():
+    assert not find_blocks(Backbone(mix=True), 3, "m").causal
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,6 @@ def test_blocks_are_told_from_other_lists_by_what_they_do():
         (Backbone(order=(0, 2, 1)), 3, r"layers .*did not run once each in order"),
         (Backbone(order=(0, 1, 2, 2)), 3, r"adapters .*; layers .*did not run once each"),
         (Backbone(bypass=True), 3, r"layers .*does not read what the one before it wrote"),
-        (Backbone(mix=True), 3, r"encoder"),
         (Backbone(narrow=True), 3, r"blocks are 8 wide but its last hidden state 4"),
         (nn.Linear(2, 2), 3, r"failed \(TypeError"),
     ],

@@ -259,7 +259,7 @@ def test_broken_config_is_named(copy):
     (copy / "config.json").write_text("{")
     refused(copy, r"config\.json: not readable as JSON")
     (copy / "config.json").write_text('{"model_type": "no_such_architecture"}')
-    refused(copy, "cannot load it as a causal language model")
+    refused(copy, "cannot load it as a language model")
 
 
 def test_pickled_weights_only_by_name(copy, llama):
@@ -289,19 +289,42 @@ def test_remote_code_runs_only_by_name(copy, monkeypatch, tmp_path):
         "AutoModelForCausalLM": "own_model.OwnModel",
     }
     (copy / "config.json").write_text(json.dumps(config))
-    refused(copy, "cannot load it as a causal language model")
+    refused(copy, "cannot load it as a language model")
     assert not marker.exists()
     model = load_model(ModelSpec("m", str(copy)), trust_remote_code=True)
     assert marker.exists()
     assert type(model.backbone).__name__ == "LlamaModel"
 
 
-def test_encoders_are_refused(tmp_path):
-    path = tiny_models.save_tiny("bert", tmp_path / "bert")
-    refused(path, "expected a causal language model, this is an encoder")
-    config = tiny_models.tiny_config("t5", decoder_start_token_id=0)
-    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "t5")
-    refused(tmp_path / "t5", "t5 is an encoder-decoder")
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [("bert", "AutoModel"), ("bert", "AutoModelForMaskedLM"), ("mt5", "AutoModelForTextEncoding")],
+)
+def test_encoders_load_from_every_kind_of_checkpoint(tmp_path, name, auto):
+    config = tiny_models.tiny_config(name)
+    saved = getattr(transformers, auto).from_config(config, dtype=torch.float32).eval()
+    saved.save_pretrained(tmp_path)
+    tiny_models.tiny_tokenizer().save_pretrained(tmp_path)
+    with torch.no_grad():
+        states = saved.base_model(input_ids=IDS).last_hidden_state
+    found = last_states(load_model(ModelSpec("m", str(tmp_path))))
+    torch.testing.assert_close(found, states, rtol=0, atol=0)
+
+
+def test_an_encoder_counts_its_positions_from_the_padding_token(tmp_path):
+    path = tiny_models.save_tiny("xlm-roberta", tmp_path, max_position_embeddings=24)
+    model = load_model(ModelSpec("m", str(path)))
+    assert model.max_tokens == 24 - (tiny_models.PAD + 1)
+    model.backbone(input_ids=torch.full((1, model.max_tokens), 9))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model.backbone(input_ids=torch.full((1, model.max_tokens + 1), 9))
+
+
+def test_one_block_used_many_times_is_refused(tmp_path):
+    config = tiny_models.tiny_config("albert", embedding_size=16)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    tiny_models.tiny_tokenizer().save_pretrained(tmp_path)
+    refused(tmp_path, "expected one list of 3 blocks in AlbertModel")
 
 
 def test_tokenizer_must_be_there_and_belong(copy):
