@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import info
 from .config import RunConfig
 from .data import NUM_FOLDS, Samples, read_samples
-from .errors import ConfigError, StoreError
+from .errors import ConfigError, ModelError, StoreError
 from .extract import (
     COMPONENTS,
     Event,
@@ -19,8 +19,11 @@ from .extract import (
     Plan,
     Planned,
     Progressed,
+    Verification,
+    Verified,
     make_plan,
     seeded_projection,
+    verify_model,
 )
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
 from .separation import separation
@@ -44,11 +47,14 @@ __all__ = [
     "Progressed",
     "Run",
     "RunConfig",
+    "Verification",
+    "Verified",
     "compare",
     "iter_run",
     "open_run",
     "run",
     "separation",
+    "verify",
 ]
 
 CPU_TOKEN_BUDGET = 512
@@ -116,6 +122,37 @@ def open_run(path: str | Path) -> Run:
     return Run(Path(path))
 
 
+def verify(
+    model: str,
+    data: str,
+    *,
+    samples: int = 32,
+    languages: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Verification:
+    """Hold the engine against transformers' own `output_hidden_states` on a few texts.
+
+    Args:
+        model: `[NAME=]BASE[+ADAPTER]`.
+        data: data file, directory, hub id or `sample:polite`.
+        samples: how many texts, taken evenly over languages and lengths.
+        languages: only these.
+        progress: called with the texts done and their number, over all passes.
+        options: `layers`, `poolings`, `template`, `device`, `dtype` and others of
+            `extract.verify_model`.
+
+    Raises:
+        SafetySpaceError: the model or the data cannot be read. What is found wrong is no error
+            here: see `Verification.verdict`.
+    """
+    if samples < 1:
+        raise ConfigError(f"samples: got {samples}, expected at least 1")
+    kept = tuple(languages) if languages is not None else None
+    texts = read_samples(data, languages=kept)
+    return verify_model(parse_model(model), texts, num_texts=samples, progress=progress, **options)
+
+
 def sample_columns(samples: Samples) -> dict[str, Any]:
     """The columns of a store's `samples` group."""
     return {
@@ -159,6 +196,23 @@ def _run_model(
     if attributes.get("complete"):
         yield Note(spec.name, "complete in the store already; nothing to do")
         return
+    if config.verify:
+        verification = verify_model(
+            spec,
+            samples,
+            layers=config.layers,
+            poolings=config.poolings,
+            template=config.template,
+            device=config.device,
+            dtype=config.dtype,
+            max_tokens=config.max_tokens,
+            impl=None if config.impl == "auto" else config.impl,
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+        )
+        if verification.problem is not None:
+            raise ModelError(verification.problem)
+        yield Verified(spec.name, verification)
     notes: list[str] = []
     model = load_model(
         spec,

@@ -39,6 +39,18 @@ example:
 """
 
 
+VERIFY_EXAMPLES = """\
+example:
+  safetyspace-fast verify --model DIR/gemma --data sample:polite --samples 16
+
+Each text also runs alone, without padding, through transformers' output_hidden_states in float64.
+error: the engine's largest relative distance from that, over the texts. rounding: transformers' own
+distance from it in the working dtype, and float32's. supported: up to twice the rounding; degraded:
+up to sqrt(D) times, which a bad order of summation could explain; wrong: more, exit code 1.
+unchecked: transformers does not give this state.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -76,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_separation(commands)
     _add_compare(commands)
     _add_explain(commands)
+    _add_verify(commands)
     _add_info(commands)
     return parser
 
@@ -127,12 +140,24 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "token_budget": {"type": int, "metavar": "N"},
     "max_tokens": {"type": int, "metavar": "N"},
     "impl": {"choices": IMPLEMENTATIONS},
+    "verify": {"action": "store_true"},
     "strict": {"action": "store_true"},
     "resume": {"action": "store_true"},
     "overwrite": {"action": "store_true"},
     "allow_pickle": {"action": "store_true"},
     "trust_remote_code": {"action": "store_true"},
 }
+
+_VERIFY_OPTIONS = (
+    "layers",
+    "poolings",
+    "template",
+    "languages",
+    "device",
+    "dtype",
+    "allow_pickle",
+    "trust_remote_code",
+)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -210,6 +235,8 @@ class _Progress:
                 self._bar.set_postfix_str(rate, refresh=False)
         elif isinstance(event, api.ModelDone):
             self._bar.close()
+        elif isinstance(event, api.Verified):
+            self._say(f"{event.model}: {_verdict_line(event.verification)}")
         elif isinstance(event, api.Note):
             self._say(f"{event.model}: {event.message}" if event.model else event.message)
 
@@ -327,6 +354,73 @@ def _write_statistics(
             **options,
         )
     tables.write(dataset, arguments.format, arguments.output)
+
+
+def _add_verify(commands: Any) -> None:
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "hold a sample against transformers' own hidden states, layer by layer",
+        VERIFY_EXAMPLES,
+    )
+    helps = field_docs()
+    verify.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
+    verify.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
+    verify.add_argument(
+        "--samples", type=int, default=32, metavar="N", help="how many texts (default: 32)"
+    )
+    for name in _VERIFY_OPTIONS:
+        extra = _RUN_OPTIONS[name]
+        if extra.get("action") != "store_true":
+            extra = {"default": RunConfig.__dataclass_fields__[name].default, **extra}
+        verify.add_argument("--" + name.replace("_", "-"), help=helps[name], **extra)
+    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from . import api
+
+    with tqdm(desc="verifying", unit="text", file=sys.stderr, disable=None, leave=False) as bar:
+
+        def show(done: int, texts: int) -> None:
+            bar.total = texts
+            bar.update(done - bar.n)
+
+        found = api.verify(
+            arguments.model,
+            arguments.data,
+            samples=arguments.samples,
+            progress=show,
+            **{name: getattr(arguments, name) for name in _VERIFY_OPTIONS},
+        )
+    if arguments.json:
+        print(json.dumps(asdict(found) | {"verdict": found.verdict}))
+    else:
+        print(f"{found.model}: {_verdict_line(found)}")
+        print(f"{'hookpoint':12} {'pooling':10} {'error':>9} {'rounding':>9}  verdict")
+        for cell in found.cells:
+            error, rounding = (
+                f"{'-' if value is None else format(value, '.1e'):>9}"
+                for value in (cell.error, cell.rounding)
+            )
+            print(f"{cell.hookpoint:12} {cell.pooling:10} {error} {rounding}  {cell.verdict}")
+    if found.problem is not None:
+        raise SafetySpaceError(found.problem)
+
+
+def _verdict_line(found: Any) -> str:
+    cells: dict[str, int] = {}
+    for cell in found.cells:
+        cells[cell.verdict] = cells.get(cell.verdict, 0) + 1
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in cells.items())
+    odd = f"; tokens of {len(found.odd_tokens)} texts differ" if found.odd_tokens else ""
+    return (
+        f"{found.verdict}: {counts}{odd} ({found.texts} texts, template {found.template}; engine "
+        f"in {found.dtype} against transformers in {found.exact_dtype})"
+    )
 
 
 def _add_info(commands: Any) -> None:

@@ -42,6 +42,10 @@ class RunConfig:
     seed: Annotated[int, "Seed of the projection."] = 0
     languages: Annotated[tuple[str, ...] | None, "Keep only these languages."] = None
     limit: Annotated[int | None, "At most this many texts per language and label."] = None
+    verify: Annotated[
+        bool,
+        "First hold 32 texts against transformers' own hidden states; stop if a layer is wrong.",
+    ] = False
     strict: Annotated[bool, "Rows that would be left out with a count become errors."] = False
     device: Annotated[str, "`auto`, `cpu`, `cuda` or `cuda:N`."] = "auto"
     dtype: Annotated[

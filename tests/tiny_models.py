@@ -52,6 +52,93 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
+_GROUPED = {"num_key_value_heads": 2}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_SCAN = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 4,
+    "mamba_chunk_size": 8,
+}
+
+# The rest of what people use; names may differ from transformers' where two variants count.
+FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gemma": _GROUPED | {"head_dim": 8},
+    "gptj": {"rotary_dim": 4},
+    "falcon_new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon_alibi": {"model_type": "falcon", "alibi": True, "parallel_attn": False},
+    "olmo2": _GROUPED,
+    "smollm3": _GROUPED | {"no_rope_layers": [1, 0, 1]},
+    "stablelm": _GROUPED,
+    "cohere": _GROUPED,
+    "cohere2": _GROUPED | {"sliding_window": 8, "head_dim": 8},
+    "granite": _GROUPED,
+    "phi": {},
+    "mpt": {"d_model": HIDDEN_SIZE, "n_layers": NUM_BLOCKS, "n_heads": 4, "max_seq_len": 128},
+    "qwen2_moe": _GROUPED | _EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen3_moe": _GROUPED | _EXPERTS | {"head_dim": 8},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "gpt_oss": _GROUPED
+    | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "mamba": {"state_size": 4, "time_step_rank": 4},
+    "mamba2": {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
+    "jamba": _GROUPED
+    | {
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "bamba": _GROUPED | _SCAN | {"attn_layer_indices": [1]},
+    "falcon_h1": _GROUPED | _SCAN | {"head_dim": 8, "mamba_d_ssm": 64},
+    "granitemoehybrid": _GROUPED
+    | _SCAN
+    | {
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32,
+    },
+    "zamba2": _GROUPED
+    | {
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "mamba_d_state": 4,
+        "mamba_headdim": 16,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "chunk_size": 8,
+    },
+    "qwen3_next": _GROUPED
+    | _EXPERTS
+    | {
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "shared_expert_intermediate_size": 16,
+    },
+}
+
 # Models whose tokens see those to their right; of t5 the encoder is read.
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -83,9 +170,9 @@ def tiny_config(name: str, **changes: Any) -> transformers.PreTrainedConfig:
         # Large enough that attention, not only the embedding, shapes the states.
         "initializer_range": 0.2,
     }
-    return transformers.AutoConfig.for_model(
-        name, **(options | (ARCHITECTURES | ENCODERS).get(name, {}) | changes)
-    )
+    known = ARCHITECTURES | FURTHER_ARCHITECTURES | ENCODERS
+    options |= known.get(name, {}) | changes
+    return transformers.AutoConfig.for_model(options.pop("model_type", name), **options)
 
 
 def tiny_model(name: str, **changes: Any) -> transformers.PreTrainedModel:

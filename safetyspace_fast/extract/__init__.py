@@ -1,14 +1,16 @@
 """Running a model over texts and reducing its hidden states while the forward pass runs."""
 
 from .capture import Capture, seeded_projection
-from .events import Event, LanguageDone, ModelDone, Note, Planned, Progressed
+from .events import Event, LanguageDone, ModelDone, Note, Planned, Progressed, Verified
 from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
+from .verify import CellCheck, Verification, verify_model
 
 __all__ = [
     "COMPONENTS",
     "Capture",
+    "CellCheck",
     "Event",
     "Extraction",
     "LanguageDone",
@@ -17,6 +19,9 @@ __all__ = [
     "Plan",
     "Planned",
     "Progressed",
+    "Verification",
+    "Verified",
     "make_plan",
     "seeded_projection",
+    "verify_model",
 ]

@@ -1,6 +1,10 @@
 """What a run tells its caller while it runs."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .verify import Verification
 
 
 @dataclass(frozen=True)
@@ -8,6 +12,13 @@ class Event:
     """Base of all events; `model` is the model's name in the store."""
 
     model: str
+
+
+@dataclass(frozen=True)
+class Verified(Event):
+    """A sample was held against transformers' own hidden states, and nothing was wrong."""
+
+    verification: "Verification"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def load_model(
         adapter = _locate(*split_revision(spec.adapter), allow_pickle, trust_remote_code)
         adapter.check_adapter(allow_pickle)
 
-    with ThreadPoolExecutor(4) as pool, _quiet_transformers():
+    with ThreadPoolExecutor(4) as pool, quiet_transformers():
         # Hashing runs beside loading: both read the same pages, and hashlib releases the lock.
         files = [*source.weight_files(), *(adapter.weight_files() if adapter else ())]
         digests = pool.map(_sha256, files)
@@ -534,7 +534,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' bars and warnings off the terminal; what matters is raised or noted."""
     from transformers.utils import logging
 

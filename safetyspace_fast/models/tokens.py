@@ -22,7 +22,7 @@ from .loading import LoadedModel
 
 # Some templates print today's date, but a result must not depend on the day it was made: this takes
 # the place of transformers' function. The line break after it is dropped as after any block.
-_FIXED_DATE = """{% macro strftime_now(form) -%}
+FIXED_DATE = """{% macro strftime_now(form) -%}
 {{ {"%d %b %Y": "26 Jul 2024", "%B %d, %Y": "July 26, 2024"}.get(form, "2024-07-26") }}
 {%- endmacro %}
 """
@@ -150,7 +150,7 @@ def _render(model: LoadedModel, texts: Sequence[str]) -> list[str]:
     try:
         rendered: list[str] = model.tokenizer.apply_chat_template(
             [[{"role": "user", "content": text}] for text in texts],
-            chat_template=_FIXED_DATE + model.tokenizer.get_chat_template(),
+            chat_template=FIXED_DATE + model.tokenizer.get_chat_template(),
             tokenize=False,
             add_generation_prompt=True,
         )

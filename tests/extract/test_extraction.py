@@ -295,10 +295,10 @@ def test_out_of_memory_halves_the_batches_and_says_so_once(
 ) -> None:
     run_batch = extract.Capture.run
 
-    def starved(capture: extract.Capture, ids: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    def starved(capture: extract.Capture, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if len(ids) > 3:
             raise torch.OutOfMemoryError("no room")
-        return run_batch(capture, ids, spans)
+        return run_batch(capture, ids, *rest)
 
     monkeypatch.setattr(extract.Capture, "run", starved)
     events = list(api.iter_run(make_config(tiny, data, tmp_path / "run.zarr")))

@@ -1,0 +1,375 @@
+"""`verify`: every architecture is supported, and every mistake that could be made is caught."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    ENCODERS,
+    FURTHER_ARCHITECTURES,
+    NUM_BLOCKS,
+    save_tiny,
+    tiny_config,
+    tiny_tokenizer,
+)
+
+from safetyspace_fast import api
+from safetyspace_fast.cli import main
+from safetyspace_fast.errors import DataError, ModelError
+from safetyspace_fast.extract import Verification, capture, verify, verify_model
+from safetyspace_fast.models import layers, parse_model
+
+TEXTS = [
+    "short",
+    "a text of middling length, with a comma",
+    "привет, как дела?",
+    " white space before it: not taken",
+    "one rather longer text that goes on for a while, so that its row pads all the others well",
+    "天地玄黄,宇宙洪荒。",
+    "the same text twice",
+    "the same text twice",
+]
+
+
+def check(path: Path, texts: list[str] = TEXTS, **options: Any) -> Verification:
+    samples: Any = SimpleNamespace(texts=texts, name="texts")
+    return verify_model(parse_model(str(path)), samples, **options)
+
+
+def assert_supported(found: Verification) -> None:
+    assert found.verdict == "supported", [c for c in found.cells if c.verdict != "supported"]
+    assert found.problem is None
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("m") / "llama", chat_template=CHAT_TEMPLATE)
+
+
+# What is right is called so
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *FURTHER_ARCHITECTURES, *ENCODERS])
+def test_every_architecture_is_supported(name: str, tmp_path: Path) -> None:
+    found = check(save_tiny(name, tmp_path / name))
+    assert_supported(found)
+    assert len(found.cells) == 2 * (NUM_BLOCKS + 2)
+    assert (found.texts, found.dtype, found.exact_dtype) == (7, "float32", "float64")
+    assert all(0 <= cell.error < 1e-5 for cell in found.cells)  # type: ignore[operator]
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 28}
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": ("gemma3_text", {"mm_tokens_per_image": 4}),
+    "mistral3": ("mistral", {}),
+    "llava": ("llama", {}),
+}
+
+
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_of_a_multimodal_checkpoint_the_text_part_is_read(name: str, tmp_path: Path) -> None:
+    text, options = MULTIMODAL[name]
+    vision = VISION | {"num_attention_heads": 2, "patch_size": 14}
+    kind = {"gemma3": "siglip_vision_model", "mistral3": "pixtral", "llava": "clip_vision_model"}
+    config = transformers.AutoConfig.for_model(
+        name,
+        text_config=tiny_config(text).to_dict(),
+        vision_config=transformers.AutoConfig.for_model(kind[name], **vision).to_dict(),
+        **options,
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert_supported(check(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_held_to_its_own_rounding(llama: Path, dtype: str) -> None:
+    found = check(llama, dtype=dtype)
+    assert found.verdict in ("supported", "degraded")
+    assert found.exact_dtype == "float32"
+    assert max(cell.rounding or 0 for cell in found.cells) > 1e-4
+
+
+def test_all_poolings_with_and_without_template(llama: Path) -> None:
+    for template in ("chat", "none"):
+        found = check(llama, template=template, poolings=("last_text", "mean", "last"))
+        assert_supported(found)
+        assert found.template == template
+
+
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_a_real_model(smollm2: Path, template: str) -> None:
+    found = check(smollm2, TEXTS[:3], template=template, layers="embed,block.0,block.20,-2,-1")
+    assert_supported(found)
+
+
+def test_a_real_model_that_adds_bos(shared: Path) -> None:
+    assert_supported(check(shared / "data" / "stories260k"))
+
+
+def test_the_sample_spans_the_data_and_progress_is_told(llama: Path) -> None:
+    told: list[tuple[int, int]] = []
+    texts = [f"text number {i}" for i in range(50)] + ["long " * 200 + "end"]
+    found = check(llama, texts, num_texts=5, progress=lambda *at: told.append(at))
+    assert found.texts == 4  # the last of five is cut, so another text
+    assert told == [(i, 8) for i in range(1, 9)]
+
+
+def test_nothing_to_verify_with(llama: Path) -> None:
+    with pytest.raises(DataError, match="no text without white space"):
+        check(llama, [" a", ""])
+    with pytest.raises(DataError, match="fits into the window"):
+        check(llama, ["long " * 200 + "end"])
+
+
+# What is wrong is caught
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def left_padding_is_pooled(patch: pytest.MonkeyPatch) -> None:
+    def padded(model: Any, tokens: Any, batch: Any) -> Any:
+        ids, spans, mask = right(model, tokens, batch)
+        for row, length in enumerate(tokens.lengths[batch.unique]):
+            ids[row] = ids[row].roll(ids.shape[1] - int(length))
+            spans[row, 0] = torch.tensor([0, ids.shape[1]])
+        spans[:, 1] = torch.tensor([ids.shape[1] - 1, ids.shape[1]])
+        return ids, spans, mask
+
+    right = verify.padded
+    patch.setattr(verify, "padded", padded)
+
+
+def _with_spans(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    def tokenize(*args: Any, **options: Any) -> Any:
+        tokens = original(*args, **options)
+        change(tokens)
+        return tokens
+
+    original = verify.tokenize
+    patch.setattr(verify, "tokenize", tokenize)
+
+
+def bos_is_averaged(patch: pytest.MonkeyPatch) -> None:
+    def change(tokens: Any) -> None:
+        tokens.spans[:, 0, 0] -= 1
+
+    _with_spans(patch, change)
+
+
+def template_is_averaged(patch: pytest.MonkeyPatch) -> None:
+    def change(tokens: Any) -> None:
+        tokens.spans[:, 0] = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], axis=1)
+
+    _with_spans(patch, change)
+
+
+def bos_is_there_twice(patch: pytest.MonkeyPatch) -> None:
+    def tokenize(*args: Any, **options: Any) -> Any:
+        tokens = original(*args, **options)
+        prompts = [tokens.prompt(i) for i in range(len(tokens))]
+        return dataclasses.replace(
+            tokens,
+            ids=np.concatenate([part for p in prompts for part in (p[:1], p)]),
+            starts=tokens.starts + np.arange(len(tokens.starts)),
+            spans=tokens.spans + 1,
+        )
+
+    original = verify.tokenize
+    patch.setattr(verify, "tokenize", tokenize)
+
+
+def sums_are_bfloat16(patch: pytest.MonkeyPatch) -> None:
+    def pool(states: torch.Tensor, spans: torch.Tensor, projection: Any, impl: Any = None) -> Any:
+        out = torch.zeros(*spans.shape[:2], states.shape[-1], dtype=torch.bfloat16)
+        for row, pooling in np.ndindex(*spans.shape[:2]):
+            start, stop = spans[row, pooling].tolist()
+            for state in states[row, start:stop]:
+                out[row, pooling] += state.bfloat16()
+            out[row, pooling] /= stop - start
+        return out.float(), out.float() @ projection
+
+    patch.setattr(capture, "pool_project", pool)
+
+
+def half_of_the_residual_stream_is_read(patch: pytest.MonkeyPatch) -> None:
+    def watch(backbone: Any, blocks: Any, name: str, callback: Any) -> Any:
+        if name != "block.1":
+            return original(backbone, blocks, name, callback)
+        return blocks[1].register_forward_hook(
+            lambda _module, args, output: callback(layers.block_output(output) - args[0])
+        )
+
+    original = layers.watch
+    patch.setattr(layers, "watch", watch)
+
+
+def the_last_block_is_read_after_the_norm(patch: pytest.MonkeyPatch) -> None:
+    def watch(backbone: Any, blocks: Any, name: str, callback: Any) -> Any:
+        last = f"block.{NUM_BLOCKS - 1}"
+        return original(backbone, blocks, "final_norm" if name == last else name, callback)
+
+    original = layers.watch
+    patch.setattr(layers, "watch", watch)
+
+
+def samples_are_in_another_order(patch: pytest.MonkeyPatch) -> None:
+    def plan(*args: Any, **options: Any) -> Any:
+        return [dataclasses.replace(b, source=b.source[::-1]) for b in original(*args, **options)]
+
+    original = verify.make_plan
+    patch.setattr(verify, "make_plan", plan)
+
+
+def positions_are_off_by_the_padding(patch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **options: Any) -> Any:
+        def shift(_module: Any, _args: Any, kwargs: dict[str, Any]) -> Any:
+            ids = kwargs["input_ids"]
+            filler = (ids == model.pad_token_id).sum(1, keepdim=True)
+            positions = torch.arange(ids.shape[1]) + filler
+            return (), kwargs | {"position_ids": positions}
+
+        model = original(*args, **options)
+        model.backbone.register_forward_pre_hook(shift, with_kwargs=True)
+        return model
+
+    original = verify.load_model
+    patch.setattr(verify, "load_model", load)
+
+
+@pytest.mark.parametrize(
+    ("plant", "name", "template", "hookpoints", "poolings"),
+    [
+        (left_padding_is_pooled, "llama", "none", "all", ("mean",)),
+        (bos_is_averaged, "llama", "none", "all", ("mean",)),
+        (template_is_averaged, "llama", "chat", "all", ("mean",)),
+        (bos_is_there_twice, "gpt2", "none", "all", ("mean", "last")),
+        (sums_are_bfloat16, "llama", "none", "all", ("mean", "last")),
+        (half_of_the_residual_stream_is_read, "llama", "none", "block.1", ("mean", "last")),
+        (the_last_block_is_read_after_the_norm, "llama", "none", "block.2", ("mean", "last")),
+        (samples_are_in_another_order, "llama", "none", "all", ("mean", "last")),
+        (positions_are_off_by_the_padding, "gpt2", "none", "all", ("mean", "last")),
+    ],
+)
+def test_a_planted_mistake_is_wrong_where_it_is(
+    plant: Patch,
+    name: str,
+    template: str,
+    hookpoints: str,
+    poolings: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
+    assert_supported(check(path, template=template))
+    plant(monkeypatch)
+    found = check(path, template=template)
+    wrong = {(cell.hookpoint, cell.pooling) for cell in found.cells if cell.verdict == "wrong"}
+    where = ["embed", "block.0", "block.1", "block.2", "final_norm"]
+    where = where if hookpoints == "all" else [hookpoints]
+    assert wrong >= {(hookpoint, pooling) for hookpoint in where for pooling in poolings}
+    if hookpoints != "all":
+        assert {hookpoint for hookpoint, _ in wrong} == {hookpoints}
+    assert found.verdict == "wrong"
+    assert found.problem is not None
+    if "averaged" in plant.__name__ or "twice" in plant.__name__:
+        assert len(found.odd_tokens) == found.texts
+        assert "the tokens of 7 of 7 texts" in found.problem
+
+
+def test_little_too_much_rounding_is_degraded(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def coarse(states: Any, spans: Any, projection: Any, impl: Any = None) -> Any:
+        pooled, projected = original(states, spans, projection, impl=impl)
+        return pooled * (1 + 3e-6), projected
+
+    original = capture.pool_project
+    monkeypatch.setattr(capture, "pool_project", coarse)
+    found = check(llama, layers="final_norm")
+    assert found.verdict == "degraded"
+    assert found.problem is None
+
+
+def test_a_state_that_is_not_finite_where_transformers_is_is_wrong(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = capture.pool_project
+    monkeypatch.setattr(
+        capture, "pool_project", lambda *a, **o: (original(*a, **o)[0] * np.nan, a[2][None, :1])
+    )
+    found = check(llama, layers="block.1")
+    assert {cell.error for cell in found.cells} == {np.inf}
+    assert found.verdict == "wrong"
+
+
+def test_quantised_weights_have_nothing_more_exact(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any, **options: Any) -> Any:
+        model = original(*args, **options)
+        return dataclasses.replace(model, identity=model.identity | {"quantization": "awq"})
+
+    original = verify.load_model
+    monkeypatch.setattr(verify, "load_model", load)
+    with pytest.raises(ModelError, match=r"quantised \(awq\)"):
+        check(llama)
+
+
+# The command line and runs
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {"text": f"{text} {i}", "label": i % 2, "lang": "en"}
+        for i in range(10)
+        for text in ("good dog", "a rather bad dog that barks")
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_command_prints_every_layer(
+    llama: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["verify", "--model", f"m={llama}", "--data", str(data), "--samples", "4"]
+    assert main(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("m: supported: 10 supported (4 texts, template chat; engine in")
+    assert len(lines) == 2 + 10
+    assert main([*asked, "--layers=-1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], len(found["cells"])) == ("supported", 2)
+
+
+def test_the_command_fails_on_wrong_and_a_run_refuses(
+    llama: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = ["run", "--verify", "--model", f"m={llama}", "--data", str(data), "--out"]
+    assert main([*run, str(tmp_path / "good.zarr")]) == 0
+    assert "m: supported: 10 supported" in capsys.readouterr().err
+    assert api.open_run(tmp_path / "good.zarr").model("m").hookpoints[0] == "embed"
+
+    half_of_the_residual_stream_is_read(monkeypatch)
+    assert main(["verify", "--model", f"m={llama}", "--data", str(data)]) == 1
+    out, err = capsys.readouterr()
+    assert "wrong" in out
+    assert "1 hookpoints (first: block.1)" in err
+    assert main([*run, str(tmp_path / "bad.zarr")]) == 1
+    assert "not what transformers gives" in capsys.readouterr().err
+    assert not list(tmp_path.glob("bad.zarr/models/m"))
