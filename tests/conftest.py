@@ -41,6 +41,12 @@ def gemma() -> Path:
     return _small_model("gemma")
 
 
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2: a BERT encoder."""
+    return _small_model("minilm")
+
+
 def _small_model(name: str) -> Path:
     path = small_model(name)
     if path is None:

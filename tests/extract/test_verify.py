@@ -117,6 +117,10 @@ def test_a_real_model_that_adds_bos(shared: Path) -> None:
     assert_supported(check(shared / "data" / "stories260k"))
 
 
+def test_a_real_encoder(minilm: Path) -> None:
+    assert_supported(check(minilm, poolings=("mean", "last", "last_text")))
+
+
 def test_the_sample_spans_the_data_and_progress_is_told(llama: Path) -> None:
     told: list[tuple[int, int]] = []
     texts = [f"text number {i}" for i in range(50)] + ["long " * 200 + "end"]

@@ -1,6 +1,7 @@
 """The maker of small real models, on made packages in place of the real ones."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 
@@ -29,7 +30,6 @@ def cache(tmp_path, monkeypatch):
     def convert(gguf, target):
         target.mkdir()
         (target / "model").write_bytes(gguf.read_bytes())
-        return target
 
     monkeypatch.setattr(small_models, "_convert", convert)
     return tmp_path
@@ -43,6 +43,27 @@ def test_made_once_from_the_joined_parts(cache, monkeypatch):
     assert list((cache / "models").iterdir()) == [path]
     monkeypatch.delattr(small_models, "_convert")
     assert make("fake", cache) == path
+
+
+def test_a_ready_directory_is_copied(cache, monkeypatch):
+    folder = cache / "packages" / "ready_package" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    ready = SmallModel(
+        directory="ready-1m",
+        requirements=(),
+        parts=("ready_package/model/model.safetensors",),
+        sha256=hashlib.sha256(b"weights").hexdigest(),
+        ready=True,
+    )
+    monkeypatch.setitem(small_models.MODELS, "ready", ready)
+    path = make("ready", cache)
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
+    (folder / "model.safetensors").write_bytes(b"others")
+    shutil.rmtree(path)
+    with pytest.raises(SystemExit, match="expected"):
+        make("ready", cache)
 
 
 def test_a_broken_part_leaves_nothing_behind(cache):
