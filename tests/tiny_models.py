@@ -139,10 +139,22 @@ FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Models whose tokens see those to their right; of t5 the encoder is read.
+# Models whose tokens see those to their right; of mt5 the encoder is read.
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {},
     "xlm-roberta": {},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": "c2p|p2c",
+        "position_buckets": 8,
+    },
+    "gemma3_bidirectional": {
+        "model_type": "gemma3_text",
+        "use_bidirectional_attention": True,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 8,
+    },
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8},
     "mt5": {
         "d_model": HIDDEN_SIZE,
@@ -180,9 +192,10 @@ def tiny_model(name: str, **changes: Any) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     config = tiny_config(name, **changes)
     auto = transformers.AutoModelForCausalLM
-    if name in ENCODERS:
-        seq2seq = config.is_encoder_decoder
-        auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForMaskedLM
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
+    elif type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        auto = transformers.AutoModelForMaskedLM
     return auto.from_config(config, dtype=torch.float32).eval()
 
 

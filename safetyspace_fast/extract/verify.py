@@ -142,10 +142,10 @@ def verify_model(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    if (quantization := model.identity["quantization"]) not in (None, "gguf"):
+    if getattr(model.backbone.config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{spec.name}: its weights are quantised ({quantization}) and run in one way only; "
-            "expected weights that also run in float32, to compare with; verify the original"
+            f"{spec.name}: its weights are quantised ({model.identity['quantization']}) and run in "
+            "one way only; expected weights that also run in float64, to compare with"
         )
     hookpoints = resolve_layers(layers, model.hookpoints)
     chosen = _choose(samples.texts, num_texts)

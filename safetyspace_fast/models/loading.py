@@ -109,14 +109,21 @@ def load_model(
         # Hashing runs beside loading: both read the same pages, and hashlib releases the lock.
         files = [*source.weight_files(), *(adapter.weight_files() if adapter else ())]
         digests = pool.map(_sha256, files)
-        model = _load_weights(
+        model, quantization = _load_weights(
             source, torch.float32 if adapter else working, allow_pickle, trust_remote_code
         )
+        packed = getattr(model.config, "quantization_config", None) is not None
         if adapter is not None:
+            if packed:
+                raise ModelError(
+                    f"{spec.base}: its weights are quantised ({quantization}), so merging an "
+                    "adapter would round it away; expected plain weights"
+                )
             model = _merge_adapter(model, adapter, spec)
             note(f"{spec.name}: adapter {spec.adapter} merged into {spec.base} in float32")
-        if source.gguf is not None:
-            note(f"{spec.name}: GGUF weights unpacked to {str(working).removeprefix('torch.')}")
+        if quantization is not None and not packed:
+            form = "GGUF" if source.gguf else quantization
+            note(f"{spec.name}: {form} weights unpacked to {str(working).removeprefix('torch.')}")
         tokenizer_home = adapter if adapter and adapter.has_tokenizer() else source
         tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code)
         weights = dict(zip((f.name for f in files), digests, strict=True))
@@ -124,7 +131,7 @@ def load_model(
     backbone = _backbone(model)
     config = model.config
     del model  # and with it the head
-    if not getattr(config, "quantization_config", None):
+    if not packed:
         backbone.to(dtype=working)
     backbone.to(target).eval().requires_grad_(False)
     _check_vocabulary(tokenizer, backbone, spec)
@@ -142,7 +149,9 @@ def load_model(
         pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
-        identity=_identity(spec, source, adapter, config, working, weights, tokenizer_home),
+        identity=_identity(
+            spec, source, adapter, config, working, weights, tokenizer_home, quantization
+        ),
     )
 
 
@@ -161,7 +170,7 @@ class _Source:
             return [self.directory / self.gguf]
         indexes = sorted(self.directory.glob("*.safetensors.index.json"))
         if indexes:
-            names = sorted(set(_read_json(indexes[0])["weight_map"].values()))
+            names = _index_files(indexes[0])
             return [self.directory / name for name in names]
         found = [
             path
@@ -260,7 +269,8 @@ def _download(
 
 def _load_weights(
     source: _Source, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
-) -> Any:
+) -> tuple[Any, str | None]:
+    """The model with its head, and the method by which its files are quantised, if any."""
     import transformers
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
@@ -271,11 +281,17 @@ def _load_weights(
         where["gguf_file"] = source.gguf
         if hasattr(transformers, "GgufConfig"):  # older versions always unpack
             how["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if source.gguf is None and not trust_remote_code:
+        _check_own_code(source)
     try:
         config = transformers.AutoConfig.from_pretrained(source.directory, **where)
+        _check_config(config, source)
+        quantization = _quantization(config)  # transformers drops it where it unpacks the weights
         model, info = _auto_class(config).from_pretrained(
             source.directory, config=config, output_loading_info=True, **where, **how
         )
+    except ModelError:
+        raise
     except ImportError as error:
         raise ModelError(
             f"{source.asked}: a package is missing to load it: {_first_line(error)}"
@@ -295,7 +311,49 @@ def _load_weights(
             f"{source.asked}: {len(missing)} weights of {type(model).__name__} are not in its "
             f"files (first: {missing[0]}); the files belong to another model or are incomplete"
         )
-    return model
+    return model, "gguf" if source.gguf else quantization
+
+
+def _check_own_code(source: _Source) -> None:
+    """Refuse a model whose architecture transformers does not have."""
+    import transformers
+
+    written = _read_json(source.directory / "config.json")
+    own = written.get("auto_map")
+    if own and written.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise ModelError(
+            f"{source.asked}: {written.get('model_type')!r} is not part of transformers and comes "
+            f"with code of its own ({', '.join(sorted(own))}), which does not run unless you trust "
+            "it: read it, then allow remote code by name"
+        )
+
+
+def _check_config(config: Any, source: _Source) -> None:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    if getattr(config.get_text_config(encoder=config.is_encoder_decoder), "expert_capacity", None):
+        raise ModelError(
+            f"{source.asked}: the experts of {config.model_type} take a fixed number of tokens in "
+            "each batch (expert_capacity), so a text's states would depend on the texts beside it; "
+            "expected experts without capacity"
+        )
+    method = _quantization(config)
+    # Loading such weights as if they were plain ones would be the alternative.
+    if method not in (None, "bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ModelError(
+            f"{source.asked}: its weights are quantised by {method!r}, which this version of "
+            "transformers does not know; use a newer one, or the plain weights"
+        )
+
+
+def _quantization(config: Any) -> str | None:
+    """The method by which a checkpoint's weights are quantised, as its config names it."""
+    written = getattr(config, "quantization_config", None)
+    if written is None:
+        return None
+    method = written.get("quant_method", "bitsandbytes") if isinstance(written, dict) else None
+    method = method or written.quant_method  # old checkpoints of bitsandbytes name no method
+    return str(getattr(method, "value", method))
 
 
 def _auto_class(config: Any) -> Any:
@@ -444,6 +502,7 @@ def _identity(
     dtype: torch.dtype,
     weights: dict[str, str],
     tokenizer_home: _Source,
+    quantization: str | None,
 ) -> dict[str, Json]:
     """What tells this model from any other.
 
@@ -452,8 +511,6 @@ def _identity(
     """
     listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
     config_file = source.directory / "config.json"
-    quantization = getattr(config, "quantization_config", None)
-    method = getattr(quantization, "quant_method", None)
     tokenizer_files = [tokenizer_home.directory / name for name in _TOKENIZER_FILES]
     return {
         "id": spec.base,
@@ -469,7 +526,7 @@ def _identity(
         "tokenizer": tokenizer_home.asked,
         "tokenizer_sha256": _first_sha256(tokenizer_files) if source.gguf is None else None,
         "dtype": str(dtype).removeprefix("torch."),
-        "quantization": "gguf" if source.gguf else getattr(method, "value", method),
+        "quantization": quantization,
     }
 
 
@@ -517,6 +574,16 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_bytes())
     except (ValueError, OSError) as error:
         raise ModelError(f"{file}: not readable as JSON ({_first_line(error)})") from error
+
+
+def _index_files(index: Path) -> list[str]:
+    content = _read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(
+            f"{index}: expected a 'weight_map' from weights to files; copy or download it again"
+        )
+    return sorted(set(names.values()))
 
 
 def _sha256(file: Path) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -119,6 +120,21 @@ def test_a_real_model_that_adds_bos(shared: Path) -> None:
 
 def test_a_real_encoder(minilm: Path) -> None:
     assert_supported(check(minilm, poolings=("mean", "last", "last_text")))
+
+
+def test_an_adapter_and_a_tokenizer_without_padding_token(llama: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "down_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(tmp_path / "lora")
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "lora")
+    found = check(Path(f"{llama}+{tmp_path / 'lora'}"))
+    assert_supported(found)
+    assert found.template == "none"  # the adapter's tokenizer has none, the base's has
 
 
 def test_the_sample_spans_the_data_and_progress_is_told(llama: Path) -> None:
@@ -316,17 +332,17 @@ def test_a_state_that_is_not_finite_where_transformers_is_is_wrong(
     assert found.verdict == "wrong"
 
 
-def test_quantised_weights_have_nothing_more_exact(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*args: Any, **options: Any) -> Any:
-        model = original(*args, **options)
-        return dataclasses.replace(model, identity=model.identity | {"quantization": "awq"})
-
-    original = verify.load_model
-    monkeypatch.setattr(verify, "load_model", load)
-    with pytest.raises(ModelError, match=r"quantised \(awq\)"):
-        check(llama)
+def test_quantised_weights_have_nothing_more_exact(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path / "llama")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": "online",
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"quantised \(bitnet\)"):
+        check(path)
 
 
 # The command line and runs

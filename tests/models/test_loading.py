@@ -1,6 +1,7 @@
 """What loads, what it is called in a manifest, and what is refused in one line."""
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import struct
@@ -236,6 +237,19 @@ def test_a_missing_shard_is_named(copy):
     refused(copy, rf"{shard.name}: named by the index beside it, but missing")
 
 
+@pytest.mark.parametrize("content", [[], {}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}])
+def test_a_broken_index_is_named(copy, content):
+    (copy / "model.safetensors.index.json").write_text(json.dumps(content))
+    refused(copy, r"model\.safetensors\.index\.json: expected a 'weight_map'")
+
+
+def test_a_broken_adapter_file_is_named(llama, lora, tmp_path):
+    path = shutil.copytree(lora, tmp_path / "lora")
+    file = path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    refused(f"{llama}+{path}", r"adapter_model\.safetensors: not a whole safetensors file")
+
+
 def test_missing_or_misshapen_weights_are_named(copy):
     weights = load_file(copy / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
@@ -289,7 +303,7 @@ def test_remote_code_runs_only_by_name(copy, monkeypatch, tmp_path):
         "AutoModelForCausalLM": "own_model.OwnModel",
     }
     (copy / "config.json").write_text(json.dumps(config))
-    refused(copy, "cannot load it as a language model")
+    refused(copy, r"'own' is not part of transformers and comes with code of its own \(AutoConfig")
     assert not marker.exists()
     model = load_model(ModelSpec("m", str(copy)), trust_remote_code=True)
     assert marker.exists()
@@ -325,6 +339,61 @@ def test_one_block_used_many_times_is_refused(tmp_path):
     transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     tiny_models.tiny_tokenizer().save_pretrained(tmp_path)
     refused(tmp_path, "expected one list of 3 blocks in AlbertModel")
+
+
+@pytest.mark.parametrize("name", ["switch_transformers", "nllb-moe"])
+def test_experts_with_a_capacity_are_refused(tmp_path, name):
+    config = tiny_models.tiny_config(name)
+    config.save_pretrained(tmp_path)
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    refused(tmp_path, "fixed number of tokens in each batch")
+
+
+# Quantised weights
+
+
+def quantised(path, **settings):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "package"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "optimum"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32}, "gptqmodel"),
+    ],
+)
+def test_quantised_weights_name_the_package_they_need(copy, settings, package):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    refused(quantised(copy, **settings), f"a package is missing to load it: .*{package}")
+
+
+def test_quantised_weights_load_and_are_told(copy, lora):
+    plain = last_states(load_model(ModelSpec("m", str(copy))))
+    online = {"linear_class": "autobitlinear", "quantization_mode": "online"}
+    quantised(copy, quant_method="bitnet", **online)
+    model = load_model(ModelSpec("m", str(copy)))
+    assert model.identity["quantization"] == "bitnet"
+    assert not torch.equal(last_states(model), plain)
+    refused(f"{copy}+{lora}", r"quantised \(bitnet\), so merging an adapter would round it away")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run them packed")
+def test_quantised_weights_that_transformers_unpacks_are_told(copy):
+    notes = []
+    quantised(copy, quant_method="fp8")
+    model = load_model(ModelSpec("m", str(copy)), on_note=notes.append)
+    assert model.identity["quantization"] == "fp8"
+    assert notes == ["m: fp8 weights unpacked to float32"]
+
+
+def test_an_unknown_quantisation_is_not_read_as_plain_weights(copy):
+    refused(quantised(copy, quant_method="q7"), "quantised by 'q7', which this version")
 
 
 def test_tokenizer_must_be_there_and_belong(copy):
