@@ -47,7 +47,7 @@ Each text also runs alone, without padding, through transformers' output_hidden_
 error: the engine's largest relative distance from that, over the texts. rounding: transformers' own
 distance from it in the working dtype, and float32's. supported: up to twice the rounding; degraded:
 up to sqrt(D) times, which a bad order of summation could explain; wrong: more, exit code 1.
-unchecked: transformers does not give this state.
+unchecked: transformers gives no such state, or none that is finite.
 """
 
 

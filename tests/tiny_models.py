@@ -66,6 +66,13 @@ _SCAN = {
 FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": _GROUPED | {"head_dim": 8},
     "gptj": {"rotary_dim": 4},
+    "llama4_text": _GROUPED
+    | {
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "attention_chunk_size": 8,
+        "intermediate_size_mlp": 64,
+    },
     "falcon_new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon_alibi": {"model_type": "falcon", "alibi": True, "parallel_attn": False},
     "olmo2": _GROUPED,

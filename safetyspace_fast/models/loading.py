@@ -48,7 +48,8 @@ class LoadedModel:
     name: the spec's name.
     backbone: in evaluation mode, no gradients; its result has `last_hidden_state`: [B, T, D].
     blocks: the backbone's own list of blocks, in order.
-    causal: no state depends on a token to its right, as a probe found.
+    causal: no state depends on a token to its right, as a probe found. Only then may a prefix that
+        texts share be run once for all of them.
     hookpoints: names of the places that can be read, in depth order. `final_norm` is the last
         hidden state; in a model without a norm after its last block (BERT) it equals that block's.
     hidden_size: D.
@@ -378,7 +379,8 @@ def _backbone(model: Any) -> Any:
         return model.get_encoder()
     if model.config.get_text_config() is not model.config:  # one part of several
         return model.get_decoder()
-    return model.base_model
+    # Llama 4 gives another name to its base than the one it goes by.
+    return model.base_model if model.base_model is not model else getattr(model, "model", model)
 
 
 def _merge_adapter(model: Any, adapter: _Source, spec: ModelSpec) -> Any:
