@@ -28,7 +28,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from safetyspace_fast.ops import reference
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
+from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
+from safetyspace_fast.ops.triton.pairwise_within import pairwise_within
 from safetyspace_fast.ops.triton.pool_project import pool_project
 
 
@@ -96,6 +99,7 @@ class Case:
     bytes: int
     matrix_flops: int = 0
     vector_flops: int = 0
+    results: int = 0  # how many of the last arguments are results to add to
 
     def roofline_s(self, gpu: Gpu) -> float:
         arithmetic = self.matrix_flops / gpu.matrix_bf16 + self.vector_flops / gpu.vector_f32
@@ -142,6 +146,40 @@ def _pairwise_case(metric: str, G: int = 0, *, symmetric: bool = True) -> Case:
     return Case(name, "pairwise_reduce", arguments, moved, *flops)
 
 
+def _update_case(G: int = 0) -> Case:
+    """The last whole block of 5,120 rows, for several layers at once."""
+    L, N, D, C, B = 4, 5120, 4096, 2, reference.PAIRWISE_BLOCK
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        x = _values(L, N, D, device=device)
+        center = torch.zeros(L, D, dtype=torch.float64, device=device)
+        labels = torch.arange(N, device=device) % C
+        rest = (N - B, "sqeuclidean" if G else "euclidean", [0.5 / D] * G)
+        return x, center, labels, *rest, *reference.pairwise_empty(x, N, C, G)
+
+    pairs = B * (N - B) + B * B // 2
+    moved = L * N * D * (4 + 6 + 6) + 2 * L * N * C * (8 + 4 + 4 + 8 * G)
+    flops = 6 * 2 * L * D * pairs, L * (20 + 10 * G) * pairs
+    name = f"pairwise_update L={L} N={N} D={D} C={C} G={G}, last {B} rows"
+    return Case(name, "pairwise_update", arguments, moved, *flops, results=4)
+
+
+def _within_case(gamma: float | None = None) -> Case:
+    N, D, R = 5000, 4096, 1000
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        x = _values(1, N, D, device=device)
+        center = torch.zeros(1, D, dtype=torch.float64, device=device)
+        masks = (_values(N, R, device=device) > 0).float()
+        return x, center, masks, "euclidean", gamma, 0.0
+
+    moved = N * D * (4 + 6 + 6) + N * R * (4 + 2 + 2) + 8 * (N + R)
+    flops = 3 * N * N * (2 * D + R), (5 if gamma is None else 10) * N * N // 2
+    what = "distances" if gamma is None else "kernel"
+    name = f"pairwise_within {what} N={N} D={D} R={R}"
+    return Case(name, "pairwise_within", arguments, moved, *flops)
+
+
 CASES = [
     _pool_case(torch.bfloat16, 2),
     _pool_case(torch.bfloat16, 4),
@@ -154,10 +192,19 @@ CASES = [
     _pairwise_case("sqeuclidean", 1),
     _pairwise_case("sqeuclidean", 4),
     _pairwise_case("cosine"),
+    _update_case(),
+    _update_case(1),
+    _within_case(),
+    _within_case(0.5 / 4096),
 ]
 
 
-HOST_FUNCTIONS = {"pool_project": pool_project, "pairwise_reduce": pairwise_reduce}
+HOST_FUNCTIONS = {
+    "pool_project": pool_project,
+    "pairwise_reduce": pairwise_reduce,
+    "pairwise_update": pairwise_update,
+    "pairwise_within": pairwise_within,
+}
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ SCHEMAS = {
     "pairwise_within": "(Tensor x, Tensor center, Tensor masks, str metric, float? gamma, "
     "float shift) -> (Tensor, Tensor)",
 }
-TRITON = ("pool_project", "pairwise_reduce")
 
 
 def _fake_pool_project(
@@ -105,7 +104,6 @@ def _triton_kernel(op: str) -> Any:
 
 for _op in SCHEMAS:
     _register(_op, _op, getattr(reference, _op))
-for _op in TRITON:
     _register(f"{_op}_triton", _op, _triton_kernel(_op))
 
 torch.library.define(f"{NAMESPACE}::simd_level", "() -> str")

@@ -65,12 +65,12 @@ def _triton_kernel(op: str) -> Implementation:
 
 
 def _of(op: str) -> dict[str, Implementation]:
-    table = {"cuda": _native_kernel(op, "CUDA")}
-    if op in _schema.TRITON:
-        table["triton"] = _triton_kernel(op)
-    table["cpu"] = _native_kernel(op, "CPU")
-    table["reference"] = _reference(op)
-    return table
+    return {
+        "cuda": _native_kernel(op, "CUDA"),
+        "triton": _triton_kernel(op),
+        "cpu": _native_kernel(op, "CPU"),
+        "reference": _reference(op),
+    }
 
 
 # Fastest first.
