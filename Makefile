@@ -44,7 +44,11 @@ gpu-check: $(VENV)/.test ## on a GPU machine: the tests that need one, then the 
 	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m needs_cuda
 	$(BIN)/python -m benchmarks gpu
 
-bench: $(VENV)/.test models ## kernels and end to end, with peers
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench models ## kernels and end to end, with peers
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks end-to-end
 

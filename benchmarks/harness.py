@@ -58,17 +58,20 @@ def read_everything(n_bytes: int = 1 << 28) -> Callable[[], Any]:
     return lambda: source.sum()
 
 
-def half_matrix_product(x: torch.Tensor) -> Callable[[], None]:
-    """A case with the flops of half of x x^T, in blocks that suit the library."""
+def half_matrix_products(x: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Cases with the flops of half of x x^T: in one call, and in blocks that suit the library."""
     half = x[: len(x) // 2].T
-    blocks = torch.split(x, 2048)
-    out = [x.new_empty(len(block), half.shape[1]) for block in blocks]
+    out = x.new_empty(len(x), half.shape[1])
+    blocks = list(zip(torch.split(x, 2048), torch.split(out, 2048), strict=True))
 
-    def product() -> None:
-        for block, into in zip(blocks, out, strict=True):
+    def in_blocks() -> None:
+        for block, into in blocks:
             torch.mm(block, half, out=into)
 
-    return product
+    return {
+        "half product": lambda: torch.mm(x, half, out=out),
+        "half product, blocks": in_blocks,
+    }
 
 
 def extra_memory_bytes(setup: str, statement: str) -> int:

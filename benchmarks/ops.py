@@ -1,29 +1,37 @@
 """The CPU kernels against the libraries that people use, and against the machine's own limits.
 
-    python -m benchmarks ops [--json] [--only silhouette|permutations|pool] [--repeats 5]
+    python -m benchmarks ops [--json] [--only silhouette|energy|permutations|pool] [--repeats 5]
 
 Every result is compared with the truth before anything is timed. All cases of a table run in turn
-in one process with the same number of threads (OMP_NUM_THREADS). "bound" is the matrix product of
-half the Gram matrix, or reading the hidden states from memory once, measured in the same run.
+in one process with the same number of threads (OMP_NUM_THREADS). The limits of the machine are
+measured in the same run: the matrix product of half the Gram matrix (the faster of two ways to call
+the library), or reading the hidden states from memory once. A peer that is slow is timed once, one
+that is hopeless or not installed is listed as that.
 """
 
 import argparse
 import os
+import sys
+import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import pairwise_distances, silhouette_samples
 
 from benchmarks import harness
 from benchmarks.harness import MIB, Timing
 from safetyspace_fast import ops
 
 SILHOUETTE_SIZES = [(1000, 576), (2000, 2048), (5000, 2048), (8000, 4096)]
+ENERGY_SIZES = [(1000, 576), (5000, 2048)]
 PERMUTATION_SIZES = [(5000, 2048), (5000, 4096)]
+SLOW_S = 4.0
+HOPELESS_S = 60.0
 TILE = 1024
 
 
@@ -87,25 +95,74 @@ def with_keops(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return from_sums(distances @ one_hot, labels)
 
 
+def with_scikit_learn(x: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    return silhouette_samples(x.numpy(), labels.numpy())
+
+
+Peer = Callable[[torch.Tensor, torch.Tensor], Any]
+# Name: function, the module that it needs.
+SILHOUETTE_PEERS: dict[str, tuple[Peer, str]] = {
+    "scikit-learn": (with_scikit_learn, "sklearn"),
+    "torch.cdist": (with_cdist, "torch"),
+    "tiled torch": (with_tiles, "torch"),
+    "faiss": (with_faiss, "faiss"),
+    "KeOps": (with_keops, "pykeops"),
+}
+
+
+class Peers:
+    """Runs peers at growing sizes, once where they are slow, and not at all where that is hopeless.
+
+    ran: at this size, several times. slow: once. skipped: why not.
+    """
+
+    def __init__(self, peers: dict[str, tuple[Peer, str]]) -> None:
+        self.peers = peers
+        self.rates: dict[str, float] = {}
+
+    def at(self, x: torch.Tensor, labels: torch.Tensor) -> None:
+        self.ran: dict[str, Callable[[], Any]] = {}
+        self.slow: dict[str, Timing] = {}
+        self.skipped: dict[str, str] = {}
+        self.results: dict[str, Any] = {}
+        work = len(x) ** 2 * x.shape[1]
+        for name, (peer, module) in self.peers.items():
+            if find_spec(module) is None:
+                self.skipped[name] = "not installed: make bench, or pip install -e .[bench]"
+                continue
+            expected_s = self.rates.get(name, 0.0) * work
+            if expected_s > HOPELESS_S:
+                self.skipped[name] = f"not run: about {expected_s:.0f} s at the last size's rate"
+                continue
+            with redirect_stdout(sys.stderr):  # KeOps talks, and compiles for every D
+                peer(x[:64], labels[:64])
+            start = time.perf_counter()
+            self.results[name] = np.asarray(peer(x, labels))
+            seconds = time.perf_counter() - start
+            self.rates[name] = seconds / work
+            if seconds > SLOW_S:
+                self.slow[name] = Timing(seconds, seconds, seconds, 1)
+            else:
+                self.ran[name] = partial(peer, x, labels)
+
+
 def silhouette(repeats: int) -> list[dict[str, Any]]:
     rows = []
+    peers = Peers(SILHOUETTE_PEERS)
     for N, D in SILHOUETTE_SIZES:
         x, labels = two_classes(N, D)
+        peers.at(x, labels)
         cases: dict[str, Callable[[], Any]] = {
             "safetyspace-fast": partial(ops.silhouette_samples, x, labels),
             "reference": partial(ops.silhouette_samples, x, labels, impl="reference"),
-            "scikit-learn": partial(silhouette_samples, x.numpy(), labels.numpy()),
-            "torch.cdist": partial(with_cdist, x, labels),
-            "tiled torch": partial(with_tiles, x, labels),
         }
-        if find_spec("faiss"):
-            cases["faiss"] = partial(with_faiss, x, labels)
-        if find_spec("pykeops") and D <= 1024:  # 45 times torch.cdist's time above
-            cases["KeOps"] = partial(with_keops, x, labels)
         truth = silhouette_samples(x.numpy().astype(np.float64), labels.numpy())
-        errors = {name: float(np.abs(np.asarray(f()) - truth).max()) for name, f in cases.items()}
+        results = {name: np.asarray(case()) for name, case in cases.items()} | peers.results
+        errors = {name: float(np.abs(result - truth).max()) for name, result in results.items()}
         assert errors["safetyspace-fast"] < 1e-6, errors
-        timings = harness.interleaved({**cases, "bound": harness.half_matrix_product(x)}, repeats)
+        products = harness.half_matrix_products(x)
+        timings = harness.interleaved({**cases, **peers.ran, **products}, repeats)
+        bound_s = min(timings[name].median_s for name in products)
         setup = f"import torch; from benchmarks.ops import *; x, y = two_classes({N}, {D})"
         setup += "; ops.silhouette_samples(x[:300].clone(), y[:300])"
         memory = harness.extra_memory_bytes(setup, "ops.silhouette_samples(x, y)")
@@ -113,10 +170,74 @@ def silhouette(repeats: int) -> list[dict[str, Any]]:
             {
                 "N": N,
                 "D": D,
-                "timings": timings,
+                "timings": {**timings, **peers.slow},
+                "skipped": peers.skipped,
                 "errors": errors,
                 "extra_memory_bytes": memory,
-                "bound_gflops": N * N * D / timings["bound"].median_s / 1e9,
+                "bound_s": bound_s,
+                "bound_gflops": N * N * D / bound_s / 1e9,
+            }
+        )
+    return rows
+
+
+def energy_with_geomloss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    from geomloss import SamplesLoss
+
+    # Half the energy distance, samples counted against themselves.
+    return 2 * SamplesLoss("energy", backend="tensorized")(x[labels == 1], x[labels == 0])
+
+
+def energy_with_cdist(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    a, b = x[labels == 1], x[labels == 0]
+    between, within = torch.cdist(a, b).mean(), torch.cdist(a, a).mean() + torch.cdist(b, b).mean()
+    return 2 * between - within
+
+
+def energy_with_scikit_learn(x: torch.Tensor, labels: torch.Tensor) -> float:
+    a, b = x[labels == 1].numpy(), x[labels == 0].numpy()
+    within = pairwise_distances(a).mean() + pairwise_distances(b).mean()
+    return 2 * pairwise_distances(a, b).mean() - within
+
+
+def energy_with_keops(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    from pykeops.torch import LazyTensor
+
+    def mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        distances = ((LazyTensor(a[:, None]) - LazyTensor(b[None])) ** 2).sum(-1).sqrt()
+        return distances.sum(1).sum() / (len(a) * len(b))
+
+    a, b = x[labels == 1].contiguous(), x[labels == 0].contiguous()
+    return 2 * mean(a, b) - mean(a, a) - mean(b, b)
+
+
+ENERGY_PEERS: dict[str, tuple[Peer, str]] = {
+    "geomloss": (energy_with_geomloss, "geomloss"),
+    "torch.cdist": (energy_with_cdist, "torch"),
+    "scikit-learn": (energy_with_scikit_learn, "sklearn"),
+    "KeOps": (energy_with_keops, "pykeops"),
+}
+
+
+def energy(repeats: int) -> list[dict[str, Any]]:
+    rows = []
+    peers = Peers(ENERGY_PEERS)
+    for N, D in ENERGY_SIZES:
+        x, labels = two_classes(N, D)
+        peers.at(x, labels)
+        ours = partial(ops.energy_distance, x, labels, biased=True)
+        truth = float(ops.energy_distance(x.double(), labels, biased=True, impl="reference"))
+        results = {"safetyspace-fast": ours(), **peers.results}
+        errors = {name: abs(float(value) / truth - 1) for name, value in results.items()}
+        assert errors["safetyspace-fast"] < 1e-4, errors
+        timings = harness.interleaved({"safetyspace-fast": ours, **peers.ran}, repeats)
+        rows.append(
+            {
+                "N": N,
+                "D": D,
+                "timings": {**timings, **peers.slow},
+                "skipped": peers.skipped,
+                "errors": errors,
             }
         )
     return rows
@@ -179,47 +300,52 @@ def pool(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-BENCHMARKS = {"silhouette": silhouette, "permutations": permutations, "pool": pool}
+BENCHMARKS = {
+    "silhouette": silhouette,
+    "energy": energy,
+    "permutations": permutations,
+    "pool": pool,
+}
 
 
-def table(title: str, names: list[str], timings: dict[str, Timing], ours: str, note: str) -> str:
+def table(title: str, row: dict[str, Any], ours: str, note: str) -> str:
     lines = [title]
-    base = timings[ours].median_s
-    for name in names:
-        t = timings[name]
+    base = row["timings"][ours].median_s
+    for name, t in row["timings"].items():
+        error = f"  error {row['errors'][name]:.1e}" if name in row.get("errors", {}) else ""
+        runs = "  (once)" if t.runs == 1 else f"  ({t.low_s * 1e3:.1f} .. {t.high_s * 1e3:.1f})"
         lines.append(
-            f"  {name:<18} {t.median_s * 1e3:9.1f} ms"
-            f"  ({t.low_s * 1e3:.1f} .. {t.high_s * 1e3:.1f})  {t.median_s / base:6.2f} x"
+            f"  {name:<20} {t.median_s * 1e3:9.1f} ms{runs:<22}{t.median_s / base:7.2f} x{error}"
         )
-    return "\n".join([*lines, f"  {note}"])
+    lines += [f"  {name:<20} {reason}" for name, reason in row.get("skipped", {}).items()]
+    return "\n".join([*lines, f"  {note}"] if note else lines)
 
 
 def text_of(report: dict[str, Any]) -> str:
     about = report["machine"]
     parts = [f"{about['cpu']}, {about['threads']} threads, {about['simd']}, torch {about['torch']}"]
     for row in report.get("silhouette", []):
-        t = row["timings"]
-        share = t["bound"].median_s / t["safetyspace-fast"].median_s
+        share = row["bound_s"] / row["timings"]["safetyspace-fast"].median_s
         note = (
-            f"{share:.0%} of the half-matrix product ({row['bound_gflops']:.0f} GF/s), "
-            f"{row['extra_memory_bytes'] / MIB:.0f} MiB extra memory, "
-            f"error {row['errors']['safetyspace-fast']:.1e} "
-            f"(tiled torch {row['errors']['tiled torch']:.1e})"
+            f"{share:.0%} of the faster half product ({row['bound_gflops']:.0f} GF/s), "
+            f"{row['extra_memory_bytes'] / MIB:.0f} MiB extra memory"
         )
         title = f"silhouette, float32, N = {row['N']}, D = {row['D']}"
-        parts.append(table(title, list(t), t, "safetyspace-fast", note))
+        parts.append(table(title, row, "safetyspace-fast", note))
+    for row in report.get("energy", []):
+        title = f"energy distance, float32, N = {row['N']}, D = {row['D']} (relative errors)"
+        parts.append(table(title, row, "safetyspace-fast", ""))
     for row in report.get("permutations", []):
-        t = row["timings"]
-        title = f"energy distance, float32, N = {row['N']}, D = {row['D']}"
-        parts.append(table(title, list(t), t, "plain reduction", ""))
+        title = f"permuted energy distance, float32, N = {row['N']}, D = {row['D']}"
+        parts.append(table(title, row, "plain reduction", ""))
     for row in report.get("pool", []):
-        t, rate = row["timings"], row["gbps"]
+        rate = row["gbps"]
         note = (
             f"{rate['safetyspace-fast']:.1f} GB/s, "
             f"{rate['safetyspace-fast'] / rate['bound']:.0%} of the read bandwidth measured here"
         )
         title = f"pool_project, mean and last token, {row['dtype']}, {row['shape']}"
-        parts.append(table(title, list(t), t, "safetyspace-fast", note))
+        parts.append(table(title, row, "safetyspace-fast", note))
     return "\n\n".join(parts)
 
 
