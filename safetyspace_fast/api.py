@@ -1,7 +1,8 @@
 """What other front ends call: typed requests, events and results."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,19 @@ from .extract import (
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
 from .separation import separation
 from .separation.between import compare
-from .store import ModelWriter, Progress, Run, create_run, resume_run
+from .store import (
+    Claim,
+    ModelWriter,
+    Place,
+    Progress,
+    Run,
+    alone,
+    clear,
+    consolidate,
+    create_run,
+    half_made,
+    resume_run,
+)
 from .store.layout import SHARD_SAMPLES
 
 if TYPE_CHECKING:
@@ -77,15 +90,15 @@ def run(config: RunConfig, on_event: Callable[[Event], None] | None = None) -> R
     return open_run(config.out)
 
 
-def iter_run(config: RunConfig) -> Iterator[Event]:
+def iter_run(config: RunConfig) -> Generator[Event, None, None]:
     """The same as `run`, event by event; closing the iterator stops cleanly, to be resumed."""
     specs = [parse_model(text) for text in config.models]
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
-    exists = (config.out / "zarr.json").exists()
-    if config.out.exists() and not (config.overwrite or (exists and config.resume)):
-        raise StoreError(f"{config.out}: exists already; go on with --resume or use --overwrite")
+    place = Place(config.out)
+    if place.exists() and not (config.overwrite or config.resume or half_made(place)):
+        raise StoreError(f"{place}: exists already; go on with --resume or use --overwrite")
 
     notes: list[str] = []
     samples = read_samples(
@@ -97,20 +110,38 @@ def iter_run(config: RunConfig) -> Iterator[Event]:
     )
     for note in notes:
         yield Note("", note)
-    if exists and config.resume:
-        root = resume_run(config.out, data_sha256=samples.sha256)
-    else:
-        root = create_run(
-            config.out,
-            created_by=f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
-            data_name=samples.name,
-            data_sha256=samples.sha256,
-            languages=samples.languages,
-            samples=sample_columns(samples),
-            overwrite=config.overwrite,
-        )
-    for spec in specs:
-        yield from _run_model(spec, config, samples, root)
+    columns = sample_columns(samples)
+    with ExitStack() as claims:
+        with alone(place.work):
+            held = {}
+            for name in names:
+                claim = Claim(place.work / name, f"{place}: model {name!r}")
+                held[name] = claims.enter_context(claim).left_by
+            if config.resume and place.exists() and not half_made(place):
+                root = resume_run(config.out, data_sha256=samples.sha256, samples=columns)
+            else:
+                for folder in filter(Path.is_dir, place.work.iterdir()):
+                    if folder.name in names:
+                        clear(folder)
+                        continue
+                    with Claim(folder, f"{place}: model {folder.name!r}"):
+                        clear(folder)
+                root = create_run(
+                    config.out,
+                    created_by=f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
+                    data_name=samples.name,
+                    data_sha256=samples.sha256,
+                    languages=samples.languages,
+                    samples=columns,
+                    overwrite=config.overwrite,
+                )
+        for name, gone in held.items():
+            if gone is not None:
+                yield Note(name, f"taken over from process {gone['pid']}, which is gone")
+        for spec in specs:
+            yield from _run_model(spec, config, samples, root)
+        with alone(place.work):
+            consolidate(config.out)
 
 
 def open_run(path: str | Path) -> Run:
@@ -119,7 +150,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         StoreError: no store is there, or its format is newer than this package.
     """
-    return Run(Path(path))
+    return Run(path)
 
 
 def verify(
@@ -238,20 +269,20 @@ def _run_model(
     manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan)
     sizes = axis_sizes(samples, hookpoints, config.poolings, model.hidden_size, config.proj_dim)
     writer = ModelWriter(root, spec.name, sizes)
-    if "manifest" not in attributes:
-        writer.create(
-            {
-                "hookpoints": hookpoints,
-                "poolings": config.poolings,
-                "model": model.identity,
-                "manifest": manifest,
-            }
-        )
-    elif differing := [key for key in manifest if attributes["manifest"].get(key) != manifest[key]]:
+    begun = attributes.get("manifest", manifest)
+    if differing := [key for key in manifest if begun.get(key) != manifest[key]]:
         raise StoreError(
             f"{config.out}: model {spec.name!r} was begun with another {', '.join(differing)}; "
             "resume with the same settings, or give it another NAME="
         )
+    writer.create(
+        {
+            "hookpoints": hookpoints,
+            "poolings": config.poolings,
+            "model": model.identity,
+            "manifest": manifest,
+        }
+    )
     writer.write("n_tokens", tokens.n_text_tokens)  # each time: a crash may have come before it
     writer.write("truncated", tokens.truncated)
     row_shape = (len(hookpoints), len(config.poolings), model.hidden_size + config.proj_dim)

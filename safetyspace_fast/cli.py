@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
@@ -111,7 +112,7 @@ def _add_run(commands: Any) -> None:
         help="directory, hub id or .gguf file, with a PEFT adapter after a plus; may be repeated",
     )
     run.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
-    run.add_argument("--out", required=True, type=Path, metavar="RUN.zarr", help=helps["out"])
+    run.add_argument("--out", required=True, metavar="RUN.zarr", help=helps["out"])
     for name, extra in _RUN_OPTIONS.items():
         default = RunConfig.__dataclass_fields__[name].default
         shown = ",".join(default) if isinstance(default, tuple) else default
@@ -168,8 +169,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, _as_interrupt)
     done: list[api.ModelDone] = []
-    with _Progress() as progress:
-        for event in api.iter_run(config):
+    with _Progress() as progress, closing(api.iter_run(config)) as events:
+        for event in events:
             progress.show(event)
             if isinstance(event, api.ModelDone):
                 done.append(event)
@@ -298,7 +299,7 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     """What `separation` and `compare` have in common: which numbers, and in which form."""
-    parser.add_argument("run", type=Path, metavar="RUN.zarr", help="a store that `run` wrote")
+    parser.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
     parser.add_argument(
         "--metric",
         dest="metrics",

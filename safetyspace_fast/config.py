@@ -26,7 +26,11 @@ class RunConfig:
     data: Annotated[
         str, "Data file, directory, hub id, or `sample:polite` for the packaged sample."
     ]
-    out: Annotated[Path, "The store to write, a directory that ends in `.zarr` by custom."]
+    out: Annotated[
+        Path | str,
+        "The store to write: a directory that ends in `.zarr` by custom, or a URL such as "
+        "`s3://bucket/run.zarr`.",
+    ]
     layers: Annotated[
         str, "`all`, or hookpoints by name or negative index: `embed,block.3,-1`."
     ] = "all"
@@ -89,7 +93,8 @@ class RunConfig:
         _at_least("max_tokens", self.max_tokens, 1)
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
-        object.__setattr__(self, "out", Path(self.out))
+        if "://" not in str(self.out):
+            object.__setattr__(self, "out", Path(self.out))
 
 
 def field_docs() -> dict[str, str]:

@@ -74,16 +74,23 @@ class Extraction:
         events = progress.events()
         self._extracted = {event["extracted"] for event in events if "extracted" in event}
         self._written = {event["written"] for event in events if "written" in event}
+        self._basis_kept = any("basis_kept" in event for event in events)
+        for i_lang, there in enumerate(self._ranges):
+            if not self._basis_kept and progress.load(f"basis-{i_lang}") is None:
+                self._written.difference_update(shards_of(there))
+        needed = set(range(len(plan.shards))) - self._extracted
+        for there in self._ranges:  # a language is finished from the segments of all its shards
+            if not self._written.issuperset(shards_of(there)):
+                needed.update(shards_of(there))
         writer.skip_shards(LANGUAGE_ROWS, self._written)
-        self._nonfinite = np.zeros(len(hookpoints), np.int64)
-        for event in events:
-            if "nonfinite" in event:
-                self._nonfinite += event["nonfinite"]
-        self._partly = {
-            shard: progress.rows_done(shard)
-            for shard in range(len(plan.shards))
-            if shard not in self._extracted
-        }
+        self._partly: dict[int, set[int]] = {}
+        for shard in sorted(needed):
+            rows = progress.rows_done(shard)
+            if shard not in self._extracted or not rows.issuperset(
+                range(*writer.shard_range(shard))
+            ):
+                self._extracted.discard(shard)
+                self._partly[shard] = rows
 
     @property
     def texts_done(self) -> int:
@@ -166,24 +173,20 @@ class Extraction:
         width, proj = self._projection.shape
         n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
         projected = np.empty((n_layers, n_poolings, high - low, proj), np.float32)
-        nonfinite = np.zeros(n_layers, np.int64)
-        empty = self._tokens.spans[..., 0] >= self._tokens.spans[..., 1]
         for record in self._progress.records(shard):
             for i_layer, i_pooling in np.ndindex(n_layers, n_poolings):
                 values = record.read(i_layer, i_pooling)
                 projected[i_layer, i_pooling, record.rows - low] = values[:, width:]
-                bad = ~np.isfinite(values[:, :width]).all(1) & ~empty[record.rows, i_pooling]
-                nonfinite[i_layer] += bad.sum()
         self._progress.sync(shard)
         self._writer.write_rows("projected", low, projected)
-        self._nonfinite += nonfinite
-        self._progress.record(extracted=shard, nonfinite=nonfinite.tolist())
+        self._progress.record(extracted=shard)
+        self._extracted.add(shard)
 
     def _finish_languages(self, shard: int) -> Iterator[Event]:
         """Finish every language whose last sample lies in this shard."""
         low, high = self._writer.shard_range(shard)
         for i_lang, samples in enumerate(self._ranges):
-            shards = range(samples.start // SHARD_SAMPLES, (samples.stop - 1) // SHARD_SAMPLES + 1)
+            shards = shards_of(samples)
             if not low < samples.stop <= high or self._written.issuperset(shards):
                 continue
             started = time.perf_counter()
@@ -242,13 +245,21 @@ class Extraction:
         for shard in self._written:
             low, high = self._writer.shard_range(shard)
             touching = [s for s in self._ranges if s.start < high and s.stop > low]
-            first = min(s.start for s in touching) // SHARD_SAMPLES
-            last = (max(s.stop for s in touching) - 1) // SHARD_SAMPLES
-            if self._written.issuperset(range(first, last + 1)):
+            if all(self._written.issuperset(shards_of(samples)) for samples in touching):
                 self._progress.drop(shard)
 
     def _write_rest(self) -> None:
+        n_layers = len(self._hookpoints)
+        if not self._basis_kept:
+            self._writer.write("pca_basis", self._merged_basis())
+        there = (self._tokens.spans[..., 0] < self._tokens.spans[..., 1]).sum()
+        counted = self._writer.read("count").reshape(n_layers, -1).sum(1)
+        self._writer.write("nonfinite", there - counted)
+
+    def _merged_basis(self) -> Array:
         bases = [self._progress.load(f"basis-{i}") for i in range(len(self._ranges))]
+        kept = [basis for basis in bases if basis is not None]
+        assert len(kept) == len(bases)  # `save` is durable, and `__init__` has looked
         counts = [samples.stop - samples.start for samples in self._ranges]
         width = self._projection.shape[0]
         n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
@@ -257,13 +268,17 @@ class Extraction:
             merged = merge_bases(
                 counts,
                 *(
-                    torch.from_numpy(np.stack([kept[name][index] for kept in bases]))
+                    torch.from_numpy(np.stack([one[name][index] for one in kept]))
                     for name in ("centre", "variance", "components")
                 ),
             )
             basis[index] = merged.numpy()
-        self._writer.write("pca_basis", basis)
-        self._writer.write("nonfinite", self._nonfinite)
+        return basis
+
+
+def shards_of(samples: slice) -> range:
+    """The shards that hold some of these samples."""
+    return range(samples.start // SHARD_SAMPLES, (samples.stop - 1) // SHARD_SAMPLES + 1)
 
 
 def padded(

@@ -1,17 +1,24 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
-from .progress import Progress, Record, work_folder
+from .lock import Claim, alone
+from .place import Place
+from .progress import Progress, Record, clear
 from .reader import ModelStore, Run, SampleTable
-from .writer import ModelWriter, create_run, resume_run
+from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 
 __all__ = [
+    "Claim",
     "ModelStore",
     "ModelWriter",
+    "Place",
     "Progress",
     "Record",
     "Run",
     "SampleTable",
+    "alone",
+    "clear",
+    "consolidate",
     "create_run",
+    "half_made",
     "resume_run",
-    "work_folder",
 ]

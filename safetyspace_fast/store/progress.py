@@ -1,35 +1,37 @@
 """What an unfinished run knows: pooled states on disk, and a journal of what is done.
 
-Both live beside the store, in `<store>.work/<model>/`, and go when the model is complete.
+Both live in `<work>/<model>/`, on a local disk, and go when the model is complete.
 
 A *segment* holds the pooled states of one shard as a log of records, one a batch. A record is a
 header (magic, rows, checksum, payload bytes), the row numbers, and float32 values
 `[layer, pooling, rows, hidden + proj]`, so that one layer and pooling is one piece. A record that
 was cut short by a crash fails its checksum and is dropped, with all after it; so resume loses at
-most the batch that was being written.
+most the batch that was being written. A line of the journal is a checksum and a JSON object; one
+that is damaged says nothing, so that what it told of is done again.
 """
 
+import io
 import json
 import math
-import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from . import files
+from .place import Place
+
 Array = np.ndarray[Any, np.dtype[Any]]
+_SYNC_BYTES = 4 << 20
+"""A segment is made durable each time it grew by this much."""
 _HEADER = struct.Struct("<4sIIQ")
 _MAGIC = b"SSF1"
-
-
-def work_folder(store: Path) -> Path:
-    """The folder beside a store that holds what unfinished runs need."""
-    return store.with_name(store.name + ".work")
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,33 @@ class Record:
         return values.reshape(rows, width)
 
 
+def clear(folder: Path) -> None:
+    """Delete what a model has in its folder, but not the claim to it."""
+    for path in folder.iterdir():
+        if path.suffix in (".seg", ".jsonl", ".npz", ".tmp"):
+            files.remove(path)
+
+
 class Progress:
     """The segments and the journal of one model."""
 
-    def __init__(self, store: Path, model: str, row_shape: tuple[int, int, int]) -> None:
-        """Open or make the work folder.
+    def __init__(self, store: str | Path, model: str, row_shape: tuple[int, int, int]) -> None:
+        """Open or make the model's folder; the caller holds its claim.
 
         Args:
-            store: path of the store.
+            store: path or URL of the store.
             model: the model's name.
             row_shape: `(layer, pooling, hidden + proj)`, what is kept of one sample.
         """
-        self.folder = work_folder(store) / model
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Place(store).work / model
         self._row_shape = row_shape
         self._journal = self.folder / "journal.jsonl"
+        self._unsynced = 0
+        files.make_folder(self.folder)
+        for folder in (self.folder, self.folder.parent):  # a claim may have made them
+            files.sync(folder)
         if self._journal.exists():  # a crash may have cut the last line short
-            os.truncate(self._journal, self._journal.read_bytes().rfind(b"\n") + 1)
+            files.truncate(self._journal, self._journal.read_bytes().rfind(b"\n") + 1)
 
     def append(self, shard: int, rows: Array, values: Array) -> None:
         """Add one batch to a shard's segment.
@@ -85,9 +97,10 @@ class Progress:
         payload = np.ascontiguousarray(values, np.float32)
         checksum = zlib.crc32(payload.data, zlib.crc32(ids.data))
         header = _HEADER.pack(_MAGIC, len(ids), checksum, payload.nbytes)
-        with self._segment(shard).open("ab") as file:
-            file.write(header + ids.tobytes())
-            file.write(payload.data)
+        files.append(self._segment(shard), header + ids.tobytes(), payload.data)
+        self._unsynced += payload.nbytes
+        if self._unsynced >= _SYNC_BYTES:
+            self.sync(shard)
 
     def rows_done(self, shard: int) -> set[int]:
         """Samples of a shard whose states are on disk; cuts off a damaged tail."""
@@ -98,7 +111,7 @@ class Progress:
             end = record.end
         path = self._segment(shard)
         if path.exists() and path.stat().st_size > end:
-            os.truncate(path, end)
+            files.truncate(path, end)
         return done
 
     def records(self, shard: int) -> list[Record]:
@@ -107,45 +120,43 @@ class Progress:
 
     def sync(self, shard: int) -> None:
         """Make a shard's segment durable."""
-        path = self._segment(shard)
-        if path.exists():
-            _fsync(path)
+        files.sync(self._segment(shard))
+        self._unsynced = 0
 
     def drop(self, shard: int) -> None:
         """Delete a shard's segment, which nothing needs any more."""
-        self._segment(shard).unlink(missing_ok=True)
+        files.remove(self._segment(shard))
 
     def record(self, **event: Any) -> None:
         """Append one line to the journal, durably."""
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(event).encode()
+        files.append(self._journal, b"%08x %b\n" % (zlib.crc32(line), line))
+        files.sync(self._journal)
 
     def events(self) -> list[dict[str, Any]]:
-        """The journal's lines."""
-        if not self._journal.exists():
-            return []
-        return [json.loads(line) for line in self._journal.read_text("utf-8").splitlines()]
+        """The journal's undamaged lines."""
+        lines = self._journal.read_bytes().split(b"\n") if self._journal.exists() else []
+        pairs = [line.partition(b" ")[::2] for line in lines]
+        return [json.loads(text) for crc, text in pairs if crc == b"%08x" % zlib.crc32(text)]
 
     def save(self, name: str, **arrays: Array) -> None:
         """Keep a few arrays until the model is complete."""
-        temporary = self.folder / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        _fsync(temporary)
-        temporary.rename(self.folder / f"{name}.npz")
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        files.replace(self.folder / f"{name}.npz", buffer.getbuffer())
 
-    def load(self, name: str) -> dict[str, Array]:
-        """The arrays that `save` kept."""
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as arrays:
+    def load(self, name: str) -> dict[str, Array] | None:
+        """The arrays that `save` kept; None if they are not there or damaged."""
+        with (
+            suppress(OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error),
+            np.load(self.folder / f"{name}.npz", allow_pickle=False) as arrays,
+        ):
             return dict(arrays)
+        return None
 
     def close(self) -> None:
         """The model is complete: delete everything."""
-        shutil.rmtree(self.folder)
-        if not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()
+        clear(self.folder)
 
     def _segment(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:06d}.seg"
@@ -169,8 +180,3 @@ class Progress:
                     return
                 yield record
                 file.seek(record.end)
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """Reading a store: lazy, read-only."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import zarr.errors
 
 from ..errors import StoreError
 from .layout import FORMAT_VERSION, MODEL, SAMPLES
+from .place import Place
 
 if TYPE_CHECKING:
     import xarray
@@ -18,25 +20,53 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def open_group(path: Path, mode: str = "r") -> zarr.Group:
+def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
     """Open a store's root group and check its format.
 
     Raises:
         StoreError: no store is there, or a newer version of the package wrote it.
     """
-    if not path.exists():
-        raise StoreError(f"{path}: no such store")
+    if not place.exists():
+        raise StoreError(f"{place}: no such store")
     try:
-        root = zarr.open_group(path, mode="r+" if mode == "r+" else "r")
-        version = root.attrs["format_version"]
-    except (zarr.errors.GroupNotFoundError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: not a safetyspace-fast store") from error
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{path}: format_version {version}, this package reads {FORMAT_VERSION}; "
-            "update safetyspace-fast"
-        )
+        root = place.group(read_only=read_only)
+    except (zarr.errors.GroupNotFoundError, ValueError) as error:
+        raise StoreError(f"{place}: not a safetyspace-fast store") from error
+    if root.attrs.get("format_version") != FORMAT_VERSION:  # a newer one is refused by `unsealed`
+        raise StoreError(f"{place}: half made; run it again with --resume")
     return root
+
+
+def read_array(group: zarr.Group, name: str, index: Any = ...) -> Array:
+    """Read an array, or part of it.
+
+    Raises:
+        StoreError: the array is not there, or damaged; the message names the file.
+    """
+    try:
+        array = group[name]
+    except KeyError as error:
+        raise StoreError(f"{group.store_path}: no array {name!r}") from error
+    assert isinstance(array, zarr.Array)
+    try:
+        return np.asarray(array[index])
+    except StoreError:
+        raise
+    except Exception as error:  # what a codec raises over damaged bytes is not in its contract
+        named = next(damaged_chunks(array), (array.path, error))
+        raise StoreError(f"{group.store}/{named[0]}: damaged ({named[1]})") from error
+
+
+def damaged_chunks(array: zarr.Array[Any]) -> Iterator[tuple[str, Exception]]:
+    """Keys of the files of an array that cannot be read, each with the reason."""
+    cut = array.shards or array.chunks
+    counts = [-(-size // step) for size, step in zip(array.shape, cut, strict=True)]
+    for place in np.ndindex(*counts):
+        index = tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, cut, strict=True))
+        try:
+            array[index]
+        except Exception as error:  # see above
+            yield "/".join([array.path, "c", *map(str, place)]), error
 
 
 @dataclass(frozen=True)
@@ -96,29 +126,35 @@ class ModelStore:
             StoreError: the array is not there, or its bytes are damaged.
         """
         chosen = {"layer": layer, "pooling": pooling, "sample": samples, "lang": lang}
-        try:
-            array = self._group[name]
-            assert isinstance(array, zarr.Array)
-            dims = self._dims[name]
-            return np.asarray(array[tuple(chosen.get(dim, slice(None)) for dim in dims)])
-        except KeyError as error:
-            raise StoreError(f"{self._group.store_path}: no array {name!r}") from error
-        except (ValueError, RuntimeError, OSError) as error:
-            raise StoreError(f"{self._group.store_path}/{name}: damaged: {error}") from error
+        if name not in self._dims:
+            raise StoreError(f"{self._group.store_path}: no array {name!r}")
+        index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
+        return read_array(self._group, name, index)
 
 
 class Run:
     """A store of one data set and any number of models."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         """Open a store.
 
         Raises:
             StoreError: see `open_group`.
         """
-        self.path = Path(path)
-        self._root = open_group(self.path)
+        self.place = Place(path)
+        self._root = open_group(self.place)
         self.attrs: dict[str, Any] = dict(self._root.attrs)
+
+    @property
+    def path(self) -> Path:
+        """The store's folder.
+
+        Raises:
+            StoreError: it lies in an object store.
+        """
+        if self.place.path is None:
+            raise StoreError(f"{self.place}: is not on a local disk")
+        return self.place.path
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -128,7 +164,9 @@ class Run:
     @cached_property
     def models(self) -> tuple[str, ...]:
         """Names of the models whose samples are all there."""
-        groups = self._root.require_group("models").groups()
+        models = self._root["models"]
+        assert isinstance(models, zarr.Group)
+        groups = models.groups()
         return tuple(sorted(name for name, group in groups if group.attrs.get("complete")))
 
     @cached_property
@@ -136,12 +174,8 @@ class Run:
         """Where every sample comes from and what it is."""
         group = self._root["samples"]
         assert isinstance(group, zarr.Group)
-        columns: dict[str, Array] = {}
-        for spec in SAMPLES:
-            array = group[spec.name]
-            assert isinstance(array, zarr.Array)
-            columns["lang_index" if spec.name == "lang" else spec.name] = np.asarray(array[...])
-        return SampleTable(**columns)
+        columns = {spec.name: read_array(group, spec.name) for spec in SAMPLES}
+        return SampleTable(lang_index=columns.pop("lang"), **columns)
 
     def lang_range(self, lang: str) -> slice:
         """The samples of one language, which stand together.
@@ -150,7 +184,7 @@ class Run:
             StoreError: the store has no such language.
         """
         if lang not in self.languages:
-            raise StoreError(f"{self.path}: no language {lang!r}; has {', '.join(self.languages)}")
+            raise StoreError(f"{self.place}: no language {lang!r}; has {', '.join(self.languages)}")
         i_lang = self.languages.index(lang)
         bounds = np.searchsorted(self.samples.lang_index, [i_lang, i_lang + 1])
         return slice(int(bounds[0]), int(bounds[1]))
@@ -163,13 +197,13 @@ class Run:
         """
         path = f"models/{name}"
         if path not in self._root:
-            raise StoreError(f"{self.path}: no model {name!r}; has {', '.join(self.models)}")
+            raise StoreError(f"{self.place}: no model {name!r}; has {', '.join(self.models)}")
         group = self._root[path]
         assert isinstance(group, zarr.Group)
         store = ModelStore(group, name)
         if not store.complete:
             raise StoreError(
-                f"{self.path}: model {name!r} is not complete; finish it with --resume"
+                f"{self.place}: model {name!r} is not complete; finish it with --resume"
             )
         return store
 
@@ -178,8 +212,10 @@ class Run:
         import xarray
 
         store = self.model(name)
-        columns = xarray.open_zarr(self.path, group="samples", consolidated=False)
-        arrays = xarray.open_zarr(self.path, group=f"models/{name}", consolidated=False)
+        columns, arrays = (
+            xarray.open_zarr(self._root.store, group=group, consolidated=False)
+            for group in ("samples", f"models/{name}")
+        )
         names = np.asarray(self.languages)
         dataset: xarray.Dataset = arrays.assign_coords(
             layer=list(store.hookpoints),

@@ -1,6 +1,7 @@
 """Writing a store: whole shards, each once, by one owner."""
 
-import shutil
+import json
+import warnings
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -8,19 +9,23 @@ from typing import Any
 
 import numpy as np
 import zarr
+import zarr.errors
 from numcodecs.bitround import BitRound
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+from zarr.core.buffer.cpu import Buffer
+from zarr.core.sync import sync
 
 from ..errors import StoreError
+from . import files
 from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
-from .progress import work_folder
-from .reader import open_group
+from .place import Place
+from .reader import open_group, read_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def create_run(
-    path: Path,
+    location: str | Path,
     *,
     created_by: str,
     data_name: str,
@@ -29,25 +34,43 @@ def create_run(
     samples: dict[str, Array],
     overwrite: bool = False,
 ) -> zarr.Group:
-    """Make a store with its `samples` group and no models.
+    """Make a store with its `samples` group and no models; also finish one that was half made.
+
+    Args:
+        location: path or URL.
+        created_by: name and version of the program.
+        data_name: what the data set is called.
+        data_sha256: hash of its content.
+        languages: names along the `lang` axis.
+        samples: `SAMPLES` by name.
+        overwrite: replace a store that is there.
 
     Raises:
-        StoreError: something is at `path` already and may not be replaced.
+        StoreError: something is at `location` already and may not be replaced.
     """
-    if path.exists():
+    place = Place(location)
+    store = place.store(read_only=False)
+    if place.exists():
+        files.sync_all()
+    if place.exists() and not half_made(place):
         if not overwrite:
-            raise StoreError(f"{path}: exists already; use --resume to go on or --overwrite")
-        if any(path.iterdir()) and not (path / "zarr.json").exists():
-            raise StoreError(f"{path}: not a store, so it is not overwritten; remove it yourself")
-        shutil.rmtree(path)
-    shutil.rmtree(work_folder(path), ignore_errors=True)
-    root = zarr.create_group(path)
+            raise StoreError(f"{place}: exists already; use --resume to go on or --overwrite")
+        if place.path is not None and not (place.path / "zarr.json").exists():
+            raise StoreError(f"{place}: not a store, so it is not overwritten; remove it yourself")
+        if place.path is not None and place.path.is_symlink():
+            raise StoreError(f"{place}: a link, so it is not overwritten; name what it leads to")
+    # Until the last line below, what is there says that it is half made.
+    attributes = {"created_by": created_by, "data_sha256": data_sha256}
+    bare = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    sync(store.set("zarr.json", Buffer.from_bytes(json.dumps(bare).encode())))
+    for name in ("models", "samples", "separation"):
+        sync(store.delete_dir(name))
+    root = place.group(read_only=False)
     group = root.create_group("samples", attributes={"languages": list(languages)})
-    sizes = {"sample": len(samples["label"]), "byte": 32}
     for spec in SAMPLES:
-        _create(group, spec, sizes)[...] = samples[spec.name]
+        _write_samples(group, spec, samples)
     root.create_group("models")
-    root.attrs.update(  # last, so that what a crash leaves half-made is no store
+    root.attrs.update(
         {
             "format_version": FORMAT_VERSION,
             "created_by": created_by,
@@ -59,20 +82,51 @@ def create_run(
     return root
 
 
-def resume_run(path: Path, *, data_sha256: str) -> zarr.Group:
-    """Open a store to add to it.
+def half_made(place: Place) -> bool:
+    """Whether nothing is at a place but what a crash left of a store that was being created."""
+    if place.path is not None and place.path.is_dir():
+        names = {path.name for path in place.path.iterdir()}
+        if names <= {"zarr.json.tmp"}:
+            return True
+    try:
+        attributes = place.group(read_only=True).attrs
+    except (zarr.errors.GroupNotFoundError, StoreError, ValueError):
+        return False
+    return "data_sha256" in attributes and "format_version" not in attributes
+
+
+def resume_run(location: str | Path, *, data_sha256: str, samples: dict[str, Array]) -> zarr.Group:
+    """Open a store to add to it; damaged or missing columns of `samples` are written again.
 
     Raises:
         StoreError: there is no store, or it holds other data.
     """
-    root = open_group(path, "r+")
+    place = Place(location)
+    files.sync_all()
+    root = open_group(place, read_only=False)
     if root.attrs["data_sha256"] != data_sha256:
         raise StoreError(
-            f"{path}: holds the data set {root.attrs['data_name']!r} with other content "
+            f"{place}: holds the data set {root.attrs['data_name']!r} with other content "
             f"(sha256 {str(root.attrs['data_sha256'])[:12]}, now {data_sha256[:12]}); "
             "resume with the data of the first run, or write a new store"
         )
+    kept, group = open_group(place)["samples"], root["samples"]
+    assert isinstance(kept, zarr.Group)
+    assert isinstance(group, zarr.Group)
+    for spec in SAMPLES:
+        try:
+            read_array(kept, spec.name)
+        except StoreError:
+            _write_samples(group, spec, samples)
     return root
+
+
+def consolidate(location: str | Path) -> None:
+    """Copy all metadata into the root's, where other tools look first."""
+    place = Place(location)
+    with warnings.catch_warnings():  # that it is not yet in Zarr's specification
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(place.store(read_only=False), zarr_format=3)
 
 
 class ModelWriter:
@@ -83,7 +137,7 @@ class ModelWriter:
     """
 
     def __init__(self, root: zarr.Group, name: str, sizes: dict[str, int]) -> None:
-        """Open the model's group, made earlier by `create_model`.
+        """Open the model's group.
 
         Args:
             root: the store.
@@ -97,14 +151,19 @@ class ModelWriter:
         self._specs = {spec.name: spec for spec in MODEL}
 
     def create(self, attributes: dict[str, Any]) -> None:
-        """Make every array at its full shape, empty, and write the attributes."""
+        """Make every array that is not there at its full shape, and write the attributes."""
         for spec in MODEL:
-            _create(self._group, spec, self._sizes)
+            if spec.name not in self._group:
+                _create(self._group, spec, self._sizes)
         self._group.attrs.update({**attributes, "complete": False})
 
     def write(self, name: str, values: Array) -> None:
         """Write a whole array that is not cut into shards."""
         self._array(name)[...] = values
+
+    def read(self, name: str) -> Array:
+        """Read a whole array back."""
+        return read_array(self._group, name)
 
     def write_language(self, name: str, i_lang: int, values: Array) -> None:
         """Write one language of an array with a `lang` axis; `values` lacks that axis."""
@@ -164,7 +223,7 @@ class ModelWriter:
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        return array
+        return array.with_config({"write_empty_chunks": True})  # one that is missing was lost
 
     def _shard_buffer(self, name: str, shard: int) -> Array:
         low, high = self.shard_range(shard)
@@ -172,6 +231,10 @@ class ModelWriter:
         shape = [self._sizes[dim] for dim in spec.dims]
         shape[2] = high - low
         return np.full(shape, np.nan, spec.dtype)
+
+
+def _write_samples(group: zarr.Group, spec: ArraySpec, samples: dict[str, Array]) -> None:
+    _create(group, spec, {"sample": len(samples["label"]), "byte": 32})[...] = samples[spec.name]
 
 
 def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.Array[Any]:
@@ -190,5 +253,6 @@ def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.A
         fill_value=np.nan if floating else 0,
         dimension_names=spec.dims,
         attributes={"units": spec.unit, "long_name": spec.meaning},
-        overwrite=True,  # of an array that a crash left half-made
+        config={"write_empty_chunks": True},
+        overwrite=True,  # of chunks whose metadata are lost
     )

@@ -9,7 +9,7 @@ import xarray
 import zarr
 
 from safetyspace_fast.errors import StoreError
-from safetyspace_fast.store import ModelWriter, Progress, Run, create_run, resume_run, work_folder
+from safetyspace_fast.store import Claim, ModelWriter, Place, Progress, Run, create_run, resume_run
 from safetyspace_fast.store.layout import FORMAT_VERSION, MODEL, ROW_ARRAYS, SAMPLES, SHARD_SAMPLES
 
 N = 2 * SHARD_SAMPLES + 40
@@ -121,7 +121,7 @@ def test_damage_is_an_error_that_names_the_array(store: Path) -> None:
     data = bytearray(chunk.read_bytes())
     data[50] ^= 0xFF
     chunk.write_bytes(bytes(data))
-    with pytest.raises(StoreError, match="pair_sum: damaged"):
+    with pytest.raises(StoreError, match="models/m/pair_sum/c/0/0/0/0: damaged"):
         Run(store).model("m").read("pair_sum")
 
 
@@ -154,9 +154,9 @@ def test_what_is_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
 def test_resume_refuses_other_data(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     make_run(path)
-    resume_run(path, data_sha256="ab" * 32)
+    resume_run(path, data_sha256="ab" * 32, samples={})
     with pytest.raises(StoreError, match="other content"):
-        resume_run(path, data_sha256="cd" * 32)
+        resume_run(path, data_sha256="cd" * 32, samples={})
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a safetyspace-fast store"):
         Run(tmp_path / "empty.zarr")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match="not a safetyspace-fast store"):
+    with pytest.raises(StoreError, match="not written by safetyspace-fast"):
         Run(tmp_path / "other.zarr")
     zarr.create_group(tmp_path / "newer.zarr", attributes={"format_version": FORMAT_VERSION + 1})
     with pytest.raises(StoreError, match="update safetyspace-fast"):
@@ -240,7 +240,10 @@ def test_a_journal_line_cut_short_is_dropped(tmp_path: Path) -> None:
 def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
     store = tmp_path / "run.zarr"
     one, two = Progress(store, "a", ROW), Progress(store, "b", ROW)
-    one.close()
-    assert work_folder(store).exists()
-    two.close()
-    assert not work_folder(store).exists()
+    work = Place(store).work
+    for progress, other_is_there in ((one, True), (two, False)):
+        with Claim(progress.folder, "it"):
+            progress.record(extracted=0)
+            progress.close()
+        assert not progress.folder.exists()
+        assert work.exists() == other_is_there

@@ -1,0 +1,119 @@
+"""Changing files so that neither a crash, a power cut nor a full disk loses what was reported.
+
+New content is written whole beside the old, made durable and renamed over it, and then the folder
+is made durable: only after that does a caller go on. All changes to a store on a disk and to its
+work folder pass through this module's `os`, which is where the tests inject their faults.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import StoreError
+
+Bytes = bytes | bytearray | memoryview
+
+
+def replace(path: Path, content: Bytes) -> None:
+    """Give a file new content, at once and durably; its folder must be there.
+
+    Raises:
+        StoreError: it cannot be written; the old content is still there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with _named(path):
+        try:
+            _write(temporary, os.O_TRUNC, (content,), sync=True)
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync(path.parent)
+
+
+def append(path: Path, *pieces: Bytes) -> None:
+    """Add to the end of a file, which `sync` makes durable."""
+    with _named(path):
+        _write(path, os.O_APPEND, pieces, sync=False)
+
+
+def sync(path: Path) -> None:
+    """Make a file and its place in its folder durable."""
+    with _named(path):
+        _sync(path)
+        _sync(path.parent)
+
+
+def sync_all() -> None:
+    """Make durable whatever a killed process left in the caches; it may not be seen as written."""
+    os.sync()
+
+
+def truncate(path: Path, n_bytes: int) -> None:
+    """Cut a file."""
+    with _named(path):
+        os.truncate(path, n_bytes)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with _named(path):
+        with suppress(FileExistsError):  # another thread was faster
+            os.mkdir(path)
+        _sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it is there."""
+    with _named(path), suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and what is in it; links are deleted, not followed."""
+    with _named(path):
+        for folder, folders, names in os.walk(path, topdown=False):
+            for name in names:
+                os.unlink(os.path.join(folder, name))
+            for name in folders:
+                inner = os.path.join(folder, name)
+                os.unlink(inner) if os.path.islink(inner) else os.rmdir(inner)
+        os.rmdir(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written: {error.strerror or error}; what was written before is "
+            "kept, and --resume goes on from there"
+        ) from error
+
+
+def _write(path: Path, flag: int, pieces: tuple[Bytes, ...], *, sync: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | flag, 0o666)
+    try:
+        for piece in pieces:
+            rest = memoryview(piece).cast("B")
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
