@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from .config import DTYPES, IMPLEMENTATIONS, POOLINGS, TEMPLATES, RunConfig, field_docs
-from .errors import ConfigError, SafetySpaceError
+from .errors import ConfigError, SafetySpaceError, StoreError
 
 RUN_EXAMPLES = """\
 examples:
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_explain(commands)
     _add_verify(commands)
+    _add_check(commands)
     _add_info(commands)
     return parser
 
@@ -422,6 +423,34 @@ def _verdict_line(found: Any) -> str:
         f"{found.verdict}: {counts}{odd} ({found.texts} texts, template {found.template}; engine "
         f"in {found.dtype} against transformers in {found.exact_dtype})"
     )
+
+
+def _add_check(commands: Any) -> None:
+    check = _command(
+        commands, "check", _check, "read every file of a store and name what is damaged or missing"
+    )
+    check.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="delete what is damaged, so that `run --resume` does that part again and no other",
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from . import api
+
+    report = api.check(arguments.run, repair=arguments.repair)
+    for name in report.complete:
+        print(f"{name}: complete")
+    for name, state in report.incomplete.items():
+        print(f"{name}: not complete: {state}")
+    for damage in report.damage:
+        print(f"{damage.file}: {damage.reason}")
+    if report.damage and not arguments.repair:
+        raise StoreError(f"{arguments.run}: {len(report.damage)} damaged; --repair marks them")
+    if report.damage:
+        print("marked; the `run` command that made the store, with --resume, does the rest")
 
 
 def _add_info(commands: Any) -> None:

@@ -12,7 +12,7 @@ from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
 from ..store import ModelWriter, Progress
-from ..store.layout import ROW_ARRAYS, SHARD_SAMPLES
+from ..store.layout import ROW_ARRAYS, SHARD_SAMPLES, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import COMPONENTS, finish_cell, merge_bases
@@ -274,11 +274,6 @@ class Extraction:
             )
             basis[index] = merged.numpy()
         return basis
-
-
-def shards_of(samples: slice) -> range:
-    """The shards that hold some of these samples."""
-    return range(samples.start // SHARD_SAMPLES, (samples.stop - 1) // SHARD_SAMPLES + 1)
 
 
 def padded(

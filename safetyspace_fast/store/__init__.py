@@ -1,5 +1,6 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
+from .check import Damage, Report, check
 from .lock import Claim, alone
 from .place import Place
 from .progress import Progress, Record, clear
@@ -8,14 +9,17 @@ from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 
 __all__ = [
     "Claim",
+    "Damage",
     "ModelStore",
     "ModelWriter",
     "Place",
     "Progress",
     "Record",
+    "Report",
     "Run",
     "SampleTable",
     "alone",
+    "check",
     "clear",
     "consolidate",
     "create_run",

@@ -122,3 +122,8 @@ MODEL = (
 
 ROW_ARRAYS = tuple(spec.name for spec in MODEL if spec.by_sample)
 """Arrays that fill up shard by shard."""
+
+
+def shards_of(samples: slice) -> range:
+    """The shards that hold some of these samples."""
+    return range(samples.start // SHARD_SAMPLES, (samples.stop - 1) // SHARD_SAMPLES + 1)

@@ -28,6 +28,7 @@ from . import files
 from .place import Place
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_JOURNAL = "journal.jsonl"
 _SYNC_BYTES = 4 << 20
 """A segment is made durable each time it grew by this much."""
 _HEADER = struct.Struct("<4sIIQ")
@@ -64,6 +65,24 @@ def clear(folder: Path) -> None:
             files.remove(path)
 
 
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """The undamaged lines of a model's journal."""
+    path = folder / _JOURNAL
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    pairs = [line.partition(b" ")[::2] for line in lines]
+    return [json.loads(text) for crc, text in pairs if crc == b"%08x" % zlib.crc32(text)]
+
+
+def rewrite_journal(folder: Path, events: list[dict[str, Any]]) -> None:
+    """Replace a model's journal."""
+    files.replace(folder / _JOURNAL, b"".join(map(_line, events)))
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    text = json.dumps(event).encode()
+    return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
 class Progress:
     """The segments and the journal of one model."""
 
@@ -77,7 +96,7 @@ class Progress:
         """
         self.folder = Place(store).work / model
         self._row_shape = row_shape
-        self._journal = self.folder / "journal.jsonl"
+        self._journal = self.folder / _JOURNAL
         self._unsynced = 0
         files.make_folder(self.folder)
         for folder in (self.folder, self.folder.parent):  # a claim may have made them
@@ -129,15 +148,12 @@ class Progress:
 
     def record(self, **event: Any) -> None:
         """Append one line to the journal, durably."""
-        line = json.dumps(event).encode()
-        files.append(self._journal, b"%08x %b\n" % (zlib.crc32(line), line))
+        files.append(self._journal, _line(event))
         files.sync(self._journal)
 
     def events(self) -> list[dict[str, Any]]:
         """The journal's undamaged lines."""
-        lines = self._journal.read_bytes().split(b"\n") if self._journal.exists() else []
-        pairs = [line.partition(b" ")[::2] for line in lines]
-        return [json.loads(text) for crc, text in pairs if crc == b"%08x" % zlib.crc32(text)]
+        return journal(self.folder)
 
     def save(self, name: str, **arrays: Array) -> None:
         """Keep a few arrays until the model is complete."""

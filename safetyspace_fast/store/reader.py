@@ -1,6 +1,6 @@
 """Reading a store: lazy, read-only."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,20 +53,27 @@ def read_array(group: zarr.Group, name: str, index: Any = ...) -> Array:
     except StoreError:
         raise
     except Exception as error:  # what a codec raises over damaged bytes is not in its contract
-        named = next(damaged_chunks(array), (array.path, error))
-        raise StoreError(f"{group.store}/{named[0]}: damaged ({named[1]})") from error
+        _, file, reason = next(damaged_chunks(array), ((), array.path, error))
+        raise StoreError(f"{group.store}/{file}: damaged ({reason})") from error
 
 
-def damaged_chunks(array: zarr.Array[Any]) -> Iterator[tuple[str, Exception]]:
-    """Keys of the files of an array that cannot be read, each with the reason."""
+def damaged_chunks(
+    array: zarr.Array[Any], is_due: Callable[[tuple[int, ...]], bool] = lambda _: True
+) -> Iterator[tuple[tuple[int, ...], str, Exception]]:
+    """The files of an array that cannot be read: place in the grid, key and reason of each.
+
+    Args:
+        array: the array.
+        is_due: whether the file of a place should be there.
+    """
     cut = array.shards or array.chunks
     counts = [-(-size // step) for size, step in zip(array.shape, cut, strict=True)]
-    for place in np.ndindex(*counts):
+    for place in filter(is_due, np.ndindex(*counts)):
         index = tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, cut, strict=True))
         try:
             array[index]
         except Exception as error:  # see above
-            yield "/".join([array.path, "c", *map(str, place)]), error
+            yield place, "/".join([array.path, "c", *map(str, place)]), error
 
 
 @dataclass(frozen=True)

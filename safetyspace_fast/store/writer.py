@@ -49,7 +49,6 @@ def create_run(
         StoreError: something is at `location` already and may not be replaced.
     """
     place = Place(location)
-    store = place.store(read_only=False)
     if place.exists():
         files.sync_all()
     if place.exists() and not half_made(place):
@@ -61,8 +60,8 @@ def create_run(
             raise StoreError(f"{place}: a link, so it is not overwritten; name what it leads to")
     # Until the last line below, what is there says that it is half made.
     attributes = {"created_by": created_by, "data_sha256": data_sha256}
-    bare = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    sync(store.set("zarr.json", Buffer.from_bytes(json.dumps(bare).encode())))
+    write_bare_group(place, "", attributes)
+    store = place.store(read_only=False)
     for name in ("models", "samples", "separation"):
         sync(store.delete_dir(name))
     root = place.group(read_only=False)
@@ -80,6 +79,14 @@ def create_run(
         }
     )
     return root
+
+
+def write_bare_group(place: Place, path: str, attributes: dict[str, Any]) -> None:
+    """Write a group's metadata over whatever is there, without opening it."""
+    bare = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    key = f"{path}/zarr.json".removeprefix("/")
+    store = place.store(read_only=False)
+    sync(store.set(key, Buffer.from_bytes(json.dumps(bare).encode())))
 
 
 def half_made(place: Place) -> bool:

@@ -1,0 +1,231 @@
+"""Whether every file of a store is there and whole, and what must be done again if not."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from zarr.core.sync import sync
+
+from ..errors import StoreError
+from .layout import MODEL, SAMPLES, ArraySpec, shards_of
+from .lock import Claim, alone
+from .place import SEAL, Place
+from .progress import clear, journal, rewrite_journal
+from .reader import damaged_chunks, open_group, read_array
+from .writer import consolidate, write_bare_group
+
+_UNREADABLE = (StoreError, KeyError, zarr.errors.GroupNotFoundError)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what was written."""
+
+    file: str
+    """Its key in the store."""
+    reason: str
+
+
+@dataclass
+class Report:
+    """What `check` found."""
+
+    complete: list[str] = field(default_factory=list)
+    """Models all of whose samples are in the store."""
+    incomplete: dict[str, str] = field(default_factory=dict)
+    """How far the other models came."""
+    damage: list[Damage] = field(default_factory=list)
+
+
+@dataclass
+class _Done:
+    """What a model says is done, less what turns out to be damaged."""
+
+    extracted: set[int]
+    written: set[int]
+    basis: bool
+
+    def is_due(self, spec: ArraySpec, place: tuple[int, ...], ranges: list[slice]) -> bool:
+        """Whether a chunk must be there."""
+        if spec.by_sample:
+            return place[2] in (self.extracted if spec.name == "projected" else self.written)
+        if spec.by_language:
+            return self.written.issuperset(shards_of(ranges[place[spec.dims.index("lang")]]))
+        return self.basis
+
+    def forget(self, spec: ArraySpec, place: tuple[int, ...] | None, ranges: list[slice]) -> None:
+        """Take out what a damaged chunk stood for; None stands for all of an array."""
+        if spec.name in ("n_tokens", "truncated", "nonfinite"):
+            return  # every resumed run writes them
+        if spec.name == "projected":
+            self.extracted -= self.extracted if place is None else {place[2]}
+        elif place is None or spec.name == "pca_basis":
+            self.written.clear()
+            self.basis &= spec.name != "pca_basis"
+        elif spec.by_sample:
+            self.written.discard(place[2])
+        else:
+            self.written -= set(shards_of(ranges[place[spec.dims.index("lang")]]))
+
+
+def check(location: str | Path, *, repair: bool = False) -> Report:
+    """Read every file of a store; verify checksums, journals, shapes and coverage.
+
+    With `repair`, damaged files are deleted and their models marked as incomplete, so that the
+    `run` command that made the store, repeated with `--resume`, does that part again and no other.
+
+    Raises:
+        StoreError: there is no store, or its own zarr.json is damaged, which nothing can repair;
+            or a model that needs repair is being written.
+    """
+    place = Place(location)
+    root = open_group(place)
+    report = Report()
+    facts: dict[str, Any] = dict(root.attrs)
+    languages: list[str] = facts["languages"]
+    for name, attributes in (("samples", {"languages": languages}), ("models", {})):
+        try:
+            root[name]
+        except _UNREADABLE as error:
+            report.damage.append(Damage(f"{name}/zarr.json", str(error)))
+            if not repair:
+                return report  # what lies below cannot be opened
+            write_bare_group(place, name, attributes)
+    columns: dict[str, np.ndarray[Any, Any]] = {}
+    for spec in SAMPLES:  # a resumed run writes those again that are not there
+        try:
+            columns[spec.name] = read_array(_group(root, "samples"), spec.name)
+        except StoreError as error:
+            report.damage.append(Damage(f"samples/{spec.name}", str(error)))
+            if repair:
+                sync(place.store(read_only=False).delete_dir(f"samples/{spec.name}"))
+    n = min((len(column) for column in columns.values()), default=0)
+    ranges = [slice(0, n)] * len(languages)  # if `lang` is damaged, all of them may be concerned
+    if "lang" in columns:
+        bounds = np.searchsorted(columns["lang"], range(len(languages) + 1)).tolist()
+        ranges = [slice(low, high) for low, high in pairwise(bounds)]
+    for name in _below(root, "models"):
+        _check_model(place, root, name, ranges, n, report, repair)
+    report.damage += _stale_copies(root)
+    if repair and report.damage:
+        with alone(place.work):
+            consolidate(location)
+    return report
+
+
+def _check_model(
+    place: Place,
+    root: zarr.Group,
+    name: str,
+    ranges: list[slice],
+    n_samples: int,
+    report: Report,
+    repair: bool,
+) -> None:
+    folder = place.work / name
+    try:
+        group = _group(root, f"models/{name}")
+        attributes: dict[str, Any] = dict(group.attrs)
+        axes = {
+            "layer": len(attributes["hookpoints"]),
+            "pooling": len(attributes["poolings"]),
+            "lang": len(ranges),
+            "sample": n_samples,
+        }
+    except _UNREADABLE as error:
+        report.damage.append(Damage(f"models/{name}/zarr.json", str(error)))
+        report.incomplete[name] = "nothing that can be used"
+        if repair:
+            with Claim(folder, f"{place}: model {name!r}"):
+                clear(folder)
+                sync(place.store(read_only=False).delete_dir(f"models/{name}"))
+        return
+    n_shards = len(shards_of(slice(0, n_samples)))
+    complete = bool(attributes.get("complete"))
+    done = _Done(set(range(n_shards)), set(range(n_shards)), True)
+    if not complete:
+        events = journal(folder)
+        done.extracted = {event["extracted"] for event in events if "extracted" in event}
+        done.written = {event["written"] for event in events if "written" in event}
+        done.basis = any("basis_kept" in event for event in events)
+    found: list[tuple[ArraySpec, tuple[int, ...] | None, Damage]] = []
+    for spec in MODEL:
+        key = f"models/{name}/{spec.name}"
+        try:
+            array = group[spec.name]
+            assert isinstance(array, zarr.Array)
+            shape = dict(zip(spec.dims, array.shape, strict=True))
+            if any(shape.get(axis, size) != size for axis, size in axes.items()):
+                raise StoreError(f"shape {array.shape} does not fit the store")
+        except (*_UNREADABLE, ValueError) as error:
+            found.append((spec, None, Damage(f"{key}/zarr.json", str(error))))
+            continue
+
+        def is_due(index: tuple[int, ...], spec: ArraySpec = spec) -> bool:
+            return done.is_due(spec, index, ranges)
+
+        for index, file, reason in damaged_chunks(array, is_due):
+            found.append((spec, index, Damage(file, str(reason))))
+    report.damage += [damage for _, _, damage in found]
+    for spec, place_in_grid, _ in found:
+        done.forget(spec, place_in_grid, ranges)
+    if complete and not found:
+        report.complete.append(name)
+        return
+    report.incomplete[name] = (
+        f"{len(done.extracted)} of {n_shards} shards extracted, {len(done.written)} finished"
+    )
+    if repair and found:
+        with Claim(folder, f"{place}: model {name!r}"):
+            _mark(place, name, folder, done, [damage.file for _, _, damage in found])
+
+
+def _mark(place: Place, name: str, folder: Path, done: _Done, damaged: list[str]) -> None:
+    """Delete damaged files, and say what is left in the attributes and in a new journal."""
+    root = place.group(read_only=False)
+    _group(root, f"models/{name}").attrs["complete"] = False  # first: a crash then redoes more
+    rewrite_journal(
+        folder,
+        [
+            *({"extracted": shard} for shard in sorted(done.extracted)),
+            *({"written": shard} for shard in sorted(done.written)),
+            *([{"basis_kept": True}] if done.basis else []),
+        ],
+    )
+    store = place.store(read_only=False)
+    for file in damaged:
+        if file.endswith("/zarr.json"):
+            sync(store.delete_dir(file.removesuffix("/zarr.json")))
+        else:
+            sync(store.delete(file))
+
+
+def _stale_copies(root: zarr.Group) -> list[Damage]:
+    """Consolidated metadata that differ from what they are copies of."""
+    opened = zarr.open_group(root.store, mode="r", zarr_format=3)
+    copies = opened.metadata.consolidated_metadata
+    for key, copy in (copies.flattened_metadata if copies else {}).items():
+        try:
+            if root[key].attrs[SEAL] != dict[str, Any](copy.attributes).get(SEAL):
+                return [Damage("zarr.json", f"its copy of {key}/zarr.json is older or damaged")]
+        except _UNREADABLE:
+            continue  # reported above
+    return []
+
+
+def _group(root: zarr.Group, path: str) -> zarr.Group:
+    group = root[path]
+    if not isinstance(group, zarr.Group):
+        raise StoreError(f"{root.store}/{path}: not a group")
+    return group
+
+
+def _below(root: zarr.Group, path: str) -> list[str]:
+    async def names() -> list[str]:
+        return [name async for name in root.store.list_dir(path)]
+
+    return sorted(name for name in sync(names()) if not name.startswith("zarr.json"))
