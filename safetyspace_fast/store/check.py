@@ -130,12 +130,6 @@ def _check_model(
     try:
         group = _group(root, f"models/{name}")
         attributes: dict[str, Any] = dict(group.attrs)
-        axes = {
-            "layer": len(attributes["hookpoints"]),
-            "pooling": len(attributes["poolings"]),
-            "lang": len(ranges),
-            "sample": n_samples,
-        }
     except _UNREADABLE as error:
         report.damage.append(Damage(f"models/{name}/zarr.json", str(error)))
         report.incomplete[name] = "nothing that can be used"
@@ -144,6 +138,15 @@ def _check_model(
                 clear(folder)
                 sync(place.store(read_only=False).delete_dir(f"models/{name}"))
         return
+    if "hookpoints" not in attributes:
+        report.incomplete[name] = "begun"
+        return
+    axes = {
+        "layer": len(attributes["hookpoints"]),
+        "pooling": len(attributes["poolings"]),
+        "lang": len(ranges),
+        "sample": n_samples,
+    }
     n_shards = len(shards_of(slice(0, n_samples)))
     complete = bool(attributes.get("complete"))
     done = _Done(set(range(n_shards)), set(range(n_shards)), True)

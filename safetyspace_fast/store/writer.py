@@ -69,7 +69,7 @@ def create_run(
     for spec in SAMPLES:
         _write_samples(group, spec, samples)
     root.create_group("models")
-    root.attrs.update(
+    root.update_attributes(
         {
             "format_version": FORMAT_VERSION,
             "created_by": created_by,
@@ -162,7 +162,7 @@ class ModelWriter:
         for spec in MODEL:
             if spec.name not in self._group:
                 _create(self._group, spec, self._sizes)
-        self._group.attrs.update({**attributes, "complete": False})
+        self._group.update_attributes({**attributes, "complete": False})
 
     def write(self, name: str, values: Array) -> None:
         """Write a whole array that is not cut into shards."""
@@ -225,7 +225,7 @@ class ModelWriter:
         if self._open:
             names = ", ".join(f"{name}[{shard}]" for name, shard in sorted(self._open))
             raise StoreError(f"{self._group.store_path}: shards without all their rows: {names}")
-        self._group.attrs.update({**attributes, "complete": True})
+        self._group.update_attributes({**attributes, "complete": True})
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
