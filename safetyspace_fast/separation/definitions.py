@@ -13,7 +13,8 @@ COMPONENTS = 16
 
 BOOTSTRAP = "bootstrap of texts (of pairs on paired data), normal with the bootstrap's deviation"
 INFLUENCE = "delta method from exact per-text influences (summed over pairs on paired data)"
-DELONG = "DeLong's placements within folds, for the directions that were fitted"
+REFITS = "widened by the share of the fitted directions that is noise (twice the variance on noise)"
+DELONG = f"DeLong's placements within folds, {REFITS}"
 BINOMIAL = "normal, from the texts' own spread (pairs' on paired data)"
 NONE = "none"
 
@@ -113,8 +114,8 @@ _AUC = Metric(
     definition="chance that a harmful text scores above a harmless one along the difference of "
     "class means of the other folds; within folds, weighted by their pairs of texts",
     source="Hanley & McNeil 1982; cross-fitted",
-    pitfalls="The interval holds for the directions that were fitted; near 0.5 it is too narrow "
-    "(folds share their training texts), and p is the thing to read.",
+    pitfalls="Estimates what directions fitted to nine tenths of these texts reach, not the best "
+    "direction: it grows with the number of texts.",
     interval=DELONG,
     null=REFIT,
     floor="0.5",
@@ -347,7 +348,7 @@ _BASE: tuple[Metric, ...] = (
         title="held-out accuracy, mean difference",
         definition="share of texts on their class's side of the midpoint of the other folds' means",
         source="nearest-centroid rule, cross-fitted",
-        interval=BINOMIAL,
+        interval=f"{BINOMIAL}, {REFITS}",
         floor="share of the larger class",
         default=False,
     ),
@@ -368,7 +369,7 @@ _BASE: tuple[Metric, ...] = (
         space="projection",
         definition="share of texts that the logistic probe of the other folds classifies right",
         source="Alain & Bengio 2016; cross-fitted",
-        interval=BINOMIAL,
+        interval=f"{BINOMIAL}, {REFITS}",
         null=f"{REFIT}, with a ridge probe in the logistic one's place",
         floor="share of the larger class",
         default=False,
@@ -380,8 +381,8 @@ _BASE: tuple[Metric, ...] = (
         definition="share of pairs whose harmful text scores higher along the difference of class "
         "means of the other folds; ties count half",
         source="cross-fitted",
-        pitfalls="The interval holds for the directions that were fitted.",
-        interval=BINOMIAL,
+        pitfalls="Estimates what directions fitted to nine tenths of these pairs reach.",
+        interval=f"{BINOMIAL}, {REFITS}",
         paired=True,
     ),
     replace(
@@ -391,7 +392,7 @@ _BASE: tuple[Metric, ...] = (
         definition="mean/sd of the differences inside pairs of the held-out scores",
         source="Cohen's d_z, cross-fitted",
         pitfalls="Along one direction only. Grows where pairs differ consistently, however little.",
-        interval=INFLUENCE,
+        interval=f"{INFLUENCE}, {REFITS}",
         floor="0",
         paired=True,
     ),

@@ -153,15 +153,15 @@ class Block:
     @cached_property
     def projection_null(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Observed value and null of the moment metrics in the projection."""
-        parts: dict[str, list[Tensor]] = {"rho": [], "mean_shift": []}
-        cells, _, width = self.projected.shape
-        for weights in self.resamples.weights(8 * cells * 2 * width * 6, bootstrap=False):
-            count, mean, var = m.diagonal_moments(self.projected, weights)
-            shift_sq = (mean[..., 1, :] - mean[..., 0, :]).square().sum(-1)
-            trace = var.sum(-1)
-            parts["rho"].append(m.between_ratio(shift_sq, trace, count))
-            parts["mean_shift"].append(m.mean_shift(shift_sq, trace, count))
-        whole = {name: torch.cat(part, -1) for name, part in parts.items()}
+        x = self.projected
+        sums = self.resamples.class_sums(torch.cat([x, x.square()], -1), bootstrap=False)
+        count = self.resamples.class_counts(bootstrap=False)
+        mean, var = m.diagonal_moments(sums, count)
+        shift_sq, trace = (mean[..., 1, :] - mean[..., 0, :]).square().sum(-1), var.sum(-1)
+        whole = {
+            "rho": m.between_ratio(shift_sq, trace, count),
+            "mean_shift": m.mean_shift(shift_sq, trace, count),
+        }
         return {name: (value[:, 0], value[:, 1:]) for name, value in whole.items()}
 
     # Components and distances ----------------------------------------------------------------
@@ -175,14 +175,19 @@ class Block:
             raise Refusal(f"the store holds fewer than {k} components here")
         return coords[..., :k]
 
+    @cached_property
+    def moments(self) -> m.Moments:
+        """Class moments in all stored components, [cell, R]; see `Resamples.class_sums`."""
+        coords = self.stored("pca_coords")
+        sums = torch.stack([self.resamples.class_sums(m.products(x)) for x in coords])
+        return m.moments(sums, self.resamples.class_counts(), coords.shape[-1])
+
     def resampled(
-        self, x: Tensor, statistic: Callable[[m.Moments], Tensor]
+        self, k: int, statistic: Callable[[m.Moments], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A function of class moments [cell, .., R]: as it is, bootstrapped and permuted."""
-        cells, _, k = x.shape
-        chunks = self.resamples.weights(8 * cells * 2 * k * k * 4)
-        parts = [statistic(m.moments(x, weights)) for weights in chunks]
-        whole = torch.cat(parts, -1)
+        """A function of class moments in k components: as they are, bootstrapped and permuted."""
+        self.components(k)  # or a refusal
+        whole = statistic(self.moments.leading(k))
         n_draws = len(self.resamples.counts)
         return whole[..., 0], whole[..., 1 : 1 + n_draws], whole[..., 1 + n_draws :]
 
@@ -203,7 +208,7 @@ class Block:
                 t1, t2 = m.bhattacharyya(moments.shift, cov)
                 return torch.stack([t1[..., -1], t2[..., -1]], -2)
 
-            self._gaussian_cache[k, shrunk] = list(self.resampled(x, terms))
+            self._gaussian_cache[k, shrunk] = list(self.resampled(k, terms))
         return self._gaussian_cache[k, shrunk]
 
     @cached_property
@@ -211,16 +216,14 @@ class Block:
         return {}
 
     def labelled(self, space: str) -> list[m.LabelledDistances]:
-        """One pass over distances per cell in `pcK`, `projection`, `cosine` or `kernel`."""
+        """One pass over distances per cell in `pcK`, `projection` or `kernel`."""
         if space not in self._distance_cache:
             labels = self.resamples.labellings()
-            if space.startswith("pc"):
-                x = self.components(int(space[2:]))
-            else:
-                x = self.stored("projected") if space == "cosine" else self.projected
+            in_pcs = space.startswith("pc")
+            x = self.components(int(space[2:])) if in_pcs else self.projected
             widths = self.kernel_widths if space == "kernel" else [None] * len(self.cells)
             self._distance_cache[space] = [
-                m.labelled_distances(cell, labels, cosine=space == "cosine", bandwidth=width)
+                m.labelled_distances(cell, labels, bandwidth=width)
                 for cell, width in zip(x, widths, strict=True)
             ]
         return self._distance_cache[space]
@@ -254,6 +257,21 @@ class Block:
         size = max(1, BLOCK_BYTES // (8 * folds * n * (width + 1)))
         parts = torch.split(self.projected, size)
         return torch.cat([m.logistic_scores(x, self.labels, self.fold) for x in parts])
+
+    def refit_noise(self, kind: str) -> Tensor:
+        """[cell], how much of the spread of held-out scores comes from the directions' own noise.
+
+        See `metrics.direction_noise`; `kind` as in `refitted`.
+        """
+        if kind == "direction":
+            on_shift, _ = m.shift_influence(self.sqdist, self.shift_sq, self.trace, self.labels)
+            along = u.influence_variance(on_shift, self.unit) / 4
+            return (self.shift_noise / along).clamp(0, 1).nan_to_num(1.0)
+        found = []
+        for x, unit in zip(self.projected, self.unit_shift, strict=True):
+            low, high = (x[self.labels == c] for c in (0, 1))
+            found.append(m.direction_noise(high.mean(0) - low.mean(0), unit, (low, high)))
+        return torch.stack(found)
 
     def _require_folds(self) -> None:
         if any(len(m.fold_texts(self.fold[self.labels == c])) < 2 for c in (0, 1)):
@@ -386,7 +404,7 @@ def _rho(block: Block, metric: Metric) -> Estimate:
     if metric.components:
         n = block.count.sum()
         value, draws, null = block.resampled(
-            block.components(metric.components),
+            metric.components,
             lambda x: m.between_ratio(x.shift.square().sum(-1), x.trace, x.count),
         )
         floor = _swap_floor(block, float(1 / (n - 1)), (value, null))
@@ -415,18 +433,9 @@ def _rho_standardized(block: Block, metric: Metric) -> Estimate:
     value = m.standardized_ratio(block.stored("class_mean"), block.stored("class_var"), block.count)
     coords = block.stored("pca_coords")
     coords = coords[..., coords.isfinite().all(-2).all(0)]
-    found = torch.cat(
-        [
-            m.standardized_ratio(mean, var, count)
-            for count, mean, var in (
-                m.diagonal_moments(coords, weights)
-                for weights in block.resamples.weights(
-                    8 * coords.shape[0] * 2 * COMPONENTS * 6, bootstrap=False
-                )
-            )
-        ],
-        -1,
-    )
+    sums = block.resamples.class_sums(torch.cat([coords, coords.square()], -1), bootstrap=False)
+    count = block.resamples.class_counts(bootstrap=False)
+    found = m.standardized_ratio(*m.diagonal_moments(sums, count), count)
     null = (found[:, 0], found[:, 1:])
     floor = _swap_floor(block, float(1 / (block.count.sum() - 1)), null)
     return _estimate(value, floor, null, block)
@@ -482,7 +491,7 @@ def _mahalanobis(block: Block, metric: Metric) -> Estimate:
     k = metric.components
     if not block.force:
         block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
-    value, draws, null = block.resampled(block.components(k), m.mahalanobis)
+    value, draws, null = block.resampled(k, m.mahalanobis)
     return _estimate(
         value, _swap_floor(block, 0.0, (value, null)), (value, null), block, draws=draws
     )
@@ -492,25 +501,27 @@ def _frechet(block: Block, metric: Metric) -> Estimate:
     k = metric.components
     if not block.force:
         block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
-    value, draws, null = block.resampled(block.components(k), lambda x: m.frechet(x.shift, x.cov))
+    value, draws, null = block.resampled(k, lambda x: m.frechet(x.shift, x.cov))
     return _estimate(value, None, (value, null), block, draws=draws)
 
 
 def _silhouette(block: Block, metric: Metric) -> Estimate:
     if metric.components:
-        space = metric.space
-        sums = torch.stack([cell.pair_sum for cell in block.labelled(space)])
+        sums = torch.stack([cell.pair_sum for cell in block.labelled(metric.space)])
         own, other = m.mean_distances(sums, block.labels)
+        null = block.distance_null(metric.space, "silhouette")
     elif metric.name == "silhouette_cosine":
-        space = "cosine"
         own, other = m.mean_distances(block.stored("cos_sum"), block.labels)
+        labels = block.resamples.labellings()
+        found = torch.stack([m.labelled_cosine(x, labels) for x in block.stored("projected")])
+        null = (found[:, 0], found[:, 1:])
     else:
-        space = "projection"
         own, other = block.distances
+        null = block.distance_null("projection", "silhouette")
     return _estimate(
         m.silhouette_samples(own, other).mean(-1),
         None,
-        block.distance_null(space, "silhouette"),
+        null,
         block,
         influence=m.silhouette_influence(own, other, block.labels),
     )
@@ -529,7 +540,7 @@ def _dunn(block: Block, metric: Metric) -> Estimate:
 def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
     hits = m.nn_hits(block.stored("pair_min"), block.labels)
     value = hits.mean(-1)
-    labels = block.resamples.labellings()
+    labels = block.resamples.labellings().to(torch.uint8)
     neighbours = [m.nearest(x) for x in block.projected]
     null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
     influence = (hits - value[:, None]) / hits.shape[-1]
@@ -551,12 +562,23 @@ def _mmd(block: Block, metric: Metric) -> Estimate:
     return _estimate(value, _swap_floor(block, 0.0, null), null, block, influence=influence)
 
 
+def _with_refits(block: Block, kind: str, influence: Tensor, share: float) -> Tensor:
+    """Influences that also count what the fitted directions vary by.
+
+    Two folds judge each other's texts, so that both see the product of their noises: a variance
+    that takes the directions as given counts it once and not twice. `share` is how much of a
+    statistic's variance goes with its texts' means (its squared correlation with them).
+    """
+    return influence * (1 + share * block.refit_noise(kind)).sqrt()[:, None]
+
+
 def _auc(block: Block, metric: Metric) -> Estimate:
     kind = metric.name.removeprefix("auc_")
     value, influence = m.fold_auc(
         block.heldout if kind == "direction" else block.probe, block.labels, block.fold
     )
     null = block.refitted(kind)["auc"]
+    influence = _with_refits(block, kind, influence, m.RANKS_BY_MEANS)
     return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence)
 
 
@@ -568,6 +590,7 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted(kind)["accuracy"]
     floor = float(block.count.max() / block.count.sum())
     influence = (hits - value[:, None]) / hits.shape[-1]
+    influence = _with_refits(block, kind, influence, m.SIGNS_BY_MEANS)
     return _estimate(value, floor, (null[:, 0], null[:, 1:]), block, influence=influence)
 
 
@@ -576,6 +599,7 @@ def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
     value = hits.mean(-1)
     null = block.refitted("direction")["paired_accuracy"]
     influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
+    influence = _with_refits(block, "direction", influence, m.SIGNS_BY_MEANS)
     return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence)
 
 
@@ -586,7 +610,7 @@ def _paired_effect(block: Block, metric: Metric) -> Estimate:
     scaled = (gap - mean) / deviation
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
     null = block.refitted("direction")["paired_effect"]
-    influence = _spread_over_pairs(block, influence)
+    influence = _with_refits(block, "direction", _spread_over_pairs(block, influence), 1.0)
     return _estimate(value, 0.0, (null[:, 0], null[:, 1:]), block, influence=influence)
 
 
@@ -734,7 +758,8 @@ def blocks(
     resamples = u.draw(
         labels, pair, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
     )
-    for some in _batches(layers, len(poolings) * len(labels) * _ROW_BYTES):
+    cell_bytes = len(labels) * _ROW_BYTES + (bootstraps + permutations) * _RESAMPLE_BYTES
+    for some in _batches(layers, len(poolings) * cell_bytes):
         cache: dict[str, Tensor] = {}
         window = slice(some[0], some[-1] + 1)
         cells = [(layer, pooling) for layer in some for pooling in poolings]
@@ -776,6 +801,8 @@ def blocks(
 
 _ROW_BYTES = 8 * 128
 """About what the arrays of one text, layer and pooling take in float64."""
+_RESAMPLE_BYTES = 8 * 2 * 2 * COMPONENTS**2
+"""Likewise the class moments of one resample, and what is made of them."""
 
 
 def _batches(layers: list[int], row_bytes: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ all resamples are one matrix product. Impossible input (a singular covariance, o
 gives NaN here; the engine turns it into a refusal with its reason.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,54 +38,52 @@ class Moments:
         """Total variance of each class: [..., R, 2]."""
         return self.cov.diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def leading(self, k: int) -> "Moments":
+        """Those of the first `k` dimensions."""
+        return Moments(self.count, self.mean[..., :k], self.cov[..., :k, :k])
 
-def moments(x: Tensor, weights: Tensor) -> Moments:
-    """Class moments of every resample in one matrix product.
+
+def products(x: Tensor) -> Tensor:
+    """Every coordinate and every product of two: x [..., n, k] -> [..., n, k + k(k+1)/2].
+
+    Class sums of these columns (`Resamples.class_sums`) are the moments of every resample.
+    """
+    i_row, i_col = torch.triu_indices(x.shape[-1], x.shape[-1])
+    return torch.cat([x, x[..., i_row] * x[..., i_col]], dim=-1)
+
+
+def moments(sums: Tensor, count: Tensor, k: int) -> Moments:
+    """Class moments from class sums of `products` of k roughly centred coordinates.
 
     Args:
-        x: [..., n, k] float64, coordinates, roughly centred (moments are taken about zero).
-        weights: [R, 2, n] float64, how often a text stands in a class of a resample.
+        sums: [..., R, 2, k + k(k+1)/2] float64, count: [R, 2] float64.
     """
-    flat = weights.reshape(-1, weights.shape[-1])
-    count = flat.sum(-1)
-    mean = flat @ x / count[:, None]
-    cov = _covariance(x, flat, mean)
-    rows = (*x.shape[:-2], len(weights), 2)
-    return Moments(
-        count.reshape(-1, 2), mean.reshape(*rows, -1), cov.reshape(*rows, *cov.shape[-2:])
-    )
+    mean = sums[..., :k] / count[..., None]
+    return Moments(count, mean, _covariance(sums[..., k:], count, mean))
 
 
-def _covariance(x: Tensor, times: Tensor, mean: Tensor) -> Tensor:
-    """Covariances (ddof 1) about given means: x [..., n, k], times [R, n], mean [..., R, k]."""
-    k = x.shape[-1]
+def _covariance(half: Tensor, count: Tensor, mean: Tensor) -> Tensor:
+    """Covariances (ddof 1) from upper triangles of second moments about zero [..., k(k+1)/2]."""
+    k = mean.shape[-1]
     i_row, i_col = torch.triu_indices(k, k)
-    half = times @ (x[..., i_row] * x[..., i_col])
-    second = torch.empty(*mean.shape, k, dtype=x.dtype)
+    second = torch.empty(*mean.shape, k, dtype=mean.dtype)
     second[..., i_row, i_col] = half
     second[..., i_col, i_row] = half
-    count = times.sum(-1)[:, None, None]
+    count = count[..., None, None]
     return (second - count * mean[..., :, None] * mean[..., None, :]) / (count - 1)
 
 
-def diagonal_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Class counts, means and variances per dimension of every resample.
+def diagonal_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Class means and variances per dimension, [..., R, 2, k] each, from sums of x and x^2.
 
     Args:
-        x: [..., n, k] float64, roughly centred.
-        weights: [R, 2, n] float64.
-
-    Returns:
-        count [R, 2], mean [..., R, 2, k], var [..., R, 2, k] (ddof 1).
+        sums: [..., R, 2, 2 k] float64, class sums of [x, x^2] of roughly centred x.
+        count: [R, 2] float64.
     """
-    n_resamples, _, n = weights.shape
-    k = x.shape[-1]
-    sums = weights.reshape(-1, n) @ torch.cat([x, x * x], dim=-1)
-    sums = sums.reshape(*sums.shape[:-2], n_resamples, 2, 2 * k)
-    count = weights.sum(-1)
+    k = sums.shape[-1] // 2
     mean = sums[..., :k] / count[..., None]
     var = (sums[..., k:] - count[..., None] * mean**2) / (count - 1)[..., None]
-    return count, mean, var.clamp_min(0)
+    return mean, var.clamp_min(0)
 
 
 # Between-class ratio -------------------------------------------------------------------------
@@ -283,8 +282,11 @@ def hotelling(diff: Tensor, weights: Tensor) -> Tensor:
         weights: [R, n] float64, how often a pair stands in a resample; negative: labels swapped.
     """
     times = weights.abs()
-    mean = weights @ diff / times.sum(-1)[:, None]
-    return _square_length(mean[..., None], _covariance(diff, times, mean))
+    count = times.sum(-1)
+    columns = products(diff)
+    k = diff.shape[-1]
+    mean = weights @ columns[..., :k] / count[:, None]
+    return _square_length(mean[..., None], _covariance(times @ columns[..., k:], count, mean))
 
 
 def _square_length(vectors: Tensor, cov: Tensor) -> Tensor:
@@ -484,6 +486,32 @@ def shift_noise(unit: Tensor, width: int) -> Tensor:
     norms = norm.sum(-1).square() - norm.square().sum(-1)
     p = float(width)
     return ((dots - norms / p) / (1 + 1 / p - 2 / p**2)).clamp_min(0)
+
+
+RANKS_BY_MEANS = 3 / math.pi
+SIGNS_BY_MEANS = 2 / math.pi
+"""Squared correlation of a Gaussian's rank, and of its sign, with its value."""
+
+
+def direction_noise(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) -> Tensor:
+    """Share of the variance along a fitted direction Sp^-1 d that comes from the noise of d.
+
+    With V the covariance of d, scores along w = Sp^-1 d vary by w'Vw, of which tr (Sp^-1 V)^2 is
+    there without any difference: the share goes from 1 on noise to 0.
+
+    Args:
+        shift: [P] float64, d; unit: [U, P], what every text (or pair) adds to it.
+        classes: texts of each class, [n, P] float64.
+    """
+    within = sum(((x - x.mean(0)).T @ (x - x.mean(0)) for x in classes), unit.new_zeros(()))
+    scale = within.diagonal().sqrt().clamp_min(1e-300)
+    factor = _cholesky(within / (scale[:, None] * scale))
+    if bool(factor.isnan().any()):
+        return shift.new_ones(())
+    columns = torch.cat([shift[None], unit]) / scale
+    white = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
+    along = (white[1:] @ white[0]).square().sum()
+    return (shift_noise(white[1:], 0) / along).clamp(0, 1).nan_to_num(1.0)
 
 
 # Held-out scores -----------------------------------------------------------------------------
@@ -708,7 +736,8 @@ def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
     wins = torch.zeros(scores.shape[0], dtype=scores.dtype)
     chances = torch.zeros_like(wins)
     for i in fold_texts(fold):
-        order = scores[:, i].argsort(-1)
+        # NumPy sorts with vector instructions; float32 is exact enough for order in a null.
+        order = torch.from_numpy(scores[:, i].float().numpy().argsort(-1))
         here = labels[:, i].gather(-1, order)
         n1 = here.sum(-1)
         rank = torch.arange(1, i.numel() + 1, dtype=scores.dtype)
@@ -717,26 +746,19 @@ def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
     return wins / chances
 
 
-TILE_BYTES = 32 << 20
-"""Working memory of one tile of distances or of their sums."""
+TILE_BYTES = 10 << 20
+"""Working memory of one tile of distances: small enough for a cache, large enough for products."""
 
 
-def _distance_tiles(x: Tensor, width: int, cosine: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the distance matrix, as many at once as `TILE_BYTES` holds `width` numbers for."""
+def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the Euclidean distance matrix, as many at once as fit `TILE_BYTES`."""
     n = x.shape[0]
-    if cosine:
-        norm = x.norm(dim=-1, keepdim=True)
-        x = torch.where(norm > 0, x / norm, 0.0)
     norm_sq = x.square().sum(-1)
-    tile = max(1, TILE_BYTES // (8 * max(n, width)))
+    tile = max(1, TILE_BYTES // (8 * n))
     for start in range(0, n, tile):
         rows = slice(start, min(start + tile, n))
-        dots = x[rows] @ x.T
-        if cosine:
-            distance = 1 - dots
-        else:
-            square = torch.add(norm_sq[rows, None] + norm_sq, dots, alpha=-2)
-            distance = square.clamp_min_(0).sqrt_()
+        square = torch.addmm(norm_sq, x[rows], x.T, alpha=-2).add_(norm_sq[rows, None])
+        distance = square.clamp_min_(0).sqrt_()
         distance.diagonal(start).zero_()
         yield rows, distance
 
@@ -755,17 +777,17 @@ class LabelledDistances:
 
 
 def labelled_distances(
-    x: Tensor, labels: Tensor, *, cosine: bool = False, bandwidth: float | None = None
+    x: Tensor, labels: Tensor, *, bandwidth: float | None = None
 ) -> LabelledDistances:
     """Silhouette and energy distance of many labellings from one pass over the distances.
 
-    Sums to a class are a product of distances and labellings, a tile of rows at a time. The
-    labellings serve as a null and are compared with each other only: float32 is enough for them.
+    Sums to a class are a product of distances and labellings, a tile of rows at a time:
+    2 n^2 R flops, which is nearly all of the work. The labellings serve as a null and are compared
+    with each other only: float32 is enough for them.
 
     Args:
-        x: [n, k] float64, roughly centred unless `cosine`.
+        x: [n, k] float64, roughly centred.
         labels: [R, n] float64, one labelling a row, each with the same number of ones.
-        cosine: distance 1 - cos instead of the Euclidean one.
         bandwidth: minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) stands for the distance,
             so that `energy` is the MMD^2.
     """
@@ -774,34 +796,75 @@ def labelled_distances(
     single = labels.T.float().contiguous()
     first = torch.stack([1 - labels[0], labels[0]], -1)
     pair_sum = torch.empty(len(x), 2, dtype=x.dtype)
-    silhouette, within, within1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(3))
+    silhouette, within1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(2))
     # Float32 overflows where float64 does not; every statistic scales with the distances.
-    scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None and not cosine else 1.0
-    for rows, distance in _distance_tiles(x / scale, len(labels), cosine):
+    scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
+    for rows, distance in _distance_tiles(x / scale):
         if bandwidth is not None:
             distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
             distance.diagonal(rows.start).zero_()
         pair_sum[rows] = distance @ first
         to1 = distance.float() @ single
-        mine = single[rows] > 0.5
-        own = torch.where(mine, to1, pair_sum[rows].sum(-1, keepdim=True).float() - to1)
-        within += own.sum(0, dtype=x.dtype)
-        within1 += (to1 * single[rows]).sum(0, dtype=x.dtype)
+        mine = single[rows]
+        within1 += (to1 * mine).sum(0)
         if bandwidth is None:
-            other = pair_sum[rows].sum(-1, keepdim=True).float() - own
-            own /= torch.where(mine, n1 - 1, n0 - 1)
-            other /= torch.where(mine, n0, n1)
-            silhouette += silhouette_samples(own, other).sum(0, dtype=x.dtype)
-    across = pair_sum.sum() - within
-    within0 = within - within1
-    energy = across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
+            to0 = pair_sum[rows].sum(-1, keepdim=True).float() - to1
+            silhouette += _signed_silhouettes(to0, to1, mine, n0, n1).sum(0)
+    row_sum = pair_sum.sum(-1)
+    across = labels @ row_sum - within1
+    within0 = row_sum.sum() - 2 * across - within1
+    energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
     return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale)
+
+
+def _signed_silhouettes(to0: Tensor, to1: Tensor, mine: Tensor, n0: float, n1: float) -> Tensor:
+    """Silhouettes from sums of distances to both classes; overwrites its arguments `to0`, `to1`.
+
+    With q = a/b, (b - a)/max(a, b) = min(1/q, 1) - min(q, 1), and 1/q has the opposite sign: one
+    formula serves both classes, and no branch on the label is left.
+
+    Args:
+        to0, to1: [n, R] float32; mine: [n, R] float32, 1 where a text is in class 1.
+        n0, n1: texts in each class.
+    """
+    in1, in0 = n0 / (n1 - 1), (n0 - 1) / n1
+    weight = mine.mul(in1 - in0).add_(in0)
+    ratio = to1.div_(to0).mul_(weight)
+    toward = torch.reciprocal(ratio, out=to0).clamp_max_(1).sub_(ratio.clamp_max_(1))
+    return toward.nan_to_num_(0.0).mul_(torch.mul(mine, 2, out=weight).sub_(1))
+
+
+def labelled_cosine(x: Tensor, labels: Tensor) -> Tensor:
+    """Cosine silhouette of many labellings, from sums of unit vectors instead of pairs of texts.
+
+    Args:
+        x: [n, k] float64, not centred; labels: [R, n] float64, each with the same number of ones.
+
+    Returns:
+        [R] float64; sums to a class are exact, silhouettes of texts float32.
+    """
+    n1 = float(labels[0].sum())
+    n0 = len(x) - n1
+    norm = x.norm(dim=-1, keepdim=True)
+    unit = torch.where(norm > 0, x / norm, 0.0)
+    sums = labels @ unit
+    total = unit.sum(0)
+    alone = (norm == 0).double()  # at distance 1 from all, but 0 from itself
+    found = torch.zeros(len(labels), dtype=x.dtype)
+    size = max(1, TILE_BYTES // (8 * len(labels)))
+    for rows in (slice(i, i + size) for i in range(0, len(x), size)):
+        mine = labels[:, rows].T
+        to1 = n1 - unit[rows] @ sums.T - alone[rows] * mine
+        to0 = (n0 - unit[rows] @ total + n1 - alone[rows, 0])[:, None] - to1
+        parts = (part.clamp_min_(0).float() for part in (to0, to1, mine.contiguous()))
+        found += _signed_silhouettes(*parts, n0, n1).sum(0)
+    return found / len(x)
 
 
 def nearest(x: Tensor) -> Tensor:
     """Every text's nearest other text: x [n, k] float64 -> [n] int64."""
     found = torch.empty(len(x), dtype=torch.int64)
-    for rows, distance in _distance_tiles(x, 0, cosine=False):
+    for rows, distance in _distance_tiles(x):
         distance.diagonal(rows.start).fill_(torch.inf)
         found[rows] = distance.argmin(-1)
     return found

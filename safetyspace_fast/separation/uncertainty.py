@@ -5,7 +5,6 @@ Draws depend on the language and the seed, never on the model, so that two model
 the same resamples and their difference has an interval of its own.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -45,20 +44,46 @@ class Resamples:
         """The labels as they are, then every permutation: [1 + permutations, n] float64."""
         return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
 
-    def weights(self, result_bytes: int, *, bootstrap: bool = True) -> Iterator[Tensor]:
-        """Class weights [R, 2, n] float64 in chunks: the texts as they are, bootstraps, permuted.
+    def class_counts(self, *, bootstrap: bool = True) -> Tensor:
+        """Texts in each class of every resample: [R, 2] float64, in the order of `class_sums`."""
+        return self.class_sums(torch.ones(len(self.labels), 1).double(), bootstrap=bootstrap)[
+            ..., 0
+        ]
+
+    def class_sums(self, x: Tensor, *, bootstrap: bool = True) -> Tensor:
+        """Sums of rows over each class: the texts as they are, then bootstraps, then permutations.
+
+        A bootstrap draws within classes and a permutation moves what leaves one class into the
+        other, so that each takes one product with half of the texts' weights.
 
         Args:
-            result_bytes: what the caller makes of one resample; keeps `CHUNK_BYTES`.
+            x: [..., n, k] float64, roughly centred.
             bootstrap: leave the bootstraps out if not.
+
+        Returns:
+            [..., R, 2, k] float64.
         """
-        labels = self.labels[None].to(torch.uint8)
-        counts = self.counts if bootstrap else self.counts[:0]
-        times = torch.cat([torch.ones_like(labels), counts, torch.ones_like(self.permuted)])
-        classes = torch.cat([labels, labels.expand(len(counts), -1), self.permuted])
-        size = max(1, CHUNK_BYTES // (16 * labels.shape[-1] + result_bytes))
-        for count, label in zip(torch.split(times, size), torch.split(classes, size), strict=True):
-            yield torch.stack([count * (1 - label), count * label], dim=1).double()
+        total = x.sum(-2, keepdim=True)
+        drawn = []
+        for label in (0, 1):
+            mine = self.labels == label
+            of_class = x[..., mine, :]
+            parts = [of_class.sum(-2, keepdim=True)]
+            if bootstrap:
+                parts += _products(self.counts[:, mine], of_class)
+            drawn.append(torch.cat(parts, -2))
+        ones = torch.cat(
+            [total.new_empty(*total.shape[:-2], 0, total.shape[-1]), *_products(self.permuted, x)],
+            -2,
+        )
+        swapped = torch.stack([total - ones, ones], -2)
+        return torch.cat([torch.stack(drawn, -2), swapped], -3)
+
+
+def _products(weights: Tensor, x: Tensor) -> list[Tensor]:
+    """Integer weights [R, n] times x [..., n, k], in float64, a chunk of resamples at a time."""
+    size = max(1, CHUNK_BYTES // (8 * max(1, weights.shape[-1])))
+    return [part.double() @ x for part in torch.split(weights, size) if len(part)]
 
 
 def draw(

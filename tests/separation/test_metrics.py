@@ -33,6 +33,14 @@ def tensors(x, label):
     return torch.tensor(x), y, weights
 
 
+def moments_of(x, weights):
+    return m.moments(
+        (weights.flatten(0, 1) @ m.products(x)).unflatten(-2, weights.shape[:2]),
+        weights.sum(-1),
+        x.shape[-1],
+    )
+
+
 def stored(x, label, seed=0):
     fold = np.random.default_rng(seed).permutation(len(x)) % 10
     projection = np.eye(x.shape[1])
@@ -52,7 +60,7 @@ def test_moments_are_numpys_for_every_resample():
     rng = np.random.default_rng(1)
     times = torch.tensor(rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=3)).double()
     weights = torch.stack([times * (y == 0), times * (y == 1)], 1)
-    found = m.moments(xt.expand(2, -1, -1), weights)
+    found = moments_of(xt.expand(2, -1, -1), weights)
     for r in range(3):
         for c in (0, 1):
             rows = np.repeat(x, weights[r, c].int().numpy(), axis=0)
@@ -106,21 +114,34 @@ def test_davies_bouldin_and_silhouettes_are_scikit_learns():
         assert float(value) == pytest.approx(silhouette_score(x, label, metric=metric), abs=1e-9)
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-def test_labelled_silhouettes_are_scikit_learns_in_every_tile(monkeypatch, cosine):
+def test_labelled_silhouettes_are_scikit_learns_in_every_tile(monkeypatch):
     x, label = classes()
+    x[7] = x[8]
     rng = np.random.default_rng(2)
     labels = np.stack([label, *(rng.permutation(label) for _ in range(3))])
-    xt = torch.tensor(x)
-    metric = "cosine" if cosine else "euclidean"
-    expected = [silhouette_score(x, row, metric=metric) for row in labels]
+    xt, many = torch.tensor(x), torch.tensor(labels).double()
+    expected = [silhouette_score(x, row) for row in labels]
+    cosine = [silhouette_score(x, row, metric="cosine") for row in labels]
     for tile_bytes in (1, 10_000, 32 << 20):
         monkeypatch.setattr(m, "TILE_BYTES", tile_bytes)
-        found = m.labelled_distances(xt, torch.tensor(labels).double(), cosine=cosine)
+        found = m.labelled_distances(xt, many)
         np.testing.assert_allclose(found.silhouette, expected, atol=2e-6)
+        np.testing.assert_allclose(m.labelled_cosine(xt, many), cosine, atol=2e-6)
         own, other = m.mean_distances(found.pair_sum, torch.tensor(label))
         exact = m.silhouette_samples(own, other).mean()
         assert float(exact) == pytest.approx(expected[0], abs=1e-9)
+
+
+def test_labelled_statistics_of_texts_that_are_all_alike_or_zero():
+    labels = torch.tensor([[0.0, 1, 0, 1, 0], [1, 1, 0, 0, 0]]).double()
+    found = m.labelled_distances(torch.zeros(5, 3).double(), labels)
+    assert found.silhouette.tolist() == [0, 0]
+    assert found.energy.tolist() == [0, 0]
+    x = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 3], [0, 0]]).double()
+    distance = 1 - x @ x.T / x.norm(dim=1).clamp_min(1e-9)[:, None] / x.norm(dim=1).clamp_min(1e-9)
+    distance.fill_diagonal_(0)
+    expected = [silhouette_score(distance, row.int(), metric="precomputed") for row in labels]
+    np.testing.assert_allclose(m.labelled_cosine(x, labels), expected, atol=1e-6)
 
 
 def test_energy_and_mmd_against_all_pairs_of_distinct_texts():
@@ -169,7 +190,7 @@ def test_dunn_and_nearest_neighbour_by_hand():
 
 def gaussian_terms(x, label, k):
     xt, _, weights = tensors(x, label)
-    found = m.moments(xt[:, :k], weights)
+    found = moments_of(xt[:, :k], weights)
     t1, t2 = m.bhattacharyya(found.shift, found.cov)
     return t1[0], t2[0]
 
@@ -265,7 +286,7 @@ def test_ledoit_wolf_is_scikit_learns():
 def test_mahalanobis_is_the_mean_over_all_disjoint_texts():
     x, label = classes(9, 8, width=2)
     xt, _, weights = tensors(x, label)
-    found = float(m.mahalanobis(m.moments(xt, weights))[0])
+    found = float(m.mahalanobis(moments_of(xt, weights))[0])
     a, b = x[label == 0], x[label == 1]
     pooled = (8 * np.cov(a.T) + 7 * np.cov(b.T)) / 15
     inverse = np.linalg.inv(pooled)
@@ -280,7 +301,7 @@ def test_mahalanobis_is_the_mean_over_all_disjoint_texts():
 def test_frechet_is_scipys_square_root():
     x, label = classes()
     xt, _, weights = tensors(x, label)
-    moments = m.moments(xt, weights)
+    moments = moments_of(xt, weights)
     s0, s1 = (np.cov(x[label == c].T) for c in (0, 1))
     d = x[label == 1].mean(0) - x[label == 0].mean(0)
     root = sqrtm(s0)
