@@ -51,6 +51,7 @@ $(VENV)/.bench: $(VENV)/.test
 bench: $(VENV)/.bench models ## kernels and end to end, with peers
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks end-to-end
+	$(BIN)/python -m benchmarks separation
 
 lint: $(VENV)/.test ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .

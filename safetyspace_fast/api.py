@@ -29,6 +29,7 @@ from .extract import (
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
 from .separation import separation
 from .separation.between import compare
+from .separation.languages import directions, parallel
 from .store import (
     Claim,
     ModelWriter,
@@ -42,6 +43,7 @@ from .store import (
     create_run,
     half_made,
     resume_run,
+    save_results,
 )
 from .store.layout import SHARD_SAMPLES
 
@@ -65,9 +67,12 @@ __all__ = [
     "Verified",
     "check",
     "compare",
+    "directions",
     "iter_run",
     "open_run",
+    "parallel",
     "run",
+    "save_results",
     "separation",
     "verify",
 ]
@@ -191,6 +196,7 @@ def sample_columns(samples: Samples) -> dict[str, Any]:
     return {
         "file_position": samples.file_position,
         "text_sha256": samples.text_sha256,
+        "n_chars": [len(text) for text in samples.texts],
         "lang": samples.lang_index,
         "label": samples.labels,
         "pair": samples.pair,

@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
@@ -35,8 +36,14 @@ examples:
 """
 
 COMPARE_EXAMPLES = """\
-example:
+examples:
   safetyspace-fast compare pair.zarr --base base --aligned aligned --layers=-1
+  safetyspace-fast compare study.zarr --preset hidden-space-of-safety
+"""
+
+LANGUAGES_EXAMPLES = """\
+example:
+  safetyspace-fast languages run.zarr --poolings last --layers=-1
 """
 
 
@@ -60,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], None] = arguments.command
+    warnings.showwarning = _warn
     try:
         command(arguments)
     except ConfigError as error:
@@ -77,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"safetyspace-fast: warning: {message}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="safetyspace-fast",
@@ -88,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_separation(commands)
     _add_compare(commands)
+    _add_languages(commands)
     _add_explain(commands)
     _add_verify(commands)
     _add_check(commands)
@@ -108,21 +121,28 @@ def _add_run(commands: Any) -> None:
         "--model",
         dest="models",
         action="append",
-        required=True,
         metavar="[NAME=]BASE[+ADAPTER]",
         help="directory, hub id or .gguf file, with a PEFT adapter after a plus; may be repeated",
     )
-    run.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
+    run.add_argument("--data", metavar="FILE_OR_ID", help=helps["data"])
     run.add_argument("--out", required=True, metavar="RUN.zarr", help=helps["out"])
     for name, extra in _RUN_OPTIONS.items():
         default = RunConfig.__dataclass_fields__[name].default
         shown = ",".join(default) if isinstance(default, tuple) else default
         suffix = "" if default in (None, False) else f" (default: {shown})"
-        if extra.get("action") != "store_true":
-            extra = {"default": default, **extra}
         flag = "--" + name.replace("_", "-")
         run.add_argument(flag, help=helps[name] + suffix, **extra)
+    _add_preset(run)
     run.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset",
+        metavar="NAME[:PAIR]",
+        help="a published study's protocol, for whatever is not given; PAIR: only these two models",
+    )
+    parser.add_argument("--list-presets", action=_Presets, nargs=0, help="print them and exit")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -163,7 +183,21 @@ _VERIFY_OPTIONS = (
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    options = {field.name: getattr(arguments, field.name) for field in fields(RunConfig)}
+    given = {field.name: getattr(arguments, field.name) for field in fields(RunConfig)}
+    options = {name: value for name, value in given.items() if value is not None}
+    if arguments.preset:
+        from .presets import preset
+
+        chosen, pair = preset(arguments.preset)
+        fill = {key: getattr(chosen, key) for key in ("layers", "poolings", "template")}
+        if "models" not in options:
+            fill["models"] = chosen.models(pair)
+        if chosen.data:
+            fill["data"] = chosen.data[0]
+        options = fill | options
+    for name, flag in (("models", "--model"), ("data", "--data")):
+        if name not in options:
+            raise ConfigError(f"run: {flag} is missing; name it, or a --preset that does")
     options["models"] = tuple(options["models"])
     config = RunConfig(**options)
     from . import api
@@ -257,13 +291,23 @@ def _add_separation(commands: Any) -> None:
         SEPARATION_EXAMPLES,
     )
     _add_selection(separation)
+    _add_metrics(separation)
     separation.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
 
 
 def _separation(arguments: argparse.Namespace) -> None:
     from . import api
+    from .errors import StoreError
+    from .separation import tables
 
-    _write_statistics(api.separation, arguments, models=arguments.models)
+    run = api.open_run(arguments.run)
+    options = _statistics(arguments)
+    dataset = _with_bar(api.separation, arguments, run, models=arguments.models, **options)
+    try:
+        api.save_results(run, dataset)
+    except StoreError as error:  # a store that others own is still worth a table
+        print(f"safetyspace-fast: not kept: {error}", file=sys.stderr)
+    tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
 
 
 def _add_compare(commands: Any) -> None:
@@ -275,14 +319,89 @@ def _add_compare(commands: Any) -> None:
         COMPARE_EXAMPLES,
     )
     _add_selection(compare)
-    compare.add_argument("--base", required=True, metavar="NAME", help="the model before")
-    compare.add_argument("--aligned", required=True, metavar="NAME", help="the model after")
+    _add_metrics(compare)
+    compare.add_argument("--base", metavar="NAME", help="the model before")
+    compare.add_argument("--aligned", metavar="NAME", help="the model after")
+    compare.add_argument(
+        "--reference",
+        default="en",
+        metavar="LANG",
+        help="language for the difference of differences (default: en)",
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from . import api
+    from .separation import tables
 
-    _write_statistics(api.compare, arguments, base=arguments.base, aligned=arguments.aligned)
+    run = api.open_run(arguments.run)
+    options = _statistics(arguments)
+    pairs = {arguments.preset: (arguments.base, arguments.aligned)}
+    if arguments.preset and not (arguments.base or arguments.aligned):
+        pairs = _preset_pairs(arguments, run)
+    if None in next(iter(pairs.values())):
+        raise ConfigError("compare: --base and --aligned are missing; name two models of the store")
+    if len(pairs) > 1 and arguments.format != "table":
+        raise ConfigError(f"--format {arguments.format}: of one pair; choose it with NAME:PAIR")
+    for name, (base, aligned) in pairs.items():
+        dataset = _with_bar(
+            api.compare,
+            arguments,
+            run,
+            base=base,
+            aligned=aligned,
+            reference=arguments.reference,
+            **options,
+        )
+        tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+        if arguments.preset and arguments.format == "table" and arguments.output is None:
+            from .presets import preset
+
+            chosen, only = preset(arguments.preset)
+            known = [x for x in chosen.published if x["pair"] in (name, only)]
+            print(tables.beside_published(dataset, known, chosen.source))
+
+
+def _preset_pairs(arguments: argparse.Namespace, run: Any) -> dict[str, tuple[str, str]]:
+    """The preset's pairs whose models are both in the store."""
+    from .presets import preset
+
+    chosen, only = preset(arguments.preset)
+    names = [name for name in chosen.pairs or {} if only in (None, name)]
+    pairs = {name: (f"{name}.base", f"{name}.aligned") for name in names}
+    found = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
+    if not found:
+        raise ConfigError(
+            f"preset: {arguments.run} holds no pair of {arguments.preset}; write one with "
+            "`run --preset`, or name --base and --aligned"
+        )
+    return found
+
+
+def _add_languages(commands: Any) -> None:
+    languages = _command(
+        commands,
+        "languages",
+        _languages,
+        "do languages share one harm direction: cosines, transfer, content against language",
+        LANGUAGES_EXAMPLES,
+    )
+    _add_selection(languages)
+    languages.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
+
+
+def _languages(arguments: argparse.Namespace) -> None:
+    import xarray
+
+    from . import api
+    from .separation import tables
+
+    run = api.open_run(arguments.run)
+    found = [
+        _with_bar(function, arguments, run, models=arguments.models)
+        for function in (api.directions, api.parallel)
+    ]
+    tables.write(xarray.merge(found), arguments.format, arguments.output)
 
 
 def _add_explain(commands: Any) -> None:
@@ -299,23 +418,12 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    """What `separation` and `compare` have in common: which numbers, and in which form."""
+    """Which part of a store, and in which form the numbers come."""
     parser.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
-    parser.add_argument(
-        "--metric",
-        dest="metrics",
-        action="append",
-        metavar="NAME",
-        help="one metric, or `all`; may be repeated (default: the main ones; a wrong name lists "
-        "them)",
-    )
     names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
     parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1 is the last")
     parser.add_argument("--poolings", **names, help="only these poolings")
     parser.add_argument("--languages", **names, help="only these languages")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the resampling (default: 0)"
-    )
     parser.add_argument(
         "--format",
         choices=("table", "json", "csv", "parquet"),
@@ -328,34 +436,86 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
 
 
-def _write_statistics(
-    function: Callable[..., Any], arguments: argparse.Namespace, **options: Any
-) -> None:
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    """What `separation` and `compare` have in common: which metrics, and how sure they are."""
+    parser.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        metavar="NAME",
+        help="one metric, or `all`; may be repeated (default: the main ones; a wrong name lists "
+        "them)",
+    )
+    for name in ("bootstraps", "permutations"):
+        parser.add_argument(
+            f"--{name}", type=int, default=200, metavar="N", help="how many (default: 200)"
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the resampling (default: 0)"
+    )
+    parser.add_argument(
+        "--unpaired",
+        action="store_true",
+        help="take paired texts for unpaired, which is wrong: to see how wrong",
+    )
+    for name, other in (("high", "high-resource"), ("low", "low-resource")):
+        parser.add_argument(
+            f"--{name}",
+            type=_names,
+            metavar="A,B,..",
+            help=f"the {other} languages (default: see `explain groups`)",
+        )
+    _add_preset(parser)
+
+
+def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of `separation` and `compare`; a preset stands in for what is not given."""
+    metrics = "all" if arguments.metrics == ["all"] else arguments.metrics
+    if arguments.preset:
+        from .presets import preset
+
+        chosen, _ = preset(arguments.preset)
+        metrics = metrics or chosen.metrics
+        arguments.layers = arguments.layers or (chosen.layers,)
+        arguments.poolings = arguments.poolings or chosen.poolings
+    return {
+        "metrics": metrics,
+        "bootstraps": arguments.bootstraps,
+        "permutations": arguments.permutations,
+        "seed": arguments.seed,
+        "paired": False if arguments.unpaired else None,
+    }
+
+
+def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
+    from .separation.languages import GROUPS, with_groups
+
+    asked = {"high": arguments.high, "low": arguments.low}
+    return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})
+
+
+def _with_bar(
+    function: Callable[..., Any], arguments: argparse.Namespace, run: Any, **options: Any
+) -> Any:
+    """Call a function of a store with the selection that was typed, behind a progress bar."""
     if arguments.format == "parquet" and arguments.output is None:
         raise ConfigError("--format parquet: is binary; name a file with -o")
     from tqdm import tqdm
 
-    from . import api
-    from .separation import tables
-
-    metrics = arguments.metrics
     with tqdm(desc="resampling", unit="step", file=sys.stderr, disable=None, leave=False) as bar:
 
         def show(done: int, steps: int) -> None:
             bar.total = steps
             bar.update(done - bar.n)
 
-        dataset = function(
-            api.open_run(arguments.run),
-            metrics="all" if metrics == ["all"] else metrics,
+        return function(
+            run,
             layers=arguments.layers,
             poolings=arguments.poolings,
             languages=arguments.languages,
-            seed=arguments.seed,
             progress=show,
             **options,
         )
-    tables.write(dataset, arguments.format, arguments.output)
 
 
 def _add_verify(commands: Any) -> None:
@@ -502,6 +662,16 @@ def _command(
     )
     parser.set_defaults(command=function)
     return parser
+
+
+class _Presets(argparse.Action):
+    """Lists the presets, whatever else was typed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .presets import describe
+
+        print(describe())
+        parser.exit()
 
 
 class _Version(argparse.Action):

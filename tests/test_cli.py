@@ -98,7 +98,7 @@ def test_wrong_usage_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["separation"], ["compare"], ["explain"], ["info"]]
+    "command", [[], ["run"], ["separation"], ["compare"], ["languages"], ["explain"], ["info"]]
 )
 def test_help_teaches(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -187,3 +187,52 @@ def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: 
     assert "Traceback" not in progress
     finished = subprocess.run([*command, "--resume"], env=environment, check=False)
     assert finished.returncode == 0
+
+
+def test_languages_prints_matrices_and_rows(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    chosen = ["languages", str(store), "--layers=-1", "--poolings", "last"]
+    assert main(chosen) == 0
+    text = capfd.readouterr().out
+    for word in ("transfer_auc", "direction_ceiling", "semantic silhouette", "de", "ru"):
+        assert word in text
+    assert main([*chosen, "--json"]) == 0
+    whole = json.loads(capfd.readouterr().out)
+    assert len(whole["rows"]) == 9
+    assert {"lang", "other_lang", "transfer_auc", "semantic"} <= set(whole["rows"][0])
+    assert whole["definitions"]["language"]["definition"]
+
+
+def test_everything_in_the_results_explains_itself(
+    store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("semantic", "cka", "excess", "p_family", "transfer_auc", "tokens0", "groups"):
+        assert main(["explain", name]) == 0
+        assert name in capfd.readouterr().out
+
+
+def test_separation_keeps_its_results_and_goes_on_where_it_cannot(
+    store: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ["separation", str(store), "--metric", "rho", "--layers=-1", "--bootstraps", "0"]
+    assert main(chosen) == 0
+    assert (store / "separation" / "tiny-llama" / "rho" / "zarr.json").exists()
+    from safetyspace_fast import api
+    from safetyspace_fast.errors import StoreError
+
+    def refuse(*_: object) -> None:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(api, "save_results", refuse)
+    capfd.readouterr()
+    assert main(chosen) == 0
+    printed, said = capfd.readouterr()
+    assert "rho" in printed
+    assert "not kept: read-only" in said
+
+
+def test_a_wrong_analysis_is_done_with_a_warning(
+    store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["separation", str(store), "--metric", "rho", "--layers=-1", "--unpaired"]
+    assert main(chosen) == 0
+    assert "keeps what the two texts of a pair share" in capfd.readouterr().err

@@ -13,6 +13,7 @@ ROOT = Path(safetyspace_fast.__file__).parent
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "presets": {"errors"},
     "ops": {"errors"},
     "data": {"errors"},
     "models": {"config", "errors"},
@@ -21,7 +22,7 @@ ALLOWED = {
     "separation": {"errors", "ops", "data", "store"},
     "info": {"ops"},
     "api": {"config", "errors", "info", "data", "models", "store", "extract", "separation"},
-    "cli": {"config", "errors", "info", "api", "separation"},
+    "cli": {"config", "errors", "info", "presets", "api", "separation"},
     "__init__": {"api", "ops"},
 }
 

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "Metric", "choose", "explain", "metric", "separation"]
 
+CONFOUNDS = {
+    "tokens0": "mean tokens of a harmless text",
+    "tokens1": "mean tokens of a harmful text; where it differs from tokens0, length alone tells "
+    "the classes apart",
+    "chars_per_token": "characters a token of the language stands for: few where the tokenizer "
+    "does not know the language",
+    "truncated": "share of the texts that were cut to fit",
+    "duplicates": "share of the texts that are copies of another one",
+    "harmful": "share of harmful texts: class balance",
+}
+"""What may differ between languages beside the model's view of them, by (model, lang)."""
+
 Progress = Callable[[int, int], None]
 """Called with the (model, language) steps done and their number."""
 
@@ -60,9 +72,8 @@ def separation(
         Variables value, low, high, floor, p, p_family (p of the largest statistic over all layers
         and languages shown), refused (metric, model, layer, pooling, lang), n0, n1
         (model, layer, pooling, lang) and, because languages come from different corpora, what may
-        confound them: tokens0, tokens1 (mean tokens a text of each class), truncated, duplicates
-        (shares of the texts) (model, lang). `low`, `high` hold the mean of the value at this number
-        of texts with 95 %; for metrics with a floor above zero the excess over the floor is what
+        confound them (model, lang): see `CONFOUNDS`. `low`, `high` hold the mean of the value at
+        this number of texts with 95 %; where the floor is above zero the excess over it is what
         estimates the population. NaN stands only where `refused` says why, or where the metric's
         `interval`, `null` or `floor` is "none".
 
@@ -142,7 +153,7 @@ def separation(
             "n0": (dims[1:], counts[0]),
             "n1": (dims[1:], counts[1]),
             **{
-                name: (("model", "lang"), column)
+                name: (("model", "lang"), column, {"long_name": CONFOUNDS[name]})
                 for name, column in _confounds(run, chosen_models, chosen_langs).items()
             },
         },
@@ -189,12 +200,12 @@ def _confounds(
     run: "Run", models: Sequence[str], langs: Sequence[str]
 ) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     """What differs between languages beside the model's view of them."""
-    names = ("tokens0", "tokens1", "truncated", "duplicates")
-    found = {name: np.full((len(models), len(langs)), np.nan) for name in names}
+    found = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
         label = np.asarray(run.samples.label[span])
         texts = np.asarray(run.samples.text_sha256[span])
+        chars = np.asarray(run.samples.n_chars[span])
         copies = 1 - len(np.unique(texts, axis=0)) / max(1, len(texts))
         for i, model in enumerate(models):
             tokens = run.model(model).read("n_tokens", samples=span)
@@ -203,12 +214,16 @@ def _confounds(
                     found[f"tokens{c}"][i, j] = tokens[label == c].mean()
             found["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
             found["duplicates"][i, j] = copies
+            found["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
+            found["harmful"][i, j] = label.mean() if len(label) else np.nan
     return found
 
 
 def _describe(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
     """The definitions as coordinates along `metric`, so that every number carries its own."""
-    fields = ("title", "space", "kind", "definition", "source", "interval", "null", "alias_of")
+    fields = (
+        "title", "space", "kind", "unit", "definition", "source", "interval", "null", "alias_of",
+    )  # fmt: skip
     return {name: ("metric", [getattr(m, name) for m in family]) for name in fields}
 
 

@@ -40,6 +40,17 @@ GEOMETRY = {
 """What is compared beside the metrics, for every (layer, pooling, lang)."""
 
 
+COLUMNS = {
+    "difference": "aligned less base on the same texts; low, high from the same resamples or "
+    "influences in both models, p two-sided and normal",
+    "excess": "difference of differences: that of a language less that of the reference language "
+    "(English by default); texts of two languages are independent",
+    "p_family": "p of the largest statistic over all layers and languages shown, of one metric, "
+    "model and pooling (Westfall & Young 1993): small where a number stands out of them all",
+}
+"""Columns of `separation` and `compare` that are no metrics."""
+
+
 def compare(
     run: "Run",
     *,

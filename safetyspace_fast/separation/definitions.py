@@ -11,11 +11,14 @@ from ..errors import ConfigError
 COMPONENTS = 16
 """Principal components a store keeps for every text; `_pcK` names reach up to here."""
 
-BOOTSTRAP = "bootstrap of texts (of pairs on paired data), normal with the bootstrap's deviation"
+BOOTSTRAP = (
+    "bootstrap of texts (of pairs on paired data), each with components of its own; normal with "
+    "the bootstrap's deviation, less the noise that draws add to noise where its size is known"
+)
 INFLUENCE = "delta method from exact per-text influences (summed over pairs on paired data)"
 REFITS = "widened by the share of the fitted directions that is noise (twice the variance on noise)"
-DELONG = f"DeLong's placements within folds, {REFITS}"
-BINOMIAL = "normal, from the texts' own spread (pairs' on paired data)"
+DELONG = f"DeLong's placements within folds, {REFITS}; normal on the log odds"
+BINOMIAL = "from the texts' own spread (pairs' on paired data), normal on the log odds"
 NONE = "none"
 
 SHUFFLE = "permuted labels (swapped inside pairs on paired data)"
@@ -48,6 +51,13 @@ class Metric:
     """Computed when no metrics are named."""
     grows: bool = True
     """Whether a larger value means classes further apart."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the value: `state`, `state^2`, or `1` where it has none."""
+        squares = ("mean_shift", "paired_shift", "frechet")
+        family = self.name.rsplit("_pc", 1)[0]
+        return "state" if family == "energy_distance" else "state^2" if family in squares else "1"
 
     @property
     def components(self) -> int:
@@ -311,7 +321,7 @@ _BASE: tuple[Metric, ...] = (
         source="Cover & Hart 1967",
         pitfalls="Near-duplicate texts, and pairs above all, decide it: on paired data the "
         "nearest text is often the partner, and the value falls below chance.",
-        interval=BINOMIAL,
+        interval=f"{BINOMIAL}; texts that are each other's nearest count as one",
         default=False,
     ),
     replace(
@@ -465,7 +475,7 @@ def metric(name: str) -> Metric:
         family, k = match[1], int(match[2])
         if family in _IN_COMPONENTS and 1 <= k <= COMPONENTS:
             return replace(_in_components(_IN_COMPONENTS[family], k), default=False)
-    raise ConfigError(f"metric: no {name!r}; choose from {', '.join(METRICS)}")
+    raise ConfigError(f"metric: no {name!r}; choose from {', '.join((*METRICS, *_notes()))}")
 
 
 def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
@@ -485,12 +495,27 @@ def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
     return tuple(metric(name) for name in names)
 
 
+def _notes() -> dict[str, str]:
+    """What is reported beside the metrics, by name."""
+    from . import CONFOUNDS
+    from .between import COLUMNS, GEOMETRY
+    from .languages import DEFINITIONS, GROUP_DEFINITION, GROUPS, PARALLEL
+
+    table = "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
+    groups = f"{GROUP_DEFINITION}. {table} (above or below 1 % of Common Crawl's pages)"
+    return CONFOUNDS | COLUMNS | DEFINITIONS | GEOMETRY | PARALLEL | {"groups": groups}
+
+
 def explain(name: str) -> str:
     """What a metric is, in a few lines for the terminal.
 
     Raises:
         ConfigError: there is no such metric.
     """
+    if name in (notes := _notes()):
+        return "\n".join(
+            textwrap.wrap(f"{name}: {notes[name]}", 100, subsequent_indent=" " * (len(name) + 2))
+        )
     m = metric(name)
     space = {"full": "full width", "projection": "the seeded random projection"}.get(
         m.space, f"the language's own first {m.components} principal components"

@@ -176,11 +176,30 @@ class Block:
         return coords[..., :k]
 
     @cached_property
-    def moments(self) -> m.Moments:
-        """Class moments in all stored components, [cell, R]; see `Resamples.class_sums`."""
+    def _moments(self) -> tuple[m.Moments, Tensor]:
         coords = self.stored("pca_coords")
         sums = torch.stack([self.resamples.class_sums(m.products(x)) for x in coords])
-        return m.moments(sums, self.resamples.class_counts(), coords.shape[-1])
+        found = m.moments(sums, self.resamples.class_counts(), coords.shape[-1])
+        drawn = slice(1, 1 + len(self.resamples.counts))
+        own = m.Moments(found.count[drawn], found.mean[:, drawn], found.cov[:, drawn])
+        axes = own.axes()
+        own = own.along(axes)
+        found.mean[:, drawn], found.cov[:, drawn] = own.mean, own.cov
+        return found, axes
+
+    @property
+    def moments(self) -> m.Moments:
+        """Class moments in all stored components, [cell, R]; see `Resamples.class_sums`.
+
+        Every bootstrap has components of its own, as another sample of texts would: those of its
+        texts inside the stored ones. Permutations leave the components as they are.
+        """
+        return self._moments[0]
+
+    @property
+    def axes(self) -> Tensor:
+        """[cell, bootstraps, component, component], each bootstrap's own components as columns."""
+        return self._moments[1]
 
     def resampled(
         self, k: int, statistic: Callable[[m.Moments], Tensor]
@@ -266,7 +285,7 @@ class Block:
         if kind == "direction":
             on_shift, _ = m.shift_influence(self.sqdist, self.shift_sq, self.trace, self.labels)
             along = u.influence_variance(on_shift, self.unit) / 4
-            return (self.shift_noise / along).clamp(0, 1).nan_to_num(1.0)
+            return (self.shift_noise / along).clamp(0, 2).nan_to_num(1.0)
         found = []
         for x, unit in zip(self.projected, self.unit_shift, strict=True):
             low, high = (x[self.labels == c] for c in (0, 1))
@@ -359,8 +378,12 @@ def _estimate(
     influence: Tensor | None = None,
     draws: Tensor | None = None,
     square: Tensor | None = None,
+    share: bool = False,
 ) -> Estimate:
-    """Put an estimate together; `floor` None is the mean of the null."""
+    """Put an estimate together; `floor` None is the mean of the null.
+
+    `square` is the variance of the value's quadratic part; `share` marks values from 0 to 1.
+    """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
     if null is not None and null[1].shape[-1]:
@@ -372,9 +395,13 @@ def _estimate(
         variance = u.influence_variance(influence, block.unit)
         if square is not None:
             variance = u.quadratic_variance(variance, square)
-        low, high = u.interval(value, variance.sqrt())
+        low, high = (u.share_interval if share else u.interval)(value, variance.sqrt())
     elif draws is not None and draws.shape[-1] > 1:
-        low, high = u.interval(value, u.spread(draws))
+        variance = u.spread(draws).square()
+        if square is not None:
+            # Draws add noise to noise: they hold the quadratic part three times, and not once.
+            variance = torch.maximum(variance - 2 * square, square)
+        low, high = u.interval(value, variance.sqrt())
     return Estimate(value, level, p, low, high, influence, draws, square, null)
 
 
@@ -470,7 +497,13 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
     floors = {"_mean": t1, "_cov": t2, "_shrunk": None}
     exact = floors.get(family, t1 + t2)
     floor = None if exact is None else _swap_floor(block, exact, (value, null))
-    estimate = _estimate(value, floor, (value, null), block, draws=draws)
+    # Both terms are close to sums of squares, of k and of k(k+1)/2 normal deviates.
+    parts = ((t1, k), (t2, k * (k + 1) / 2))
+    square = None
+    if not block.paired and math.isfinite(t1):
+        chance = sum(2 * mean**2 / freedom for mean, freedom in (parts[i] for i in chosen))
+        square = torch.full_like(value, chance)
+    estimate = _estimate(value, floor, (value, null), block, draws=draws, square=square)
     if family == "_excess":
         floor = estimate.floor
         return replace(
@@ -543,8 +576,12 @@ def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
     labels = block.resamples.labellings().to(torch.uint8)
     neighbours = [m.nearest(x) for x in block.projected]
     null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
-    influence = (hits - value[:, None]) / hits.shape[-1]
-    return _estimate(value, None, (null[:, 0], null[:, 1:]), block, influence=influence)
+    # Two texts that are each other's nearest hit or miss together.
+    mutual = torch.stack(
+        [(near[near] == torch.arange(len(near))).double().mean() for near in neighbours]
+    )
+    influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
+    return _estimate(value, None, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
 
 
 def _energy_distance(block: Block, metric: Metric) -> Estimate:
@@ -579,7 +616,7 @@ def _auc(block: Block, metric: Metric) -> Estimate:
     )
     null = block.refitted(kind)["auc"]
     influence = _with_refits(block, kind, influence, m.RANKS_BY_MEANS)
-    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence)
+    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
 
 
 def _accuracy(block: Block, metric: Metric) -> Estimate:
@@ -591,7 +628,9 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     floor = float(block.count.max() / block.count.sum())
     influence = (hits - value[:, None]) / hits.shape[-1]
     influence = _with_refits(block, kind, influence, m.SIGNS_BY_MEANS)
-    return _estimate(value, floor, (null[:, 0], null[:, 1:]), block, influence=influence)
+    return _estimate(
+        value, floor, (null[:, 0], null[:, 1:]), block, influence=influence, share=True
+    )
 
 
 def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
@@ -600,7 +639,7 @@ def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted("direction")["paired_accuracy"]
     influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
     influence = _with_refits(block, "direction", influence, m.SIGNS_BY_MEANS)
-    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence)
+    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
 
 
 def _paired_effect(block: Block, metric: Metric) -> Estimate:
@@ -642,15 +681,23 @@ def _hotelling(block: Block, metric: Metric) -> Estimate:
     k = metric.components
     if not block.force:
         block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
-    coords = block.components(k).transpose(-1, -2)
+    block.components(k)  # or a refusal
+    coords = block.stored("pca_coords").nan_to_num(0.0).transpose(-1, -2)
     gap = block.pair_differences(coords).transpose(-1, -2)
     counts = block.resamples.counts[:, block.partners[:, 1]].double()
-    weights = torch.cat([block.flips[:1], counts, block.flips[1:]])
-    values = torch.cat([m.hotelling(gap, part) for part in torch.split(weights, 256)], -1)
-    null = values[:, 1 + len(counts) :]
-    return _estimate(
-        values[:, 0], None, (values[:, 0], null), block, draws=values[:, 1 : 1 + len(counts)]
+    draws = _in_parts(
+        lambda rows: m.hotelling(gap, counts[rows], block.axes[:, rows, :, :k]), len(counts)
     )
+    swapped = _in_parts(lambda rows: m.hotelling(gap[..., :k], block.flips[rows]), len(block.flips))
+    values, null = swapped[:, 0], swapped[:, 1:]
+    square = torch.full_like(values, 2 * k / len(block.partners) ** 2)
+    return _estimate(values, None, (values, null), block, draws=draws, square=square)
+
+
+def _in_parts(function: Callable[[slice], Tensor], rows: int, size: int = 256) -> Tensor:
+    """`function` of some rows at a time, put together along the last axis."""
+    starts = range(0, max(rows, 1), size)
+    return torch.cat([function(slice(i, min(i + size, rows))) for i in starts], -1)
 
 
 _BY_FAMILY: dict[str, Callable[[Block, Metric], Estimate]] = {

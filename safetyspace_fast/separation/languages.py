@@ -1,12 +1,13 @@
 """Do languages share one harm direction? Cosines with their ceiling, and transfer, as matrices."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from . import Progress, names_in, positions
 from . import engine as e
 from . import metrics as m
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     import xarray
 
     from ..store import Run
+
+HIGH_RESOURCE = ("en", "ru", "de", "zh", "ja", "es", "fr", "it", "nl", "pl", "pt", "vi")
+LOW_RESOURCE = (
+    "am", "ar", "bn", "he", "hi", "hin", "jv", "ka", "km", "ko", "lo", "ml", "mr", "ne", "si",
+    "sw", "ta", "te", "th", "tt", "uk", "ur", "yo", "zu",
+)  # fmt: skip
+"""Languages above and below one hundredth of Common Crawl's pages, the line that Deng et al. 2024
+(arXiv 2310.06474) draws; a language in neither is in no group. `groups` overrides the table."""
+GROUPS = {"high": HIGH_RESOURCE, "low": LOW_RESOURCE}
+GROUP_DEFINITION = (
+    "mean over the languages of a group that have a number, and the mean of `high` less that of "
+    "`low`; the interval holds for these languages: texts are drawn again, languages are not"
+)
 
 DEFINITIONS = {
     "direction_cosine": "cosine of the differences of class means of two languages, full width",
@@ -135,3 +149,147 @@ def _reliability(block: e.Block, i: int) -> Tensor:
     """Share of |d|^2 that is not noise."""
     noise = block.unit_shift[i].square().sum()
     return (1 - noise / block.shift_sq[i]).clamp_min(0)
+
+
+PARALLEL = {
+    "semantic": "silhouette of the texts grouped by content: by parallel item where there is one, "
+    "else by pair; in the projection",
+    "language": "silhouette of the same texts grouped by language, in the projection",
+}
+"""Variables of `parallel`, each with low and high: which of the two a layer orders texts by."""
+
+
+def parallel(
+    run: "Run",
+    *,
+    models: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    poolings: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> "xarray.Dataset":
+    """Silhouette by content and by language of parallel data, layer by layer.
+
+    Args:
+        run: an open store.
+        models, layers, poolings, languages, progress: as in `directions`.
+
+    Returns:
+        The variables of `PARALLEL` and their 95 % intervals (normal, from the spread of whole
+        contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner, or
+        all are of one language.
+
+    Raises:
+        ConfigError: a name is not in the store.
+        StoreError: an array cannot be read.
+    """
+    import xarray
+
+    chosen_models = names_in("models", models, run.models)
+    langs = names_in("languages", languages, run.languages)
+    first = run.model(chosen_models[0])
+    chosen_layers = names_in("layers", positions(layers, first.hookpoints), first.hookpoints)
+    chosen_poolings = names_in("poolings", poolings, first.poolings)
+    dims = ("model", "layer", "pooling")
+    names = (chosen_models, chosen_layers, chosen_poolings)
+    shape = tuple(len(values) for values in names)
+    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in _ENDS}
+    content = _contents(run)
+    among = np.isin(run.samples.lang_index, [run.languages.index(lang) for lang in langs])
+    _, place, size = np.unique(content, return_inverse=True, return_counts=True)
+    used = np.flatnonzero(among & (content >= 0) & (size[place] > 1))
+    by = {"semantic": content[used], "language": np.asarray(run.samples.lang_index)[used]}
+
+    def fill(i_model: int, i_layer: int) -> None:
+        store = run.model(chosen_models[i_model])
+        layer = store.hookpoints.index(chosen_layers[i_layer])
+        states = torch.from_numpy(np.ascontiguousarray(store.read("projected", layer=layer)))
+        for i_pooling, pooling in enumerate(chosen_poolings):
+            x = states[store.poolings.index(pooling), torch.from_numpy(used)].double()
+            finite = x.isfinite().all(-1)
+            x = x[finite] - x[finite].mean(0)
+            numbers = {
+                name: torch.from_numpy(np.unique(groups[finite.numpy()], return_inverse=True)[1])
+                for name, groups in by.items()
+            }
+            unit = numbers["semantic"]
+            for name, group in numbers.items():
+                if len(group) == 0 or int(group.max()) == 0:
+                    continue
+                value = m.grouped_silhouettes(x, group)
+                mean = value.mean()
+                spread = u.influence_variance((value - mean) / len(value), unit).sqrt()
+                for end, number in zip(_ENDS, (mean, *u.interval(mean, spread)), strict=True):
+                    columns[f"{name}{end}"][i_model, i_layer, i_pooling] = float(number)
+
+    if len(used):
+        jobs = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
+        e.in_parallel(fill, jobs, progress)
+    return xarray.Dataset(
+        {
+            name: (dims, column, {"definition": PARALLEL[name.split("_")[0]]})
+            for name, column in columns.items()
+        },
+        coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
+    )
+
+
+_ENDS = ("", "_low", "_high")
+
+
+def _contents(run: "Run") -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """A number for the content of every text: its item, else its pair, else -1."""
+    item = np.asarray(run.samples.item).astype(np.int64)
+    pair = np.asarray(run.samples.pair).astype(np.int64)
+    of_pair = np.where(pair >= 0, pair + item.max(initial=0) + 1, -1)
+    return np.where(item >= 0, item, of_pair)
+
+
+def with_groups(
+    dataset: "xarray.Dataset", groups: Mapping[str, Sequence[str]] | None = None
+) -> "xarray.Dataset":
+    """Add the means over groups of languages to what `separation` or `compare` returned.
+
+    Args:
+        dataset: see there.
+        groups: `high` and `low`, each with its languages; None takes `GROUPS`.
+
+    Returns:
+        The same with group_value, group_low, group_high over `group` (high, low, high - low) in
+        place of `lang`; unchanged where either group has no language here. Of `compare` it is the
+        difference that is averaged.
+
+    Raises:
+        ConfigError: the groups are not `high` and `low`, or share a language.
+    """
+    import xarray
+
+    chosen = dict(GROUPS if groups is None else groups)
+    if set(chosen) != set(GROUPS) or set(chosen["high"]) & set(chosen["low"]):
+        raise ConfigError("groups: expected high=A,B,.. and low=C,D,.. without a language in both")
+    langs = [str(lang) for lang in dataset["lang"].to_numpy()]
+    inside = {name: [lang for lang in langs if lang in chosen[name]] for name in GROUPS}
+    if not all(inside.values()):
+        return dataset
+    middle = "difference" if "difference" in dataset else "value"
+    mean, variance = {}, {}
+    for name, members in inside.items():
+        part = dataset.sel(lang=members)
+        squares = ((part["high"] - part["low"]) / (2 * u.Z95)) ** 2
+        mean[name] = part[middle].mean("lang")
+        # Languages without a number are left out; one without an interval leaves none.
+        squares = squares.where(part[middle].notnull(), 0)
+        variance[name] = squares.sum("lang", skipna=False) / part[middle].count("lang") ** 2
+    values = xarray.concat([mean["high"], mean["low"], mean["high"] - mean["low"]], "group")
+    spreads = xarray.concat(
+        [variance["high"], variance["low"], variance["high"] + variance["low"]], "group"
+    ).pipe(np.sqrt)
+    return (
+        dataset.assign_coords(group=["high", "low", "high - low"])
+        .assign(
+            group_value=values.assign_attrs(definition=GROUP_DEFINITION),
+            group_low=values - u.Z95 * spreads,
+            group_high=values + u.Z95 * spreads,
+        )
+        .assign_attrs({f"group_{name}": ",".join(members) for name, members in inside.items()})
+    )

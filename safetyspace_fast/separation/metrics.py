@@ -42,6 +42,25 @@ class Moments:
         """Those of the first `k` dimensions."""
         return Moments(self.count, self.mean[..., :k], self.cov[..., :k, :k])
 
+    def axes(self) -> Tensor:
+        """Principal axes of all texts of every resample, largest first: [..., R, k, k] columns.
+
+        Dimensions without values come last.
+        """
+        n = self.count.sum(-1)
+        between = self.shift[..., :, None] * self.shift[..., None, :]
+        scatter = (self.cov * (self.count - 1)[..., None, None]).sum(-3)
+        total = (scatter + between * (self.count.prod(-1) / n)[..., None, None]).nan_to_num(0.0)
+        total = total / total.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
+        axes: Tensor = torch.linalg.eigh(total)[1].flip(-1)
+        return axes
+
+    def along(self, axes: Tensor) -> "Moments":
+        """The same in other coordinates: axes [..., R, k, k], columns."""
+        mean = self.mean.nan_to_num(0.0) @ axes
+        turn = axes[..., None, :, :]
+        return Moments(self.count, mean, turn.transpose(-1, -2) @ self.cov.nan_to_num(0.0) @ turn)
+
 
 def products(x: Tensor) -> Tensor:
     """Every coordinate and every product of two: x [..., n, k] -> [..., n, k + k(k+1)/2].
@@ -274,19 +293,24 @@ def frechet(shift: Tensor, cov: Tensor) -> Tensor:
     return shift.square().sum(-1) + level * spread
 
 
-def hotelling(diff: Tensor, weights: Tensor) -> Tensor:
+def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tensor:
     """Hotelling's T^2 per pair, mean' S^-1 mean, of every resample: [..., R].
 
     Args:
         diff: [..., n, k] float64, differences inside pairs.
         weights: [R, n] float64, how often a pair stands in a resample; negative: labels swapped.
+        axes: [..., R, k, j], coordinates of every resample's own, or None for those of `diff`.
     """
     times = weights.abs()
     count = times.sum(-1)
     columns = products(diff)
     k = diff.shape[-1]
     mean = weights @ columns[..., :k] / count[:, None]
-    return _square_length(mean[..., None], _covariance(times @ columns[..., k:], count, mean))
+    cov = _covariance(times @ columns[..., k:], count, mean)
+    if axes is not None:
+        mean = (mean[..., None, :] @ axes).squeeze(-2)
+        cov = axes.transpose(-1, -2) @ cov @ axes
+    return _square_length(mean[..., None], cov)
 
 
 def _square_length(vectors: Tensor, cov: Tensor) -> Tensor:
@@ -497,21 +521,25 @@ def direction_noise(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor])
     """Share of the variance along a fitted direction Sp^-1 d that comes from the noise of d.
 
     With V the covariance of d, scores along w = Sp^-1 d vary by w'Vw, of which tr (Sp^-1 V)^2 is
-    there without any difference: the share goes from 1 on noise to 0.
+    there without any difference: the share goes from 1 on noise (on average: it is not cut there)
+    to 0.
 
     Args:
         shift: [P] float64, d; unit: [U, P], what every text (or pair) adds to it.
         classes: texts of each class, [n, P] float64.
     """
     within = sum(((x - x.mean(0)).T @ (x - x.mean(0)) for x in classes), unit.new_zeros(()))
-    scale = within.diagonal().sqrt().clamp_min(1e-300)
-    factor = _cholesky(within / (scale[:, None] * scale))
-    if bool(factor.isnan().any()):
-        return shift.new_ones(())
+    scale = within.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    freedom = sum(len(x) for x in classes)
+    # As the probe's own penalty does, keep directions without variance from counting as noise.
+    ridge = 4 / freedom * torch.eye(len(shift), dtype=shift.dtype)
+    factor = torch.linalg.cholesky(within / (scale[:, None] * scale) + ridge)
     columns = torch.cat([shift[None], unit]) / scale
     white = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
     along = (white[1:] @ white[0]).square().sum()
-    return (shift_noise(white[1:], 0) / along).clamp(0, 1).nan_to_num(1.0)
+    share: Tensor = (shift_noise(white[1:], 0) / along).clamp(0, 2).nan_to_num(1.0)
+    return share
 
 
 # Held-out scores -----------------------------------------------------------------------------
@@ -856,9 +884,30 @@ def labelled_cosine(x: Tensor, labels: Tensor) -> Tensor:
         mine = labels[:, rows].T
         to1 = n1 - unit[rows] @ sums.T - alone[rows] * mine
         to0 = (n0 - unit[rows] @ total + n1 - alone[rows, 0])[:, None] - to1
-        parts = (part.clamp_min_(0).float() for part in (to0, to1, mine.contiguous()))
-        found += _signed_silhouettes(*parts, n0, n1).sum(0)
+        sums0, sums1 = to0.clamp_min_(0).float(), to1.clamp_min_(0).float()
+        found += _signed_silhouettes(sums0, sums1, mine.float(), n0, n1).sum(0)
     return found / len(x)
+
+
+def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
+    """Silhouette of every text for any number of groups, as scikit-learn's; alone in one: 0.
+
+    Args:
+        x: [n, k] float64, roughly centred; group: [n] int64, 0 .. G - 1.
+    """
+    order = torch.argsort(group, stable=True)
+    count = torch.bincount(group)
+    ends = count.cumsum(0)
+    found = torch.empty(len(x), dtype=x.dtype)
+    for rows, distance in _distance_tiles(x[order]):
+        total = torch.nn.functional.pad(distance.cumsum(-1), (1, 0))
+        sums = total[:, ends] - total[:, ends - count]
+        mine = group[order[rows]][:, None]
+        own = sums.gather(-1, mine).squeeze(-1) / (count[mine.squeeze(-1)] - 1)
+        other = (sums / count).scatter(-1, mine, torch.inf).amin(-1)
+        value = silhouette_samples(own, other)
+        found[order[rows]] = torch.where(count[mine.squeeze(-1)] > 1, value, 0.0)
+    return found
 
 
 def nearest(x: Tensor) -> Tensor:

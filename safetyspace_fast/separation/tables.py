@@ -5,7 +5,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,17 @@ MOST_LAYERS = 3
 CHANCE = 0.05
 """Numbers whose p is above this are marked."""
 NUMBERS = ("value", "low", "high", "floor", "p")
-DEFINITION = ("title", "space", "kind", "definition", "source", "interval", "null", "alias_of")
+DEFINITION = (
+    "title",
+    "space",
+    "kind",
+    "unit",
+    "definition",
+    "source",
+    "interval",
+    "null",
+    "alias_of",
+)
 
 
 def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = None) -> None:
@@ -51,6 +61,11 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
 
 def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
     """Every number with all that belongs to it; what is not there is None."""
+    if "metric" not in dataset.dims:
+        frame = dataset.to_dataframe().reset_index()
+        for row in frame.to_dict("records"):
+            yield {str(k): _number(v) if isinstance(v, float) else v for k, v in row.items()}
+        return
     dims = [str(dim) for dim in dataset["refused"].dims]
     names = {dim: dataset[dim].to_numpy().tolist() for dim in dims}
     spaces = dataset["space"].to_numpy().tolist()
@@ -74,7 +89,7 @@ def numbers_of(dataset: "xarray.Dataset") -> list[str]:
     return [
         str(name)
         for name, variable in dataset.data_vars.items()
-        if "metric" in variable.dims and name != "refused"
+        if "metric" in variable.dims and name != "refused" and "group" not in variable.dims
     ]
 
 
@@ -92,6 +107,8 @@ def _number(value: Any) -> float | None:
 
 def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
     """What every metric of the results is, from the results themselves."""
+    if "metric" not in dataset.dims:
+        return {str(k): {"definition": v.attrs["definition"]} for k, v in dataset.items()}
     return {
         str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION if key in dataset}
         for i, name in enumerate(dataset["metric"].to_numpy())
@@ -135,6 +152,8 @@ def to_table(dataset: "xarray.Dataset") -> str:
     Several languages: a row each, a block per layer (the last one only where there are many). One
     language: a row per layer. Metrics that do not fit beside each other go below.
     """
+    if "metric" not in dataset.dims:
+        return _matrices(dataset)
     compared = "difference" in dataset
     layers = [str(name) for name in dataset["layer"].to_numpy()]
     langs = [str(name) for name in dataset["lang"].to_numpy()]
@@ -154,6 +173,8 @@ def to_table(dataset: "xarray.Dataset") -> str:
                 continue
             for layer in shown:
                 lines += _block(view.sel(layer=layer), "lang", f"{title} | layer {layer}")
+            if compared:
+                lines += _geometry(view, shown if len(langs) > 1 else layers)
     if compared:
         lines.append("before > after, difference [95 % interval]. ~: p > 0.05, two-sided.")
     else:
@@ -172,6 +193,89 @@ def to_table(dataset: "xarray.Dataset") -> str:
     return "\n".join(lines) + "\n"
 
 
+def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[str]:
+    """What `compare` finds beside the metrics: a row per layer and language."""
+    names = [
+        str(name)
+        for name, variable in view.data_vars.items()
+        if variable.dims == ("layer", "lang") and f"definition_{name}" in view.attrs
+    ]
+    langs = [str(name) for name in view["lang"].to_numpy()]
+    part = view[names].sel(layer=layers)
+    leading = [
+        ["layer", *(layer for layer in layers for _ in langs)],
+        ["lang", *(lang for _ in layers for lang in langs)],
+    ]
+    columns = [
+        [name, *(f"{x:.3f}" if math.isfinite(x) else "-" for x in part[name].to_numpy().flat)]
+        for name in names
+    ]
+    lines = []
+    for some in _fitting(columns, sum(_width(column) + 2 for column in leading)):
+        lines += [*_aligned([*leading, *some]), ""]
+    return lines
+
+
+def beside_published(
+    dataset: "xarray.Dataset", published: Sequence[Mapping[str, Any]], source: str
+) -> str:
+    """Published numbers of one pair of models beside those of `compare`.
+
+    Args:
+        dataset: what `compare` returned, for one layer and pooling.
+        published: each with lang, metric and some of base, aligned, difference.
+        source: where they were published.
+    """
+    columns = [["lang"], ["metric"], ["published"], ["ours"]]
+    ours = dataset.squeeze(["layer", "pooling"])
+    for entry in published:
+        here = {"lang": entry["lang"], "metric": entry["metric"]}
+        if all(here[dim] in ours[dim].to_numpy() for dim in here):
+            one = ours.sel(here)
+            for name in ("base", "aligned", "difference"):
+                if name in entry:
+                    cells = (here["lang"], f"{here['metric']} {name}", f"{entry[name]:.4f}")
+                    for column, cell in zip(
+                        columns, (*cells, f"{one[name].item():.4f}"), strict=True
+                    ):
+                        column.append(cell)
+    if len(columns[0]) == 1:
+        return f"{source}: no published number of this pair is known here"
+    return "\n".join([f"published: {source}", *_aligned(columns)])
+
+
+def _matrices(dataset: "xarray.Dataset") -> str:
+    """What `languages` finds: matrices of the last layer, and both silhouettes of every layer."""
+    lines = []
+    layers = [str(name) for name in dataset["layer"].to_numpy()]
+    langs = [str(name) for name in dataset["lang"].to_numpy()]
+    for model in dataset["model"].to_numpy():
+        for pooling in dataset["pooling"].to_numpy():
+            view = dataset.sel(model=model, pooling=pooling)
+            for layer in layers if len(layers) <= MOST_LAYERS else layers[-1:]:
+                for name in ("transfer_auc", "direction_cosine", "direction_ceiling"):
+                    lines.append(f"{model} | pooling {pooling} | layer {layer} | {name}")
+                    numbers = view[name].sel(layer=layer).transpose("lang", "other_lang").to_numpy()
+                    columns = [["lang", *langs]]
+                    for i, other in enumerate(langs):
+                        shown = (f"{x:.2f}" if math.isfinite(x) else "-" for x in numbers[:, i])
+                        columns.append([other, *shown])
+                    lines += [*_aligned(columns), ""]
+            if bool(view["semantic"].notnull().any()):
+                columns = [["layer", *layers]]
+                for name in ("semantic", "language"):
+                    parts = (view[f"{name}{end}"].to_numpy() for end in ("", "_low", "_high"))
+                    cells = (
+                        f"{x:.3f} [{low:.3f}, {high:.3f}]"
+                        for x, low, high in zip(*parts, strict=True)
+                    )
+                    columns.append([f"{name} silhouette", *cells])
+                lines += [f"{model} | pooling {pooling}", *_aligned(columns), ""]
+    lines.append("rows: the language of the texts; columns: the language of the direction.")
+    lines.append("`safetyspace-fast explain NAME` says what a number is.")
+    return "\n".join(lines) + "\n"
+
+
 def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
     """One table: a row per name along `row_dim`, a column per metric."""
     compared = "difference" in view
@@ -180,6 +284,11 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
     if not compared:
         counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
         leading = [[*first, "floor"], ["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), ""]]
+    grouped = "group" in view.dims and row_dim == "lang"
+    if grouped:
+        names = [str(name) for name in view["group"].to_numpy()]
+        leading[0] = [*leading[0], *names]
+        leading[1:] = [[*column, *("" for _ in names)] for column in leading[1:]]
     notes: dict[str, str] = {}
     columns = []
     for i, metric in enumerate(view["metric"].to_numpy()):
@@ -193,6 +302,9 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
         numbers = {name: column[name].to_numpy().tolist() for name in numbers_of(view)}
         cells = _differences(numbers) if compared else _values(numbers)
         shown = [mark or cell for mark, cell in zip([*marks, ""], cells, strict=False)]
+        if grouped:
+            parts = (column[f"group_{end}"].to_numpy().tolist() for end in ("value", "low", "high"))
+            shown += [_group_cell(*part) for part in zip(*parts, strict=True)]
         columns.append(
             [str(metric), f"= {alias}" if alias else str(column["space"].item()), *shown]
         )
@@ -224,6 +336,10 @@ def _differences(numbers: dict[str, list[float]]) -> list[str]:
     ]
 
 
+def _group_cell(value: float, low: float, high: float) -> str:
+    return _cell(value, low, high, math.nan, _grain(low, high, value)) if value == value else "-"
+
+
 def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
     """Groups of columns that fit the width."""
     part: list[list[str]] = []
@@ -249,8 +365,10 @@ def _confounds(dataset: "xarray.Dataset") -> list[str]:
         for title, name, form in (
             ("tokens/text, class 0", "tokens0", "{:.1f}"),
             ("class 1", "tokens1", "{:.1f}"),
+            ("chars/token", "chars_per_token", "{:.2f}"),
             ("truncated", "truncated", "{:.1%}"),
             ("duplicates", "duplicates", "{:.1%}"),
+            ("harmful", "harmful", "{:.1%}"),
         ):
             numbers = dataset[name].to_numpy()[i].tolist()
             columns.append([title, *(form.format(x) for x in numbers)])

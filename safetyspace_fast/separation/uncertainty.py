@@ -154,6 +154,20 @@ def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return value - Z95 * deviation, value + Z95 * deviation
 
 
+def share_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal 95 % interval of a share on its log odds, so that it stays between 0 and 1.
+
+    At 0 or 1 the log odds are infinite: there it is the plain interval, cut.
+    """
+    inside = (value > 0) & (value < 1)
+    slope = torch.where(inside, value * (1 - value), 1.0)
+    low, high = interval(value.logit(), deviation / slope)
+    plain = interval(value, deviation)
+    low = torch.where(inside, low.sigmoid(), plain[0].clamp(0, 1))
+    high = torch.where(inside, high.sigmoid(), plain[1].clamp(0, 1))
+    return low, high
+
+
 def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
     """Share of labellings at least as extreme: (1 + #(null >= observed))/(1 + R).
 

@@ -5,6 +5,7 @@ from .lock import Claim, alone
 from .place import Place
 from .progress import Progress, Record, clear
 from .reader import ModelStore, Run, SampleTable
+from .results import load_results, save_results
 from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "consolidate",
     "create_run",
     "half_made",
+    "load_results",
     "resume_run",
+    "save_results",
 ]

@@ -45,6 +45,7 @@ class ArraySpec:
 SAMPLES = (
     ArraySpec("file_position", ("sample",), "int64", "1", "row in the data file, from 0"),
     ArraySpec("text_sha256", ("sample", "byte"), "uint8", "1", "SHA-256 of the text in UTF-8"),
+    ArraySpec("n_chars", ("sample",), "int32", "characters", "length of the text in code points"),
     ArraySpec("lang", ("sample",), "int16", "1", "index into the attribute `languages`"),
     ArraySpec("label", ("sample",), "int8", "1", "1 harmful, 0 harmless"),
     ArraySpec("pair", ("sample",), "int32", "1", "the same number for both texts of a pair, or -1"),

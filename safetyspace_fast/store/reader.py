@@ -87,6 +87,7 @@ class SampleTable:
     item: Array
     fold: Array
     text_sha256: Array
+    n_chars: Array
 
 
 class ModelStore:
@@ -213,6 +214,16 @@ class Run:
                 f"{self.place}: model {name!r} is not complete; finish it with --resume"
             )
         return store
+
+    def separation(self, name: str) -> "xarray.Dataset":
+        """The stored results of one model: every metric [layer, pooling, lang, number].
+
+        Raises:
+            StoreError: `separation` was not run, or by a newer version of the package.
+        """
+        from .results import load_results
+
+        return load_results(self, name)
 
     def dataset(self, name: str) -> "xarray.Dataset":
         """One model's arrays, lazily, with named coordinates, and the samples' columns."""

@@ -17,7 +17,9 @@ class Columns:
     label: np.ndarray
     pair: np.ndarray
     fold: np.ndarray
+    item: np.ndarray
     text_sha256: np.ndarray
+    n_chars: np.ndarray
 
 
 class StandInModel:
@@ -128,21 +130,22 @@ def language_arrays(x, label, fold, projection):
     return row, {"pca_explained": explained}, {"class_mean": mean, "class_var": var}
 
 
-def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None):
+def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None):
     """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}."""
     languages = list(label)
     pair = pair or {}
-    columns = {"lang_index": [], "label": [], "pair": [], "fold": []}
+    columns = {"lang_index": [], "label": [], "pair": [], "fold": [], "item": []}
     for i, lang in enumerate(languages):
         y = np.asarray(label[lang], np.int8)
         p = np.asarray(pair.get(lang, np.full(len(y), -1)), np.int32)
         columns["lang_index"].append(np.full(len(y), i, np.int16))
         columns["label"].append(y)
         columns["pair"].append(p)
+        columns["item"].append(np.full(len(y), -1) if item is None else np.asarray(item[lang]))
         columns["fold"].append(folds_of(y, p) if fold is None else fold[lang])
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     digests = np.arange(len(whole["label"]), dtype=np.uint32)[:, None].view(np.uint8)
-    samples = Columns(**whole, text_sha256=digests)
+    samples = Columns(**whole, text_sha256=digests, n_chars=np.full(len(digests), 21))
     models = {}
     for name, by_lang in states.items():
         n_layers, n_pool, _, hidden = next(iter(by_lang.values())).shape

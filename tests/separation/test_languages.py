@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from oracle import stand_in
+from sklearn.metrics import silhouette_samples
 
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation.languages import DEFINITIONS, directions
+from safetyspace_fast.separation import metrics as m
+from safetyspace_fast.separation import separation
+from safetyspace_fast.separation.between import compare
+from safetyspace_fast.separation.languages import DEFINITIONS, directions, parallel, with_groups
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +68,85 @@ def test_small_languages_are_left_out_and_unknown_ones_named():
     assert small["direction_cosine"].sel(other_lang="de").isnull().all()
     with pytest.raises(ConfigError, match="zz"):
         directions(run, languages=["zz"])
+
+
+def test_grouped_silhouettes_are_scikit_learns(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 5))
+    x[3] = x[4]
+    group = np.unique(np.r_[rng.integers(0, 25, 58), 90, 91], return_inverse=True)[1]
+    for tile_bytes in (1, 10 << 20):
+        monkeypatch.setattr(m, "TILE_BYTES", tile_bytes)
+        found = m.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
+        np.testing.assert_allclose(found, silhouette_samples(x, group), atol=1e-7)
+
+
+def parallel_run(by_content, by_language, *, item=True):
+    """Forty contents in three languages; what they share is planted."""
+    rng = np.random.default_rng(1)
+    content = by_content * rng.standard_normal((40, 16))
+    labels = dict.fromkeys(("en", "de", "hi"), np.tile([0, 1], 20))
+    states = {
+        lang: (content + by_language * rng.standard_normal(16) + rng.standard_normal((40, 16)))[
+            None, None
+        ]
+        for lang in labels
+    }
+    numbers = dict.fromkeys(labels, np.arange(40))
+    pairs = dict.fromkeys(labels, np.repeat(np.arange(20), 2))
+    return stand_in(
+        {"m": states}, labels, item=numbers if item else None, pair=None if item else pairs
+    )
+
+
+def test_content_and_language_each_show_where_they_rule():
+    content = parallel(parallel_run(3.0, 0.1)).squeeze()
+    assert float(content["semantic_low"]) > 0.3
+    assert float(content["language_high"]) < 0.05
+    language = parallel(parallel_run(0.1, 3.0)).squeeze()
+    assert float(language["language_low"]) > 0.3
+    assert float(language["semantic_high"]) < 0
+    for found in (content, language):
+        assert float(found["semantic_low"]) < float(found["semantic"]) < found["semantic_high"]
+
+
+def test_without_parallel_texts_or_languages_there_is_no_silhouette():
+    one = parallel(parallel_run(1.0, 1.0), languages=["en"]).squeeze()
+    assert np.isnan(float(one["language"]))
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 20)
+    alone = stand_in({"m": {"en": rng.standard_normal((1, 1, 40, 8))}}, {"en": label})
+    assert np.isnan(float(parallel(alone)["semantic"].squeeze()))
+
+
+def test_groups_are_means_with_independent_intervals():
+    rng = np.random.default_rng(2)
+    shift = {"en": 2.0, "de": 1.5, "hi": 0.2, "am": 0.4, "xx": 9.0}
+    label = np.repeat([0, 1], 60)
+    states = {
+        lang: (rng.standard_normal((120, 10)) + step / 3 * label[:, None])[None, None]
+        for lang, step in shift.items()
+    }
+    run = stand_in({"a": states, "b": states}, dict.fromkeys(shift, label))
+    options = {"metrics": ["rho_adjusted", "bhattacharyya_pc10"], "bootstraps": 20}
+    found = with_groups(separation(run, models=["a"], permutations=9, **options)).squeeze()
+    one = found.sel(metric="rho_adjusted")
+    value, half = one["value"], (one["high"] - one["low"]) / 2
+    mean = {name: float(one["group_value"].sel(group=name)) for name in ("high", "low")}
+    assert mean["high"] == pytest.approx(float(value.sel(lang=["en", "de"]).mean()))
+    assert mean["low"] == pytest.approx(float(value.sel(lang=["hi", "am"]).mean()))
+    gap = one.sel(group="high - low")
+    assert float(gap["group_value"]) == pytest.approx(mean["high"] - mean["low"])
+    expected = np.sqrt((half.sel(lang=["en", "de", "hi", "am"]) ** 2).sum()) / 2
+    assert float(gap["group_high"] - gap["group_value"]) == pytest.approx(float(expected))
+    refused = found.sel(metric="bhattacharyya_pc10")["group_value"]
+    assert refused.isnull().all()
+    between = with_groups(compare(run, base="a", aligned="b", **options)).squeeze()
+    assert (between["group_value"].sel(metric="rho_adjusted") == 0).all()
+    own = with_groups(found, {"high": ["xx"], "low": ["en"]})
+    assert float(own["group_value"].sel(metric="rho_adjusted", group="high")) == pytest.approx(
+        float(value.sel(lang="xx"))
+    )
+    assert "group_value" not in with_groups(found.sel(lang=["en", "de"]).drop_dims("group"))
+    with pytest.raises(ConfigError, match="without a language in both"):
+        with_groups(found, {"high": ["en"], "low": ["en"]})

@@ -469,3 +469,63 @@ def test_influence_on_davies_bouldin_is_that_of_leaving_texts_out():
     moved = davies_bouldin_score(x, label) - left
     assert np.corrcoef(influence[places], moved)[0, 1] > 0.97
     assert float(influence[places].std()) == pytest.approx(np.std(moved), rel=0.15)
+
+
+def test_energy_distance_is_dcors():
+    import dcor
+
+    x, label = classes(20, 14)
+    a, b = x[label == 0], x[label == 1]
+    arrays, _ = stored(x, label)
+    own, other = m.mean_distances(arrays["pair_sum"], torch.tensor(label))
+    value, _ = m.energy_distance(own, other, torch.tensor(label))
+    u_form = dcor.energy_distance(a, b, estimation_stat="u_statistic")
+    assert float(value) == pytest.approx(u_form, rel=1e-10)
+    # The V form counts every text's distance of 0 to itself.
+    sums = arrays["pair_sum"].numpy()
+    within = [sums[label == c, c].sum() / (label == c).sum() ** 2 for c in (0, 1)]
+    v_form = 2 * sums[label == 0, 1].sum() / (len(a) * len(b)) - sum(within)
+    assert v_form == pytest.approx(dcor.energy_distance(a, b), rel=1e-10)
+
+
+def test_frechet_is_pots_bures_wasserstein():
+    from ot import gaussian
+
+    x, label = classes()
+    a, b = x[label == 0], x[label == 1]
+    cov = np.stack([np.cov(a.T), np.cov(b.T)])
+    shift = b.mean(0) - a.mean(0)
+    expected = gaussian.bures_wasserstein_distance(a.mean(0), b.mean(0), cov[0], cov[1])
+    found = m.frechet(torch.tensor(shift), torch.tensor(cov))
+    assert float(found) == pytest.approx(float(expected) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [2, 10, 200])
+def test_ratio_in_components_is_the_ancestors_at_any_width(k):
+    """Lin et al. 2024: between over total sum of squares of PCA coordinates."""
+    x, label = classes(260, 240, width=300)
+    coords = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    coords = (coords[0] * coords[1])[:, :k]
+    total = (coords**2).sum()
+    within = sum(((coords[label == c] - coords[label == c].mean(0)) ** 2).sum() for c in (0, 1))
+    xt, _, weights = tensors(coords, label)
+    found = moments_of(xt, weights)
+    rho = m.between_ratio(found.shift.square().sum(-1), found.trace, found.count)
+    assert float(rho) == pytest.approx(1 - within / total, rel=1e-9)
+
+
+def test_own_axes_of_a_resample_are_the_components_of_its_texts():
+    x, label = classes(width=5)
+    xt, y, _ = tensors(x - x.mean(0), label)
+    times = torch.tensor(np.random.default_rng(3).multinomial(len(x), np.full(len(x), 1 / len(x))))
+    weights = torch.stack([times * (y == 0), times * (y == 1)])[None].double()
+    found = moments_of(xt, weights)
+    turned = found.along(found.axes()).leading(2)
+    rows = np.repeat(x, times.numpy(), axis=0)
+    again = np.repeat(label, times.numpy())
+    centred = rows - rows.mean(0)
+    coords = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    gap = coords[again == 1].mean(0) - coords[again == 0].mean(0)
+    expected = sum(np.trace(np.cov(coords[again == c].T)) for c in (0, 1))
+    assert float(turned.shift.square().sum()) == pytest.approx(gap @ gap, rel=1e-9)
+    assert float(turned.trace.sum()) == pytest.approx(expected, rel=1e-9)

@@ -31,6 +31,7 @@ def make_run(path: Path, **changes: object) -> zarr.Group:
     samples = {
         "file_position": np.arange(N)[::-1],
         "text_sha256": np.zeros((N, 32), np.uint8),
+        "n_chars": np.full(N, 20),
         "lang": np.repeat([0, 1], [300, N - 300]).astype(np.int16),
         "label": (np.arange(N) % 2).astype(np.int8),
         "pair": np.full(N, -1, np.int32),

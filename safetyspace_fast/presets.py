@@ -1,0 +1,89 @@
+"""Protocols of published studies, as data: `presets.json` beside this file."""
+
+import json
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a study measured, and how; see `presets.json`."""
+
+    title: str
+    source: str
+    layers: str
+    poolings: tuple[str, ...]
+    template: str
+    metrics: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    """Data sets; a run takes the first unless told otherwise."""
+    pairs: dict[str, tuple[str, str]] | None = None
+    """Name -> reference and aligned model, as hub ids with a revision."""
+    published: tuple[dict[str, Any], ...] = ()
+    """Published numbers: pair, lang, metric and base, aligned or difference."""
+    notes: tuple[str, ...] = ()
+
+    def models(self, pair: str | None) -> tuple[str, ...]:
+        """Models as `run` takes them, of one pair or of all, each named `PAIR.base` or `.aligned`.
+
+        Raises:
+            ConfigError: the preset has no such pair, or names no models.
+        """
+        if not self.pairs:
+            raise ConfigError("preset: names no models; add --model")
+        if pair is not None and pair not in self.pairs:
+            raise ConfigError(f"preset: no pair {pair!r}; choose from {', '.join(self.pairs)}")
+        return tuple(
+            f"{name}.{role}={model}"
+            for name, models in self.pairs.items()
+            if pair in (None, name)
+            for role, model in zip(("base", "aligned"), models, strict=True)
+        )
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    raw = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+    listed = ("poolings", "metrics", "data", "published", "notes")
+    found = {}
+    for name, fields in raw.items():
+        values: dict[str, Any] = {k: tuple(v) if k in listed else v for k, v in fields.items()}
+        found[name] = Preset(**values)
+    return found
+
+
+def preset(text: str) -> tuple[Preset, str | None]:
+    """A preset by `NAME` or `NAME:PAIR`, and the pair.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    name, _, pair = text.partition(":")
+    known = presets()
+    if name not in known:
+        raise ConfigError(f"preset: no {name!r}; choose from {', '.join(known)}")
+    return known[name], pair or None
+
+
+def describe() -> str:
+    """Every preset in a few lines for the terminal."""
+    lines = []
+    for name, entry in presets().items():
+        rows = [
+            ("source", entry.source),
+            ("protocol", f"layers {entry.layers}, poolings {','.join(entry.poolings)}, template "
+             f"{entry.template}; {', '.join(entry.metrics)}"),
+            ("data", ", ".join(entry.data)),
+            *(("pair", f"{key}: {' -> '.join(pair)}") for key, pair in (entry.pairs or {}).items()),
+            *(("note", note) for note in entry.notes),
+        ]  # fmt: skip
+        lines.append(f"{name}: {entry.title}")
+        for key, text in rows:
+            if text:
+                head, indent = f"  {key:<10}", " " * 12
+                lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=indent)
+    return "\n".join(lines)
