@@ -35,7 +35,7 @@ demo: $(VENV)/.package ## install, fetch a small real model, run it over the pac
 	@echo "store: $(CURDIR)/demo.zarr"
 
 test: $(VENV)/.test models ## all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 check-slow: $(VENV)/.test models ## the slow tests: minutes to hours
 	$(BIN)/python -m pytest -m slow

@@ -15,7 +15,7 @@ from .layout import MODEL, SAMPLES, ArraySpec, shards_of
 from .lock import Claim, alone
 from .place import SEAL, Place
 from .progress import clear, journal, rewrite_journal
-from .reader import damaged_chunks, open_group, read_array
+from .reader import below, damaged_chunks, open_group, read_array
 from .writer import consolidate, write_bare_group
 
 _UNREADABLE = (StoreError, KeyError, zarr.errors.GroupNotFoundError)
@@ -84,7 +84,7 @@ def check(location: str | Path, *, repair: bool = False) -> Report:
     """
     place = Place(location)
     root = open_group(place)
-    report = Report()
+    report = Report(damage=_stale_copies(root))
     facts: dict[str, Any] = dict(root.attrs)
     languages: list[str] = facts["languages"]
     for name, attributes in (("samples", {"languages": languages}), ("models", {})):
@@ -108,9 +108,8 @@ def check(location: str | Path, *, repair: bool = False) -> Report:
     if "lang" in columns:
         bounds = np.searchsorted(columns["lang"], range(len(languages) + 1)).tolist()
         ranges = [slice(low, high) for low, high in pairwise(bounds)]
-    for name in _below(root, "models"):
+    for name in below(root, "models"):
         _check_model(place, root, name, ranges, n, report, repair)
-    report.damage += _stale_copies(root)
     if repair and report.damage:
         with alone(place.work):
             consolidate(location)
@@ -225,10 +224,3 @@ def _group(root: zarr.Group, path: str) -> zarr.Group:
     if not isinstance(group, zarr.Group):
         raise StoreError(f"{root.store}/{path}: not a group")
     return group
-
-
-def _below(root: zarr.Group, path: str) -> list[str]:
-    async def names() -> list[str]:
-        return [name async for name in root.store.list_dir(path)]
-
-    return sorted(name for name in sync(names()) if not name.startswith("zarr.json"))

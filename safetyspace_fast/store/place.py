@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,7 +158,8 @@ class Sealed(WrapperStore[Store]):
         Raises:
             StoreError: metadata are damaged, or a chunk is missing.
         """
-        value = await self._store.get(key, prototype, byte_range)
+        with self._named(key, "read"):
+            value = await self._store.get(key, prototype, byte_range)
         if value is None:
             if self.read_only and _CHUNK.fullmatch(key):
                 raise StoreError(f"{self.location}/{key}: missing; `check` lists all damage")
@@ -166,12 +169,24 @@ class Sealed(WrapperStore[Store]):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key."""
-        await self._store.set(key, _seal(value) if key.endswith("zarr.json") else value)
+        with self._named(key, "written"):
+            await self._store.set(key, _seal(value) if key.endswith("zarr.json") else value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a key that is not there."""
         sealed = _seal(value) if key.endswith("zarr.json") else value
-        await self._store.set_if_not_exists(key, sealed)
+        with self._named(key, "written"):
+            await self._store.set_if_not_exists(key, sealed)
+
+    @contextmanager
+    def _named(self, key: str, done: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:  # clients of object stores raise exceptions of their own
+            reason = str(error).partition("\n")[0]
+            raise StoreError(f"{self.location}/{key}: cannot be {done}: {reason}") from error
 
 
 def unsealed(name: str, content: bytes) -> dict[str, Any]:

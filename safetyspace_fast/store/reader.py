@@ -1,6 +1,7 @@
 """Reading a store: lazy, read-only."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 import zarr.errors
+from zarr.core.sync import sync
 
 from ..errors import StoreError
 from .layout import FORMAT_VERSION, MODEL, SAMPLES
@@ -35,6 +37,15 @@ def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
     if root.attrs.get("format_version") != FORMAT_VERSION:  # a newer one is refused by `unsealed`
         raise StoreError(f"{place}: half made; run it again with --resume")
     return root
+
+
+def below(root: zarr.Group, path: str) -> list[str]:
+    """Names of what lies in a group, whole or not."""
+
+    async def names() -> list[str]:
+        return [name async for name in root.store.list_dir(path)]
+
+    return sorted(name for name in sync(names()) if not name.startswith("zarr.json"))
 
 
 def read_array(group: zarr.Group, name: str, index: Any = ...) -> Array:
@@ -172,10 +183,12 @@ class Run:
     @cached_property
     def models(self) -> tuple[str, ...]:
         """Names of the models whose samples are all there."""
-        models = self._root["models"]
-        assert isinstance(models, zarr.Group)
-        groups = models.groups()
-        return tuple(sorted(name for name, group in groups if group.attrs.get("complete")))
+        complete = []
+        for name in below(self._root, "models"):
+            with suppress(KeyError):  # a group that is just being made
+                if self._root[f"models/{name}"].attrs.get("complete"):
+                    complete.append(name)
+        return tuple(complete)
 
     @cached_property
     def samples(self) -> SampleTable:

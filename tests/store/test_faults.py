@@ -141,8 +141,10 @@ class Machine:
                 return struck, 1
         known = self.run(disk.parent, None)
         assert known["status"] == 0, (seed, known)
-        if contents(disk) != self.reference:
-            print(f"seed {seed}, {dict(struck)}: other bytes", file=sys.stderr)
+        got = contents(disk)
+        if got != self.reference:
+            keys = {key for key in got | self.reference if got.get(key) != self.reference.get(key)}
+            print(f"seed {seed}, {dict(struck)}: differing: {sorted(keys)}", file=sys.stderr)
             return struck, 1
         shutil.rmtree(folder)
         return struck, 0

@@ -1,0 +1,135 @@
+"""Several processes at one store: two models at once, one model once, readers at any time."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from tiny_models import save_tiny
+
+from safetyspace_fast import api
+from safetyspace_fast.errors import StoreError
+from safetyspace_fast.store import Claim, Place
+from safetyspace_fast.store.layout import SHARD_SAMPLES
+
+COMMAND = [sys.executable, "-m", "safetyspace_fast.cli", "run", "--template", "none"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("models") / "llama", num_hidden_layers=1)
+
+
+def make_config(tiny: Path, out: Path, name: str = "m", **changes: object) -> api.RunConfig:
+    options = {"models": (f"{name}={tiny}",), "data": "sample:polite", "out": out}
+    return api.RunConfig(**(options | {"template": "none", "languages": ("de", "en")} | changes))
+
+
+def test_a_model_that_is_being_written_is_refused(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    running = api.iter_run(make_config(tiny, out))
+    list(islice(running, 2))
+    me = rf"model 'm': being written by process {os.getpid()} on {socket.gethostname()} since 20"
+    for changes in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(StoreError, match=me) as caught:
+            api.run(make_config(tiny, out, **changes))
+        assert "\n" not in str(caught.value)
+    other = make_config(tiny, out, "other", overwrite=True)
+    with pytest.raises(StoreError, match=me):  # whichever model it would write
+        api.run(other)
+    (out / "models/m/pca_basis/zarr.json").write_bytes(b"{}")
+    with pytest.raises(StoreError, match=me):
+        api.check(out, repair=True)
+    running.close()
+    api.check(out, repair=True)
+    assert api.run(make_config(tiny, out, resume=True)).models == ("m",)
+    assert not Place(out).work.exists()
+
+
+def test_a_claim_of_a_process_that_is_gone_is_taken_over(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    command = [*COMMAND, "--model", f"m={tiny}", "--data", "sample:polite", "--out", str(out)]
+    process = subprocess.Popen([*command, "--languages", "de,en", "--token-budget", "1"])
+    while not list(Place(out).work.rglob("*.seg")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    again = make_config(tiny, out, resume=True, token_budget=1)
+    with pytest.raises(StoreError, match=f"process {process.pid} on"):
+        api.run(again)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    events = list(api.iter_run(again))
+    notes = [event.message for event in events if isinstance(event, api.Note)]
+    assert notes == [f"taken over from process {process.pid}, which is gone"]
+    assert api.open_run(out).models == ("m",)
+
+
+def test_a_claim_of_another_host_says_how_to_clear_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run.zarr.work" / "m"
+    folder.mkdir(parents=True)
+    lock = folder / "owner.json"
+    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "yesterday"}))
+    with pytest.raises(StoreError, match=rf"on elsewhere since yesterday.*delete {lock}"):
+        Claim(folder, "model 'm'")
+    lock.unlink()
+    with Claim(folder, "model 'm'"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_write_two_models_while_a_third_reads(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    first = api.iter_run(make_config(tiny, out, "a"))
+    next(first)
+    command = [*COMMAND, "--data", "sample:polite", "--languages", "de,en", "--out", str(out)]
+    command += ["--model", f"b={tiny}", "--resume"]
+    process = subprocess.Popen(command)
+    seen, stop = [0, 0], threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            run = api.open_run(out)
+            assert run.models in ((), ("a",), ("b",), ("a", "b"))
+            for name in ("a", "b"):  # what other tools may do at any time
+                try:
+                    rows = zarr.open_array(out / "models" / name / "projected", mode="r")[...]
+                except FileNotFoundError:
+                    continue
+                for shard in range(0, rows.shape[2], SHARD_SAMPLES):
+                    absent = np.isnan(rows[:, :, shard : shard + SHARD_SAMPLES])
+                    assert absent.all() or not absent.any()
+                    seen[int(not absent.any())] += 1
+
+    failures: list[BaseException] = []
+
+    def watched() -> None:
+        try:
+            read()
+        except BaseException as error:
+            failures.append(error)
+
+    reader = threading.Thread(target=watched)
+    reader.start()
+    for _ in first:
+        time.sleep(0.02)
+    assert process.wait() == 0
+    stop.set()
+    reader.join()
+    assert failures == []
+    assert min(seen) > 0
+    run = api.open_run(out)
+    assert run.models == ("a", "b")
+    for name in ("projected", "pair_sum", "class_mean"):
+        left, right = run.model("a").read(name), run.model("b").read(name)
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+    assert api.check(out).damage == []
+    assert not Place(out).work.exists()
