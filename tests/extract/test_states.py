@@ -136,6 +136,20 @@ def test_capture_keeps_nothing_and_leaves_no_hook(tmp_path: Path) -> None:
     assert all(not module._forward_hooks for module in model.backbone.modules())
 
 
+def test_a_model_compiled_after_the_hooks_are_on_runs_as_one_graph(tmp_path: Path) -> None:
+    model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
+    hookpoints = ("embed", "block.0", "block.1", "block.2", "final_norm")
+    input_ids = torch.arange(10).reshape(2, 5)
+    spans = torch.tensor([[[0, 5]], [[1, 3]]]).int()
+    with Capture(model, hookpoints, seeded_projection(32, 4, seed=0)) as capture:
+        expected = capture.run(input_ids, spans)
+        capture._spans, capture._out = spans, torch.full_like(expected, torch.nan)
+        compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            compiled(input_ids=input_ids, use_cache=False)
+        torch.testing.assert_close(capture._out, expected)
+
+
 def test_hooks_on_a_compiled_model_are_refused(tmp_path: Path) -> None:
     model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
     compiled = replace(model, backbone=torch.compile(model.backbone, backend="eager"))

@@ -54,4 +54,6 @@ def _to(device: str, value: Any) -> Any:
         return moved.copy_(value)
     if isinstance(value, tuple):
         return tuple(_to(device, item) for item in value)
+    if isinstance(value, dict):
+        return {name: _to(device, item) for name, item in value.items()}
     return value

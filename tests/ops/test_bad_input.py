@@ -57,6 +57,24 @@ def test_pairwise_reduce(rows, cols, labels, num_classes, metric):
 
 
 @MANY
+@given(tensors(), tensors(), st.integers(0, 3), st.integers(-1, 2), st.sampled_from([None, [0.5]]))
+def test_pairwise_update(x, labels, rows, start, gammas):
+    result = ops.pairwise_empty(rows, 2, num_gammas=len(gammas or ()))
+    one_line(ops.pairwise_update, result, x, labels, start * 512, gammas=gammas)
+
+
+@MANY
+@given(st.integers(0, 3), st.integers(0, 2), st.sampled_from(ops.METRICS), VALUES)
+def test_of_right_shapes_with_any_value(N, D, metric, value):
+    x, labels = torch.ones(N, D), torch.arange(N) % 2
+    x[N // 2 :] = value
+    one_line(ops.pairwise_reduce, x, x, labels, 2, metric=metric)
+    for statistic in (ops.silhouette_samples, ops.energy_distance, ops.dunn, ops.nn_accuracy):
+        one_line(statistic, x, labels, metric=metric)
+    one_line(ops.energy_distance, x, labels.expand(3, -1), metric=metric)
+
+
+@MANY
 @given(tensors(), tensors())
 def test_statistics(x, labels):
     for statistic in (ops.silhouette_samples, ops.energy_distance, ops.dunn, ops.nn_accuracy):
@@ -104,6 +122,18 @@ def test_statistics(x, labels):
                 [],
             ),
             r"center: expected shape \[1, 2\] float64",
+        ),
+        (
+            "pairwise_within",
+            (
+                torch.ones(1, 3, 2),
+                torch.zeros(1, 2).double(),
+                torch.ones(2, 4),
+                "cosine",
+                None,
+                0.0,
+            ),
+            r"masks: expected shape \[3, R\] float32",
         ),
         (
             "pairwise_update",

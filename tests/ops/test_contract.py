@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from device_runner import need_cuda
 from implementations import normal
 
 from safetyspace_fast import ops
@@ -41,6 +42,17 @@ def arguments(op, dtype):
 def test_opcheck(op, dtype):
     for args in arguments(op, dtype):
         torch.library.opcheck(getattr(torch.ops.safetyspace_fast, op).default, args)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("suffix", ["", "_triton"])
+@pytest.mark.parametrize("op", _schema.SCHEMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck_on_a_gpu(op, suffix, dtype):
+    need_cuda()
+    for args in arguments(op, dtype):
+        on_gpu = tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
+        torch.library.opcheck(getattr(torch.ops.safetyspace_fast, op + suffix).default, on_gpu)
 
 
 class Hooked(torch.nn.Module):

@@ -147,6 +147,7 @@ def test_long_text(emulated):
         pytest.param(lambda x: x[..., 3:20], id="rows not aligned"),
         pytest.param(lambda x: x[..., ::2], id="every other dimension"),
         pytest.param(lambda x: x.transpose(0, 1), id="token-major"),
+        pytest.param(lambda x: x[0].expand(3, -1, -1), id="ragged: all samples see all tokens"),
     ],
 )
 def test_strides(emulated, view):

@@ -4,15 +4,19 @@ import pytest
 import torch
 
 from benchmarks import gpu_static
+from safetyspace_fast.ops import PAIRWISE_BLOCK, reference
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
+from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
+from safetyspace_fast.ops.triton.pairwise_within import pairwise_within
 from safetyspace_fast.ops.triton.pool_project import pool_project
 
 # One case for each kernel; the whole table takes minutes.
 CASES = [
     "pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64",
     "pairwise_reduce euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0",
+    "pairwise_within distances N=5000 D=4096 R=1000",
 ]
-KERNELS = {
+KERNELS = [
     "pool_kernel",
     "project_kernel",
     "add_chunks_kernel",
@@ -20,7 +24,10 @@ KERNELS = {
     "tile_kernel",
     "mend_kernel",
     "finish_kernel",
-}
+    "within_kernel",
+    "mend_kernel",
+    "add_slots_kernel",
+]
 
 
 @pytest.fixture(scope="module", params=list(gpu_static.ARCHS))
@@ -31,7 +38,7 @@ def builds(request):
 
 
 def test_every_kernel_may_be_shipped(builds):
-    assert {build.kernel for build in builds} == KERNELS
+    assert sorted(build.kernel for build in builds) == sorted(KERNELS)
     assert {
         f"{build.arch} {build.kernel}": build.problems() for build in builds if build.problems()
     } == {}
@@ -51,8 +58,9 @@ def test_projection_keeps_float32(builds):
 
 def test_tiles_use_the_tensor_cores(builds):
     """On sm_90 and sm_100 the instructions counted are wgmma's and tcgen05's alone."""
-    (tile,) = [build for build in builds if build.kernel == "tile_kernel"]
-    assert tile.matrix_instructions > 0
+    for build in builds:
+        if build.kernel in ("tile_kernel", "within_kernel"):
+            assert build.matrix_instructions > 0
 
 
 def spilling_build(**changes):
@@ -133,3 +141,26 @@ def test_pairwise_reduce_compiles_once_for_all_sizes(symmetric):
         arguments(1 + i % 3, M, N) for i, (M, N) in enumerate(zip(sizes, sizes[::-1], strict=True))
     ]
     assert compilations(pairwise_reduce, calls) == 4
+
+
+def test_pairwise_update_compiles_once_for_all_blocks():
+    def arguments(L, blocks, rest):
+        N = blocks * PAIRWISE_BLOCK + rest
+        x = torch.zeros(L, N, 64)
+        labels = torch.zeros(N, dtype=torch.long)
+        results = reference.pairwise_empty(x, N, 2, 1)
+        start = max(0, blocks - 1) * PAIRWISE_BLOCK
+        return x, x[:, 0].double(), labels, start, "euclidean", [0.5], *results
+
+    calls = [arguments(1 + i % 3, i, rest) for i, rest in enumerate([2, 0, 1, 16, 100, 33, 500])]
+    assert compilations(pairwise_update, calls) == 4
+
+
+def test_pairwise_within_compiles_once_for_all_sizes():
+    def arguments(N, R):
+        x = torch.zeros(1, N, 64)
+        return x, x[:, 0].double(), torch.zeros(N, R), "euclidean", None, 0.5 + N
+
+    sizes = [2, 3, 7, 16, 33, 100, 128, 129, 256, 1000]
+    calls = [arguments(N, R) for N, R in zip(sizes, sizes[::-1], strict=True)]
+    assert compilations(pairwise_within, calls) == 4

@@ -126,7 +126,7 @@ def test_float64_is_exact_to_float64():
 
 
 @pytest.mark.parametrize("impl", WITHOUT_INTERPRETER)
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("metric", ops.METRICS)
 @pytest.mark.parametrize("shift", ["four dimensions", "everything"])
 def test_every_distance_is_right_to_1e_5_under_offsets(impl, metric, shift):
     rows = normal(60, 300)

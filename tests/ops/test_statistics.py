@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from device_runner import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from implementations import normal
@@ -150,6 +151,23 @@ def test_many_labellings_at_once(impl, shift):
     exact = ops.energy_distance(x.double(), labels.long())
     errors = (ops.energy_distance(x, labels.long(), impl=impl) - exact).abs()
     assert errors.max() < 1e-6  # float32 distances of about 6
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("metric", ops.METRICS)
+def test_every_statistic_on_a_gpu(dtype, metric):
+    x, labels = two_classes(700, 90, dtype=dtype)
+    many = torch.stack([labels, labels.flip(0)])
+    for statistic in (
+        lambda z, y, _: ops.silhouette_samples(z, y, metric=metric),
+        lambda z, _, many: ops.energy_distance(z, many, metric=metric),
+        lambda z, _, many: ops.mmd(z, many, 0.01),
+        lambda z, y, _: ops.dunn(z, y, metric=metric),
+        lambda z, y, _: ops.nn_accuracy(z, y, metric=metric),
+    ):
+        actual = run("cuda", statistic, x, labels, many)
+        torch.testing.assert_close(actual, statistic(x, labels, many), rtol=1e-3, atol=2e-5)
 
 
 def test_labellings_do_not_depend_on_the_number_of_threads(threads):

@@ -56,7 +56,6 @@ from safetyspace_fast.ops.triton.tiles import (
 # Sets that a tile is multiplied with at a time, by what fits into registers.
 SETS = {100: 32}
 DEFAULT_SETS = 64
-MEND_SETS = 32
 SLOTS = tl.constexpr(32)  # partial sums that `add_slots_kernel` reads at a time
 
 
@@ -299,7 +298,7 @@ def pairwise_within(
             total_parts,
             within_parts,
             N,
-            width // MEND_SETS,
+            width // BR,
             num_tiles,
             D,
             decay,
@@ -307,7 +306,7 @@ def pairwise_within(
             **flags,
             BT=config.BT,
             BD=MEND_BLOCK,
-            BR=MEND_SETS,
+            BR=BR,
             **launch_options(8),
         )
         for parts, out in ((total_parts, total), (within_parts, within)):
