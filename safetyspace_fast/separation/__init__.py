@@ -152,10 +152,7 @@ def separation(
             "refused": (dims, refused.astype(str)),
             "n0": (dims[1:], counts[0]),
             "n1": (dims[1:], counts[1]),
-            **{
-                name: (("model", "lang"), column, {"long_name": CONFOUNDS[name]})
-                for name, column in _confounds(run, chosen_models, chosen_langs).items()
-            },
+            **confounds(run, chosen_models, chosen_langs),
         },
         coords={
             "metric": [m.name for m in family],
@@ -196,10 +193,10 @@ def _family_p(
     return found
 
 
-def _confounds(
+def confounds(
     run: "Run", models: Sequence[str], langs: Sequence[str]
-) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """What differs between languages beside the model's view of them."""
+) -> dict[str, tuple[tuple[str, str], Any, dict[str, str]]]:
+    """The variables of `CONFOUNDS` (model, lang)."""
     found = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
@@ -216,7 +213,8 @@ def _confounds(
             found["duplicates"][i, j] = copies
             found["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             found["harmful"][i, j] = label.mean() if len(label) else np.nan
-    return found
+    dims = ("model", "lang")
+    return {name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in found.items()}
 
 
 def _describe(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:

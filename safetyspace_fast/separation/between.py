@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from . import Progress, check_paired, names_in, positions
+from . import Progress, check_paired, confounds, names_in, positions
 from . import engine as e
 from . import metrics as m
 from . import uncertainty as u
@@ -88,7 +88,7 @@ def compare(
         (difference less that of the reference language), excess_low, excess_high, excess_p. And
         those of `GEOMETRY` (layer, pooling, lang), NaN where the hidden sizes differ, nothing moves
         or a direction is no longer than its noise. Metrics in components are seen in each model's
-        own components.
+        own components. Beside them `CONFOUNDS` (model, lang).
 
     Raises:
         ConfigError: a name is not in the store, or the models have different hookpoints.
@@ -163,9 +163,11 @@ def compare(
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
             **{name: (dims[1:], column) for name, column in geometry.items()},
+            **confounds(run, [base, aligned], langs),
         },
         coords={
             "metric": [x.name for x in family],
+            "model": [base, aligned],
             "layer": list(chosen_layers),
             "pooling": list(chosen_poolings),
             "lang": list(langs),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from . import Progress, names_in, positions
+from . import Progress, confounds, names_in, positions
 from . import engine as e
 from . import metrics as m
 from . import uncertainty as u
@@ -61,7 +61,8 @@ def directions(
 
     Returns:
         The variables of `DEFINITIONS` (model, layer, pooling, lang, other_lang); NaN where a class
-        of either language has fewer than ten texts or its states do not vary.
+        of either language has fewer than ten texts or its states do not vary. And those of
+        `CONFOUNDS` (model, lang).
 
     Raises:
         ConfigError: a name is not in the store.
@@ -115,7 +116,8 @@ def directions(
         {
             name: (dims, column, {"definition": DEFINITIONS[name]})
             for name, column in columns.items()
-        },
+        }
+        | confounds(run, chosen_models, langs),
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
     )
 

@@ -170,15 +170,15 @@ def to_table(dataset: "xarray.Dataset") -> str:
             title = f"{name} | pooling {pooling}"
             if len(langs) == 1:
                 lines += _block(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
-                continue
-            for layer in shown:
-                lines += _block(view.sel(layer=layer), "lang", f"{title} | layer {layer}")
+            else:
+                for layer in shown:
+                    lines += _block(view.sel(layer=layer), "lang", f"{title} | layer {layer}")
             if compared:
-                lines += _geometry(view, shown if len(langs) > 1 else layers)
+                lines += _geometry(view, shown)
+    lines += _confounds(dataset)
     if compared:
         lines.append("before > after, difference [95 % interval]. ~: p > 0.05, two-sided.")
     else:
-        lines += _confounds(dataset)
         lines.append(
             f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
             "floor: expected without"
@@ -271,6 +271,7 @@ def _matrices(dataset: "xarray.Dataset") -> str:
                     )
                     columns.append([f"{name} silhouette", *cells])
                 lines += [f"{model} | pooling {pooling}", *_aligned(columns), ""]
+    lines += _confounds(dataset)
     lines.append("rows: the language of the texts; columns: the language of the direction.")
     lines.append("`safetyspace-fast explain NAME` says what a number is.")
     return "\n".join(lines) + "\n"
@@ -359,7 +360,7 @@ def _confounds(dataset: "xarray.Dataset") -> list[str]:
     langs = [str(name) for name in dataset["lang"].to_numpy()]
     if len(langs) == 1:
         return []
-    lines = []
+    tables: dict[str, list[str]] = {}
     for i, model in enumerate(dataset["model"].to_numpy()):
         columns = [["lang", *langs]]
         for title, name, form in (
@@ -372,8 +373,12 @@ def _confounds(dataset: "xarray.Dataset") -> list[str]:
         ):
             numbers = dataset[name].to_numpy()[i].tolist()
             columns.append([title, *(form.format(x) for x in numbers)])
-        lines += [f"{model} | what else differs between languages", *_aligned(columns), ""]
-    return lines
+        tables.setdefault("\n".join(_aligned(columns)), []).append(str(model))
+    return [
+        line
+        for table, models in tables.items()
+        for line in (f"{', '.join(models)} | what else differs between languages", table, "")
+    ]
 
 
 def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:

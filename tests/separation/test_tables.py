@@ -55,6 +55,9 @@ def test_comparisons_have_tables_and_rows_too():
     text = tables.to_table(found)
     assert max(map(len, text.splitlines())) <= tables.WIDTH
     assert "base -> tuned | pooling mean | layer embed" in text
+    assert "displacement_rank" in text
+    assert "base, tuned | what else differs between languages" in text
+    assert "displacement_rank" in tables.to_table(found.sel(lang=["en"]))
     assert "nan" not in text
     one = found.sel(metric="auc_direction", lang="en").squeeze()
     assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text

@@ -49,7 +49,7 @@ def test_results_come_back_with_all_that_belongs_to_them(run: ssf.Run) -> None:
             assert kept[name].attrs["definition"] == one["definition"].item()
             assert kept[name].attrs["units"] == "1"
         np.testing.assert_array_equal(kept["n0"], found["n0"].sel(model=model))
-        assert kept["tokens1"].attrs["long_name"]
+        assert kept["tokens1"].attrs["definition"]
     refused = ssf.open_run(run.path).separation("a")["bhattacharyya_pc10_refused"]
     assert (refused > 0).all()
     plain = xarray.open_zarr(run.path, group="separation/a", consolidated=False)
