@@ -11,6 +11,7 @@ import torch
 from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
+from ..parallel import in_parallel
 from ..store import ModelWriter, Progress
 from ..store.layout import ROW_ARRAYS, SHARD_SAMPLES, shards_of
 from .capture import Capture
@@ -203,27 +204,29 @@ class Extraction:
         folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
         records = [record for shard in shards for record in self._progress.records(shard)]
         inside = [(r.rows >= samples.start) & (r.rows < samples.stop) for r in records]
-        cells: dict[str, list[Array]] = {}
-        state = np.empty((samples.stop - samples.start, width + proj), np.float32)
         cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
             int
         )
-        for i_layer in range(n_layers):
-            for i_pooling in range(n_poolings):
-                for record, here in zip(records, inside, strict=True):
-                    if here.any():
-                        values = record.read(i_layer, i_pooling)
-                        state[record.rows[here] - samples.start] = values[here]
-                cell = finish_cell(
-                    torch.from_numpy(state[:, :width]).to(device), labels, folds, self._impl
-                )
-                arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
-                arrays |= _fold_means(state[:, width:], cell_of)
-                for name, array in arrays.items():
-                    cells.setdefault(name, []).append(array)
+        cells: dict[tuple[int, int], dict[str, Array]] = {}
+
+        def finish(i_layer: int, i_pooling: int) -> None:
+            state = np.empty((samples.stop - samples.start, width + proj), np.float32)
+            for record, here in zip(records, inside, strict=True):
+                if here.any():
+                    values = record.read(i_layer, i_pooling)
+                    state[record.rows[here] - samples.start] = values[here]
+            pooled = torch.from_numpy(state[:, :width]).to(device)
+            cell = finish_cell(pooled, labels, folds, self._impl)
+            arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
+            cells[i_layer, i_pooling] = arrays | _fold_means(state[:, width:], cell_of)
+
+        places = list(np.ndindex(n_layers, n_poolings))
+        in_parallel(finish, places)
         grids = {
-            name: np.stack(arrays).reshape(n_layers, n_poolings, *arrays[0].shape)
-            for name, arrays in cells.items()
+            name: np.stack([cells[place][name] for place in places]).reshape(
+                n_layers, n_poolings, *array.shape
+            )
+            for name, array in cells[places[0]].items()
         }
         self._progress.save(
             f"basis-{i_lang}",

@@ -84,6 +84,7 @@ def separation(
     import torch
     import xarray
 
+    from ..parallel import in_parallel
     from . import engine
 
     chosen_models = names_in("models", models, run.models)
@@ -141,7 +142,7 @@ def separation(
                     statistics[place] = labellings / largest  # every cell is scaled later anyway
 
     jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_langs))]
-    engine.in_parallel(fill, jobs, progress)
+    in_parallel(fill, jobs, progress)
     if permutations:
         columns["p_family"] = _family_p(statistics, refused != "")
 

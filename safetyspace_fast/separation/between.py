@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..parallel import in_parallel
 from . import Progress, check_paired, confounds, names_in, positions
 from . import engine as e
 from . import metrics as m
@@ -153,7 +154,7 @@ def compare(
                     columns[name][place] = found[name].numpy()
                 refused[place] = reasons
 
-    e.in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
+    in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     deviation = columns.pop("deviation")
     if reference in langs:
         columns |= _excess(columns["difference"], deviation, langs.index(reference))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -862,29 +861,3 @@ def _batches(layers: list[int], row_bytes: int) -> list[list[int]]:
         else:
             found.append([layer])
     return found
-
-
-def in_parallel(
-    work: Callable[[int, int], None],
-    jobs: list[tuple[int, int]],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Run independent jobs on as many threads as torch has, each with one core of its own.
-
-    Small products gain nothing from two cores inside; whole languages side by side do.
-    """
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        # OpenMP counts threads per calling thread: every worker sets its own.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            tasks = [pool.submit(work, *job) for job in jobs]
-            try:
-                for i, task in enumerate(as_completed(tasks), 1):
-                    task.result()
-                    if progress is not None:
-                        progress(i, len(jobs))
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-    finally:
-        torch.set_num_threads(threads)

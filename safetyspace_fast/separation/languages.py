@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..parallel import in_parallel
 from . import Progress, confounds, names_in, positions
 from . import engine as e
 from . import metrics as m
@@ -109,7 +110,7 @@ def directions(
                         columns[name][i_model, i_layer, pooling, i_lang, i_other] = value
 
     jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_layers))]
-    e.in_parallel(fill, jobs, progress)
+    in_parallel(fill, jobs, progress)
     dims = ("model", "layer", "pooling", "lang", "other_lang")
     names = (chosen_models, chosen_layers, chosen_poolings, langs, langs)
     return xarray.Dataset(
@@ -226,7 +227,7 @@ def parallel(
 
     if len(used):
         jobs = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
-        e.in_parallel(fill, jobs, progress)
+        in_parallel(fill, jobs, progress)
     return xarray.Dataset(
         {
             name: (dims, column, {"definition": PARALLEL[name.split("_")[0]]})
