@@ -1,15 +1,19 @@
 """Results of `separation` in the store: a group a model, replaced as a whole or not at all."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from ..errors import StoreError
+from . import files
+from .lock import alone
+from .place import Place
 from .reader import Run
+from .writer import consolidate
 
 if TYPE_CHECKING:
     import xarray
@@ -23,18 +27,23 @@ def save_results(run: Run, dataset: "xarray.Dataset") -> None:
     """Write what `separation` returned to `separation/<model>/`, one group for every model in it.
 
     Every metric is an array [layer, pooling, lang, number] whose last axis holds value, low, high,
-    floor, p and p_family; attributes say what it is. A model's group is built beside its place and
-    renamed: a crash leaves the old results, or none, and never half of them.
+    floor, p and p_family; attributes say what it is. A model's group is built in the work folder
+    and moved: a crash leaves the old results, or none, and never half of them.
 
     Raises:
-        StoreError: the store cannot be written to.
+        StoreError: the store cannot be written to, or is an object store.
     """
-    try:
-        zarr.open_group(run.path, mode="r+").require_group("separation")
-        for model in dataset["model"].to_numpy().tolist():
-            _replace(run.path / "separation" / model, dataset.sel(model=model))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{run.path}: results cannot be written: {error}") from error
+    folder, work = run.path / "separation", run.place.work
+    with alone(work):
+        try:
+            run.place.group(read_only=False).require_group("separation")
+            for model in dataset["model"].to_numpy().tolist():
+                _replace(folder / model, work, dataset.sel(model=model))
+            consolidate(run.path)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"{run.place}: results cannot be written: {error}") from error
 
 
 def load_results(run: Run, model: str) -> "xarray.Dataset":
@@ -45,40 +54,35 @@ def load_results(run: Run, model: str) -> "xarray.Dataset":
     """
     import xarray
 
+    root = run.place.group(read_only=True)
     place = f"separation/{model}"
-    if not (run.path / place / "zarr.json").exists():
-        raise StoreError(f"{run.path}: no results for {model!r}; run `separation` first")
-    found = xarray.open_zarr(run.path, group=place, consolidated=False)
-    version = found.attrs["format_version"]
-    if version != RESULTS_VERSION:
-        raise StoreError(
-            f"{run.path}: results of format_version {version}, this package reads "
-            f"{RESULTS_VERSION}; update safetyspace-fast"
-        )
+    if place not in root:
+        raise StoreError(f"{run.place}: no results for {model!r}; run `separation` first")
+    found = xarray.open_zarr(root.store, group=place, consolidated=False)
     names = {axis: found.attrs[f"{axis}_names"] for axis in (*_AXES, "number")}
     named: xarray.Dataset = found.assign_coords(names)
     return named
 
 
-def _replace(place: Path, dataset: "xarray.Dataset") -> None:
-    new, old = (place.with_name(f".{place.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+def _replace(place: Path, work: Path, dataset: "xarray.Dataset") -> None:
+    new, old = (work / f"results-{kind}" for kind in ("new", "old"))
+    for leftover in filter(Path.is_dir, (new, old)):  # of a crash
+        files.remove_tree(leftover)
     try:
         _write(new, dataset)
-        for path in (*new.rglob("*"), new):
-            _fsync(path)
         if place.exists():
-            place.rename(old)
-        new.rename(place)
-        _fsync(place.parent)
+            os.rename(place, old)
+        os.rename(new, place)
+        files.sync(place)
     finally:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in filter(Path.is_dir, (new, old)):
+            files.remove_tree(leftover)
 
 
 def _write(path: Path, dataset: "xarray.Dataset") -> None:
     names = {f"{axis}_names": dataset[axis].to_numpy().tolist() for axis in _AXES}
     group = zarr.create_group(
-        path,
+        Place(path).store(read_only=False),
         attributes={
             "format_version": RESULTS_VERSION,
             "settings": dict(dataset.attrs),
@@ -113,16 +117,10 @@ def _array(
         shape=values.shape,
         dtype=values.dtype,
         chunks=tuple(max(1, size) for size in values.shape),
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},  # a chunk that is not there counts as damage
         dimension_names=dims,
         attributes=attributes,
         fill_value=np.nan if values.dtype.kind == "f" else 0,
     )
     created[...] = values
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

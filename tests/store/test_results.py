@@ -88,11 +88,20 @@ def test_a_crash_leaves_the_old_results(run: ssf.Run, monkeypatch: pytest.Monkey
     ]  # fmt: skip
 
 
+def test_a_store_with_results_is_undamaged_and_leaves_no_work_folder(run: ssf.Run) -> None:
+    for seed in (0, 1):
+        api.save_results(run, compute(run, seed=seed))
+        assert not api.check(run.path).damage
+    assert not run.place.work.exists()
+    opened = zarr.open_group(run.path, mode="r", use_consolidated=True)
+    assert "separation/a/rho" in opened.metadata.consolidated_metadata.flattened_metadata
+
+
 def test_missing_and_newer_results_are_named(run: ssf.Run, tmp_path: Path) -> None:
     api.save_results(run, compute(run))
     with pytest.raises(StoreError, match="run `separation` first"):
         run.separation("nobody")
     group = zarr.open_group(run.path, mode="r+")["separation/b"]
-    group.attrs["format_version"] = 99
+    group.attrs["format_version"] = 99  # newer ones are refused wherever they stand
     with pytest.raises(StoreError, match="format_version 99"):
         run.separation("b")
