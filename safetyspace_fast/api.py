@@ -233,6 +233,7 @@ def _run_model(
     group = f"models/{spec.name}"
     attributes: dict[str, Any] = dict(root[group].attrs) if group in root else {}
     if attributes.get("complete"):
+        clear(Place(config.out).work / spec.name)  # an interrupt may have come before `close`
         yield Note(spec.name, "complete in the store already; nothing to do")
         return
     if config.verify:

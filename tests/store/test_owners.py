@@ -18,7 +18,7 @@ from tiny_models import save_tiny
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import StoreError
-from safetyspace_fast.store import Claim, Place
+from safetyspace_fast.store import Claim, Place, Progress
 from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 COMMAND = [sys.executable, "-m", "safetyspace_fast.cli", "run", "--template", "none"]
@@ -71,6 +71,22 @@ def test_a_claim_of_a_process_that_is_gone_is_taken_over(tiny: Path, tmp_path: P
     notes = [event.message for event in events if isinstance(event, api.Note)]
     assert notes == [f"taken over from process {process.pid}, which is gone"]
     assert api.open_run(out).models == ("m",)
+
+
+def test_an_interrupt_after_the_last_write_leaves_nothing_behind(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.run(make_config(tiny, out))
+    assert list(Place(out).work.rglob("journal.jsonl"))
+    assert api.run(make_config(tiny, out, resume=True)).models == ("m",)
+    assert not Place(out).work.exists()
 
 
 def test_a_claim_of_another_host_says_how_to_clear_it(tmp_path: Path) -> None:
