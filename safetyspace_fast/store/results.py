@@ -75,6 +75,8 @@ def _replace(place: Path, work: Path, dataset: "xarray.Dataset") -> None:
         os.rename(new, place)
         files.sync(place)
     finally:
+        if old.is_dir() and not place.exists():
+            os.rename(old, place)
         for leftover in filter(Path.is_dir, (new, old)):
             files.remove_tree(leftover)
 
@@ -97,7 +99,7 @@ def _write(path: Path, dataset: "xarray.Dataset") -> None:
         coords = {key: value for key, value in one.coords.items() if key not in one.dims}
         said = {str(key): value.item() for key, value in coords.items() if value.ndim == 0}
         array = np.stack([one[part].transpose(*_AXES).to_numpy() for part in _NUMBERS], -1)
-        attributes = {**said, "units": said.pop("unit"), "refused_reasons": ["", *reasons]}
+        attributes = {"units": said.pop("unit"), **said, "refused_reasons": ["", *reasons]}
         _array(group, name, array, (*_AXES, "number"), attributes)
         codes = np.searchsorted(["", *reasons], refused.astype(str)).astype(np.int16)
         about = {"units": "1", "long_name": f"why there is no {name}: index in its refused_reasons"}
