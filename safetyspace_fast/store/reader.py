@@ -192,8 +192,17 @@ class Run:
 
     @cached_property
     def samples(self) -> SampleTable:
-        """Where every sample comes from and what it is."""
-        group = self._root["samples"]
+        """Where every sample comes from and what it is.
+
+        Raises:
+            StoreError: a column is not there, or damaged.
+        """
+        try:
+            group = self._root["samples"]
+        except KeyError as error:
+            raise StoreError(
+                f"{self.place}/samples/zarr.json: missing; `check` lists it"
+            ) from error
         assert isinstance(group, zarr.Group)
         columns = {spec.name: read_array(group, spec.name) for spec in SAMPLES}
         return SampleTable(lang_index=columns.pop("lang"), **columns)
