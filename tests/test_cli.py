@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,14 @@ def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: 
     command = [*RUN, "run", "--model", str(tiny), "--data", "sample:polite", "--out", str(out)]
     command += ["--token-budget", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What starts the tests in the background may have had them ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     segments = out.with_name(out.name + ".work")
     deadline = time.monotonic() + 120
     while not list(segments.rglob("*.seg")):
