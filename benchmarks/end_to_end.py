@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.small_models import make
 from safetyspace_fast import api
 from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import Capture, Extraction, make_plan, seeded_projection
+from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
 from safetyspace_fast.store import ModelWriter, Progress, create_run
 from safetyspace_fast.store.layout import SHARD_SAMPLES
@@ -120,19 +122,16 @@ class Ours:
 
     def means(self, samples: Samples, template: str) -> np.ndarray:
         """Mean over the whole prompt of every hookpoint: `[text, hookpoint, D]`, for the oracle."""
-        tokens = tokenize(self.model, samples.texts, template=template)
+        tokens = tokenize(self.model, samples.texts, template=template, poolings=("mean",))
+        spans = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], 1)[:, None]
+        tokens = replace(tokens, spans=spans.astype(np.int32))
         plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
         hookpoints, width = self.model.hookpoints, self.model.hidden_size
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:
             for batch in plan:
-                ids = torch.zeros(len(batch.unique), batch.length, dtype=torch.int64)
-                spans = torch.zeros(len(batch.unique), 1, 2, dtype=torch.int32)
-                for i_row, row in enumerate(batch.unique):
-                    prompt = tokens.prompt(row)
-                    ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
-                    spans[i_row, 0, 1] = len(prompt)
-                states = capture.run(ids, spans)[:, 0, :, :width].transpose(0, 1).numpy()
+                out = capture.run(*padded(self.model, tokens, batch))
+                states = out[:, 0, :, :width].transpose(0, 1).numpy()
                 result[batch.rows] = states[batch.source]
         return result
 

@@ -145,6 +145,14 @@ class Peers:
             else:
                 self.ran[name] = partial(peer, x, labels)
 
+    def row(
+        self, x: torch.Tensor, timings: dict[str, Timing], errors: dict[str, float]
+    ) -> dict[str, Any]:
+        """One size of a table, with the peers that were too slow to be timed in turn."""
+        N, D = x.shape
+        timings = {**timings, **self.slow}
+        return {"N": N, "D": D, "timings": timings, "skipped": self.skipped, "errors": errors}
+
 
 def silhouette(repeats: int) -> list[dict[str, Any]]:
     rows = []
@@ -167,12 +175,8 @@ def silhouette(repeats: int) -> list[dict[str, Any]]:
         setup += "; ops.silhouette_samples(x[:300].clone(), y[:300])"
         memory = harness.extra_memory_bytes(setup, "ops.silhouette_samples(x, y)")
         rows.append(
-            {
-                "N": N,
-                "D": D,
-                "timings": {**timings, **peers.slow},
-                "skipped": peers.skipped,
-                "errors": errors,
+            peers.row(x, timings, errors)
+            | {
                 "extra_memory_bytes": memory,
                 "bound_s": bound_s,
                 "bound_gflops": N * N * D / bound_s / 1e9,
@@ -231,15 +235,7 @@ def energy(repeats: int) -> list[dict[str, Any]]:
         errors = {name: abs(float(value) / truth - 1) for name, value in results.items()}
         assert errors["safetyspace-fast"] < 1e-4, errors
         timings = harness.interleaved({"safetyspace-fast": ours, **peers.ran}, repeats)
-        rows.append(
-            {
-                "N": N,
-                "D": D,
-                "timings": {**timings, **peers.slow},
-                "skipped": peers.skipped,
-                "errors": errors,
-            }
-        )
+        rows.append(peers.row(x, timings, errors))
     return rows
 
 

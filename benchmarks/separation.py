@@ -4,12 +4,11 @@
 
 Writes a store of random states through the package's own writer, computes every metric with 1,000
 permutations and 1,000 bootstraps, and scales to 33 layers and 11 languages. The peer does what a
-script does for four of the metrics: one resample after another. It is timed on a few resamples of
+script does for six of the numbers: one resample after another. It is timed on a few resamples of
 one cell, and its time for the whole store is that times the number of resamples and cells.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -181,27 +180,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    about = harness.machine()
+    about = harness.machine()  # before: it says how busy the machine was
     found = measure(options.layers, options.languages, options.texts, options.resamples)
-    if options.json:
-        print(json.dumps({"machine": about, **found}, indent=1))
-        return 0
-    whole, loop = found["whole_s"], found["loop_whole_s"]
-    print(f"{about['cpu']}, {about['threads']} threads, {about['simd']}, torch {about['torch']}")
-    print(
-        f"{found['cells']} cells of {options.texts:,} texts, {options.resamples:,} bootstraps and "
-        f"permutations: all metrics {found['seconds']['all']:.1f} s, the default ones "
-        f"{found['seconds']['default']:.1f} s, {found['extra_memory_bytes'] / harness.MIB:.0f} MiB "
-        "beyond the imports"
-    )
-    print(
+    report = {"machine": about, **found}
+    harness.finish("separation", report, options.json, text_of(report))
+    return 0
+
+
+def text_of(report: dict[str, Any]) -> str:
+    about, seconds = report["machine"], report["seconds"]
+    whole, loop = report["whole_s"], report["loop_whole_s"]
+    return (
+        f"{about['cpu']}, {about['threads']} threads, {about['simd']}, torch {about['torch']}\n"
+        f"{report['cells']} cells of {report['texts']:,} texts, {report['resamples']:,} bootstraps "
+        f"and permutations: all metrics {seconds['all']:.1f} s, the default ones "
+        f"{seconds['default']:.1f} s, {report['extra_memory_bytes'] / harness.MIB:.0f} MiB beyond "
+        "the imports\n"
         f"scaled to {FULL[0]} layers and {FULL[1]} languages: {whole['all'] / 60:.1f} and "
         f"{whole['default'] / 60:.1f} min; one resample after another, six of the numbers: "
-        f"{loop / 3600:.0f} h ({found['loop_s_per_resample']:.2f} s a resample of one cell)"
+        f"{loop / 3600:.0f} h ({report['loop_s_per_resample']:.2f} s a resample of one cell)\n"
+        f"distances times labellings, {report['distance_gflop_per_cell']:.0f} GFLOP a cell, would "
+        f"take {report['share_of_product']:.0%} of that time at the rate of such a product alone "
+        f"({report['product_gflops']:.0f} GF/s)"
     )
-    print(
-        f"distances times labellings, {found['distance_gflop_per_cell']:.0f} GFLOP a cell, would "
-        f"take {found['share_of_product']:.0%} of that time at the rate of such a product alone "
-        f"({found['product_gflops']:.0f} GF/s)"
-    )
-    return 0

@@ -236,40 +236,29 @@ def _run_model(
         clear(Place(config.out).work / spec.name)  # an interrupt may have come before `close`
         yield Note(spec.name, "complete in the store already; nothing to do")
         return
+    impl = None if config.impl == "auto" else config.impl
+    loading: dict[str, Any] = {
+        "device": config.device,
+        "dtype": config.dtype,
+        "allow_pickle": config.allow_pickle,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    reading: dict[str, Any] = {
+        "template": config.template,
+        "poolings": config.poolings,
+        "max_tokens": config.max_tokens,
+    }
     if config.verify:
         verification = verify_model(
-            spec,
-            samples,
-            layers=config.layers,
-            poolings=config.poolings,
-            template=config.template,
-            device=config.device,
-            dtype=config.dtype,
-            max_tokens=config.max_tokens,
-            impl=None if config.impl == "auto" else config.impl,
-            allow_pickle=config.allow_pickle,
-            trust_remote_code=config.trust_remote_code,
+            spec, samples, layers=config.layers, impl=impl, **loading, **reading
         )
         if verification.problem is not None:
             raise ModelError(verification.problem)
         yield Verified(spec.name, verification)
     notes: list[str] = []
-    model = load_model(
-        spec,
-        device=config.device,
-        dtype=config.dtype,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-        on_note=notes.append,
-    )
+    model = load_model(spec, on_note=notes.append, **loading)
     hookpoints = resolve_layers(config.layers, model.hookpoints)
-    tokens = tokenize(
-        model,
-        samples.texts,
-        template=config.template,
-        poolings=config.poolings,
-        max_tokens=config.max_tokens,
-    )
+    tokens = tokenize(model, samples.texts, **reading)
     budget = config.token_budget or (
         CUDA_TOKEN_BUDGET if model.device.type == "cuda" else CPU_TOKEN_BUDGET
     )
@@ -305,7 +294,7 @@ def _run_model(
         projection,
         writer,
         progress,
-        impl=None if config.impl == "auto" else config.impl,
+        impl=impl,
     )
     yield Planned(
         spec.name,

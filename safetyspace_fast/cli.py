@@ -5,8 +5,8 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
@@ -126,14 +126,26 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--data", metavar="FILE_OR_ID", help=helps["data"])
     run.add_argument("--out", required=True, metavar="RUN.zarr", help=helps["out"])
-    for name, extra in _RUN_OPTIONS.items():
+    _add_options(run, _RUN_OPTIONS)
+    _add_preset(run)
+    run.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add fields of `RunConfig`; None or False where one is not given."""
+    helps = field_docs()
+    for name in names:
         default = RunConfig.__dataclass_fields__[name].default
         shown = ",".join(default) if isinstance(default, tuple) else default
         suffix = "" if default in (None, False) else f" (default: {shown})"
         flag = "--" + name.replace("_", "-")
-        run.add_argument(flag, help=helps[name] + suffix, **extra)
-    _add_preset(run)
-    run.add_argument("--json", action="store_true", help="print the result as JSON")
+        parser.add_argument(flag, help=helps[name] + suffix, **_RUN_OPTIONS[name])
+
+
+def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """What was typed of these options; the rest has its defaults elsewhere."""
+    typed = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in typed.items() if value is not None}
 
 
 def _add_preset(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +195,7 @@ _VERIFY_OPTIONS = (
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    given = {field.name: getattr(arguments, field.name) for field in fields(RunConfig)}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = _given(arguments, (field.name for field in fields(RunConfig)))
     if arguments.preset:
         from .presets import preset
 
@@ -500,14 +511,7 @@ def _with_bar(
     """Call a function of a store with the selection that was typed, behind a progress bar."""
     if arguments.format == "parquet" and arguments.output is None:
         raise ConfigError("--format parquet: is binary; name a file with -o")
-    from tqdm import tqdm
-
-    with tqdm(desc="resampling", unit="step", file=sys.stderr, disable=None, leave=False) as bar:
-
-        def show(done: int, steps: int) -> None:
-            bar.total = steps
-            bar.update(done - bar.n)
-
+    with _bar("resampling", "step") as show:
         return function(
             run,
             layers=arguments.layers,
@@ -516,6 +520,20 @@ def _with_bar(
             progress=show,
             **options,
         )
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, as a function of what is done and how much there is."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _add_verify(commands: Any) -> None:
@@ -532,31 +550,20 @@ def _add_verify(commands: Any) -> None:
     verify.add_argument(
         "--samples", type=int, default=32, metavar="N", help="how many texts (default: 32)"
     )
-    for name in _VERIFY_OPTIONS:
-        extra = _RUN_OPTIONS[name]
-        if extra.get("action") != "store_true":
-            extra = {"default": RunConfig.__dataclass_fields__[name].default, **extra}
-        verify.add_argument("--" + name.replace("_", "-"), help=helps[name], **extra)
+    _add_options(verify, _VERIFY_OPTIONS)
     verify.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from . import api
 
-    with tqdm(desc="verifying", unit="text", file=sys.stderr, disable=None, leave=False) as bar:
-
-        def show(done: int, texts: int) -> None:
-            bar.total = texts
-            bar.update(done - bar.n)
-
+    with _bar("verifying", "text") as show:
         found = api.verify(
             arguments.model,
             arguments.data,
             samples=arguments.samples,
             progress=show,
-            **{name: getattr(arguments, name) for name in _VERIFY_OPTIONS},
+            **_given(arguments, _VERIFY_OPTIONS),
         )
     if arguments.json:
         print(json.dumps(asdict(found) | {"verdict": found.verdict}))

@@ -12,7 +12,7 @@ from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
 from ..parallel import in_parallel
-from ..store import ModelWriter, Progress
+from ..store import Done, ModelWriter, Progress
 from ..store.layout import ROW_ARRAYS, SHARD_SAMPLES, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
@@ -72,10 +72,8 @@ class Extraction:
         self.forward_seconds = 0.0
         self.finish_seconds = 0.0
 
-        events = progress.events()
-        self._extracted = {event["extracted"] for event in events if "extracted" in event}
-        self._written = {event["written"] for event in events if "written" in event}
-        self._basis_kept = any("basis_kept" in event for event in events)
+        done = Done.of(progress.events())
+        self._extracted, self._written, self._basis_kept = done.extracted, done.written, done.basis
         for i_lang, there in enumerate(self._ranges):
             if not self._basis_kept and progress.load(f"basis-{i_lang}") is None:
                 self._written.difference_update(shards_of(there))

@@ -71,12 +71,10 @@ def directions(
     """
     import xarray
 
-    chosen_models = names_in("models", models, run.models)
-    langs = names_in("languages", languages, run.languages)
-    first = run.model(chosen_models[0])
-    chosen_layers = names_in("layers", positions(layers, first.hookpoints), first.hookpoints)
-    chosen_poolings = names_in("poolings", poolings, first.poolings)
-    shape = (len(chosen_models), len(chosen_layers), len(chosen_poolings), len(langs), len(langs))
+    names = _chosen(run, models, layers, poolings, languages)
+    chosen_models, chosen_layers, chosen_poolings, langs = names
+    names = (*names, langs)
+    shape = tuple(len(values) for values in names)
     columns = {name: np.full(shape, np.nan) for name in DEFINITIONS}
 
     def fill(i_model: int, i_layer: int) -> None:
@@ -112,7 +110,6 @@ def directions(
     jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_layers))]
     in_parallel(fill, jobs, progress)
     dims = ("model", "layer", "pooling", "lang", "other_lang")
-    names = (chosen_models, chosen_layers, chosen_poolings, langs, langs)
     return xarray.Dataset(
         {
             name: (dims, column, {"definition": DEFINITIONS[name]})
@@ -120,6 +117,24 @@ def directions(
         }
         | confounds(run, chosen_models, langs),
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
+    )
+
+
+def _chosen(
+    run: "Run",
+    models: Sequence[str] | None,
+    layers: Sequence[str] | None,
+    poolings: Sequence[str] | None,
+    languages: Sequence[str] | None,
+) -> tuple[tuple[str, ...], ...]:
+    """The names asked for: models, layers, poolings and languages."""
+    chosen = names_in("models", models, run.models)
+    first = run.model(chosen[0])
+    return (
+        chosen,
+        names_in("layers", positions(layers, first.hookpoints), first.hookpoints),
+        names_in("poolings", poolings, first.poolings),
+        names_in("languages", languages, run.languages),
     )
 
 
@@ -188,13 +203,10 @@ def parallel(
     """
     import xarray
 
-    chosen_models = names_in("models", models, run.models)
-    langs = names_in("languages", languages, run.languages)
-    first = run.model(chosen_models[0])
-    chosen_layers = names_in("layers", positions(layers, first.hookpoints), first.hookpoints)
-    chosen_poolings = names_in("poolings", poolings, first.poolings)
+    names = _chosen(run, models, layers, poolings, languages)
+    chosen_models, chosen_layers, chosen_poolings, langs = names
     dims = ("model", "layer", "pooling")
-    names = (chosen_models, chosen_layers, chosen_poolings)
+    names = names[:3]
     shape = tuple(len(values) for values in names)
     columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in _ENDS}
     content = _contents(run)

@@ -14,7 +14,7 @@ from ..errors import StoreError
 from .layout import MODEL, SAMPLES, ArraySpec, shards_of
 from .lock import Claim, alone
 from .place import SEAL, Place
-from .progress import clear, journal, rewrite_journal
+from .progress import Done, clear, journal, rewrite_journal
 from .reader import below, damaged_chunks, open_group, read_array
 from .writer import consolidate, write_bare_group
 
@@ -41,13 +41,8 @@ class Report:
     damage: list[Damage] = field(default_factory=list)
 
 
-@dataclass
-class _Done:
+class _Done(Done):
     """What a model says is done, less what turns out to be damaged."""
-
-    extracted: set[int]
-    written: set[int]
-    basis: bool
 
     def is_due(self, spec: ArraySpec, place: tuple[int, ...], ranges: list[slice]) -> bool:
         """Whether a chunk must be there."""
@@ -150,10 +145,7 @@ def _check_model(
     complete = bool(attributes.get("complete"))
     done = _Done(set(range(n_shards)), set(range(n_shards)), True)
     if not complete:
-        events = journal(folder)
-        done.extracted = {event["extracted"] for event in events if "extracted" in event}
-        done.written = {event["written"] for event in events if "written" in event}
-        done.basis = any("basis_kept" in event for event in events)
+        done = _Done.of(journal(folder))
     found: list[tuple[ArraySpec, tuple[int, ...] | None, Damage]] = []
     for spec in MODEL:
         key = f"models/{name}/{spec.name}"
@@ -190,14 +182,7 @@ def _mark(place: Place, name: str, folder: Path, done: _Done, damaged: list[str]
     """Delete damaged files, and say what is left in the attributes and in a new journal."""
     root = place.group(read_only=False)
     _group(root, f"models/{name}").attrs["complete"] = False  # first: a crash then redoes more
-    rewrite_journal(
-        folder,
-        [
-            *({"extracted": shard} for shard in sorted(done.extracted)),
-            *({"written": shard} for shard in sorted(done.written)),
-            *([{"basis_kept": True}] if done.basis else []),
-        ],
-    )
+    rewrite_journal(folder, done.events())
     store = place.store(read_only=False)
     for file in damaged:
         if file.endswith("/zarr.json"):

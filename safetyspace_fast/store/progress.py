@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -81,6 +81,35 @@ def rewrite_journal(folder: Path, events: list[dict[str, Any]]) -> None:
 def _line(event: dict[str, Any]) -> bytes:
     text = json.dumps(event).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+@dataclass
+class Done:
+    """What a journal says is done."""
+
+    extracted: set[int]
+    """Shards whose pooled states are in a segment, and their projection in the store."""
+    written: set[int]
+    """Shards whose languages' statistics are in the store."""
+    basis: bool
+    """Whether the basis for all languages is in the store of a model that is repaired."""
+
+    @classmethod
+    def of(cls, events: list[dict[str, Any]]) -> Self:
+        """Read a journal's lines."""
+        return cls(
+            {event["extracted"] for event in events if "extracted" in event},
+            {event["written"] for event in events if "written" in event},
+            any("basis_kept" in event for event in events),
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines that say the same."""
+        return [
+            *({"extracted": shard} for shard in sorted(self.extracted)),
+            *({"written": shard} for shard in sorted(self.written)),
+            *([{"basis_kept": True}] if self.basis else []),
+        ]
 
 
 class Progress:

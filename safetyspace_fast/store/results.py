@@ -40,9 +40,9 @@ def save_results(run: Run, dataset: "xarray.Dataset") -> None:
             for model in dataset["model"].to_numpy().tolist():
                 _replace(folder / model, work, dataset.sel(model=model))
             consolidate(run.path)
+        except StoreError:
+            raise
         except OSError as error:
-            if isinstance(error, StoreError):
-                raise
             raise StoreError(f"{run.place}: results cannot be written: {error}") from error
 
 

@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 
 from ..errors import StoreError
 from . import files
-from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
+from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec, shards_of
 from .place import Place
 from .reader import open_group, read_array
 
@@ -192,7 +192,7 @@ class ModelWriter:
         """
         written = []
         stop = start + values.shape[2]
-        for shard in range(start // SHARD_SAMPLES, (stop - 1) // SHARD_SAMPLES + 1):
+        for shard in shards_of(slice(start, stop)):
             if (name, shard) in self._skip:
                 continue
             low, high = self.shard_range(shard)
