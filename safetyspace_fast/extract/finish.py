@@ -123,28 +123,31 @@ def principal_components(centred: torch.Tensor, k: int) -> tuple[torch.Tensor, t
     return variance, components
 
 
-def _leading(matrix: torch.Tensor, k: int, block: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` largest eigenvalues of a positive semidefinite matrix, and their eigenvectors."""
+def _leading(matrix: torch.Tensor, k: int, block: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `k` largest eigenvalues of a positive semidefinite matrix, and their eigenvectors.
+
+    Equal eigenvalues are told apart up to `block` of them.
+    """
+    n = len(matrix)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(len(matrix), block, generator=generator, dtype=matrix.dtype)
-    newest = torch.linalg.qr(start.to(matrix.device))[0]
-    basis = newest
-    steps = 8  # few spectra need less; then look every 4
-    while 2 * basis.shape[1] + steps * block < len(matrix):
-        for _ in range(steps):
-            newest = matrix @ newest
-            for _ in range(2):  # once leaves rounding behind
-                newest = newest - basis @ (basis.T @ newest)
-            newest = torch.linalg.qr(newest)[0]
-            basis = torch.cat([basis, newest], 1)
-        image = matrix @ basis
-        values, rotation = torch.linalg.eigh(basis.T @ image)
+    newest = torch.randn(n, block, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    basis, image = matrix.new_empty(n, n // 2), matrix.new_empty(n, n // 2)  # image: matrix @ basis
+    due = 12 * block  # few spectra need less; then look every third block
+    for m in range(block, basis.shape[1] + 1, block):
+        known = basis[:, : m - block]
+        for _ in range(2):  # once leaves rounding behind
+            newest = newest - known @ (known.T @ newest)
+        basis[:, m - block : m] = torch.linalg.qr(newest)[0]
+        image[:, m - block : m] = newest = matrix @ basis[:, m - block : m]
+        if m < due:
+            continue
+        due += 3 * block
+        values, rotation = torch.linalg.eigh(basis[:, :m].T @ image[:, :m])
         values, rotation = values.flip(0)[:k], rotation.flip(1)[:, :k]
-        vectors = basis @ rotation
-        residual = torch.linalg.vector_norm(image @ rotation - vectors * values, dim=0)
+        vectors = basis[:, :m] @ rotation
+        residual = torch.linalg.vector_norm(image[:, :m] @ rotation - vectors * values, dim=0)
         if bool((residual <= 1e-8 * values).all()):
             return values, vectors
-        steps = 4
     values, vectors = torch.linalg.eigh(matrix)
     return values.flip(0)[:k], vectors.flip(1)[:, :k]
 
