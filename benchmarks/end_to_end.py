@@ -22,7 +22,7 @@ from benchmarks import harness
 from benchmarks.small_models import make
 from safetyspace_fast import api
 from safetyspace_fast.data import Samples, read_samples
-from safetyspace_fast.extract import Capture, Extraction, make_plan, seeded_projection
+from safetyspace_fast.extract import Capture, Extraction, make_plan, seeded_projection, share_prefix
 from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
 from safetyspace_fast.store import ModelWriter, Progress, create_run
@@ -96,6 +96,7 @@ class Ours:
     def _run(self, samples: Samples, template: str, out: Path) -> None:
         model = self.model
         tokens = tokenize(model, samples.texts, template=template)
+        prefix, tokens, _ = share_prefix(model, tokens)
         plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
         root = create_run(
             out,
@@ -113,7 +114,7 @@ class Ours:
         progress = Progress(out, "m", shape)
         projection = seeded_projection(model.hidden_size, PROJ_DIM, 0)
         extraction = Extraction(
-            model, samples, tokens, plan, hookpoints, projection, writer, progress
+            model, samples, tokens, plan, hookpoints, projection, writer, progress, prefix=prefix
         )
         for _ in extraction:
             pass
@@ -202,6 +203,7 @@ def main(argv: list[str]) -> int:
     gap = check(script, ours, small, arguments.template)
 
     tokens = tokenize(ours.model, samples.texts, template=arguments.template)
+    _, tokens, _ = share_prefix(ours.model, tokens)
     plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=arguments.token_budget)
     products, flops = matrix_rate(ours.model, 512)
     times = harness.interleaved(

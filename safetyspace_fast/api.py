@@ -24,6 +24,7 @@ from .extract import (
     Verified,
     make_plan,
     seeded_projection,
+    share_prefix,
     verify_model,
 )
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
@@ -262,6 +263,10 @@ def _run_model(
     budget = config.token_budget or (
         CUDA_TOKEN_BUDGET if model.device.type == "cuda" else CPU_TOKEN_BUDGET
     )
+    whole = tokens
+    prefix, tokens, reason = share_prefix(model, whole)
+    if reason is not None:
+        notes.append(reason)
     plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
     projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
     manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan)
@@ -295,6 +300,7 @@ def _run_model(
         writer,
         progress,
         impl=impl,
+        prefix=prefix,
     )
     yield Planned(
         spec.name,
@@ -303,6 +309,7 @@ def _run_model(
         texts=len(samples.texts),
         unique_texts=plan.unique_texts,
         texts_done=extraction.texts_done,
+        prefix_tokens=whole.prefix_length if prefix is not None else 0,
         tokens=plan.tokens,
         padded_tokens=plan.padded_tokens,
         batches=sum(1 for _ in plan),
@@ -321,7 +328,7 @@ def _run_model(
             "impl": config.impl,
             "forward_seconds": extraction.forward_seconds,
             "finish_seconds": extraction.finish_seconds,
-            "tokens": plan.tokens,
+            "tokens": extraction.tokens,
             "ended": ended,
         }
     )
@@ -329,7 +336,7 @@ def _run_model(
     yield ModelDone(
         spec.name,
         texts=len(samples.texts),
-        tokens=plan.tokens,
+        tokens=extraction.tokens,
         forward_seconds=extraction.forward_seconds,
         finish_seconds=extraction.finish_seconds,
         peak_device_bytes=extraction.peak_device_bytes,

@@ -255,9 +255,10 @@ class _Progress:
             resumed = f", {event.texts_done:,} done before" if event.texts_done else ""
             padding = event.padded_tokens / max(event.tokens, 1) - 1
             truncated = f", {event.truncated:,} texts cut to fit" if event.truncated else ""
+            prefix = f" behind {event.prefix_tokens} shared ones" if event.prefix_tokens else ""
             self._say(
                 f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} different{resumed}"
-                f"{truncated}), {event.tokens:,} tokens (+{padding:.1%} padding) in "
+                f"{truncated}), {event.tokens:,} tokens{prefix} (+{padding:.1%} padding) in "
                 f"{event.batches:,} batches, {event.hookpoints} hookpoints x {event.hidden_size}; "
                 f"pooled states on disk until a language is done: {_size(event.segment_bytes)}"
             )

@@ -5,6 +5,7 @@ from .events import Event, LanguageDone, ModelDone, Note, Planned, Progressed, V
 from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
+from .prefix import share_prefix
 from .verify import CellCheck, Verification, verify_model
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Verified",
     "make_plan",
     "seeded_projection",
+    "share_prefix",
     "verify_model",
 ]

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ class Capture:
         hookpoints: tuple[str, ...],
         projection: torch.Tensor,
         impl: str | None = None,
+        prefix: Any = None,
     ) -> None:
         """Say what to capture.
 
@@ -32,6 +34,7 @@ class Capture:
             hookpoints: names in order of depth: `embed`, `block.i`, `final_norm`.
             projection: `[D, P] float32` on the model's device.
             impl: a forced implementation of `pool_project`.
+            prefix: keys and values of tokens before every prompt, of `share_prefix`.
 
         Raises:
             ModelError: the model is compiled already, so hooks would be silently ignored.
@@ -45,6 +48,9 @@ class Capture:
         self._hookpoints = hookpoints
         self._projection = projection
         self._impl = impl
+        self._reading: dict[str, Any] = {"use_cache": False}
+        if prefix is not None:
+            self._reading = {"use_cache": True, "past_key_values": prefix}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._spans: torch.Tensor
         self._out: torch.Tensor
@@ -94,7 +100,7 @@ class Capture:
         )
         with suppress(_DeepestLayerReached):
             self._model.backbone(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                input_ids=input_ids, attention_mask=attention_mask, **self._reading
             )
         out = self._out
         del self._out, self._spans

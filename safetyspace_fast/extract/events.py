@@ -31,7 +31,10 @@ class Planned(Event):
     unique_texts: int
     texts_done: int
     """Already in the store or its work folder, from an interrupted run."""
+    prefix_tokens: int
+    """Tokens that all prompts begin with and that run once."""
     tokens: int
+    """What there is to run behind them, each different text once, without padding."""
     padded_tokens: int
     batches: int
     truncated: int
@@ -69,6 +72,7 @@ class ModelDone(Event):
 
     texts: int
     tokens: int
+    """Run in `forward_seconds`; after a resume fewer than the model's texts have."""
     forward_seconds: float
     finish_seconds: float
     peak_device_bytes: int | None

@@ -43,19 +43,21 @@ class Extraction:
         progress: Progress,
         *,
         impl: str | None = None,
+        prefix: Any = None,
     ) -> None:
         """Gather what the work needs and read how far an earlier run came.
 
         Args:
             model: the loaded model.
             samples: labels, folds and languages.
-            tokens: prompts and spans of the samples.
+            tokens: prompts and spans of the samples, without the prefix.
             plan: the batches.
             hookpoints: wanted hookpoints, in order of depth.
             projection: `[D, P] float32`.
             writer: the model's arrays.
             progress: segments and journal.
             impl: a forced kernel implementation.
+            prefix: keys and values of what every prompt begins with, of `share_prefix`.
         """
         self._model = model
         self._name = model.name
@@ -68,7 +70,9 @@ class Extraction:
         self._writer = writer
         self._progress = progress
         self._impl = impl
+        self._prefix = prefix
         self._rows_per_pass: int | None = None
+        self.tokens = 0
         self.forward_seconds = 0.0
         self.finish_seconds = 0.0
 
@@ -117,7 +121,9 @@ class Extraction:
         thread = WriterThread()
         copy = HostCopy(self._model.device)
         try:
-            with Capture(self._model, self._hookpoints, self._projection, self._impl) as capture:
+            with Capture(
+                self._model, self._hookpoints, self._projection, self._impl, self._prefix
+            ) as capture:
                 for shard, batches in enumerate(self._plan.shards):
                     if shard not in self._extracted:
                         yield from self._extract(shard, batches, capture, copy, thread)
@@ -159,6 +165,7 @@ class Extraction:
             thread.put(partial(host, partial(self._append, shard, batch)))
             self.forward_seconds += time.perf_counter() - started
             tokens = int(self._tokens.lengths[batch.unique].sum())
+            self.tokens += tokens
             yield Progressed(self._name, len(batch.rows), tokens)
         thread.flush()
         self._close_shard(shard)

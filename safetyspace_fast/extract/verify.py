@@ -37,6 +37,7 @@ from ..store.layout import SHARD_SAMPLES
 from .capture import Capture, seeded_projection
 from .loop import padded
 from .plan import make_plan
+from .prefix import share_prefix
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
@@ -219,11 +220,12 @@ def _engine_states(
     impl: str | None,
 ) -> Array:
     """What a run would keep: `[N, L, S, D] float32`."""
+    prefix, tokens, _ = share_prefix(model, tokens)
     plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=token_budget)
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     shape = (len(tokens), len(hookpoints), len(tokens.poolings), model.hidden_size)
     states = np.full(shape, np.nan, np.float32)
-    with Capture(model, hookpoints, projection, impl) as capture:
+    with Capture(model, hookpoints, projection, impl, prefix) as capture:
         for batch in plan:
             out = capture.run(*padded(model, tokens, batch)).cpu().numpy()
             pooled = out[:, :, batch.source, : model.hidden_size]

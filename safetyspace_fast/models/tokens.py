@@ -9,7 +9,7 @@ across the border between template and text belongs to the text. Tokens that the
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -58,7 +58,8 @@ class Tokenized:
     n_text_tokens: [N] int32, the text's own tokens; 0 for a text that yields none.
     truncated: [N] bool, the text was cut to fit the window; the template never is.
     poolings: names of the S spans.
-    prefix_length: number of leading tokens that are the same in all prompts and no text's own.
+    prefix_length: number of leading tokens that are the same in all prompts, in no span, and no
+        whole prompt.
     """
 
     ids: NDArray[np.int32]
@@ -82,6 +83,19 @@ class Tokenized:
     def prompt(self, index: int) -> NDArray[np.int32]:
         """The token ids of one prompt."""
         return self.ids[self.starts[index] : self.starts[index + 1]]
+
+    def without_prefix(self) -> "Tokenized":
+        """The same prompts from behind their shared prefix on; spans are moved with them."""
+        cut = self.prefix_length
+        inside = np.ones(len(self.ids), np.bool_)
+        inside[(self.starts[:-1, None] + np.arange(cut)).ravel()] = False
+        return replace(
+            self,
+            ids=self.ids[inside],
+            starts=self.starts - cut * np.arange(len(self.starts)),
+            spans=np.maximum(self.spans - cut, 0),
+            prefix_length=0,
+        )
 
 
 def tokenize(
@@ -257,11 +271,11 @@ def _spans(
 def _shared_prefix(
     ids: NDArray[np.int32], starts: NDArray[np.int64], text_spans: NDArray[np.int64]
 ) -> int:
-    """Leading tokens that all prompts have in common, none of them a text's."""
+    """Leading tokens that all prompts have in common, none of them a text's or a prompt's last."""
     has_text = text_spans[:, 1] > text_spans[:, 0]
     if not has_text.any():
         return 0
-    shortest = int(min(np.diff(starts).min(), text_spans[has_text, 0].min()))
+    shortest = max(0, int(min(np.diff(starts).min() - 1, text_spans[has_text, 0].min())))
     prompts = ids[starts[:-1, None] + np.arange(shortest)]
     same = (prompts == prompts[:1]).all(axis=0)
     return shortest if same.all() else int(np.argmin(same))

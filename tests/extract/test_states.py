@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, ENCODERS, save_tiny
+from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, ENCODERS, FURTHER_ARCHITECTURES, save_tiny
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.extract import Capture, make_plan, seeded_projection
+from safetyspace_fast.extract import Capture, make_plan, seeded_projection, share_prefix
 from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
 
@@ -30,13 +30,18 @@ FLOOR = 1e-7
 """Relative; float32 rounds at 6e-8, and a lucky reference must not make the test fail."""
 
 
-def pooled_states(model: LoadedModel, template: str, token_budget: int) -> np.ndarray:
+def pooled_states(
+    model: LoadedModel, template: str, token_budget: int, shared: bool = True
+) -> np.ndarray:
     """What the engine computes, `[text, hookpoint, pooling, D]`."""
     tokens = tokenize(model, TEXTS, template=template, poolings=POOLINGS)
+    prefix = None
+    if shared:
+        prefix, tokens, _ = share_prefix(model, tokens)
     plan = make_plan(tokens, shard_samples=4, token_budget=token_budget)
     projection = seeded_projection(model.hidden_size, 8, seed=0)
     result = np.full((len(TEXTS), len(model.hookpoints), 3, model.hidden_size), np.nan)
-    with Capture(model, model.hookpoints, projection) as capture:
+    with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
         for batch in plan:
             out = capture.run(*padded(model, tokens, batch))
             states = out[..., : model.hidden_size].permute(2, 0, 1, 3).numpy()
@@ -93,6 +98,48 @@ def test_pooled_states_are_those_of_the_text_alone(
 ) -> None:
     path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
     assert_as_exact_as_transformers(path, template, budget=100)
+
+
+KEEP_MORE = {"mamba", "mamba2", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "zamba2"}
+KEEP_MORE |= {"qwen3_next"}
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *FURTHER_ARCHITECTURES])
+def test_a_prefix_runs_once_where_keys_and_values_are_all_there_is(
+    name: str, tmp_path: Path
+) -> None:
+    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
+    model = load_model(parse_model(str(path)))
+    tokens = tokenize(model, TEXTS, template="chat")
+    prefix, rest, reason = share_prefix(model, tokens)
+    if name in KEEP_MORE:
+        assert prefix is None
+        assert rest is tokens
+        assert reason is not None
+        assert "7 tokens that all prompts share run each time" in reason
+        return
+    assert reason is None
+    assert rest.lengths.tolist() == [length - 7 for length in tokens.lengths]
+    np.testing.assert_allclose(
+        pooled_states(model, "chat", 100),
+        pooled_states(model, "chat", 100, shared=False),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_model_that_goes_on_otherwise_behind_a_prefix_runs_whole_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny("llama", tmp_path / "llama", chat_template=CHAT_TEMPLATE)
+    model = load_model(parse_model(str(path)))
+    tokens = tokenize(model, TEXTS, template="chat")
+    monkeypatch.setattr(transformers.DynamicCache, "get_query_offset", lambda *_, **__: 0)
+    prefix, rest, reason = share_prefix(model, tokens)
+    assert prefix is None
+    assert rest is tokens
+    assert reason is not None
+    assert "would be others" in reason
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -326,6 +326,24 @@ def test_prefix_is_what_all_prompts_share_before_any_text(tiny):
     assert tokenize(border, ["!", "he dog"]).prefix_length == 1
 
 
+def test_prompts_without_their_prefix_keep_their_spans(tiny):
+    model = with_template(tiny, tiny_models.CHAT_TEMPLATE)
+    tokens = tokenize(model, ["one", "", "a longer text"])
+    rest = tokens.without_prefix()
+    assert tokens.prefix_length > 0
+    assert rest.prefix_length == 0
+    for i in range(3):
+        whole, cut = tokens.prompt(i), rest.prompt(i)
+        assert whole[tokens.prefix_length :].tolist() == cut.tolist()
+        for before, after in zip(tokens.spans[i], rest.spans[i], strict=True):
+            assert whole[slice(*before)].tolist() == cut[slice(*after)].tolist()
+
+
+def test_a_prefix_is_never_a_whole_prompt(tiny):
+    tokens = tokenize(tiny, ["", "text"], template="none")
+    assert (tokens.lengths > tokens.prefix_length).all() or tokens.prefix_length == 0
+
+
 def test_tokens_that_the_model_does_not_embed_are_refused(tiny):
     model = dataclasses.replace(tiny, tokenizer=tiny_models.tiny_tokenizer())
     model.tokenizer.add_tokens(["<image>"])
