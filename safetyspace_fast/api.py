@@ -22,9 +22,11 @@ from .extract import (
     Progressed,
     Verification,
     Verified,
+    compile_blocks,
     make_plan,
     seeded_projection,
     share_prefix,
+    token_budget,
     verify_model,
 )
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
@@ -77,9 +79,6 @@ __all__ = [
     "separation",
     "verify",
 ]
-
-CPU_TOKEN_BUDGET = 512
-CUDA_TOKEN_BUDGET = 16_384
 
 
 def run(config: RunConfig, on_event: Callable[[Event], None] | None = None) -> Run:
@@ -260,20 +259,21 @@ def _run_model(
     model = load_model(spec, on_note=notes.append, **loading)
     hookpoints = resolve_layers(config.layers, model.hookpoints)
     tokens = tokenize(model, samples.texts, **reading)
-    budget = config.token_budget or (
-        CUDA_TOKEN_BUDGET if model.device.type == "cuda" else CPU_TOKEN_BUDGET
-    )
     whole = tokens
     prefix, tokens, reason = share_prefix(model, whole)
     if reason is not None:
         notes.append(reason)
+    if config.compile:
+        compile_blocks(model, tokens, prefix)
+    begun = attributes.get("manifest", {})
+    budget = config.token_budget or begun.get("token_budget")
+    budget = budget or token_budget(model, tokens, prefix)
     plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
     projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
-    manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan)
+    manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan, budget)
     sizes = axis_sizes(samples, hookpoints, config.poolings, model.hidden_size, config.proj_dim)
     writer = ModelWriter(root, spec.name, sizes)
-    begun = attributes.get("manifest", manifest)
-    if differing := [key for key in manifest if begun.get(key) != manifest[key]]:
+    if begun and (differing := [key for key in manifest if begun.get(key) != manifest[key]]):
         raise StoreError(
             f"{config.out}: model {spec.name!r} was begun with another {', '.join(differing)}; "
             "resume with the same settings, or give it another NAME="
@@ -324,7 +324,6 @@ def _run_model(
         {
             "versions": info.package_versions(),
             "device": str(model.device),
-            "token_budget": budget,
             "impl": config.impl,
             "forward_seconds": extraction.forward_seconds,
             "finish_seconds": extraction.finish_seconds,
@@ -350,6 +349,7 @@ def _manifest(
     hookpoints: tuple[str, ...],
     template_sha256: str,
     plan: Plan,
+    budget: int,
 ) -> dict[str, Any]:
     """All that decides the numbers of a model; a resumed run must agree in every entry."""
     return {
@@ -364,5 +364,7 @@ def _manifest(
         "max_tokens": config.max_tokens,
         "proj_dim": config.proj_dim,
         "seed": config.seed,
+        "compile": config.compile,
+        "token_budget": budget,
         "plan_sha256": plan.sha256,
     }

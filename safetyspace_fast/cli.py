@@ -171,6 +171,7 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "metavar": "N"},
     "device": {"metavar": "auto|cpu|cuda[:N]"},
     "dtype": {"choices": DTYPES},
+    "compile": {"action": "store_true"},
     "token_budget": {"type": int, "metavar": "N"},
     "max_tokens": {"type": int, "metavar": "N"},
     "impl": {"choices": IMPLEMENTATIONS},

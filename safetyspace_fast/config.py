@@ -53,11 +53,17 @@ class RunConfig:
     strict: Annotated[bool, "Rows that would be left out with a count become errors."] = False
     device: Annotated[str, "`auto`, `cpu`, `cuda` or `cuda:N`."] = "auto"
     dtype: Annotated[
-        str, "Working type of the model; `auto` is float32 on CPUs, bfloat16 on GPUs that have it."
+        str,
+        "Working type of the model; `auto` is float32 on CPUs, bfloat16 on GPUs that have it and "
+        "on CPUs with AMX.",
     ] = "auto"
+    compile: Annotated[
+        bool,
+        "Compile the model's blocks first (torch.compile): takes a while, pays in longer runs.",
+    ] = False
     token_budget: Annotated[
         int | None,
-        "Padded tokens per batch; None picks a size for the device. Results do not depend on it.",
+        "Padded tokens per batch; None: a short try finds the size. Results agree to rounding.",
     ] = None
     max_tokens: Annotated[
         int | None,

@@ -6,6 +6,7 @@ from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
 from .prefix import share_prefix
+from .tune import compile_blocks, token_budget
 from .verify import CellCheck, Verification, verify_model
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "Progressed",
     "Verification",
     "Verified",
+    "compile_blocks",
     "make_plan",
     "seeded_projection",
     "share_prefix",
+    "token_budget",
     "verify_model",
 ]

@@ -59,9 +59,8 @@ def _keys_and_values(model: LoadedModel, ids: torch.Tensor) -> Any:
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
     ):
         raise _CannotShare("the model keeps more than keys and values of them")
-    for layer in cache.layers:
-        if layer.is_initialized:
-            layer.update = partial(_followed_by, layer.keys, layer.values)
+    kept = [(layer.keys, layer.values) for layer in cache.layers]
+    cache.update = torch.compiler.disable(partial(_followed_by, kept))  # type: ignore[no-untyped-call]
 
     ends = torch.tensor(_PROBES, device=ids.device)
     whole = torch.cat([ids.expand(len(ends), -1), ends], 1)
@@ -74,16 +73,14 @@ def _keys_and_values(model: LoadedModel, ids: torch.Tensor) -> Any:
 
 
 def _followed_by(
+    kept: list[tuple[torch.Tensor, torch.Tensor]],
     keys: torch.Tensor,
     values: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
+    layer_idx: int,
     *_args: Any,
     **_options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `update` of a cache's layer returns: `[1, H, P, d]` before `[B, H, T, d]`."""
-    batch = len(new_keys)
-    return (
-        torch.cat([keys.expand(batch, -1, -1, -1), new_keys], 2),
-        torch.cat([values.expand(batch, -1, -1, -1), new_values], 2),
-    )
+    """What `update` of the cache returns: a layer's `[1, H, P, d]` before `[B, H, T, d]`."""
+    batch = len(keys)
+    first, second = (states.expand(batch, -1, -1, -1) for states in kept[layer_idx])
+    return torch.cat([first, keys], 2), torch.cat([second, values], 2)
