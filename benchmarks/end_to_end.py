@@ -1,35 +1,45 @@
-"""A whole run against the script that people write: texts per second, matrix rate, memory.
+"""A whole run against the script that people write and the libraries they use.
 
-Both sides load the model once and are timed warm and in turn, from texts to pooled states of every
+All sides load the model once and are timed warm and in turn, from texts to pooled states of every
 layer (`ours` also projects, compares all pairs of texts, finds principal components and writes the
-store). The oracle comes first: the script's pooled means must be ours.
+store). The oracle comes first: how far each side's means are from transformers in float64.
 """
 
 import argparse
 import os
 import shutil
 import tempfile
-from collections import Counter
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from benchmarks import harness
+from benchmarks.peers import PEERS, UsualScript, installed
 from benchmarks.small_models import make
 from safetyspace_fast import api
+from safetyspace_fast.bench import matrix_products
 from safetyspace_fast.data import Samples, read_samples
-from safetyspace_fast.extract import Capture, Extraction, make_plan, seeded_projection, share_prefix
+from safetyspace_fast.extract import (
+    Capture,
+    Extraction,
+    Plan,
+    compile_blocks,
+    make_plan,
+    seeded_projection,
+    share_prefix,
+)
 from safetyspace_fast.extract.loop import padded
-from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
+from safetyspace_fast.extract.tune import BUDGETS
+from safetyspace_fast.models import LoadedModel, Tokenized, load_model, parse_model, tokenize
 from safetyspace_fast.store import ModelWriter, Progress, create_run
 from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
-BATCH = 32
 PROJ_DIM = 64
 
 
@@ -39,44 +49,6 @@ def default_data() -> str:
     return str(real) if real.exists() else "sample:polite"
 
 
-class UsualScript:
-    """`output_hidden_states=True`, batches in file order, padding and mask, NumPy pooling."""
-
-    def __init__(self, path: str) -> None:
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        self.model.eval()
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.tokenizer.padding_side = "right"
-
-    def __call__(self, texts: list[str], template: str) -> np.ndarray:
-        """Mean over the prompt's tokens of every layer: `[text, layer, D]`."""
-        if template == "chat":
-            texts = [
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-                )
-                for text in texts
-            ]
-        pooled = []
-        for start in range(0, len(texts), BATCH):
-            batch = self.tokenizer(
-                texts[start : start + BATCH],
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=template != "chat",
-            )
-            with torch.no_grad():
-                output = self.model(**batch, output_hidden_states=True)
-            mask = batch["attention_mask"].numpy()[:, :, None]
-            means = [
-                (states.numpy() * mask).sum(1) / mask.sum(1) for states in output.hidden_states
-            ]
-            pooled.append(np.stack(means, 1))
-        return np.concatenate(pooled)
-
-
 class Ours:
     """The engine with its model loaded, as `run` uses it."""
 
@@ -84,6 +56,8 @@ class Ours:
         self.model: LoadedModel = load_model(parse_model(path))
         self.token_budget = token_budget
         self.finish_seconds: list[float] = []
+        self.store_bytes = 0
+        self.kept = list(range(len(self.model.blocks) + 1))
 
     def __call__(self, samples: Samples, template: str) -> None:
         """Tokenise, plan, run, finish the languages and write a store."""
@@ -93,11 +67,15 @@ class Ours:
         finally:
             shutil.rmtree(folder)
 
-    def _run(self, samples: Samples, template: str, out: Path) -> None:
-        model = self.model
-        tokens = tokenize(model, samples.texts, template=template)
-        prefix, tokens, _ = share_prefix(model, tokens)
+    def planned(self, samples: Samples, template: str) -> tuple[LoadedModel, Tokenized, Plan, Any]:
+        """Everything before the first forward pass."""
+        tokens = tokenize(self.model, samples.texts, template=template)
+        prefix, tokens, _ = share_prefix(self.model, tokens)
         plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
+        return self.model, tokens, plan, prefix
+
+    def _run(self, samples: Samples, template: str, out: Path) -> None:
+        model, tokens, plan, prefix = self.planned(samples, template)
         root = create_run(
             out,
             created_by="benchmark",
@@ -120,6 +98,7 @@ class Ours:
             pass
         writer.finish({})
         self.finish_seconds.append(extraction.finish_seconds)
+        self.store_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
     def means(self, samples: Samples, template: str) -> np.ndarray:
         """Mean over the whole prompt of every hookpoint: `[text, hookpoint, D]`, for the oracle."""
@@ -137,35 +116,66 @@ class Ours:
         return result
 
 
-def check(script: UsualScript, ours: Ours, samples: Samples, template: str) -> float:
-    """Largest relative difference of a pooled vector between the two; the last block's own output
-    is not among transformers' hidden states."""
-    expected = script(samples.texts, template)
-    got = np.delete(ours.means(samples, template), -2, axis=1)
-    gap = np.linalg.norm(got - expected, axis=2) / np.linalg.norm(expected, axis=2)
-    return float(gap.max())
+def errors(path: str, sides: dict[str, Any], samples: Samples, template: str) -> dict[str, Any]:
+    """Each side's largest relative distance from the truth, and what `verify` would call it.
+
+    The truth is transformers in float64, each text alone and without padding; rounding is what
+    transformers in float32 is away from it. The last block's own output is not among its states.
+    """
+    truth = UsualScript(path, torch.float64, batch=1)(samples.texts, template)
+    alone = UsualScript(path, torch.float32, batch=1)(samples.texts, template)
+    size = np.linalg.norm(truth, axis=2)
+
+    def distance(states: np.ndarray, kept: list[int]) -> float:
+        gap = np.linalg.norm(states - truth[:, kept], axis=2) / size[:, kept]
+        return float(gap.max())
+
+    rounding = distance(alone, list(range(truth.shape[1]))) + float(np.finfo(np.float32).eps)
+    found = {}
+    for name, side in sides.items():
+        if isinstance(side, Ours):
+            states, kept = np.delete(side.means(samples, template), -2, axis=1), side.kept
+        else:
+            states, kept = side(samples.texts, template), side.kept
+        error = distance(states, kept)
+        verdict = "degraded" if error <= truth.shape[2] ** 0.5 * rounding else "wrong"
+        found[name] = (error, "supported" if error <= 2 * rounding else verdict)
+    return found
 
 
-def matrix_rate(model: LoadedModel, n_tokens: int) -> tuple[Any, float]:
-    """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
-    shapes = Counter(
-        (module.in_features, module.out_features)
-        for module in model.blocks.modules()
-        if isinstance(module, torch.nn.Linear)
-    )
-    pairs = [
-        (torch.randn(n_tokens, width), [torch.randn(out, width).T for _ in range(count)])
-        for (width, out), count in shapes.items()
-    ]
+def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> harness.Timing:
+    """How much longer a forward pass takes with capture, its copies and its segment on disk.
 
-    @torch.inference_mode()
-    def products() -> None:
-        for x, weights in pairs:
-            for weight in weights:
-                torch.mm(x, weight)
-
-    flops = sum(2.0 * width * out * count for (width, out), count in shapes.items())
-    return products, flops * n_tokens
+    Every batch runs bare and captured, one after the other, the first of the two in turn; one
+    figure a round over all batches.
+    """
+    model, tokens, plan, prefix = ours.planned(samples, template)
+    projection = seeded_projection(model.hidden_size, PROJ_DIM, 0)
+    reading = {"use_cache": False}
+    if prefix is not None:
+        reading = {"use_cache": True, "past_key_values": prefix}
+    shape = (len(model.hookpoints), len(tokens.poolings), model.hidden_size + PROJ_DIM)
+    ratios = []
+    for i_round in range(rounds + 1):
+        spent = [0.0, 0.0]
+        with tempfile.TemporaryDirectory() as folder:
+            progress = Progress(Path(folder) / "run.zarr", "m", shape)
+            for i_batch, batch in enumerate(plan):
+                inputs = padded(model, tokens, batch)
+                for captured in (0, 1) if (i_batch + i_round) % 2 else (1, 0):
+                    if captured:
+                        with Capture(model, model.hookpoints, projection, None, prefix) as capture:
+                            started = time.perf_counter()
+                            out = capture.run(*inputs)
+                            progress.append(0, batch.rows, out.numpy()[:, :, batch.source])
+                            spent[1] += time.perf_counter() - started
+                    else:
+                        with torch.inference_mode():
+                            started = time.perf_counter()
+                            model.backbone(input_ids=inputs[0], **reading)
+                            spent[0] += time.perf_counter() - started
+        ratios.append(spent[1] / spent[0])
+    return harness.timing(ratios[1:])
 
 
 def in_file_order(samples: Samples) -> list[str]:
@@ -174,7 +184,7 @@ def in_file_order(samples: Samples) -> list[str]:
 
 
 MEMORY_SETUP = """
-from benchmarks.end_to_end import Ours, UsualScript, in_file_order, read_samples
+from benchmarks.end_to_end import PEERS, Ours, in_file_order, read_samples
 samples = read_samples({data!r}, languages={languages!r}, limit={limit!r})
 warm = read_samples("sample:polite", languages=("en",), limit=2)
 side = {side}
@@ -188,105 +198,118 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--languages", default="en", help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="texts per language and class")
     parser.add_argument("--template", choices=("none", "chat"), default="none")
-    parser.add_argument("--token-budget", type=int, default=api.CPU_TOKEN_BUDGET)
+    parser.add_argument("--token-budget", type=int, default=BUDGETS["cpu"][0])
+    parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
+    parser.add_argument("--compile", action="store_true", help="ours also with compiled blocks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
 
     machine = harness.machine()
     path = arguments.model or str(make("smollm2"))
-    languages = tuple(arguments.languages.split(","))
+    template, languages = arguments.template, tuple(arguments.languages.split(","))
     samples = read_samples(arguments.data, languages=languages, limit=arguments.limit)
     small = read_samples(arguments.data, languages=languages, limit=20)
-    script, ours = UsualScript(path), Ours(path, arguments.token_budget)
     texts = in_file_order(samples)
-    gap = check(script, ours, small, arguments.template)
+    names = [name for name in arguments.peers.split(",") if installed(name)]
+    sides: dict[str, Any] = {name: PEERS[name](path) for name in names}
+    sides["ours"] = ours = Ours(path, arguments.token_budget)
+    model, tokens, plan, prefix = ours.planned(samples, template)
+    if arguments.compile:
+        sides["ours, compiled"] = Ours(path, arguments.token_budget)
+        compile_blocks(sides["ours, compiled"].model, tokens, prefix)
+    found = errors(path, sides, small, template)
+    some = read_samples(arguments.data, languages=languages, limit=50)
+    capture = capture_cost(ours, some, template, arguments.repeats)
 
-    tokens = tokenize(ours.model, samples.texts, template=arguments.template)
-    _, tokens, _ = share_prefix(ours.model, tokens)
-    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=arguments.token_budget)
-    products, flops = matrix_rate(ours.model, 512)
-    times = harness.interleaved(
-        {
-            "usual script": lambda: script(texts, arguments.template),
-            "ours": lambda: ours(samples, arguments.template),
-            "matrix products alone": lambda: [products() for _ in range(5)],
-        },
-        repeats=arguments.repeats,
-        budget_s=3600,
-    )
+    products, flops = matrix_products(model, 512)
+    cases: dict[str, Any] = {
+        name: partial(side, samples if isinstance(side, Ours) else texts, template)
+        for name, side in sides.items()
+    }
+    cases["matrix products alone"] = lambda: [products() for _ in range(5)]
+    times = harness.interleaved(cases, repeats=arguments.repeats, budget_s=3600)
     rate = 5 * flops / times["matrix products alone"].median_s
-    finish_s = float(np.median(ours.finish_seconds[1:]))
-    ours_s, script_s = times["ours"].median_s, times["usual script"].median_s
     work = plan.tokens * flops / 512
     options = {"data": arguments.data, "languages": languages, "limit": arguments.limit}
-    memory = {
-        name: harness.extra_memory_bytes(
-            MEMORY_SETUP.format(side=side, **options) + warm, statement
+    rows: dict[str, dict[str, Any]] = {}
+    for name, side in sides.items():
+        is_ours = isinstance(side, Ours)
+        made = (
+            f"Ours({path!r}, {arguments.token_budget})" if is_ours else f"PEERS[{name!r}]({path!r})"
         )
-        for name, side, warm, statement in (
-            (
-                "usual script",
-                f"UsualScript({path!r})",
-                f"side(warm.texts, {arguments.template!r})",
-                f"side(in_file_order(samples), {arguments.template!r})",
-            ),
-            (
-                "ours",
-                f"Ours({path!r}, {arguments.token_budget})",
-                f"side(warm, {arguments.template!r})",
-                f"side(samples, {arguments.template!r})",
-            ),
-        )
-    }
+        memory = None
+        if name != "ours, compiled":  # the compiler's own memory would be in it
+            memory = harness.extra_memory_bytes(
+                MEMORY_SETUP.format(side=made, **options)
+                + f"side({'warm' if is_ours else 'warm.texts'}, {template!r})",
+                f"side({'samples' if is_ours else 'in_file_order(samples)'}, {template!r})",
+            )
+        finish_s = float(np.median(side.finish_seconds[1:])) if is_ours else 0.0
+        seconds = times[name].median_s
+        rows[name] = {
+            "time": times[name],
+            "finish_s": finish_s,
+            "texts_per_s": len(samples) / seconds,
+            "share_of_matrix_rate": work / (seconds - finish_s) / rate if is_ours else None,
+            "extra_memory_bytes": memory,
+            "written_bytes": side.store_bytes if is_ours else 0,
+            "error": found[name][0],
+            "verdict": found[name][1],
+        }
     report = {
         "machine": machine,
         "model": Path(path).name,
         "data": Path(arguments.data).name,
         "languages": languages,
-        "template": arguments.template,
+        "template": template,
         "token_budget": arguments.token_budget,
         "texts": len(samples),
         "tokens": plan.tokens,
         "padded_tokens": plan.padded_tokens,
-        "largest_relative_gap_to_script": gap,
-        "times": times,
-        "finish_s": finish_s,
-        "ratio": script_s / ours_s,
-        "ratio_before_finish": script_s / (ours_s - finish_s),
         "matrix_rate_gflops": rate / 1e9,
-        "share_of_matrix_rate": work / (ours_s - finish_s) / rate,
-        "extra_memory_bytes": memory,
-        "memory_ratio": memory["ours"] / memory["usual script"],
+        "capture": capture,
+        "not_installed": [name for name in PEERS if not installed(name)],
+        "sides": rows,
     }
     harness.finish("end-to-end", report, arguments.json, table(report))
     return 0
 
 
 def table(report: dict[str, Any]) -> str:
-    n, machine = report["texts"], report["machine"]
+    n, machine, capture = report["texts"], report["machine"], report["capture"]
     lines = [
         f"{report['model']}, {n} texts ({report['data']}, {', '.join(report['languages'])}), "
-        f"template {report['template']}, {report['tokens']} tokens "
+        f"template {report['template']}, {report['tokens']} tokens to run "
         f"(+{report['padded_tokens'] / report['tokens'] - 1:.1%} padding)",
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
-        f"load before {machine['load_before']:.1f}",
-        f"largest relative gap of a pooled vector: {report['largest_relative_gap_to_script']:.1e}",
+        f"load before {machine['load_before']:.1f}, "
+        f"float32 products of these layers {report['matrix_rate_gflops']:.0f} GF/s",
         "",
-        f"{'':14}{'seconds':>9}{'10-90 %':>16}{'texts/s':>9}{'tokens/s':>10}{'memory':>10}",
+        f"{'':16}{'seconds':>9}{'10-90 %':>15}{'texts/s':>9}{'ours':>7}{'bare':>7}{'matrix':>8}"
+        f"{'memory':>9}{'written':>9}{'error':>9}  verdict",
     ]
-    for name in ("usual script", "ours"):
-        time = report["times"][name]
+    ours = report["sides"]["ours"]
+    ours_s = ours["time"].median_s
+    for name, row in report["sides"].items():
+        time = row["time"]
+        ratio = "" if name == "ours" else f"{time.median_s / ours_s:.2f}x"
+        bare = "" if name == "ours" else f"{time.median_s / (ours_s - ours['finish_s']):.2f}x"
+        share = f"{row['share_of_matrix_rate']:.0%}" if row["share_of_matrix_rate"] else ""
+        memory = row["extra_memory_bytes"]
         lines.append(
-            f"{name:14}{time.median_s:9.2f}{f'{time.low_s:.2f}-{time.high_s:.2f}':>16}"
-            f"{n / time.median_s:9.1f}{report['tokens'] / time.median_s:10.0f}"
-            f"{report['extra_memory_bytes'][name] / 1e6:7.0f} MB"
+            f"{name:16}{time.median_s:9.2f}{f'{time.low_s:.2f}-{time.high_s:.2f}':>15}"
+            f"{row['texts_per_s']:9.1f}{ratio:>7}{bare:>7}{share:>8}"
+            f"{f'{memory / 1e6:.0f} MB' if memory is not None else '':>9}"
+            f"{row['written_bytes'] / 1e6:6.1f} MB{row['error']:9.1e}  {row['verdict']}"
         )
     lines += [
         "",
-        f"ratio {report['ratio']:.2f} (without the language statistics, which the script does not "
-        f"compute: {report['ratio_before_finish']:.2f}), memory {report['memory_ratio']:.2f}",
-        f"float32 products of these layers: {report['matrix_rate_gflops']:.0f} GF/s; "
-        f"real tokens reach {report['share_of_matrix_rate']:.0%} of that",
+        "ours: seconds against those of ours; bare: against ours without the language statistics, "
+        "which no other computes",
+        f"capture and its segment on disk: {capture.median_s - 1:+.1%} of the bare forward pass "
+        f"({capture.low_s - 1:+.1%} .. {capture.high_s - 1:+.1%})",
     ]
+    if report["not_installed"]:
+        lines.append(f"not installed: {', '.join(report['not_installed'])}")
     return "\n".join(lines)

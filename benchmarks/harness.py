@@ -44,10 +44,13 @@ def interleaved(
             case()
             if round_number:
                 taken[name].append(time.perf_counter() - start)
-    return {name: _timing(times) for name, times in taken.items()}
+    return {name: timing(times) for name, times in taken.items()}
 
 
-def _timing(times: list[float]) -> Timing:
+def timing(times: list[float]) -> Timing:
+    """The median and the spread of some figures."""
+    if len(times) == 1:
+        return Timing(times[0], times[0], times[0], 1)
     low, *_, high = quantiles(times, n=10, method="inclusive")
     return Timing(median(times), low, high, len(times))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import info
+from .bench import Bench, bench_model
 from .config import RunConfig
 from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
@@ -58,6 +59,7 @@ API_VERSION = 1
 
 __all__ = [
     "API_VERSION",
+    "Bench",
     "Event",
     "LanguageDone",
     "ModelDone",
@@ -68,6 +70,7 @@ __all__ = [
     "RunConfig",
     "Verification",
     "Verified",
+    "bench",
     "check",
     "compare",
     "directions",
@@ -189,6 +192,38 @@ def verify(
     kept = tuple(languages) if languages is not None else None
     texts = read_samples(data, languages=kept)
     return verify_model(parse_model(model), texts, num_texts=samples, progress=progress, **options)
+
+
+def bench(
+    model: str,
+    data: str,
+    *,
+    samples: int = 128,
+    languages: Sequence[str] | None = None,
+    template: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    **loading: Any,
+) -> Bench:
+    """Time the engine on a few of the texts, beside `output_hidden_states` in padded batches.
+
+    Args:
+        model: `[NAME=]BASE[+ADAPTER]`.
+        data: data file, directory, hub id or `sample:polite`.
+        samples: how many texts, taken evenly over languages and lengths.
+        languages: only these.
+        template: as in a run.
+        progress: called with the steps done and their number.
+        loading: `device`, `dtype` and others of `models.load_model`.
+
+    Raises:
+        SafetySpaceError: the model or the data cannot be read.
+    """
+    if samples < 1:
+        raise ConfigError(f"samples: got {samples}, expected at least 1")
+    kept = tuple(languages) if languages is not None else None
+    texts = read_samples(data, languages=kept)
+    loaded = load_model(parse_model(model), **({"device": "auto"} | loading))
+    return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
 
 
 def sample_columns(samples: Samples) -> dict[str, Any]:

@@ -47,6 +47,15 @@ example:
 """
 
 
+BENCH_EXAMPLES = """\
+example:
+  safetyspace-fast bench --model DIR/gemma --data texts.jsonl
+
+Forward passes only, in turn, medians of three rounds after one to warm up: with every layer
+captured by the engine, and in padded batches of 32 with output_hidden_states and NumPy means, both
+on the same weights. Language statistics and the store come on top in a run.
+"""
+
 VERIFY_EXAMPLES = """\
 example:
   safetyspace-fast verify --model DIR/gemma --data sample:polite --samples 16
@@ -103,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_languages(commands)
     _add_explain(commands)
     _add_verify(commands)
+    _add_bench(commands)
     _add_check(commands)
     _add_info(commands)
     return parser
@@ -183,6 +193,14 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "trust_remote_code": {"action": "store_true"},
 }
 
+_BENCH_OPTIONS = (
+    "template",
+    "languages",
+    "device",
+    "dtype",
+    "allow_pickle",
+    "trust_remote_code",
+)
 _VERIFY_OPTIONS = (
     "layers",
     "poolings",
@@ -591,6 +609,51 @@ def _verdict_line(found: Any) -> str:
     return (
         f"{found.verdict}: {counts}{odd} ({found.texts} texts, template {found.template}; engine "
         f"in {found.dtype} against transformers in {found.exact_dtype})"
+    )
+
+
+def _add_bench(commands: Any) -> None:
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "time the engine on your model and texts, beside transformers' output_hidden_states",
+        BENCH_EXAMPLES,
+    )
+    helps = field_docs()
+    bench.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
+    bench.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
+    bench.add_argument(
+        "--samples", type=int, default=128, metavar="N", help="how many texts (default: 128)"
+    )
+    _add_options(bench, _BENCH_OPTIONS)
+    bench.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from . import api
+
+    with _bar("timing", "round") as show:
+        found = api.bench(
+            arguments.model,
+            arguments.data,
+            samples=arguments.samples,
+            progress=show,
+            **_given(arguments, _BENCH_OPTIONS),
+        )
+    if arguments.json:
+        print(json.dumps(asdict(found) | {"ratio": found.ratio, "all_s": found.all_s}))
+        return
+    rate = found.share_of_matrix_rate
+    share = f", {rate:.0%} of the rate of its matrix products alone" if rate is not None else ""
+    print(
+        f"{found.model}: {found.texts:,} texts, template {found.template}, {found.dtype} on "
+        f"{found.device}\n"
+        f"output_hidden_states  {found.usual_s:8.2f} s {found.texts / found.usual_s:9.1f} texts/s\n"
+        f"safetyspace-fast      {found.ours_s:8.2f} s {found.texts / found.ours_s:9.1f} texts/s  "
+        f"{found.ratio:.2f}x, {found.tokens / found.ours_s:,.0f} tokens/s{share}\n"
+        f"all {found.all_texts:,} texts ({found.all_tokens:,} tokens): about {found.all_s:,.0f} s "
+        "of forward passes"
     )
 
 

@@ -22,7 +22,9 @@ ALLOWED = {
     "extract": {"errors", "ops", "parallel", "data", "models", "store"},
     "separation": {"errors", "ops", "parallel", "data", "store"},
     "info": {"ops"},
-    "api": {"config", "errors", "info", "data", "models", "store", "extract", "separation"},
+    "bench": {"data", "models", "store", "extract"},
+    "api": {"bench", "config", "errors", "info", "data", "models", "store", "extract"}
+    | {"separation"},
     "cli": {"config", "errors", "info", "presets", "api", "separation"},
     "__init__": {"api", "ops"},
 }

@@ -1,0 +1,166 @@
+"""How fast the engine runs a model on some of a user's own texts, beside the usual way."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data import Samples
+from .extract import Capture, make_plan, seeded_projection, share_prefix, token_budget
+from .extract.loop import padded
+from .models import LoadedModel, Tokenized, tokenize
+from .store.layout import SHARD_SAMPLES
+
+USUAL_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` measured.
+
+    texts: tried, evenly over languages and lengths.
+    tokens: run by the engine for them, without padding and shared prefix.
+    usual_s: median seconds of `output_hidden_states=True` in padded batches of 32, of the same
+        weights, with the mean of every layer taken in NumPy.
+    ours_s: median seconds of the engine's forward passes, with all hookpoints captured.
+    share_of_matrix_rate: the engine's, over `tokens`, of the rate at which the same products of
+        the linear layers of all blocks run by themselves; None for a model without any.
+    all_texts, all_tokens: of the whole data set.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    template: str
+    texts: int
+    tokens: int
+    usual_s: float
+    ours_s: float
+    share_of_matrix_rate: float | None
+    all_texts: int
+    all_tokens: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast the engine is."""
+        return self.usual_s / self.ours_s
+
+    @property
+    def all_s(self) -> float:
+        """Forward seconds that the whole data set will take the engine, to be expected."""
+        return self.ours_s * self.all_tokens / self.tokens
+
+
+def bench_model(
+    model: LoadedModel,
+    samples: Samples,
+    *,
+    num_texts: int = 128,
+    template: str = "auto",
+    repeats: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> Bench:
+    """Time the engine and the usual way in turn on texts taken evenly from the canonical order.
+
+    Args:
+        model: the loaded model.
+        samples: where the texts come from.
+        num_texts: how many, if there are as many.
+        template: as in a run.
+        repeats: timed rounds after one to warm up.
+        progress: called with the steps done and their number.
+    """
+    everything = share_prefix(model, tokenize(model, samples.texts, template=template))[1]
+    picks = np.linspace(0, len(samples) - 1, min(num_texts, len(samples))).round().astype(int)
+    whole = tokenize(model, [samples.texts[i] for i in picks], template=template)
+    prefix, tokens, _ = share_prefix(model, whole)
+    budget = token_budget(model, everything, prefix)
+    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
+    projection = seeded_projection(model.hidden_size, 64, 0).to(model.device)
+    products, flops = matrix_products(model, 512)
+
+    def ours() -> None:
+        with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
+            for batch in plan:
+                capture.run(*padded(model, tokens, batch)).cpu()
+
+    cases = [lambda: _usual_way(model, whole), ours, products]
+    seconds: list[list[float]] = [[] for _ in cases]
+    for i_round in range(repeats + 1):
+        for i_case, case in enumerate(cases):
+            started = time.perf_counter()
+            case()
+            if i_round:
+                seconds[i_case].append(time.perf_counter() - started)
+            if progress is not None:
+                progress(i_round * len(cases) + i_case + 1, (repeats + 1) * len(cases))
+    usual_s, ours_s, products_s = map(median, seconds)
+    share = flops / 512 * plan.tokens / ours_s / (flops / products_s) if flops else None
+    return Bench(
+        model=model.name,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        template=whole.template.kind,
+        texts=len(whole),
+        tokens=plan.tokens,
+        usual_s=usual_s,
+        ours_s=ours_s,
+        share_of_matrix_rate=share,
+        all_texts=len(samples),
+        all_tokens=len(everything.ids),
+    )
+
+
+@torch.inference_mode()
+def _usual_way(model: LoadedModel, tokens: Tokenized) -> None:
+    order = np.random.default_rng(0).permutation(len(tokens))  # files are not sorted by length
+    for start in range(0, len(order), USUAL_BATCH):
+        rows = order[start : start + USUAL_BATCH]
+        length = int(tokens.lengths[rows].max())
+        ids = torch.full((len(rows), length), model.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            prompt = torch.from_numpy(tokens.prompt(row))
+            ids[i, : len(prompt)], mask[i, : len(prompt)] = prompt, 1
+        states = model.backbone(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+        weights = mask.numpy()[:, :, None]
+        for state in states:
+            (state.float().cpu().numpy() * weights).sum(1) / weights.sum(1)
+
+
+def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], Any], float]:
+    """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
+    shapes = Counter(
+        (module.in_features, module.out_features)
+        for module in model.blocks.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    like: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
+    pairs = [
+        (
+            torch.randn(n_tokens, width, **like),
+            [torch.randn(out, width, **like).T for _ in range(count)],
+        )
+        for (width, out), count in shapes.items()
+    ]
+
+    @torch.inference_mode()
+    def products() -> None:
+        for x, weights in pairs:
+            for weight in weights:
+                torch.mm(x, weight)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    flops = sum(2.0 * width * out * count for (width, out), count in shapes.items())
+    return products, flops * n_tokens
