@@ -144,7 +144,7 @@ def separation(
     jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_langs))]
     in_parallel(fill, jobs, progress)
     if permutations:
-        columns["p_family"] = _family_p(statistics, refused != "")
+        columns["p_family"] = family_p(statistics, refused != "")
 
     dims = ("metric", "model", "layer", "pooling", "lang")
     return xarray.Dataset(
@@ -176,7 +176,7 @@ def separation(
     )
 
 
-def _family_p(
+def family_p(
     statistics: np.ndarray[Any, np.dtype[np.float32]], refused: np.ndarray[Any, np.dtype[np.bool_]]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """p over the family of all layers and languages of a metric, model and pooling."""

@@ -174,6 +174,12 @@ class Block:
             raise Refusal(f"the store holds fewer than {k} components here")
         return coords[..., :k]
 
+    def whitened(self, k: int) -> Tensor:
+        """[cell, n, k], components less their class's mean, uncorrelated and of equal variance."""
+        x, y = self.components(k), self.labels
+        means = torch.stack([x[:, y == c].mean(-2) for c in (0, 1)], -2)
+        return m.whiten(x - means[:, y])
+
     @cached_property
     def _moments(self) -> tuple[m.Moments, Tensor]:
         coords = self.stored("pca_coords")
@@ -338,6 +344,16 @@ _BY_TEXT = {
 
 
 @dataclass
+class Square:
+    """A part of an estimate that is quadratic in noise; see `uncertainty.INFLUENCE_EXCESS`."""
+
+    variance: Tensor
+    """[cell]."""
+    noise: Callable[[], Tensor]
+    """[cell, unit, any], what every unit adds to that noise, in any units."""
+
+
+@dataclass
 class Estimate:
     """One metric for every cell of a block; all tensors [cell] float64 unless said."""
 
@@ -350,10 +366,17 @@ class Estimate:
     """[cell, n], what every text adds; None where the interval comes from draws or is none."""
     draws: Tensor | None = None
     """[cell, bootstraps]."""
-    square: Tensor | None = None
-    """Variance of the estimate's quadratic part; see `uncertainty.quadratic_variance`."""
+    linear: Tensor | None = None
+    """Variance less that of the quadratic parts."""
+    squares: tuple[Square, ...] = ()
     null: tuple[Tensor, Tensor] | None = None
     """Test statistic [cell] and its permutations [cell, R]; large is far apart."""
+
+    @property
+    def variance(self) -> Tensor:
+        """[cell], of an estimate with an interval."""
+        assert self.linear is not None
+        return sum((part.variance for part in self.squares), self.linear)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The same estimate on another, monotone scale."""
@@ -376,12 +399,12 @@ def _estimate(
     *,
     influence: Tensor | None = None,
     draws: Tensor | None = None,
-    square: Tensor | None = None,
+    squares: tuple[Square, ...] = (),
     share: bool = False,
 ) -> Estimate:
     """Put an estimate together; `floor` None is the mean of the null.
 
-    `square` is the variance of the value's quadratic part; `share` marks values from 0 to 1.
+    `share` marks values from 0 to 1.
     """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
@@ -389,19 +412,17 @@ def _estimate(
         p, level = u.permutation_p(*null), null[1].nanmean(-1)
     if floor is not None:
         level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
-    low, high = nothing, nothing
+    low, high, linear = nothing, nothing, None
+    seen, excess = None, u.DRAWS_EXCESS
     if influence is not None:
-        variance = u.influence_variance(influence, block.unit)
-        if square is not None:
-            variance = u.quadratic_variance(variance, square)
-        low, high = (u.share_interval if share else u.interval)(value, variance.sqrt())
+        seen, excess = u.influence_variance(influence, block.unit), u.INFLUENCE_EXCESS
     elif draws is not None and draws.shape[-1] > 1:
-        variance = u.spread(draws).square()
-        if square is not None:
-            # Draws add noise to noise: they hold the quadratic part three times, and not once.
-            variance = torch.maximum(variance - 2 * square, square)
-        low, high = u.interval(value, variance.sqrt())
-    return Estimate(value, level, p, low, high, influence, draws, square, null)
+        seen = u.spread(draws).square()
+    if seen is not None:
+        square = sum((part.variance for part in squares), torch.zeros_like(value))
+        linear = u.linear_variance(seen, square, excess)
+        low, high = (u.share_interval if share else u.interval)(value, (linear + square).sqrt())
+    return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
 
 
 def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
@@ -422,8 +443,13 @@ def _adjusted(block: Block) -> Estimate:
         (observed, null),
         block,
         influence=influence,
-        square=2 * by_shift.square() * block.shift_noise,
+        squares=(_shift_square(block, by_shift.square()),),
     )
+
+
+def _shift_square(block: Block, scale: Tensor | float = 1.0) -> Square:
+    """The quadratic part of |d|^2, times `scale`."""
+    return Square(2 * scale * block.shift_noise, lambda: block.unit_shift)
 
 
 def _rho(block: Block, metric: Metric) -> Estimate:
@@ -439,8 +465,13 @@ def _rho(block: Block, metric: Metric) -> Estimate:
     n = block.count.sum()
     rho = adjusted.mapped(lambda x: m.unadjusted_ratio(x, n))
     stretch = (n - 2) / (n - 1)
-    rho.influence = None if adjusted.influence is None else stretch * adjusted.influence
-    rho.square = None if adjusted.square is None else stretch.square() * adjusted.square
+    assert adjusted.influence is not None
+    assert adjusted.linear is not None
+    rho.influence = stretch * adjusted.influence
+    rho.linear = stretch.square() * adjusted.linear
+    rho.squares = tuple(
+        Square(stretch.square() * part.variance, part.noise) for part in adjusted.squares
+    )
     return rho
 
 
@@ -476,7 +507,7 @@ def _mean_shift(block: Block, metric: Metric) -> Estimate:
         null,
         block,
         influence=on_shift,
-        square=2 * block.shift_noise,
+        squares=(_shift_square(block),),
     )
 
 
@@ -497,12 +528,17 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
     exact = floors.get(family, t1 + t2)
     floor = None if exact is None else _swap_floor(block, exact, (value, null))
     # Both terms are close to sums of squares, of k and of k(k+1)/2 normal deviates.
-    parts = ((t1, k), (t2, k * (k + 1) / 2))
-    square = None
+    squares: tuple[Square, ...] = ()
     if not block.paired and math.isfinite(t1):
-        chance = sum(2 * mean**2 / freedom for mean, freedom in (parts[i] for i in chosen))
-        square = torch.full_like(value, chance)
-    estimate = _estimate(value, floor, (value, null), block, draws=draws, square=square)
+        parts = (
+            Square(torch.full_like(value, 2 * t1**2 / k), lambda: block.whitened(k)),
+            Square(
+                torch.full_like(value, 4 * t2**2 / (k * (k + 1))),
+                lambda: _centred_products(block.whitened(k)),
+            ),
+        )
+        squares = tuple(parts[i] for i in chosen)
+    estimate = _estimate(value, floor, (value, null), block, draws=draws, squares=squares)
     if family == "_excess":
         floor = estimate.floor
         return replace(
@@ -513,6 +549,12 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
             high=estimate.high - floor,
         )
     return estimate
+
+
+def _centred_products(x: Tensor) -> Tensor:
+    """Products of two coordinates, less their mean: [..., n, k] -> [..., n, k(k+1)/2]."""
+    found = m.products(x)[..., x.shape[-1] :]
+    return found - found.mean(-2, keepdim=True)
 
 
 def _coefficient(block: Block, metric: Metric) -> Estimate:
@@ -665,7 +707,7 @@ def _paired_shift(block: Block, metric: Metric) -> Estimate:
         (null[:, 0], null[:, 1:]),
         block,
         influence=on_shift,
-        square=2 * block.shift_noise,
+        squares=(_shift_square(block),),
     )
 
 
@@ -689,8 +731,11 @@ def _hotelling(block: Block, metric: Metric) -> Estimate:
     )
     swapped = _in_parts(lambda rows: m.hotelling(gap[..., :k], block.flips[rows]), len(block.flips))
     values, null = swapped[:, 0], swapped[:, 1:]
-    square = torch.full_like(values, 2 * k / len(block.partners) ** 2)
-    return _estimate(values, None, (values, null), block, draws=draws, square=square)
+    square = Square(
+        torch.full_like(values, 2 * k / len(block.partners) ** 2),
+        lambda: m.whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True)),
+    )
+    return _estimate(values, None, (values, null), block, draws=draws, squares=(square,))
 
 
 def _in_parts(function: Callable[[slice], Tensor], rows: int, size: int = 256) -> Tensor:

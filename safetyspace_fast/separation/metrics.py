@@ -313,6 +313,12 @@ def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tens
     return _square_length(mean[..., None], cov)
 
 
+def whiten(x: Tensor) -> Tensor:
+    """Centred x [..., n, k] turned and scaled so that its second moments are the identity's."""
+    left: Tensor = torch.linalg.svd(x, full_matrices=False)[0]
+    return left
+
+
 def _square_length(vectors: Tensor, cov: Tensor) -> Tensor:
     """tr A' cov^-1 A for A [..., k, j], by Cholesky in units of the deviations; NaN if singular."""
     scale = cov.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]

@@ -8,8 +8,9 @@ import torch
 from oracle import planted, stand_in
 
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import separation
+from safetyspace_fast.separation import METRICS, separation
 from safetyspace_fast.separation.between import GEOMETRY, compare, debiased_cka
+from safetyspace_fast.separation.definitions import NONE
 
 QUICK = {"bootstraps": 30, "permutations": 9}
 SCALED = ("rho_adjusted", "bhattacharyya_excess_pc10", "silhouette_pc10", "auc_direction")
@@ -92,40 +93,104 @@ def test_what_both_models_share_does_not_widen_the_difference():
         assert float(one["low"]) > 0, name
 
 
-def test_intervals_of_differences_cover():
-    width, hits, draws = (
-        10,
-        dict.fromkeys(("mean_shift", "rho_adjusted", "mahalanobis_pc10"), 0),
-        60,
-    )
-    rng = np.random.default_rng(3)
-    label = np.repeat([0, 1], 200)
-    steps = {"base": 1.5, "aligned": 2.0}
-    d_sq = {name: step**2 for name, step in steps.items()}
-    truth = {
-        "mean_shift": d_sq["aligned"] - d_sq["base"],
-        "mahalanobis_pc10": d_sq["aligned"] - d_sq["base"] / 1.25,
-        "rho_adjusted": d_sq["aligned"] / (d_sq["aligned"] + 4 * width)
-        - d_sq["base"] / (d_sq["base"] + 4 * 1.25 * width),
-    }
+PAIRED = [name for name, entry in METRICS.items() if entry.interval != NONE and entry.paired]
+UNPAIRED = [
+    name
+    for name, entry in METRICS.items()
+    if entry.interval != NONE and not entry.paired and not entry.alias_of
+]
+WIDTH = 12
+SPREAD = 2 * np.exp(-0.25 * np.arange(WIDTH))
+
+
+def two_models(rng, base, aligned):
+    """Classes of 150 whose texts both models see, each with noise of its own, moved by a shift."""
+    label = np.repeat([0, 1], 150)
+    content = rng.standard_normal((300, WIDTH)) * np.where(label[:, None] == 1, 0.8, 1.2)
+    where = 0.5 * (np.arange(WIDTH) < 4)
+    states = [
+        SPREAD * (content + 0.5 * rng.standard_normal(content.shape) + step * where * label[:, None])
+        for step in (base, aligned)
+    ]
+    return states, label, None
+
+
+def two_models_of_pairs(rng, base, aligned):
+    """Pairs that share their content, seen by two models that share it too."""
+    label, pair = np.tile([0, 1], 150), np.repeat(np.arange(150), 2)
+    content = 3 * SPREAD * np.repeat(rng.standard_normal((150, WIDTH)), 2, axis=0)
+    text = rng.standard_normal(content.shape)
+    states = [
+        content + 0.5 * (text + 0.7 * rng.standard_normal(text.shape) + step * label[:, None])
+        for step in (base, aligned)
+    ]
+    return states, label, pair
+
+
+def coverage_of_differences(make, steps, names, draws):
+    """How often intervals of the difference, and of its excess over English, hold its mean.
+
+    `steps` are the shifts of both models by language. As in `test_uncertainty.coverage`.
+    """
+    rng = np.random.default_rng(21)
+    parts = ("difference", "low", "high", "excess", "excess_low", "excess_high")
+    found = []
     for r in range(draws):
-        content = rng.standard_normal((400, width))
-        states = {}
-        for name, step in steps.items():
-            own = 0.5 * rng.standard_normal((400, width)) if name == "base" else 0.0
-            states[name] = {
-                "en": (content + own + step / math.sqrt(width) * label[:, None])[None, None]
-            }
-        run = stand_in(states, {"en": label}, seed=r)
-        found = compare(
-            run, base="base", aligned="aligned", metrics=list(hits), seed=r,
-            bootstraps=200, permutations=0,
-        ).squeeze()  # fmt: skip
-        for name in hits:
-            one = found.sel(metric=name)
-            hits[name] += float(one["low"]) <= truth[name] <= float(one["high"])
-    for name, count in hits.items():
-        assert count / draws >= 0.88, name
+        states, labels, pairs = {"base": {}, "aligned": {}}, {}, {}
+        for lang, (base, aligned) in steps.items():
+            both, labels[lang], pairs[lang] = make(rng, base, aligned)
+            for name, x in zip(states, both, strict=True):
+                states[name][lang] = x[None, None]
+        run = stand_in(states, labels, pair=None if pairs["en"] is None else pairs, seed=r)
+        one = compare(
+            run, base="base", aligned="aligned", metrics=names, permutations=0, seed=r
+        ).squeeze()
+        assert (one["refused"] == "").all()
+        found.append([one[part].to_numpy() for part in parts])
+    value, low, high, excess, excess_low, excess_high = np.moveaxis(np.array(found), 1, 0)
+    covered = {}
+    for what, middle, lower, upper, lang in (
+        ("difference", value, low, high, 0),
+        ("excess", excess, excess_low, excess_high, 1),
+    ):
+        mean = middle.mean(0)
+        share = ((lower <= mean) & (mean <= upper)).mean(0)[:, lang]
+        covered |= {f"{what} {name}": float(x) for name, x in zip(names, share, strict=True)}
+    return covered
+
+
+MOVES = [
+    pytest.param(two_models, {"en": (0.6, 1.0), "de": (0.6, 0.7)}, UNPAIRED, id="further"),
+    pytest.param(two_models, {"en": (0.0, 1.0), "de": (0.0, 0.5)}, UNPAIRED, id="from nothing"),
+    pytest.param(
+        two_models_of_pairs, {"en": (0.3, 0.6), "de": (0.3, 0.4)}, PAIRED, id="pairs further"
+    ),
+    pytest.param(
+        two_models_of_pairs, {"en": (0.0, 0.5), "de": (0.0, 0.2)}, PAIRED, id="pairs from nothing"
+    ),
+    pytest.param(
+        two_models,
+        {"en": (0.0, 0.0), "de": (0.0, 0.0)},
+        [name for name in UNPAIRED if "auc" in name or "accuracy" in name],
+        id="noise",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "steps", "names"), MOVES[:1] + MOVES[2:3])
+def test_intervals_of_differences_cover(make, steps, names):
+    # Thirty draws of a 95 % event: below 24 happens less than once in a thousand times.
+    for name, share in coverage_of_differences(make, steps, names, 30).items():
+        assert share >= 0.8, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "steps", "names"), MOVES)
+def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names):
+    found = coverage_of_differences(make, steps, names, 300)
+    for name, share in found.items():
+        print(f"{share:.3f}  {name}")
+    assert not {name: share for name, share in found.items() if not 0.92 <= share <= 0.98}
 
 
 def test_one_kernel_serves_both_models():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import stand_in
 
-from safetyspace_fast.separation import METRICS, _family_p, separation
+from safetyspace_fast.separation import METRICS, family_p, separation
 from safetyspace_fast.separation import uncertainty as u
 from safetyspace_fast.separation.definitions import NONE
 
@@ -283,9 +283,9 @@ def test_refused_cells_have_no_part_in_the_family():
     statistics = rng.standard_normal((1, 1, 3, 1, 2, 100)).astype(np.float32)
     statistics[0, 0, 0, 0, 0, 0] = 50
     refused = np.zeros((1, 1, 3, 1, 2), bool)
-    whole = _family_p(statistics, refused)
+    whole = family_p(statistics, refused)
     assert whole[0, 0, 0, 0, 0] == 0.01
     refused[0, 0, 0, 0, 0] = True
-    part = _family_p(statistics, refused)
+    part = family_p(statistics, refused)
     assert np.isnan(part[0, 0, 0, 0, 0])
     assert np.isfinite(part).sum() == 5
