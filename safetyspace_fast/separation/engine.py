@@ -242,12 +242,14 @@ class Block:
     def labelled(self, space: str) -> list[m.LabelledDistances]:
         """One pass over distances per cell in `pcK`, `projection` or `kernel`."""
         if space not in self._distance_cache:
-            labels = self.resamples.labellings()
+            labels = self.resamples.labellings
             in_pcs = space.startswith("pc")
             x = self.components(int(space[2:])) if in_pcs else self.projected
             widths = self.kernel_widths if space == "kernel" else [None] * len(self.cells)
             self._distance_cache[space] = [
-                m.labelled_distances(cell, labels, bandwidth=width)
+                m.labelled_distances(
+                    cell, labels, bandwidth=width, neighbours=space == "projection"
+                )
                 for cell, width in zip(x, widths, strict=True)
             ]
         return self._distance_cache[space]
@@ -308,17 +310,18 @@ class Block:
     def refitted(self, kind: str) -> dict[str, Tensor]:
         """Held-out statistics of every labelling, fitted again: [cell, 1 + R] each."""
         if kind not in self._refitted_cache:
-            labels = self.resamples.labellings()
+            order, fold, labels = self._by_fold
             ridge = RIDGE if kind == "probe" else None
             parts = []
             for x in self.projected:
-                scores = m.crossfit_scores(x, labels, self.fold, ridge)
+                scores = m.crossfit_scores(x[order], labels, fold, ridge)
                 found = {
-                    "auc": m.labelled_auc(scores, labels, self.fold),
+                    "auc": m.labelled_auc(scores, labels, fold),
                     "accuracy": ((scores > 0) == (labels > 0.5)).double().mean(-1),
                 }
                 if self.paired:
-                    gap = self.pair_differences(scores) * self.flips
+                    place = torch.argsort(order)[self.partners]
+                    gap = (scores[:, place[:, 1]] - scores[:, place[:, 0]]) * self.flips
                     found["paired_accuracy"] = ((gap.sign() + 1) / 2).mean(-1)
                     found["paired_effect"] = gap.mean(-1) / gap.std(-1)
                 parts.append(found)
@@ -327,6 +330,12 @@ class Block:
             }
         return self._refitted_cache[kind]
 
+    @cached_property
+    def _by_fold(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The texts in the order of their folds, and folds and labellings in that order."""
+        order = torch.argsort(self.fold, stable=True)
+        return order, self.fold[order], self.resamples.labellings[:, order]
+
     def pair_differences(self, values: Tensor) -> Tensor:
         """Harmful minus harmless text of every pair: values [..., n] -> [..., pairs]."""
         return values[..., self.partners[:, 1]] - values[..., self.partners[:, 0]]
@@ -334,7 +343,7 @@ class Block:
     @cached_property
     def flips(self) -> Tensor:
         """[1 + permutations, pairs], -1 where a labelling swaps a pair."""
-        return 2 * self.resamples.labellings()[:, self.partners[:, 1]] - 1
+        return 2 * self.resamples.labellings[:, self.partners[:, 1]] - 1
 
 
 _BY_TEXT = {
@@ -586,7 +595,7 @@ def _silhouette(block: Block, metric: Metric) -> Estimate:
         null = block.distance_null(metric.space, "silhouette")
     elif metric.name == "silhouette_cosine":
         own, other = m.mean_distances(block.stored("cos_sum"), block.labels)
-        labels = block.resamples.labellings()
+        labels = block.resamples.labellings
         found = torch.stack([m.labelled_cosine(x, labels) for x in block.stored("projected")])
         null = (found[:, 0], found[:, 1:])
     else:
@@ -614,8 +623,8 @@ def _dunn(block: Block, metric: Metric) -> Estimate:
 def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
     hits = m.nn_hits(block.stored("pair_min"), block.labels)
     value = hits.mean(-1)
-    labels = block.resamples.labellings().to(torch.uint8)
-    neighbours = [m.nearest(x) for x in block.projected]
+    labels = block.resamples.labellings
+    neighbours = [cell.nearest for cell in block.labelled("projection")]
     null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
     # Two texts that are each other's nearest hit or miss together.
     mutual = torch.stack(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import label_sums, pack_labels
+
 SINGULAR = 1e-6
 """Smallest pivot of a correlation matrix's Cholesky factor that counts as full rank."""
 
@@ -581,6 +583,12 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
     return auc / total, influence / total
 
 
+def fold_slices(fold: Tensor) -> list[slice]:
+    """The texts of every fold that has any, where they stand in the order of their folds."""
+    ends = torch.bincount(fold).cumsum(0).tolist()
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+
+
 def fold_texts(fold: Tensor) -> list[Tensor]:
     """The texts of every fold that has any: fold [n] int64."""
     number = torch.bincount(fold)
@@ -707,9 +715,9 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
     """Held-out scores of linear directions fitted to many labellings at once.
 
     Args:
-        x: [n, P] float64, one layer's texts.
+        x: [n, P] float64, one layer's texts, in the order of their folds.
         labels: [R, n] float64, one labelling a row, 0 or 1.
-        fold: [n] int64.
+        fold: [n] int64, ascending.
         ridge: None for the difference of class means; else the strength of a ridge probe on
             standardised features, whose weights are one linear solve for all labellings.
 
@@ -720,16 +728,15 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
     if ridge is not None:
         spread = x.square().mean(0).sqrt()
         x = torch.where(spread > 0, x / spread, 0.0)
-    inside = fold_texts(fold)
+    inside = fold_slices(fold)
     sum1 = torch.stack([labels[:, i] @ x[i] for i in inside])
     count1 = torch.stack([labels[:, i].sum(-1, keepdim=True) for i in inside])
-    both = torch.stack([x[i].sum(0) for i in inside])
     gram = x.T @ x
     scores = torch.empty(labels.shape, dtype=x.dtype)
     for f, i in enumerate(inside):
         n1 = count1.sum(0) - count1[f]
-        n = x.shape[0] - i.numel()
-        rest = -both[f]  # the sum over all texts is zero
+        n = x.shape[0] - (i.stop - i.start)
+        rest = -x[i].sum(0)  # the sum over all texts is zero
         mean1 = (sum1.sum(0) - sum1[f]) / n1
         mean0 = (rest - n1 * mean1) / (n - n1)
         direction = mean1 - mean0
@@ -765,22 +772,23 @@ def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
     """`fold_auc` with another labelling in every row; ties are broken by order.
 
     Args:
-        scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64.
+        scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64, ascending.
     """
     wins = torch.zeros(scores.shape[0], dtype=scores.dtype)
     chances = torch.zeros_like(wins)
-    for i in fold_texts(fold):
+    for i in fold_slices(fold):
         # NumPy sorts with vector instructions; float32 is exact enough for order in a null.
         order = torch.from_numpy(scores[:, i].float().numpy().argsort(-1))
         here = labels[:, i].gather(-1, order)
         n1 = here.sum(-1)
-        rank = torch.arange(1, i.numel() + 1, dtype=scores.dtype)
+        size = i.stop - i.start
+        rank = torch.arange(1, size + 1, dtype=scores.dtype)
         wins += here @ rank - n1 * (n1 + 1) / 2
-        chances += n1 * (i.numel() - n1)
+        chances += n1 * (size - n1)
     return wins / chances
 
 
-TILE_BYTES = 10 << 20
+TILE_BYTES = 5 << 19
 """Working memory of one tile of distances: small enough for a cache, large enough for products."""
 
 
@@ -802,16 +810,18 @@ class LabelledDistances:
     """What one pass over the distances of one layer's texts gives for many labellings.
 
     pair_sum: [n, 2] float64, sums to each class under the first labelling, itself left out;
-    silhouette, energy: [R] float64, of every labelling, from sums in float32.
+    silhouette, energy: [R] float64, of every labelling, from sums in float32;
+    nearest: [n] int64, every text's nearest other text, if asked for.
     """
 
     pair_sum: Tensor
     silhouette: Tensor
     energy: Tensor
+    nearest: Tensor
 
 
 def labelled_distances(
-    x: Tensor, labels: Tensor, *, bandwidth: float | None = None
+    x: Tensor, labels: Tensor, *, bandwidth: float | None = None, neighbours: bool = False
 ) -> LabelledDistances:
     """Silhouette and energy distance of many labellings from one pass over the distances.
 
@@ -824,12 +834,15 @@ def labelled_distances(
         labels: [R, n] float64, one labelling a row, each with the same number of ones.
         bandwidth: minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) stands for the distance,
             so that `energy` is the MMD^2.
+        neighbours: find `nearest`, too.
     """
     n1 = float(labels[0].sum())
     n0 = len(x) - n1
     single = labels.T.float().contiguous()
+    packed = pack_labels(labels)
     first = torch.stack([1 - labels[0], labels[0]], -1)
     pair_sum = torch.empty(len(x), 2, dtype=x.dtype)
+    near = torch.empty(len(x) if neighbours else 0, dtype=torch.int64)
     silhouette, within1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(2))
     # Float32 overflows where float64 does not; every statistic scales with the distances.
     scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
@@ -838,7 +851,11 @@ def labelled_distances(
             distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
             distance.diagonal(rows.start).zero_()
         pair_sum[rows] = distance @ first
-        to1 = distance.float() @ single
+        if neighbours:
+            distance.diagonal(rows.start).fill_(torch.inf)
+            near[rows] = distance.argmin(-1)
+            distance.diagonal(rows.start).zero_()
+        to1 = label_sums(distance, packed)[:, : len(labels)]
         mine = single[rows]
         within1 += (to1 * mine).sum(0)
         if bandwidth is None:
@@ -848,7 +865,7 @@ def labelled_distances(
     across = labels @ row_sum - within1
     within0 = row_sum.sum() - 2 * across - within1
     energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
-    return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale)
+    return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale, near)
 
 
 def _signed_silhouettes(to0: Tensor, to1: Tensor, mine: Tensor, n0: float, n1: float) -> Tensor:
@@ -913,15 +930,6 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
         other = (sums / count).scatter(-1, mine, torch.inf).amin(-1)
         value = silhouette_samples(own, other)
         found[order[rows]] = torch.where(count[mine.squeeze(-1)] > 1, value, 0.0)
-    return found
-
-
-def nearest(x: Tensor) -> Tensor:
-    """Every text's nearest other text: x [n, k] float64 -> [n] int64."""
-    found = torch.empty(len(x), dtype=torch.int64)
-    for rows, distance in _distance_tiles(x):
-        distance.diagonal(rows.start).fill_(torch.inf)
-        found[rows] = distance.argmin(-1)
     return found
 
 

@@ -7,6 +7,7 @@ the same resamples and their difference has an interval of its own.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -14,8 +15,6 @@ import torch
 from torch import Tensor
 
 Z95 = NormalDist().inv_cdf(0.975)
-CHUNK_BYTES = 64 << 20
-"""Working memory of one chunk of resamples."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,28 @@ class Resamples:
             self.permuted[:, kept],
         )
 
+    @cached_property
     def labellings(self) -> Tensor:
         """The labels as they are, then every permutation: [1 + permutations, n] float64."""
         return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
 
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """How often the texts of each class stand in every bootstrap, in float64."""
+        return self._of_class(0).double(), self._of_class(1).double()
+
+    def _of_class(self, label: int) -> Tensor:
+        return self.counts[:, self.labels == label]
+
     def class_counts(self, *, bootstrap: bool = True) -> Tensor:
         """Texts in each class of every resample: [R, 2] float64, in the order of `class_sums`."""
-        return self.class_sums(torch.ones(len(self.labels), 1).double(), bootstrap=bootstrap)[
-            ..., 0
+        ones = self.permuted.sum(-1)
+        found = [
+            torch.bincount(self.labels, minlength=2)[None],
+            torch.stack([self._of_class(label).sum(-1) for label in (0, 1)], -1),
+            torch.stack([len(self.labels) - ones, ones], -1),
         ]
+        return torch.cat(found if bootstrap else found[::2]).double()
 
     def class_sums(self, x: Tensor, *, bootstrap: bool = True) -> Tensor:
         """Sums of rows over each class: the texts as they are, then bootstraps, then permutations.
@@ -64,27 +76,14 @@ class Resamples:
         Returns:
             [..., R, 2, k] float64.
         """
-        total = x.sum(-2, keepdim=True)
-        drawn = []
-        for label in (0, 1):
-            mine = self.labels == label
-            of_class = x[..., mine, :]
-            parts = [of_class.sum(-2, keepdim=True)]
-            if bootstrap:
-                parts += _products(self.counts[:, mine], of_class)
-            drawn.append(torch.cat(parts, -2))
-        ones = torch.cat(
-            [total.new_empty(*total.shape[:-2], 0, total.shape[-1]), *_products(self.permuted, x)],
-            -2,
+        ones = self.labellings @ x
+        swapped = torch.stack([x.sum(-2, keepdim=True) - ones, ones], -2)
+        if not bootstrap:
+            return swapped
+        drawn = torch.stack(
+            [self._drawn[label] @ x[..., self.labels == label, :] for label in (0, 1)], -2
         )
-        swapped = torch.stack([total - ones, ones], -2)
-        return torch.cat([torch.stack(drawn, -2), swapped], -3)
-
-
-def _products(weights: Tensor, x: Tensor) -> list[Tensor]:
-    """Integer weights [R, n] times x [..., n, k], in float64, a chunk of resamples at a time."""
-    size = max(1, CHUNK_BYTES // (8 * max(1, weights.shape[-1])))
-    return [part.double() @ x for part in torch.split(weights, size) if len(part)]
+        return torch.cat([swapped[..., :1, :, :], drawn, swapped[..., 1:, :, :]], -3)
 
 
 def draw(

@@ -109,7 +109,8 @@ def two_models(rng, base, aligned):
     content = rng.standard_normal((300, WIDTH)) * np.where(label[:, None] == 1, 0.8, 1.2)
     where = 0.5 * (np.arange(WIDTH) < 4)
     states = [
-        SPREAD * (content + 0.5 * rng.standard_normal(content.shape) + step * where * label[:, None])
+        SPREAD
+        * (content + 0.5 * rng.standard_normal(content.shape) + step * where * label[:, None])
         for step in (base, aligned)
     ]
     return states, label, None
