@@ -177,7 +177,7 @@ def separation(
 
 
 def family_p(
-    statistics: np.ndarray[Any, np.dtype[np.float32]], refused: np.ndarray[Any, np.dtype[np.bool_]]
+    statistics: np.ndarray[Any, np.dtype[Any]], refused: np.ndarray[Any, np.dtype[np.bool_]]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """p over the family of all layers and languages of a metric, model and pooling."""
     import torch

@@ -119,7 +119,7 @@ def compare(
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
 
     shape = (len(chosen_layers), len(chosen_poolings), len(langs))
-    names = ("base", "aligned", "difference", "low", "high", "p")
+    names = ("base", "aligned", "difference", "low", "high", "p", "deviation")
     # Influences are turned as often as labels are permuted; draws are as many as bootstraps.
     nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
     sizes = [0] * len(family)
@@ -174,6 +174,7 @@ def compare(
         columns |= _excess(columns, i_reference)
     columns |= _family(
         [null[..., :size] for null, size in zip(nulls, sizes, strict=True)],
+        columns.pop("deviation"),
         columns,
         refused != "",
         i_reference,
@@ -219,8 +220,9 @@ class Difference:
     low: Tensor
     high: Tensor
     p: Tensor
+    deviation: Tensor
     null: Tensor | None
-    """[cell, R], the difference as it varies without any; None where the metric has no interval."""
+    """[cell, R], the difference as it varies by chance, in deviations; None without an interval."""
 
 
 def _difference(
@@ -237,7 +239,9 @@ def _difference(
     (first, reasons), (second, others) = e.estimate(base, metric), e.estimate(aligned, metric)
     if metric.alias_of:
         reasons = [f"an alias: compare {metric.alias_of}"] * len(reasons)
-    value = second.value - first.value
+    reasons = [one or other for one, other in zip(reasons, others, strict=True)]
+    known = torch.tensor([not reason for reason in reasons])
+    value = torch.where(known, second.value - first.value, torch.nan)
     low = high = torch.full_like(value, torch.nan)
     null = None
     if first.linear is not None and second.linear is not None:
@@ -246,11 +250,19 @@ def _difference(
             (second.value, second.low, second.high),
             _correlation(first, second, base.unit),
         )
-        null = _null(first, second, base.unit, signs) * (high - low)[:, None] / (2 * u.Z95)
+        low, high = (torch.where(known, end, torch.nan) for end in (low, high))
+        null = _null(first, second, base.unit, signs)
     found = Difference(
-        first.value, second.value, value, low, high, u.two_sided(value, low, high), null
+        first.value,
+        second.value,
+        value,
+        low,
+        high,
+        u.two_sided(value, low, high),
+        (high - low) / (2 * u.Z95),
+        null,
     )
-    return found, [one or other for one, other in zip(reasons, others, strict=True)]
+    return found, reasons
 
 
 def _correlation(first: e.Estimate, second: e.Estimate, unit: Tensor) -> Tensor:
@@ -288,9 +300,12 @@ def _null(first: e.Estimate, second: e.Estimate, unit: Tensor, signs: Tensor) ->
     """
     if first.influence is not None and second.influence is not None:
         found = u.unit_sums(second.influence - first.influence, unit) @ signs.T
-        return found / found.square().mean(-1, keepdim=True).sqrt()
-    found = _known(second.draws) - _known(first.draws)
-    return (found - found.nanmean(-1, keepdim=True)) / u.spread(found)[:, None]
+        scale = found.square().mean(-1, keepdim=True).sqrt()
+    else:
+        found = _known(second.draws) - _known(first.draws)
+        found = found - found.nanmean(-1, keepdim=True)
+        scale = u.spread(found)[:, None]
+    return torch.where(scale > 0, found / scale, 0.0)
 
 
 def _excess(
@@ -318,6 +333,7 @@ def _excess(
 
 def _family(
     nulls: Sequence["np.ndarray[Any, np.dtype[np.float32]]"],
+    deviation: "np.ndarray[Any, np.dtype[np.float64]]",
     columns: dict[str, "np.ndarray[Any, np.dtype[np.float64]]"],
     refused: "np.ndarray[Any, np.dtype[np.bool_]]",
     i_reference: int | None,
@@ -325,23 +341,25 @@ def _family(
     """p over the family of all layers and languages, of differences and of their excess.
 
     Args:
-        nulls: of every metric, [layer, pooling, lang, R]; columns, refused: [metric, ...].
+        nulls: of every metric, [layer, pooling, lang, R], in deviations.
+        deviation, columns, refused: [metric, layer, pooling, lang].
     """
-    names = {"p_family": "difference"}
-    if i_reference is not None:
-        names["excess_p_family"] = "excess"
-    found = {name: np.full(refused.shape, np.nan) for name in names}
-    for i, null in enumerate(nulls):
-        for name, of in names.items():
+    excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
+    found = {}
+    for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():
+        found[name] = np.full(refused.shape, np.nan)
+        for i, null in enumerate(nulls):
             if null.shape[-1] == 0:
-                break
-            whole, left_out = null, refused[i].copy()
+                continue
+            whole, left_out = null * deviation[i][..., None], refused[i]
             if of == "excess":
-                whole = null - null[:, :, i_reference, None]
-                left_out |= refused[i][..., i_reference, None]
+                whole = whole - whole[:, :, i_reference, None]
+                left_out = left_out | refused[i][..., i_reference, None]
                 left_out[..., i_reference] = True
-            both = np.concatenate([columns[of][i][..., None], whole], -1)
-            found[name][i] = family_p(np.abs(both)[None, None], left_out[None, None])[0, 0]
+            both = np.abs(np.concatenate([columns[of][i][..., None], whole], -1))
+            p = family_p(both[None, None], left_out[None, None])[0, 0]
+            # What cannot vary has no place among the others, and needs none.
+            found[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
     return found
 
 

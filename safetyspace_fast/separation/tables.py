@@ -20,7 +20,7 @@ MOST_LAYERS = 3
 """Tables of several languages show every layer up to this many, else the last one only."""
 CHANCE = 0.05
 """Numbers whose p is above this are marked."""
-NUMBERS = ("value", "low", "high", "floor", "p")
+NUMBERS = ("value", "low", "high", "floor", "p", "p_family")
 DEFINITION = (
     "title",
     "space",
@@ -158,6 +158,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     layers = [str(name) for name in dataset["layer"].to_numpy()]
     langs = [str(name) for name in dataset["lang"].to_numpy()]
     shown = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
+    reference = str(dataset.attrs.get("reference", ""))
     views: list[tuple[str, xarray.Dataset]] = []
     if compared:
         views.append((f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}", dataset))
@@ -172,18 +173,29 @@ def to_table(dataset: "xarray.Dataset") -> str:
                 lines += _block(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
             else:
                 for layer in shown:
-                    lines += _block(view.sel(layer=layer), "lang", f"{title} | layer {layer}")
+                    at = f"{title} | layer {layer}"
+                    lines += _block(view.sel(layer=layer), "lang", at)
+                    if reference:
+                        lines += _excess(view.sel(layer=layer), f"{at} | more than {reference}")
             if compared:
                 lines += _geometry(view, shown)
     lines += _confounds(dataset)
     if compared:
-        lines.append("before > after, difference [95 % interval]. ~: p > 0.05, two-sided.")
+        lines.append(f"before > after, difference [95 % interval]. ~: p > {CHANCE}, two-sided.")
+        if reference and len(langs) > 1:
+            lines.append(
+                f"more than {reference}: the difference less that of {reference}, with its own "
+                "interval and p."
+            )
     else:
         lines.append(
             f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
             "floor: expected without"
         )
-        lines.append("any difference (median of the rows).")
+        lines.append("any difference (median of the rows). =: an alias, the same number.")
+    lines.append(
+        f"*: p_family <= {CHANCE}, beyond chance even as the largest of all layers and languages."
+    )
     lines.append("`safetyspace-fast explain METRIC` says what a number is.")
     if len(shown) < len(layers):
         lines.append(
@@ -307,7 +319,7 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
             parts = (column[f"group_{end}"].to_numpy().tolist() for end in ("value", "low", "high"))
             shown += [_group_cell(*part) for part in zip(*parts, strict=True)]
         columns.append(
-            [str(metric), f"= {alias}" if alias else str(column["space"].item()), *shown]
+            [str(metric), f"= {alias}" if alias else str(column["space"].item()), *_padded(shown)]
         )
     lines = []
     for part in _fitting(columns, sum(_width(column) + 2 for column in leading)):
@@ -318,27 +330,50 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
 
 def _values(numbers: dict[str, list[float]]) -> list[str]:
     """Cells of one metric, and its floor below them."""
-    shown = list(zip(*(numbers[name] for name in ("value", "low", "high", "p")), strict=True))
-    grain = _median(_grain(low, high, value) for value, low, high, _ in shown)
+    names = ("value", "low", "high", "p", "p_family")
+    shown = list(zip(*(numbers[name] for name in names), strict=True))
+    grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
     floor = _median(numbers["floor"])
     last = "-" if math.isnan(floor) else f"{floor:{_form(grain)}}"
-    return [*(_cell(value, low, high, p, grain) for value, low, high, p in shown), last]
+    return [*(_cell(row, grain) for row in shown), last]
 
 
 def _differences(numbers: dict[str, list[float]]) -> list[str]:
     """Cells of one metric of both models with the difference."""
-    names = ("base", "aligned", "difference", "low", "high", "p")
+    names = ("base", "aligned", "difference", "low", "high", "p", "p_family")
     shown = list(zip(*(numbers[name] for name in names), strict=True))
-    grain = _median(_grain(low, high, value) for _, _, value, low, high, _ in shown)
+    grain = _median(_grain(low, high, value) for _, _, value, low, high, *_ in shown)
     form = _form(grain)
     return [
-        f"{base:{form}} > {aligned:{form}}, {_cell(value, low, high, p, grain)}"
-        for base, aligned, value, low, high, p in shown
+        f"{base:{form}} > {aligned:{form}}, {_cell(row, grain)}" for base, aligned, *row in shown
     ]
 
 
+def _excess(view: "xarray.Dataset", title: str) -> list[str]:
+    """Differences of differences of one layer: a row per language, a column per metric."""
+    langs = [str(name) for name in view["lang"].to_numpy() if name != view.attrs["reference"]]
+    columns = []
+    for metric in view["metric"].to_numpy():
+        column = view.sel(metric=metric, lang=langs)
+        names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
+        shown = list(zip(*(column[name].to_numpy().tolist() for name in names), strict=True))
+        grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
+        cells = [
+            "-" if reason or math.isnan(row[0]) else _cell(row, grain)
+            for row, reason in zip(shown, column["refused"].to_numpy().tolist(), strict=True)
+        ]
+        if any(cell != "-" for cell in cells):
+            columns.append([str(metric), *_padded(cells)])
+    leading = ["lang", *langs]
+    lines = []
+    for part in _fitting(columns, _width(leading) + 2):
+        lines += [title, *_aligned([leading, *part]), ""]
+    return lines
+
+
 def _group_cell(value: float, low: float, high: float) -> str:
-    return _cell(value, low, high, math.nan, _grain(low, high, value)) if value == value else "-"
+    grain = _grain(low, high, value)
+    return "-" if math.isnan(value) else _cell((value, low, high, math.nan, math.nan), grain)
 
 
 def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
@@ -412,11 +447,20 @@ def _form(grain: float) -> str:
     return ".3g" if decimals > 6 or grain > 1e5 else f".{decimals}f"
 
 
-def _cell(value: float, low: float, high: float, p: float, grain: float) -> str:
-    """A number with its interval, in the column's format unless that would hide it."""
+def _cell(numbers: Sequence[float], grain: float) -> str:
+    """Value, low, high, p and p_family, in the column's format unless that would hide them."""
+    value, low, high, p, p_family = numbers
     own = _grain(low, high, value)
     form = _form(own if own < grain / 10 or own > 1e5 else grain)
     mark = "~" if p > CHANCE else ""
+    star = "*" if p_family <= CHANCE else ""
     if math.isnan(low):
-        return f"{mark}{value:{form}}"
-    return f"{mark}{value:{form}} [{low:{form}}, {high:{form}}]"
+        return f"{mark}{value:{form}}{star}"
+    return f"{mark}{value:{form}} [{low:{form}}, {high:{form}}]{star}"
+
+
+def _padded(cells: list[str]) -> list[str]:
+    """Room for the star where another cell of the column has one."""
+    if not any(cell.endswith("*") for cell in cells):
+        return cells
+    return [cell if cell.endswith("*") else f"{cell} " for cell in cells]

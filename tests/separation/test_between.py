@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import planted, stand_in
 
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import METRICS, separation
+from safetyspace_fast.separation import METRICS, metric, separation
 from safetyspace_fast.separation.between import GEOMETRY, compare, debiased_cka
 from safetyspace_fast.separation.definitions import NONE
+from safetyspace_fast.separation.tables import to_table
 
 QUICK = {"bootstraps": 30, "permutations": 9}
 SCALED = ("rho_adjusted", "bhattacharyya_excess_pc10", "silhouette_pc10", "auc_direction")
@@ -194,6 +197,67 @@ def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names):
     assert not {name: share for name, share in found.items() if not 0.92 <= share <= 0.98}
 
 
+def layers_of_two_models(rng, steps, *, layers=4, n=80, width=8):
+    """Layers that are alike, as a model's are; `steps` by language: how far the last one moves."""
+    label = np.repeat([0, 1], n // 2)
+    states, labels = {"base": {}, "aligned": {}}, {}
+    for lang, step in steps.items():
+        content = rng.standard_normal((n, width))
+        whole = [
+            content + 0.4 * rng.standard_normal((layers, 1, n, width)) + 0.3 * label[:, None]
+            for _ in states
+        ]
+        whole[1][-1] += step * label[:, None]
+        for name, x in zip(states, whole, strict=True):
+            states[name][lang] = x
+        labels[lang] = label
+    return stand_in(states, labels, proj=width)
+
+
+FAMILY = ["rho_adjusted", "auc_direction", "bhattacharyya_pc2"]
+
+
+def test_one_layer_that_moves_stands_out_of_the_family():
+    rng = np.random.default_rng(0)
+    run = layers_of_two_models(rng, {"en": 0.0, "de": 0.8, "fr": 0.0}, n=160)
+    options = {"base": "base", "aligned": "aligned", "metrics": [*FAMILY, "dunn"]}
+    found = compare(run, **options, bootstraps=99, permutations=99).squeeze()
+    for name in FAMILY:
+        one = found.sel(metric=name)
+        for part in ("p_family", "excess_p_family"):
+            moved = one[part].sel(lang="de").isel(layer=-1)
+            assert float(moved) == 0.01, (name, part)
+            rest = np.delete(one[part].to_numpy().ravel(), 10)
+            assert np.nanmin(rest) > 0.01, (name, part)
+        assert one["excess_p_family"].sel(lang="en").isnull().all()
+        assert (one["p_family"] >= 0.2 * one["p"]).all()
+    assert found["p_family"].sel(metric="dunn").isnull().all()
+    alone = compare(run, **options, reference=None, **QUICK)
+    assert "excess_p_family" not in alone
+    assert not {"excess", "excess_p"} & set(alone)
+
+
+@pytest.mark.slow
+def test_the_family_of_differences_keeps_its_word():
+    """Nothing moves in any of twelve cells: one family in ten may show a p of 0.1 or less."""
+    rng = np.random.default_rng(1)
+    low = {name: np.zeros(2) for name in FAMILY}
+    for r in range(200):
+        run = layers_of_two_models(rng, {"en": 0.0, "de": 0.0, "fr": 0.0})
+        found = compare(
+            run, base="base", aligned="aligned", metrics=FAMILY, seed=r,
+            bootstraps=199, permutations=199,
+        )  # fmt: skip
+        for name, count in low.items():
+            one = found.sel(metric=name)
+            count += [float(one[part].min()) <= 0.1 for part in ("p_family", "excess_p_family")]
+    for name, count in low.items():
+        print(f"{name}: {count / 200}")
+        # Twenty are expected; 7 to 34 in all but one of a thousand cases.
+        assert (count >= 7).all(), name
+        assert (count <= 34).all(), name
+
+
 def test_one_kernel_serves_both_models():
     run = pair_of_models(more=0.0, langs=("en",))
     run._models["aligned"]._arrays["projected"] = 3 * run.model("base").read("projected")
@@ -222,6 +286,57 @@ def test_aliases_and_refusals_give_reasons():
     )
     assert found["refused"].sel(metric="xie_beni", lang="en").item() == "an alias: compare rho"
     assert "needs 100 texts" in found["refused"].sel(metric="bhattacharyya_pc10", lang="de").item()
+
+
+def never_silent(dataset):
+    """Every difference is finite or refused with a reason, and so is its interval."""
+    for name in dataset["metric"].to_numpy():
+        entry = metric(str(name))
+        one = dataset.sel(metric=name)
+        refused = one["refused"].to_numpy() != ""
+        parts = ["difference", "excess"]
+        if entry.interval != NONE:
+            parts += ["low", "high", "p", "p_family", "excess_low", "excess_high", "excess_p"]
+        for part in parts:
+            known = one[part].to_numpy()
+            missing = refused | refused[..., :1] if part.startswith("excess") else refused
+            assert np.isnan(known[missing]).all(), (name, part)
+            assert not np.isnan(known[~missing]).any(), (name, part)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    n=st.sampled_from([(1, 12), (10, 10), (12, 30), (40, 41)]),
+    width=st.sampled_from([1, 2, 17]),
+    scales=st.sampled_from([(1e-30, 1e-30), (1.0, 1e-30), (1.0, 1.0), (1.0, 1e30), (1e30, 1e30)]),
+    constant=st.integers(0, 3),
+    copies=st.sampled_from([1, 3, 100]),
+    apart=st.sampled_from([0.0, 1.0, 1e6]),
+    spread=st.sampled_from([0.0, 1.0]),
+    moved=st.sampled_from([0.0, 0.3]),
+    paired=st.booleans(),
+)
+def test_degenerate_input_is_finite_or_refused(
+    n, width, scales, constant, copies, apart, spread, moved, paired
+):
+    n0, n1 = (max(n), max(n)) if paired else n
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], [n0, n1])
+    x = spread * rng.standard_normal((n0 + n1, width))
+    x = x[np.arange(n0 + n1) // copies] + apart * label[:, None]
+    y = x + moved * rng.standard_normal(x.shape)
+    x[:, :constant] = y[:, :constant] = 2.5
+    pair = np.concatenate([np.arange(n0), np.arange(n1)])
+    states = {
+        name: {"en": scale * z[None, None], "de": scale * z[None, None]}
+        for name, scale, z in zip(("base", "aligned"), scales, (x, y), strict=True)
+    }
+    run = stand_in(
+        states, {"en": label, "de": label}, pair={"en": pair, "de": pair} if paired else None
+    )
+    found = compare(run, base="base", aligned="aligned", metrics="all", **QUICK)
+    never_silent(found)
+    assert "nan" not in to_table(found)
 
 
 def test_models_of_other_depth_or_name_are_errors():
