@@ -36,7 +36,8 @@ Progress = Callable[[int, int], None]
 UNPAIRED_WARNING = (
     "languages {langs} are paired, and an unpaired analysis was asked for: shuffling labels freely "
     "keeps what the two texts of a pair share as noise, so that its null and intervals are far too "
-    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave `paired` at None"
+    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave out --unpaired "
+    "(paired=False in Python)"
 )
 
 

@@ -41,16 +41,35 @@ GEOMETRY = {
 """What is compared beside the metrics, for every (layer, pooling, lang)."""
 
 
+_EXCESS = "of the excess, as for differences"
 COLUMNS = {
+    "value": "the number itself, of the texts as they are",
+    "low": "lower end of the 95 % interval of the value (of the difference, in `compare`): it "
+    "holds the mean at this number of texts",
+    "high": "upper end of the 95 % interval; see low",
+    "floor": "what the value averages without any difference between the classes; every metric's "
+    "own `explain` says how it is known",
+    "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
+    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
+    "p_family": "p of the largest statistic over all layers and languages shown, of one metric, "
+    "model and pooling (Westfall & Young 1993): small where a number stands out of them all. Of "
+    "differences and excesses the null turns the signs of what texts or pairs add (Hemerik, Goeman "
+    "& Finos 2020), or takes the bootstrap's draws about their mean",
+    "n0": "harmless texts with finite states",
+    "n1": "harmful texts with finite states",
+    "refused": "why there is no number here; empty where there is one",
+    "base": "value of the model before, on the texts that both models have finite states for",
+    "aligned": "value of the model after, on the same texts; metrics in components take either "
+    "model's own",
     "difference": "aligned less base on the same texts; low, high from the interval of either "
     "model, joined by the correlation that the same texts give them (MOVER, Zou 2007); p "
     "two-sided and normal",
     "excess": "difference of differences: that of a language less that of the reference language "
     "(English by default); texts of two languages are independent",
-    "p_family": "p of the largest statistic over all layers and languages shown, of one metric, "
-    "model and pooling (Westfall & Young 1993): small where a number stands out of them all. Of "
-    "differences and excesses (excess_p_family) the null turns the signs of what texts or pairs "
-    "add (Hemerik, Goeman & Finos 2020), or takes the bootstrap's draws about their mean",
+    "excess_low": f"lower end of the 95 % interval {_EXCESS}",
+    "excess_high": f"upper end of the 95 % interval {_EXCESS}",
+    "excess_p": f"p {_EXCESS}",
+    "excess_p_family": f"p_family {_EXCESS}",
 }
 """Columns of `separation` and `compare` that are no metrics."""
 
@@ -184,7 +203,10 @@ def compare(
         {
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
-            **{name: (dims[1:], column) for name, column in geometry.items()},
+            **{
+                name: (dims[1:], column, {"definition": GEOMETRY[name]})
+                for name, column in geometry.items()
+            },
             **confounds(run, [base, aligned], langs),
         },
         coords={
@@ -205,7 +227,6 @@ def compare(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
-            **{f"definition_{name}": text for name, text in GEOMETRY.items()},
         },
     )
 

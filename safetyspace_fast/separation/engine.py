@@ -219,16 +219,24 @@ class Block:
     def _gaussian_cache(self) -> dict[tuple[int, bool], list[Tensor]]:
         return {}
 
+    def shrinkage(self, k: int) -> Tensor:
+        """[cell, R, 2], share of the identity in the Ledoit-Wolf covariances of `moments`."""
+        x, y = self.components(k), self.labels
+        means = torch.stack([x[:, y == c].mean(-2) for c in (0, 1)], -2)
+        fourth = (x - means[:, y]).square().sum(-1, keepdim=True).square()
+        count = self.moments.count
+        fourth = self.resamples.class_sums(fourth).squeeze(-1) / count
+        return m.ledoit_wolf(self.moments.leading(k).cov, fourth, count)
+
     def bhattacharyya(self, k: int, shrunk: bool) -> list[Tensor]:
         """Both terms of the Bhattacharyya distance; observed, draws and null of `resampled`."""
         if (k, shrunk) not in self._gaussian_cache:
-            x = self.components(k)
-            shares = torch.stack([m.ledoit_wolf(x[:, self.labels == c]) for c in (0, 1)], -1)
+            shares = self.shrinkage(k) if shrunk else torch.empty(0)
 
             def terms(moments: m.Moments) -> Tensor:
                 cov = moments.cov
                 if shrunk:
-                    cov = m.shrink(cov, shares[:, None].expand(cov.shape[:-2]))
+                    cov = m.shrink(cov, shares)
                 t1, t2 = m.bhattacharyya(moments.shift, cov)
                 return torch.stack([t1[..., -1], t2[..., -1]], -2)
 
@@ -409,11 +417,11 @@ def _estimate(
     influence: Tensor | None = None,
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
-    share: bool = False,
+    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = u.interval,
 ) -> Estimate:
     """Put an estimate together; `floor` None is the mean of the null.
 
-    `share` marks values from 0 to 1.
+    `ends` makes an interval of value and deviation.
     """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
@@ -430,7 +438,7 @@ def _estimate(
     if seen is not None:
         square = sum((part.variance for part in squares), torch.zeros_like(value))
         linear = u.linear_variance(seen, square, excess)
-        low, high = (u.share_interval if share else u.interval)(value, (linear + square).sqrt())
+        low, high = ends(value, (linear + square).sqrt())
     return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
 
 
@@ -539,12 +547,14 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
     # Both terms are close to sums of squares, of k and of k(k+1)/2 normal deviates.
     squares: tuple[Square, ...] = ()
     if not block.paired and math.isfinite(t1):
+        by_mean = torch.full_like(value, 2 * t1**2 / k)
+        by_cov = torch.full_like(value, 4 * t2**2 / (k * (k + 1)))
+        if family == "_shrunk":
+            left = _damping(block, k)
+            by_mean, by_cov = by_mean * left[0], by_cov * left[1]
         parts = (
-            Square(torch.full_like(value, 2 * t1**2 / k), lambda: block.whitened(k)),
-            Square(
-                torch.full_like(value, 4 * t2**2 / (k * (k + 1))),
-                lambda: _centred_products(block.whitened(k)),
-            ),
+            Square(by_mean, lambda: block.whitened(k)),
+            Square(by_cov, lambda: _centred_products(block.whitened(k))),
         )
         squares = tuple(parts[i] for i in chosen)
     estimate = _estimate(value, floor, (value, null), block, draws=draws, squares=squares)
@@ -558,6 +568,20 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
             high=estimate.high - floor,
         )
     return estimate
+
+
+def _damping(block: Block, k: int) -> tuple[Tensor, Tensor]:
+    """What shrinkage leaves of the variance of both terms' quadratic parts, [cell] each.
+
+    Along an axis of variance s that counts as s' noise is s/s' as strong; noise of covariances is
+    also scaled down by what is moved to the identity.
+    """
+    cov, shares = block.moments.leading(k).cov[:, 0], block.shrinkage(k)[:, 0]
+    ratio, _ = torch.linalg.solve_ex(m.shrink(cov, shares).mean(1), cov.mean(1))
+    second = ratio @ ratio
+    squares, fourths = (x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (second, second @ second))
+    kept = (1 - shares.mean(-1)) ** 4
+    return squares / k, kept * (squares.square() + fourths) / (k * (k + 1))
 
 
 def _centred_products(x: Tensor) -> Tensor:
@@ -612,7 +636,7 @@ def _silhouette(block: Block, metric: Metric) -> Estimate:
 
 def _davies_bouldin(block: Block, metric: Metric) -> Estimate:
     value, influence = m.davies_bouldin(block.sqdist, block.shift_sq, block.labels)
-    return _estimate(value, math.nan, None, block, influence=influence)
+    return _estimate(value, math.nan, None, block, influence=influence, ends=u.inverse_interval)
 
 
 def _dunn(block: Block, metric: Metric) -> Estimate:
@@ -631,7 +655,9 @@ def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
         [(near[near] == torch.arange(len(near))).double().mean() for near in neighbours]
     )
     influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
-    return _estimate(value, None, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
+    return _estimate(
+        value, None, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+    )
 
 
 def _energy_distance(block: Block, metric: Metric) -> Estimate:
@@ -666,7 +692,9 @@ def _auc(block: Block, metric: Metric) -> Estimate:
     )
     null = block.refitted(kind)["auc"]
     influence = _with_refits(block, kind, influence, m.RANKS_BY_MEANS)
-    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
+    return _estimate(
+        value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+    )
 
 
 def _accuracy(block: Block, metric: Metric) -> Estimate:
@@ -679,7 +707,7 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     influence = (hits - value[:, None]) / hits.shape[-1]
     influence = _with_refits(block, kind, influence, m.SIGNS_BY_MEANS)
     return _estimate(
-        value, floor, (null[:, 0], null[:, 1:]), block, influence=influence, share=True
+        value, floor, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
     )
 
 
@@ -689,7 +717,9 @@ def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted("direction")["paired_accuracy"]
     influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
     influence = _with_refits(block, "direction", influence, m.SIGNS_BY_MEANS)
-    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
+    return _estimate(
+        value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+    )
 
 
 def _paired_effect(block: Block, metric: Metric) -> Estimate:

@@ -235,24 +235,22 @@ def bhattacharyya_floor(k: int, n0: float, n1: float) -> tuple[float, float]:
     return t1, t2
 
 
-def ledoit_wolf(x: Tensor) -> Tensor:
+def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor) -> Tensor:
     """Share of the identity in the Ledoit-Wolf covariance (Ledoit & Wolf 2004), between 0 and 1.
 
     Args:
-        x: [..., n, k] float64, texts of one class.
+        cov: [..., k, k] (ddof 1), fourth: [...], mean of |x - mean|^4, count: texts.
 
     Returns:
         [...] float64.
     """
-    n, k = x.shape[-2:]
     # Squares of squares leave float64 at 1e77; the share does not depend on the scale.
-    centred = x - x.mean(-2, keepdim=True)
-    centred = centred / centred.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
-    cov = centred.transpose(-1, -2) @ centred / n
+    scale = cov.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-300)
+    cov = cov / scale[..., None, None] * ((count - 1) / count)[..., None, None]
     level = cov.diagonal(dim1=-2, dim2=-1).mean(-1)
     square = cov.square().sum((-1, -2))
-    spread = (centred.square().sum(-1).square().mean(-1) - square) / n
-    distance = square - k * level.square()
+    spread = (fourth / scale / scale - square) / count
+    distance = square - cov.shape[-1] * level.square()
     return torch.where(distance > 0, (spread / distance).clamp(0, 1), 1.0)
 
 

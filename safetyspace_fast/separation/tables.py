@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import sys
@@ -60,28 +61,63 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
 
 
 def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
-    """Every number with all that belongs to it; what is not there is None."""
+    """Every number with all that belongs to it; what is not there is None.
+
+    After the metrics come means over groups of languages, the group in the language's place, and
+    what is known beside the metrics, by its name and its `value`.
+    """
     if "metric" not in dataset.dims:
         frame = dataset.to_dataframe().reset_index()
         for row in frame.to_dict("records"):
             yield {str(k): _number(v) if isinstance(v, float) else v for k, v in row.items()}
         return
     dims = [str(dim) for dim in dataset["refused"].dims]
-    names = {dim: dataset[dim].to_numpy().tolist() for dim in dims}
-    spaces = dataset["space"].to_numpy().tolist()
+    spaces = dict(zip(dataset["metric"].to_numpy(), dataset["space"].to_numpy(), strict=True))
     numbers = numbers_of(dataset)
     counts = [name for name in ("n0", "n1") if name in dataset]
+    others = {name: dataset[name] for name in beside(dataset)}
+    more_dims = (str(dim) for variable in others.values() for dim in variable.dims)
+    names = (*dims, *more_dims, "space", *numbers, "value", *counts, "refused")
+    columns: dict[str, Any] = dict.fromkeys(names)
     table = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
-    shape = dataset["refused"].shape
-    for flat in range(math.prod(shape)):
-        place = _place(flat, shape)
+    for place, cell in _cells(dataset["refused"]):
         yield {
-            **{dim: names[dim][i] for dim, i in zip(dims, place, strict=True)},
-            "space": spaces[place[0]],
+            **columns,
+            **cell,
+            "space": str(spaces[cell["metric"]]),
             **{name: _number(table[name][place]) for name in numbers},
             **{name: int(table[name][place[1:]]) for name in counts},
             "refused": str(table["refused"][place]),
         }
+    if "group_value" in dataset:
+        middle = "difference" if "difference" in dataset else "value"
+        ends = {middle: "group_value", "low": "group_low", "high": "group_high"}
+        table = {name: dataset[of].to_numpy() for name, of in ends.items()}
+        for place, cell in _cells(dataset["group_value"]):
+            cell["lang"] = cell.pop("group")
+            here = {name: _number(array[place]) for name, array in table.items()}
+            yield {**columns, **cell, "space": str(spaces[cell["metric"]]), **here}
+    for name, variable in others.items():
+        array = variable.to_numpy()
+        for place, cell in _cells(variable):
+            yield {**columns, "metric": name, **cell, "value": _number(array[place])}
+
+
+def beside(dataset: "xarray.Dataset") -> list[str]:
+    """Names of the variables that are known beside the metrics."""
+    return [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if "metric" not in variable.dims and name not in ("n0", "n1")
+    ]
+
+
+def _cells(variable: "xarray.DataArray") -> Iterator[tuple[tuple[int, ...], dict[str, str]]]:
+    """Every place of a variable, and the names there."""
+    names = [[str(name) for name in variable[dim].to_numpy()] for dim in variable.dims]
+    for place in itertools.product(*(range(len(part)) for part in names)):
+        chosen = (part[i] for part, i in zip(names, place, strict=True))
+        yield place, {str(dim): name for dim, name in zip(variable.dims, chosen, strict=True)}
 
 
 def numbers_of(dataset: "xarray.Dataset") -> list[str]:
@@ -93,26 +129,20 @@ def numbers_of(dataset: "xarray.Dataset") -> list[str]:
     ]
 
 
-def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    found = []
-    for size in reversed(shape):
-        flat, i = divmod(flat, size)
-        found.append(i)
-    return tuple(reversed(found))
-
-
 def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
 def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
-    """What every metric of the results is, from the results themselves."""
+    """What every metric of the results is, and all beside them, from the results themselves."""
+    found = {name: {"definition": dataset[name].attrs["definition"]} for name in beside(dataset)}
     if "metric" not in dataset.dims:
-        return {str(k): {"definition": v.attrs["definition"]} for k, v in dataset.items()}
-    return {
+        return found
+    metrics = {
         str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION if key in dataset}
         for i, name in enumerate(dataset["metric"].to_numpy())
     }
+    return metrics | found
 
 
 def to_json(dataset: "xarray.Dataset") -> str:
@@ -182,6 +212,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     lines += _confounds(dataset)
     if compared:
         lines.append(f"before > after, difference [95 % interval]. ~: p > {CHANCE}, two-sided.")
+        lines.append("pcK: either model's own components of either language.")
         if reference and len(langs) > 1:
             lines.append(
                 f"more than {reference}: the difference less that of {reference}, with its own "
@@ -196,7 +227,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     lines.append(
         f"*: p_family <= {CHANCE}, beyond chance even as the largest of all layers and languages."
     )
-    lines.append("`safetyspace-fast explain METRIC` says what a number is.")
+    lines.append("`safetyspace-fast explain NAME` says what a number or column is.")
     if len(shown) < len(layers):
         lines.append(
             f"{len(layers)} layers are in the results, the last is shown: choose with --layers, "
@@ -210,7 +241,7 @@ def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[str]:
     names = [
         str(name)
         for name, variable in view.data_vars.items()
-        if variable.dims == ("layer", "lang") and f"definition_{name}" in view.attrs
+        if variable.dims == ("layer", "lang") and "definition" in variable.attrs
     ]
     langs = [str(name) for name in view["lang"].to_numpy()]
     part = view[names].sel(layer=layers)
@@ -281,11 +312,12 @@ def _matrices(dataset: "xarray.Dataset") -> str:
                         f"{x:.3f} [{low:.3f}, {high:.3f}]"
                         for x, low, high in zip(*parts, strict=True)
                     )
-                    columns.append([f"{name} silhouette", *cells])
-                lines += [f"{model} | pooling {pooling}", *_aligned(columns), ""]
+                    columns.append([name, *cells])
+                title = f"{model} | pooling {pooling} | silhouette by content and by language"
+                lines += [title, *_aligned(columns), ""]
     lines += _confounds(dataset)
     lines.append("rows: the language of the texts; columns: the language of the direction.")
-    lines.append("`safetyspace-fast explain NAME` says what a number is.")
+    lines.append("`safetyspace-fast explain NAME` says what a number or column is.")
     return "\n".join(lines) + "\n"
 
 
@@ -398,16 +430,16 @@ def _confounds(dataset: "xarray.Dataset") -> list[str]:
     tables: dict[str, list[str]] = {}
     for i, model in enumerate(dataset["model"].to_numpy()):
         columns = [["lang", *langs]]
-        for title, name, form in (
-            ("tokens/text, class 0", "tokens0", "{:.1f}"),
-            ("class 1", "tokens1", "{:.1f}"),
-            ("chars/token", "chars_per_token", "{:.2f}"),
-            ("truncated", "truncated", "{:.1%}"),
-            ("duplicates", "duplicates", "{:.1%}"),
-            ("harmful", "harmful", "{:.1%}"),
+        for name, form in (
+            ("tokens0", "{:.1f}"),
+            ("tokens1", "{:.1f}"),
+            ("chars_per_token", "{:.2f}"),
+            ("truncated", "{:.1%}"),
+            ("duplicates", "{:.1%}"),
+            ("harmful", "{:.1%}"),
         ):
             numbers = dataset[name].to_numpy()[i].tolist()
-            columns.append([title, *(form.format(x) for x in numbers)])
+            columns.append([name, *(form.format(x) for x in numbers)])
         tables.setdefault("\n".join(_aligned(columns)), []).append(str(model))
     return [
         line

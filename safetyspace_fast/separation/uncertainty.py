@@ -202,6 +202,12 @@ def share_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal 95 % interval of a positive number on 1/value; it may have no upper end."""
+    low, high = interval(1 / value, deviation / value.square())
+    return 1 / high, torch.where(low > 0, 1 / low, torch.inf)
+
+
 def difference_interval(
     first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor], rho: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -216,7 +222,7 @@ def difference_interval(
     """
     (a, a_low, a_high), (b, b_low, b_high) = first, second
     down, up = (a - a_low, b - b_low), (a_high - a, b_high - b)
-    fall, rise = down[1] - down[0], up[1] - up[0]
+    fall, rise = ((one[1] - one[0]).nan_to_num(torch.inf) for one in (down, up))
 
     def reach(mine: Tensor, others: Tensor, alike: tuple[Tensor, Tensor]) -> Tensor:
         together = torch.where(rho < 0, mine + others, torch.maximum(*alike).clamp_min(0))

@@ -277,7 +277,9 @@ def test_singular_covariances_have_no_value():
 def test_ledoit_wolf_is_scikit_learns():
     x, _ = classes()
     cov, share = sklearn_ledoit_wolf(x)
-    found = m.ledoit_wolf(torch.tensor(x))
+    fourth = torch.tensor((np.square(x - x.mean(0)).sum(1) ** 2).mean())
+    n = torch.tensor(len(x)).double()
+    found = m.ledoit_wolf(torch.tensor(np.cov(x.T)), fourth, n)
     assert float(found) == pytest.approx(share, rel=1e-10)
     plain = torch.tensor(np.cov(x.T, ddof=0))
     np.testing.assert_allclose(m.shrink(plain, found), cov, rtol=1e-10)
