@@ -2,11 +2,10 @@
 //
 // The sixteen sums of any four neighbouring values of a row fit one register. Sixteen labellings
 // then take a permutation of it by their four bits and an addition, where a product would take four
-// multiply-adds: 2 x 4 x 16 flops in 1.5 cycles on Zen 4, three times the rate of its best matrix
-// product. Only sums of at most 16 n/64 + 64 float32 numbers in turn are ever formed.
+// multiply-adds. At most 64 + n/256 additions in float32 follow one another.
 //
-// Blocks: the tables of 256 values of four rows (16 KiB) and the bits of 256 values (32 bytes a
-// labelling) stay in the first and second cache while all rows pass by.
+// The tables of 256 values of four rows (16 KiB) and the bits of 256 values (32 bytes a labelling)
+// stay in the first and second cache while all rows pass by.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -18,7 +17,9 @@
 #include "loops.h"
 
 #if defined(__x86_64__)
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own headers
+#endif
 #include <immintrin.h>
 #define AVX512 __attribute__((target("avx512f")))
 #endif
@@ -72,8 +73,7 @@ AVX512 void add_sums(const Tables& tables, const int32_t* bits, int64_t words, i
         for (int64_t row = 0; row < kRows; ++row) {
           const __m512 table = _mm512_load_ps(tables.sums[w * kGroups + g][row]);
           for (int64_t v = 0; v < 4; ++v) {
-            total[row][v] =
-                _mm512_add_ps(total[row][v], _mm512_permutexvar_ps(choice[v], table));
+            total[row][v] = _mm512_add_ps(total[row][v], _mm512_permutexvar_ps(choice[v], table));
           }
         }
         for (int64_t v = 0; v < 4; ++v) choice[v] = _mm512_srli_epi32(choice[v], 4);
@@ -88,8 +88,8 @@ AVX512 void add_sums(const Tables& tables, const int32_t* bits, int64_t words, i
   }
 }
 
-void add_all(const double* values, int64_t rows, int64_t width, const int32_t* bits,
-             int64_t labels, float* sums) {
+void add_all(const double* values, int64_t rows, int64_t width, const int32_t* bits, int64_t labels,
+             float* sums) {
   Tables tables;
   constexpr int64_t block = 32 * kWords;
   for (int64_t start = 0; start < width; start += block) {
