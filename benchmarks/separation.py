@@ -219,6 +219,6 @@ def text_of(report: dict[str, Any]) -> str:
         f"{whole['default'] / 60:.1f} min; one resample after another, six of the numbers: "
         f"{loop / 3600:.0f} h ({report['loop_s_per_resample']:.2f} s a resample of one cell)\n"
         f"distances times labellings, {report['distance_gflop_per_cell']:.0f} GFLOP a cell, are "
-        f"{report['share_of_lookup']:.0%} of that time: by lookup {rates['lookup']:.0f} GF/s a core, "
-        f"as a product in float32 {rates['product']:.0f}"
+        f"{report['share_of_lookup']:.0%} of that time: by lookup {rates['lookup']:.0f} GF/s a "
+        f"core, as a product in float32 {rates['product']:.0f}"
     )

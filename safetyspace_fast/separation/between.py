@@ -365,6 +365,7 @@ def _family(
         nulls: of every metric, [layer, pooling, lang, R], in deviations.
         deviation, columns, refused: [metric, layer, pooling, lang].
     """
+    deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # a side without an end
     excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
     found = {}
     for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():

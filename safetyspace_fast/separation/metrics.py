@@ -791,14 +791,21 @@ TILE_BYTES = 5 << 19
 
 
 def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the Euclidean distance matrix, as many at once as fit `TILE_BYTES`."""
+    """Rows of the Euclidean distance matrix, as many at once as fit `TILE_BYTES`.
+
+    One product gives squares: of rows [x, |x|^2, 1] with [-2x, 1, |x|^2]. The next tile takes the
+    place of the one before.
+    """
     n = x.shape[0]
-    norm_sq = x.square().sum(-1)
+    norm_sq = x.square().sum(-1, keepdim=True)
+    one = torch.ones_like(norm_sq)
+    left, right = torch.cat([x, norm_sq, one], -1), torch.cat([-2 * x, one, norm_sq], -1).T
     tile = max(1, TILE_BYTES // (8 * n))
+    space = torch.empty(min(tile, n), n, dtype=x.dtype)
     for start in range(0, n, tile):
         rows = slice(start, min(start + tile, n))
-        square = torch.addmm(norm_sq, x[rows], x.T, alpha=-2).add_(norm_sq[rows, None])
-        distance = square.clamp_min_(0).sqrt_()
+        distance = space[: rows.stop - start]
+        torch.mm(left[rows], right, out=distance).clamp_min_(0).sqrt_()
         distance.diagonal(start).zero_()
         yield rows, distance
 

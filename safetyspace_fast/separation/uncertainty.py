@@ -226,8 +226,9 @@ def difference_interval(
 
     def reach(mine: Tensor, others: Tensor, alike: tuple[Tensor, Tensor]) -> Tensor:
         together = torch.where(rho < 0, mine + others, torch.maximum(*alike).clamp_min(0))
-        alone = (1 - rho.abs()) * (mine.square() + others.square())
-        return (alone + rho.abs() * together.square()).sqrt()
+        parts = ((1 - rho.abs(), mine.square() + others.square()), (rho.abs(), together.square()))
+        # An interval without an end counts where it has a share, and only there.
+        return sum((torch.where(w > 0, w * x, 0.0) for w, x in parts), torch.zeros(())).sqrt()
 
     low, high = reach(down[1], up[0], (fall, -rise)), reach(up[1], down[0], (-fall, rise))
     return b - a - low, b - a + high

@@ -249,7 +249,7 @@ def test_bhattacharyya_does_not_feel_an_affine_map():
     before = gaussian_terms(x, label, 8)
     after = gaussian_terms((x - x.mean(0)) @ mapping, label, 8)
     for a, b in zip(before, after, strict=True):
-        assert float(a[-1]) == pytest.approx(float(b[-1]), rel=1e-11)
+        assert float(a[-1]) == pytest.approx(float(b[-1]), rel=1e-12)
 
 
 @pytest.mark.parametrize(("k", "variance"), [(100, 1e-4), (200, 1e4)])
