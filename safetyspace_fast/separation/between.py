@@ -300,12 +300,12 @@ def _correlation(first: e.Estimate, second: e.Estimate, unit: Tensor) -> Tensor:
     return rho.nan_to_num(0.0)
 
 
-def _covariance(first: e.Estimate, second: e.Estimate, unit: Tensor) -> tuple[Tensor, int]:
+def _covariance(first: e.Estimate, second: e.Estimate, unit: Tensor) -> tuple[Tensor, float]:
     """What influences, or else draws, have in common, and what that counts too often."""
     if first.influence is not None and second.influence is not None:
         influences = (first.influence, second.influence)
-        return u.influence_covariance(*influences, unit), u.INFLUENCE_EXCESS
-    return u.draws_covariance(_known(first.draws), _known(second.draws)), u.DRAWS_EXCESS
+        return u.influence_covariance(*influences, unit), first.excess
+    return u.draws_covariance(_known(first.draws), _known(second.draws)), first.excess
 
 
 def _known(tensor: Tensor | None) -> Tensor:

@@ -386,6 +386,7 @@ class Estimate:
     linear: Tensor | None = None
     """Variance less that of the quadratic parts."""
     squares: tuple[Square, ...] = ()
+    excess: float = u.INFLUENCE_EXCESS
     null: tuple[Tensor, Tensor] | None = None
     """Test statistic [cell] and its permutations [cell, R]; large is far apart."""
 
@@ -417,6 +418,7 @@ def _estimate(
     influence: Tensor | None = None,
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
+    excess: float = u.INFLUENCE_EXCESS,
     ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = u.interval,
 ) -> Estimate:
     """Put an estimate together; `floor` None is the mean of the null.
@@ -430,16 +432,16 @@ def _estimate(
     if floor is not None:
         level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
     low, high, linear = nothing, nothing, None
-    seen, excess = None, u.DRAWS_EXCESS
+    seen = None
     if influence is not None:
-        seen, excess = u.influence_variance(influence, block.unit), u.INFLUENCE_EXCESS
+        seen = u.influence_variance(influence, block.unit)
     elif draws is not None and draws.shape[-1] > 1:
-        seen = u.spread(draws).square()
+        seen, excess = u.spread(draws).square(), u.DRAWS_EXCESS
     if seen is not None:
         square = sum((part.variance for part in squares), torch.zeros_like(value))
         linear = u.linear_variance(seen, square, excess)
         low, high = ends(value, (linear + square).sqrt())
-    return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
+    return Estimate(value, level, p, low, high, influence, draws, linear, squares, excess, null)
 
 
 def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
@@ -675,14 +677,16 @@ def _mmd(block: Block, metric: Metric) -> Estimate:
     return _estimate(value, _swap_floor(block, 0.0, null), null, block, influence=influence)
 
 
-def _with_refits(block: Block, kind: str, influence: Tensor, share: float) -> Tensor:
-    """Influences that also count what the fitted directions vary by.
+def _refit_square(block: Block, kind: str, influence: Tensor, share: float) -> Square:
+    """The part of a held-out statistic that is quadratic in the noise of fitted directions.
 
-    Two folds judge each other's texts, so that both see the product of their noises: a variance
-    that takes the directions as given counts it once and not twice. `share` is how much of a
+    Two folds judge each other's texts, so that both see the product of their noises: influences,
+    which take the directions as given, hold half of that part's variance. `share` is how much of a
     statistic's variance goes with its texts' means (its squared correlation with them).
     """
-    return influence * (1 + share * block.refit_noise(kind)).sqrt()[:, None]
+    noise = share * block.refit_noise(kind)
+    seen = u.influence_variance(influence, block.unit)
+    return Square(seen * torch.where(noise < 1, 2 * noise, 1 + noise), lambda: block.unit_shift)
 
 
 def _auc(block: Block, metric: Metric) -> Estimate:
@@ -691,9 +695,16 @@ def _auc(block: Block, metric: Metric) -> Estimate:
         block.heldout if kind == "direction" else block.probe, block.labels, block.fold
     )
     null = block.refitted(kind)["auc"]
-    influence = _with_refits(block, kind, influence, m.RANKS_BY_MEANS)
+    square = _refit_square(block, kind, influence, m.RANKS_BY_MEANS)
     return _estimate(
-        value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+        value,
+        0.5,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+        ends=u.share_interval,
     )
 
 
@@ -705,9 +716,16 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted(kind)["accuracy"]
     floor = float(block.count.max() / block.count.sum())
     influence = (hits - value[:, None]) / hits.shape[-1]
-    influence = _with_refits(block, kind, influence, m.SIGNS_BY_MEANS)
+    square = _refit_square(block, kind, influence, m.SIGNS_BY_MEANS)
     return _estimate(
-        value, floor, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+        value,
+        floor,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+        ends=u.share_interval,
     )
 
 
@@ -716,9 +734,16 @@ def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
     value = hits.mean(-1)
     null = block.refitted("direction")["paired_accuracy"]
     influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
-    influence = _with_refits(block, "direction", influence, m.SIGNS_BY_MEANS)
+    square = _refit_square(block, "direction", influence, m.SIGNS_BY_MEANS)
     return _estimate(
-        value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+        value,
+        0.5,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+        ends=u.share_interval,
     )
 
 
@@ -729,8 +754,17 @@ def _paired_effect(block: Block, metric: Metric) -> Estimate:
     scaled = (gap - mean) / deviation
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
     null = block.refitted("direction")["paired_effect"]
-    influence = _with_refits(block, "direction", _spread_over_pairs(block, influence), 1.0)
-    return _estimate(value, 0.0, (null[:, 0], null[:, 1:]), block, influence=influence)
+    influence = _spread_over_pairs(block, influence)
+    square = _refit_square(block, "direction", influence, 1.0)
+    return _estimate(
+        value,
+        0.0,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+    )
 
 
 def _paired_shift(block: Block, metric: Metric) -> Estimate:

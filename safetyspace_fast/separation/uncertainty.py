@@ -152,16 +152,18 @@ def influence_covariance(first: Tensor, second: Tensor, unit: Tensor) -> Tensor:
     return products.sum(-1) * n / (n - 1)
 
 
-INFLUENCE_EXCESS = 1
-DRAWS_EXCESS = 2
+INFLUENCE_EXCESS = 1.0
+DRAWS_EXCESS = 2.0
+REFIT_EXCESS = -0.5
 """How often more than once the variance of a squared length's quadratic part is in what is seen.
 
 |d|^2 whose d has covariance V varies by 4 d'Vd + 2 tr V^2. Influences see the d that was measured,
-noise and all: 4 d'Vd + 4 tr V^2. Draws add noise to that noise: 4 d'Vd + 6 tr V^2.
+noise and all: 4 d'Vd + 4 tr V^2. Draws add noise to that noise: 4 d'Vd + 6 tr V^2. Of held-out
+scores, whose directions influences take as given, half of it is seen.
 """
 
 
-def linear_variance(seen: Tensor, square: Tensor, excess: int) -> Tensor:
+def linear_variance(seen: Tensor, square: Tensor, excess: float) -> Tensor:
     """Variance 4 d'Vd of the linear part, from what is seen and the quadratic part's 2 tr V^2."""
     return (seen - (1 + excess) * square).clamp_min(0)
 
