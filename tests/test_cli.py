@@ -126,7 +126,7 @@ def test_separation_writes_every_format(
     assert main([*chosen, "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
     assert {row["lang"] for row in rows} == {"de", "en", "ru"}
-    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    assert all(0 <= float(row["value"]) <= 1 for row in rows if row["metric"] == "rho")
     assert main([*chosen, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)
     target = tmp_path / "table.parquet"
@@ -201,7 +201,7 @@ def test_languages_prints_matrices_and_rows(store: Path, capfd: pytest.CaptureFi
     chosen = ["languages", str(store), "--layers=-1", "--poolings", "last"]
     assert main(chosen) == 0
     text = capfd.readouterr().out
-    for word in ("transfer_auc", "direction_ceiling", "semantic silhouette", "de", "ru"):
+    for word in ("transfer_auc", "direction_ceiling", "semantic", "de", "ru"):
         assert word in text
     assert main([*chosen, "--json"]) == 0
     whole = json.loads(capfd.readouterr().out)
@@ -213,9 +213,33 @@ def test_languages_prints_matrices_and_rows(store: Path, capfd: pytest.CaptureFi
 def test_everything_in_the_results_explains_itself(
     store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("semantic", "cka", "excess", "p_family", "transfer_auc", "tokens0", "groups"):
-        assert main(["explain", name]) == 0
-        assert name in capfd.readouterr().out
+    chosen = [str(store), "--layers=-1", "--poolings", "last", "--json"]
+    quick = ["--metric", "all", "--bootstraps", "9", "--permutations", "9"]
+    axes = {"layer", "pooling", "lang", "model", "metric", "other_lang", "space"}
+    names = {"groups", "group_value"}
+    for command in (
+        ["separation", *chosen, *quick],
+        [
+            "compare",
+            *chosen,
+            *quick,
+            "--base",
+            "tiny-llama",
+            "--aligned",
+            "tiny-llama",
+            "--reference",
+            "de",
+        ],
+        ["languages", *chosen],
+    ):
+        assert main(command) == 0
+        whole = json.loads(capfd.readouterr().out)
+        names |= set(whole["rows"][0]) - axes | {row.get("metric", "p") for row in whole["rows"]}
+        names |= set(whole["definitions"])
+    assert {"excess_p_family", "cka", "tokens0", "semantic_high", "hotelling_pc2"} <= names
+    for name in names:
+        assert main(["explain", name]) == 0, name
+        assert capfd.readouterr().out.startswith(f"{name}: ")
 
 
 def test_separation_keeps_its_results_and_goes_on_where_it_cannot(

@@ -8,6 +8,7 @@ which are there, and why the others are not.
 None of them has a gradient.
 """
 
+from ._labels import label_sums, pack_labels
 from ._native import simd_level
 from ._pairwise import (
     METRICS,
@@ -37,8 +38,10 @@ __all__ = [
     "dunn",
     "energy_distance",
     "implementations",
+    "label_sums",
     "mmd",
     "nn_accuracy",
+    "pack_labels",
     "pairwise_empty",
     "pairwise_reduce",
     "pairwise_update",

@@ -106,4 +106,6 @@ for _op in SCHEMAS:
     _register(_op, _op, getattr(reference, _op))
     _register(f"{_op}_triton", _op, _triton_kernel(_op))
 
+# Of the compiled library only: see `_native` and `_labels`.
 torch.library.define(f"{NAMESPACE}::simd_level", "() -> str")
+torch.library.define(f"{NAMESPACE}::label_sums", "(Tensor values, Tensor bits) -> Tensor")

@@ -36,7 +36,8 @@ Progress = Callable[[int, int], None]
 UNPAIRED_WARNING = (
     "languages {langs} are paired, and an unpaired analysis was asked for: shuffling labels freely "
     "keeps what the two texts of a pair share as noise, so that its null and intervals are far too "
-    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave `paired` at None"
+    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave out --unpaired "
+    "(paired=False in Python)"
 )
 
 
@@ -144,7 +145,7 @@ def separation(
     jobs = [(i, j) for i in range(len(chosen_models)) for j in range(len(chosen_langs))]
     in_parallel(fill, jobs, progress)
     if permutations:
-        columns["p_family"] = _family_p(statistics, refused != "")
+        columns["p_family"] = family_p(statistics, refused != "")
 
     dims = ("metric", "model", "layer", "pooling", "lang")
     return xarray.Dataset(
@@ -176,8 +177,8 @@ def separation(
     )
 
 
-def _family_p(
-    statistics: np.ndarray[Any, np.dtype[np.float32]], refused: np.ndarray[Any, np.dtype[np.bool_]]
+def family_p(
+    statistics: np.ndarray[Any, np.dtype[Any]], refused: np.ndarray[Any, np.dtype[np.bool_]]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """p over the family of all layers and languages of a metric, model and pooling."""
     import torch

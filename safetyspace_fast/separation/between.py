@@ -1,7 +1,7 @@
 """Base against aligned: what preference tuning changed, on the same texts, with error bars."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..parallel import in_parallel
-from . import Progress, check_paired, confounds, names_in, positions
+from . import Progress, check_paired, confounds, family_p, names_in, positions
 from . import engine as e
 from . import metrics as m
 from . import uncertainty as u
-from .definitions import NONE, Metric, choose
+from .definitions import Metric, choose
 
 if TYPE_CHECKING:
     import xarray
@@ -41,13 +41,35 @@ GEOMETRY = {
 """What is compared beside the metrics, for every (layer, pooling, lang)."""
 
 
+_EXCESS = "of the excess, as for differences"
 COLUMNS = {
-    "difference": "aligned less base on the same texts; low, high from the same resamples or "
-    "influences in both models, p two-sided and normal",
+    "value": "the number itself, of the texts as they are",
+    "low": "lower end of the 95 % interval of the value (of the difference, in `compare`): it "
+    "holds the mean at this number of texts",
+    "high": "upper end of the 95 % interval; see low",
+    "floor": "what the value averages without any difference between the classes; every metric's "
+    "own `explain` says how it is known",
+    "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
+    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
+    "p_family": "p of the largest statistic over all layers and languages shown, of one metric, "
+    "model and pooling (Westfall & Young 1993): small where a number stands out of them all. Of "
+    "differences and excesses the null turns the signs of what texts or pairs add (Hemerik, Goeman "
+    "& Finos 2020), or takes the bootstrap's draws about their mean",
+    "n0": "harmless texts with finite states",
+    "n1": "harmful texts with finite states",
+    "refused": "why there is no number here; empty where there is one",
+    "base": "value of the model before, on the texts that both models have finite states for",
+    "aligned": "value of the model after, on the same texts; metrics in components take either "
+    "model's own",
+    "difference": "aligned less base on the same texts; low, high from the interval of either "
+    "model, joined by the correlation that the same texts give them (MOVER, Zou 2007); p "
+    "two-sided and normal",
     "excess": "difference of differences: that of a language less that of the reference language "
     "(English by default); texts of two languages are independent",
-    "p_family": "p of the largest statistic over all layers and languages shown, of one metric, "
-    "model and pooling (Westfall & Young 1993): small where a number stands out of them all",
+    "excess_low": f"lower end of the 95 % interval {_EXCESS}",
+    "excess_high": f"upper end of the 95 % interval {_EXCESS}",
+    "excess_p": f"p {_EXCESS}",
+    "excess_p_family": f"p_family {_EXCESS}",
 }
 """Columns of `separation` and `compare` that are no metrics."""
 
@@ -71,8 +93,8 @@ def compare(
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
 
-    Both models see the same resamples, and influences are subtracted text by text, so that what
-    both share does not widen the interval of their difference.
+    The interval of a difference comes from those of both models, which `separation` shows, and from
+    how far the same texts move both numbers together: what both share does not widen it.
 
     Args:
         run: an open store.
@@ -85,8 +107,9 @@ def compare(
 
     Returns:
         Variables (metric, layer, pooling, lang): base, aligned, difference (aligned - base), low,
-        high (95 %), p (two-sided, normal), refused; if there is a reference language also excess
-        (difference less that of the reference language), excess_low, excess_high, excess_p. And
+        high (95 %), p (two-sided, normal), p_family (over all layers and languages), refused; if
+        there is a reference language also excess (difference less that of the reference language),
+        excess_low, excess_high, excess_p, excess_p_family. And
         those of `GEOMETRY` (layer, pooling, lang), NaN where the hidden sizes differ, nothing moves
         or a direction is no longer than its noise. Metrics in components are seen in each model's
         own components. Beside them `CONFOUNDS` (model, lang).
@@ -116,12 +139,18 @@ def compare(
 
     shape = (len(chosen_layers), len(chosen_poolings), len(langs))
     names = ("base", "aligned", "difference", "low", "high", "p", "deviation")
+    # Influences are turned as often as labels are permuted; draws are as many as bootstraps.
+    nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
+    sizes = [0] * len(family)
     columns = {name: np.full((len(family), *shape), np.nan) for name in names}
     refused = np.full((len(family), *shape), "", object)
     geometry = {name: np.full(shape, np.nan) for name in GEOMETRY}
     same_width = len({model.read("class_mean", layer=0, lang=0).shape[-1] for model in models}) == 1
 
     def fill(_: int, i_lang: int) -> None:
+        # Label swaps are for what paired data put in the place of a floor.
+        swaps = permutations if langs[i_lang] in with_pairs and paired is not False else 0
+
         def cut(model: str, beside: str) -> list[e.Block]:
             return list(
                 e.blocks(
@@ -131,7 +160,7 @@ def compare(
                     layers=[hookpoints.index(name) for name in chosen_layers],
                     poolings=[known_poolings.index(name) for name in chosen_poolings],
                     bootstraps=bootstraps,
-                    permutations=permutations,
+                    permutations=swaps,
                     seed=seed,
                     paired=paired is not False,
                     force=force,
@@ -140,6 +169,7 @@ def compare(
             )
 
         for first, second in zip(cut(base, aligned), cut(aligned, base), strict=True):
+            signs = u.signs(first.unit, permutations, seed=seed, key=langs[i_lang])
             at = (
                 [chosen_layers.index(hookpoints[layer]) for layer, _ in first.cells],
                 [chosen_poolings.index(known_poolings[pooling]) for _, pooling in first.cells],
@@ -148,22 +178,35 @@ def compare(
                 for name, value in _geometry(first, second).items():
                     geometry[name][(*at, i_lang)] = value.numpy()
             for i_metric, entry in enumerate(family):
-                found, reasons = _difference(first, second, entry)
+                found, reasons = _difference(first, second, entry, signs)
                 place = (i_metric, *at, i_lang)
                 for name in names:
-                    columns[name][place] = found[name].numpy()
+                    columns[name][place] = getattr(found, name).numpy()
                 refused[place] = reasons
+                if found.null is not None:
+                    sizes[i_metric] = found.null.shape[-1]
+                    nulls[(*place, slice(sizes[i_metric]))] = found.null.numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
-    deviation = columns.pop("deviation")
-    if reference in langs:
-        columns |= _excess(columns["difference"], deviation, langs.index(reference))
+    i_reference = langs.index(reference) if reference in langs else None
+    if i_reference is not None:
+        columns |= _excess(columns, i_reference)
+    columns |= _family(
+        [null[..., :size] for null, size in zip(nulls, sizes, strict=True)],
+        columns.pop("deviation"),
+        columns,
+        refused != "",
+        i_reference,
+    )
     dims = ("metric", "layer", "pooling", "lang")
     return xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
-            **{name: (dims[1:], column) for name, column in geometry.items()},
+            **{
+                name: (dims[1:], column, {"definition": GEOMETRY[name]})
+                for name, column in geometry.items()
+            },
             **confounds(run, [base, aligned], langs),
         },
         coords={
@@ -184,63 +227,162 @@ def compare(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
-            **{f"definition_{name}": text for name, text in GEOMETRY.items()},
         },
     )
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Aligned less base of one metric; all tensors [cell] float64 unless said."""
+
+    base: Tensor
+    aligned: Tensor
+    difference: Tensor
+    low: Tensor
+    high: Tensor
+    p: Tensor
+    deviation: Tensor
+    null: Tensor | None
+    """[cell, R], the difference as it varies by chance, in deviations; None without an interval."""
+
+
 def _difference(
-    base: e.Block, aligned: e.Block, metric: Metric
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Aligned minus base for every cell, with the deviation of the difference."""
+    base: e.Block, aligned: e.Block, metric: Metric, signs: Tensor
+) -> tuple[Difference, list[str]]:
+    """Aligned minus base for every cell, from what both intervals rest on.
+
+    Args:
+        signs: [R, unit], 1 and -1: a text's (or pair's) influence is turned where it is -1.
+    """
     if metric.name == "mmd" and not base.constant and int(base.count.min()) >= e.MIN_TEXTS:
         # One kernel for both models, or the kernel would be what is compared.
         aligned.bandwidths = dict(zip(base.cells, base.kernel_widths, strict=True))
     (first, reasons), (second, others) = e.estimate(base, metric), e.estimate(aligned, metric)
-    value = second.value - first.value
-    deviation = torch.full_like(value, torch.nan)
-    if metric.interval != NONE:
-        if first.influence is not None and second.influence is not None:
-            influence = second.influence - first.influence
-            deviation = u.influence_variance(influence, base.unit).sqrt()
-        elif first.draws is not None and second.draws is not None:
-            deviation = u.spread(second.draws - first.draws)
-    low, high = u.interval(value, deviation)
-    found = {
-        "base": first.value,
-        "aligned": second.value,
-        "difference": value,
-        "low": low,
-        "high": high,
-        "p": two_sided(value, deviation),
-        "deviation": deviation,
-    }
     if metric.alias_of:
         reasons = [f"an alias: compare {metric.alias_of}"] * len(reasons)
-    return found, [one or other for one, other in zip(reasons, others, strict=True)]
+    reasons = [one or other for one, other in zip(reasons, others, strict=True)]
+    known = torch.tensor([not reason for reason in reasons])
+    value = torch.where(known, second.value - first.value, torch.nan)
+    low = high = torch.full_like(value, torch.nan)
+    null = None
+    if first.linear is not None and second.linear is not None:
+        low, high = u.difference_interval(
+            (first.value, first.low, first.high),
+            (second.value, second.low, second.high),
+            _correlation(first, second, base.unit),
+        )
+        low, high = (torch.where(known, end, torch.nan) for end in (low, high))
+        null = _null(first, second, base.unit, signs)
+    found = Difference(
+        first.value,
+        second.value,
+        value,
+        low,
+        high,
+        u.two_sided(value, low, high),
+        (high - low) / (2 * u.Z95),
+        null,
+    )
+    return found, reasons
 
 
-def two_sided(value: Tensor, deviation: Tensor) -> Tensor:
-    """Two-sided normal p; 1 where there is no difference at all."""
-    score = (value.abs() / deviation).nan_to_num(0.0)
-    p = torch.erfc(score / math.sqrt(2))
-    return torch.where(deviation.isnan(), torch.nan, p)
+def _correlation(first: e.Estimate, second: e.Estimate, unit: Tensor) -> Tensor:
+    """Correlation of two estimates from the same texts, part by part as their variances are."""
+    seen, excess = _covariance(first, second, unit)
+    common = torch.zeros_like(seen)
+    for one, other in zip(first.squares, second.squares, strict=True):
+        share = u.common_share(one.noise(), other.noise())
+        common = common + share * (one.variance * other.variance).sqrt()
+    most = (_known(first.linear) * _known(second.linear)).sqrt()
+    linear = (seen - (1 + excess) * common).clamp(-most, most)
+    rho = (linear + common) / (first.variance * second.variance).sqrt()
+    rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # rounding is no noise
+    return rho.nan_to_num(0.0)
+
+
+def _covariance(first: e.Estimate, second: e.Estimate, unit: Tensor) -> tuple[Tensor, float]:
+    """What influences, or else draws, have in common, and what that counts too often."""
+    if first.influence is not None and second.influence is not None:
+        influences = (first.influence, second.influence)
+        return u.influence_covariance(*influences, unit), first.excess
+    return u.draws_covariance(_known(first.draws), _known(second.draws)), first.excess
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _null(first: e.Estimate, second: e.Estimate, unit: Tensor, signs: Tensor) -> Tensor:
+    """The difference as it varies by chance, in deviations: [cell, R].
+
+    Influences with their signs turned at random (Hemerik, Goeman & Finos 2020), or the bootstrap's
+    draws about their mean.
+    """
+    if first.influence is not None and second.influence is not None:
+        found = u.unit_sums(second.influence - first.influence, unit) @ signs.T
+        scale = found.square().mean(-1, keepdim=True).sqrt()
+    else:
+        found = _known(second.draws) - _known(first.draws)
+        found = found - found.nanmean(-1, keepdim=True)
+        scale = u.spread(found)[:, None]
+    return torch.where(scale > 0, found / scale, 0.0)
 
 
 def _excess(
-    difference: "np.ndarray[Any, np.dtype[np.float64]]",
-    deviation: "np.ndarray[Any, np.dtype[np.float64]]",
-    i_reference: int,
+    columns: dict[str, "np.ndarray[Any, np.dtype[np.float64]]"], i_reference: int
 ) -> dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]:
     """Difference of differences against one language; texts of two languages are independent."""
-    here = slice(i_reference, i_reference + 1)
-    value = torch.from_numpy(difference - difference[..., here])
-    both = torch.from_numpy(np.hypot(deviation, deviation[..., here]))
-    both[..., i_reference] = 0.0
-    low, high = u.interval(value, both)
-    p = two_sided(value, both)
-    columns = {"excess": value, "excess_low": low, "excess_high": high, "excess_p": p}
-    return {name: column.numpy() for name, column in columns.items()}
+    others = [torch.from_numpy(columns[name]) for name in ("difference", "low", "high")]
+    reference = [part[..., i_reference, None] for part in others]
+    value = others[0] - reference[0]
+    low, high = u.difference_interval(
+        (reference[0], reference[1], reference[2]),
+        (others[0], others[1], others[2]),
+        torch.zeros(()),
+    )
+    own = torch.arange(value.shape[-1]) == i_reference
+    low, high = (torch.where(own, value, end) for end in (low, high))
+    found = {
+        "excess": value,
+        "excess_low": low,
+        "excess_high": high,
+        "excess_p": u.two_sided(value, low, high),
+    }
+    return {name: column.numpy() for name, column in found.items()}
+
+
+def _family(
+    nulls: Sequence["np.ndarray[Any, np.dtype[np.float32]]"],
+    deviation: "np.ndarray[Any, np.dtype[np.float64]]",
+    columns: dict[str, "np.ndarray[Any, np.dtype[np.float64]]"],
+    refused: "np.ndarray[Any, np.dtype[np.bool_]]",
+    i_reference: int | None,
+) -> dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]:
+    """p over the family of all layers and languages, of differences and of their excess.
+
+    Args:
+        nulls: of every metric, [layer, pooling, lang, R], in deviations.
+        deviation, columns, refused: [metric, layer, pooling, lang].
+    """
+    deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # a side without an end
+    excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
+    found = {}
+    for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():
+        found[name] = np.full(refused.shape, np.nan)
+        for i, null in enumerate(nulls):
+            if null.shape[-1] == 0:
+                continue
+            whole, left_out = null * deviation[i][..., None], refused[i]
+            if of == "excess":
+                whole = whole - whole[:, :, i_reference, None]
+                left_out = left_out | refused[i][..., i_reference, None]
+                left_out[..., i_reference] = True
+            both = np.abs(np.concatenate([columns[of][i][..., None], whole], -1))
+            p = family_p(both[None, None], left_out[None, None])[0, 0]
+            # What cannot vary has no place among the others, and needs none.
+            found[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
+    return found
 
 
 def _geometry(base: e.Block, aligned: e.Block) -> dict[str, Tensor]:

@@ -229,8 +229,7 @@ _BASE: tuple[Metric, ...] = (
         definition="bhattacharyya with every S replaced by its Ledoit-Wolf shrinkage towards a "
         "multiple of the identity",
         source="Ledoit & Wolf 2004",
-        pitfalls="Not invariant to scaling of dimensions. The shrinkage of the classes as they "
-        "are is kept in every resample. " + _PCA,
+        pitfalls="Not invariant to scaling of dimensions. " + _PCA,
         floor=_NULL_MEAN,
         default=False,
     ),
@@ -295,7 +294,8 @@ _BASE: tuple[Metric, ...] = (
         definition="(s0+s1)/|m1-m0|, s: mean distance of a class's texts to its mean",
         source="Davies & Bouldin 1979, scikit-learn's conventions",
         pitfalls="Small is separate. Biased down where the means hardly differ.",
-        interval=INFLUENCE + "; s as if the mean were known",
+        interval=INFLUENCE + "; s as if the mean were known; normal on 1/value, which may leave no "
+        "upper end",
         null=NONE,
         floor=NONE,
         default=False,
@@ -499,11 +499,13 @@ def _notes() -> dict[str, str]:
     """What is reported beside the metrics, by name."""
     from . import CONFOUNDS
     from .between import COLUMNS, GEOMETRY
-    from .languages import DEFINITIONS, GROUP_DEFINITION, GROUPS, PARALLEL
+    from .languages import DEFINITIONS, GROUP_DEFINITION, GROUPS, PARALLEL, PARALLEL_ENDS
 
     table = "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
     groups = f"{GROUP_DEFINITION}. {table} (above or below 1 % of Common Crawl's pages)"
-    return CONFOUNDS | COLUMNS | DEFINITIONS | GEOMETRY | PARALLEL | {"groups": groups}
+    ends = {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    named = dict.fromkeys(("groups", "group_value", "group_low", "group_high"), groups)
+    return CONFOUNDS | COLUMNS | DEFINITIONS | GEOMETRY | ends | named
 
 
 def explain(name: str) -> str:

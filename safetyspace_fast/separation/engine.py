@@ -174,6 +174,12 @@ class Block:
             raise Refusal(f"the store holds fewer than {k} components here")
         return coords[..., :k]
 
+    def whitened(self, k: int) -> Tensor:
+        """[cell, n, k], components less their class's mean, uncorrelated and of equal variance."""
+        x, y = self.components(k), self.labels
+        means = torch.stack([x[:, y == c].mean(-2) for c in (0, 1)], -2)
+        return m.whiten(x - means[:, y])
+
     @cached_property
     def _moments(self) -> tuple[m.Moments, Tensor]:
         coords = self.stored("pca_coords")
@@ -213,16 +219,24 @@ class Block:
     def _gaussian_cache(self) -> dict[tuple[int, bool], list[Tensor]]:
         return {}
 
+    def shrinkage(self, k: int) -> Tensor:
+        """[cell, R, 2], share of the identity in the Ledoit-Wolf covariances of `moments`."""
+        x, y = self.components(k), self.labels
+        means = torch.stack([x[:, y == c].mean(-2) for c in (0, 1)], -2)
+        fourth = (x - means[:, y]).square().sum(-1, keepdim=True).square()
+        count = self.moments.count
+        fourth = self.resamples.class_sums(fourth).squeeze(-1) / count
+        return m.ledoit_wolf(self.moments.leading(k).cov, fourth, count)
+
     def bhattacharyya(self, k: int, shrunk: bool) -> list[Tensor]:
         """Both terms of the Bhattacharyya distance; observed, draws and null of `resampled`."""
         if (k, shrunk) not in self._gaussian_cache:
-            x = self.components(k)
-            shares = torch.stack([m.ledoit_wolf(x[:, self.labels == c]) for c in (0, 1)], -1)
+            shares = self.shrinkage(k) if shrunk else torch.empty(0)
 
             def terms(moments: m.Moments) -> Tensor:
                 cov = moments.cov
                 if shrunk:
-                    cov = m.shrink(cov, shares[:, None].expand(cov.shape[:-2]))
+                    cov = m.shrink(cov, shares)
                 t1, t2 = m.bhattacharyya(moments.shift, cov)
                 return torch.stack([t1[..., -1], t2[..., -1]], -2)
 
@@ -236,12 +250,14 @@ class Block:
     def labelled(self, space: str) -> list[m.LabelledDistances]:
         """One pass over distances per cell in `pcK`, `projection` or `kernel`."""
         if space not in self._distance_cache:
-            labels = self.resamples.labellings()
+            labels = self.resamples.labellings
             in_pcs = space.startswith("pc")
             x = self.components(int(space[2:])) if in_pcs else self.projected
             widths = self.kernel_widths if space == "kernel" else [None] * len(self.cells)
             self._distance_cache[space] = [
-                m.labelled_distances(cell, labels, bandwidth=width)
+                m.labelled_distances(
+                    cell, labels, bandwidth=width, neighbours=space == "projection"
+                )
                 for cell, width in zip(x, widths, strict=True)
             ]
         return self._distance_cache[space]
@@ -302,17 +318,18 @@ class Block:
     def refitted(self, kind: str) -> dict[str, Tensor]:
         """Held-out statistics of every labelling, fitted again: [cell, 1 + R] each."""
         if kind not in self._refitted_cache:
-            labels = self.resamples.labellings()
+            order, fold, labels = self._by_fold
             ridge = RIDGE if kind == "probe" else None
             parts = []
             for x in self.projected:
-                scores = m.crossfit_scores(x, labels, self.fold, ridge)
+                scores = m.crossfit_scores(x[order], labels, fold, ridge)
                 found = {
-                    "auc": m.labelled_auc(scores, labels, self.fold),
+                    "auc": m.labelled_auc(scores, labels, fold),
                     "accuracy": ((scores > 0) == (labels > 0.5)).double().mean(-1),
                 }
                 if self.paired:
-                    gap = self.pair_differences(scores) * self.flips
+                    place = torch.argsort(order)[self.partners]
+                    gap = (scores[:, place[:, 1]] - scores[:, place[:, 0]]) * self.flips
                     found["paired_accuracy"] = ((gap.sign() + 1) / 2).mean(-1)
                     found["paired_effect"] = gap.mean(-1) / gap.std(-1)
                 parts.append(found)
@@ -321,6 +338,12 @@ class Block:
             }
         return self._refitted_cache[kind]
 
+    @cached_property
+    def _by_fold(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The texts in the order of their folds, and folds and labellings in that order."""
+        order = torch.argsort(self.fold, stable=True)
+        return order, self.fold[order], self.resamples.labellings[:, order]
+
     def pair_differences(self, values: Tensor) -> Tensor:
         """Harmful minus harmless text of every pair: values [..., n] -> [..., pairs]."""
         return values[..., self.partners[:, 1]] - values[..., self.partners[:, 0]]
@@ -328,13 +351,23 @@ class Block:
     @cached_property
     def flips(self) -> Tensor:
         """[1 + permutations, pairs], -1 where a labelling swaps a pair."""
-        return 2 * self.resamples.labellings()[:, self.partners[:, 1]] - 1
+        return 2 * self.resamples.labellings[:, self.partners[:, 1]] - 1
 
 
 _BY_TEXT = {
     "projected", "pca_coords", "pair_sum", "pair_min", "pair_max",
     "cos_sum", "class_sqdist", "heldout_score",
 }  # fmt: skip
+
+
+@dataclass
+class Square:
+    """A part of an estimate that is quadratic in noise; see `uncertainty.INFLUENCE_EXCESS`."""
+
+    variance: Tensor
+    """[cell]."""
+    noise: Callable[[], Tensor]
+    """[cell, unit, any], what every unit adds to that noise, in any units."""
 
 
 @dataclass
@@ -350,10 +383,18 @@ class Estimate:
     """[cell, n], what every text adds; None where the interval comes from draws or is none."""
     draws: Tensor | None = None
     """[cell, bootstraps]."""
-    square: Tensor | None = None
-    """Variance of the estimate's quadratic part; see `uncertainty.quadratic_variance`."""
+    linear: Tensor | None = None
+    """Variance less that of the quadratic parts."""
+    squares: tuple[Square, ...] = ()
+    excess: float = u.INFLUENCE_EXCESS
     null: tuple[Tensor, Tensor] | None = None
     """Test statistic [cell] and its permutations [cell, R]; large is far apart."""
+
+    @property
+    def variance(self) -> Tensor:
+        """[cell], of an estimate with an interval."""
+        assert self.linear is not None
+        return sum((part.variance for part in self.squares), self.linear)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The same estimate on another, monotone scale."""
@@ -376,12 +417,13 @@ def _estimate(
     *,
     influence: Tensor | None = None,
     draws: Tensor | None = None,
-    square: Tensor | None = None,
-    share: bool = False,
+    squares: tuple[Square, ...] = (),
+    excess: float = u.INFLUENCE_EXCESS,
+    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = u.interval,
 ) -> Estimate:
     """Put an estimate together; `floor` None is the mean of the null.
 
-    `square` is the variance of the value's quadratic part; `share` marks values from 0 to 1.
+    `ends` makes an interval of value and deviation.
     """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
@@ -389,19 +431,17 @@ def _estimate(
         p, level = u.permutation_p(*null), null[1].nanmean(-1)
     if floor is not None:
         level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
-    low, high = nothing, nothing
+    low, high, linear = nothing, nothing, None
+    seen = None
     if influence is not None:
-        variance = u.influence_variance(influence, block.unit)
-        if square is not None:
-            variance = u.quadratic_variance(variance, square)
-        low, high = (u.share_interval if share else u.interval)(value, variance.sqrt())
+        seen = u.influence_variance(influence, block.unit)
     elif draws is not None and draws.shape[-1] > 1:
-        variance = u.spread(draws).square()
-        if square is not None:
-            # Draws add noise to noise: they hold the quadratic part three times, and not once.
-            variance = torch.maximum(variance - 2 * square, square)
-        low, high = u.interval(value, variance.sqrt())
-    return Estimate(value, level, p, low, high, influence, draws, square, null)
+        seen, excess = u.spread(draws).square(), u.DRAWS_EXCESS
+    if seen is not None:
+        square = sum((part.variance for part in squares), torch.zeros_like(value))
+        linear = u.linear_variance(seen, square, excess)
+        low, high = ends(value, (linear + square).sqrt())
+    return Estimate(value, level, p, low, high, influence, draws, linear, squares, excess, null)
 
 
 def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
@@ -422,8 +462,13 @@ def _adjusted(block: Block) -> Estimate:
         (observed, null),
         block,
         influence=influence,
-        square=2 * by_shift.square() * block.shift_noise,
+        squares=(_shift_square(block, by_shift.square()),),
     )
+
+
+def _shift_square(block: Block, scale: Tensor | float = 1.0) -> Square:
+    """The quadratic part of |d|^2, times `scale`."""
+    return Square(2 * scale * block.shift_noise, lambda: block.unit_shift)
 
 
 def _rho(block: Block, metric: Metric) -> Estimate:
@@ -439,8 +484,13 @@ def _rho(block: Block, metric: Metric) -> Estimate:
     n = block.count.sum()
     rho = adjusted.mapped(lambda x: m.unadjusted_ratio(x, n))
     stretch = (n - 2) / (n - 1)
-    rho.influence = None if adjusted.influence is None else stretch * adjusted.influence
-    rho.square = None if adjusted.square is None else stretch.square() * adjusted.square
+    assert adjusted.influence is not None
+    assert adjusted.linear is not None
+    rho.influence = stretch * adjusted.influence
+    rho.linear = stretch.square() * adjusted.linear
+    rho.squares = tuple(
+        Square(stretch.square() * part.variance, part.noise) for part in adjusted.squares
+    )
     return rho
 
 
@@ -476,7 +526,7 @@ def _mean_shift(block: Block, metric: Metric) -> Estimate:
         null,
         block,
         influence=on_shift,
-        square=2 * block.shift_noise,
+        squares=(_shift_square(block),),
     )
 
 
@@ -497,12 +547,19 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
     exact = floors.get(family, t1 + t2)
     floor = None if exact is None else _swap_floor(block, exact, (value, null))
     # Both terms are close to sums of squares, of k and of k(k+1)/2 normal deviates.
-    parts = ((t1, k), (t2, k * (k + 1) / 2))
-    square = None
+    squares: tuple[Square, ...] = ()
     if not block.paired and math.isfinite(t1):
-        chance = sum(2 * mean**2 / freedom for mean, freedom in (parts[i] for i in chosen))
-        square = torch.full_like(value, chance)
-    estimate = _estimate(value, floor, (value, null), block, draws=draws, square=square)
+        by_mean = torch.full_like(value, 2 * t1**2 / k)
+        by_cov = torch.full_like(value, 4 * t2**2 / (k * (k + 1)))
+        if family == "_shrunk":
+            left = _damping(block, k)
+            by_mean, by_cov = by_mean * left[0], by_cov * left[1]
+        parts = (
+            Square(by_mean, lambda: block.whitened(k)),
+            Square(by_cov, lambda: _centred_products(block.whitened(k))),
+        )
+        squares = tuple(parts[i] for i in chosen)
+    estimate = _estimate(value, floor, (value, null), block, draws=draws, squares=squares)
     if family == "_excess":
         floor = estimate.floor
         return replace(
@@ -513,6 +570,26 @@ def _bhattacharyya(block: Block, metric: Metric) -> Estimate:
             high=estimate.high - floor,
         )
     return estimate
+
+
+def _damping(block: Block, k: int) -> tuple[Tensor, Tensor]:
+    """What shrinkage leaves of the variance of both terms' quadratic parts, [cell] each.
+
+    Along an axis of variance s that counts as s' noise is s/s' as strong; noise of covariances is
+    also scaled down by what is moved to the identity.
+    """
+    cov, shares = block.moments.leading(k).cov[:, 0], block.shrinkage(k)[:, 0]
+    ratio, _ = torch.linalg.solve_ex(m.shrink(cov, shares).mean(1), cov.mean(1))
+    second = ratio @ ratio
+    squares, fourths = (x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (second, second @ second))
+    kept = (1 - shares.mean(-1)) ** 4
+    return squares / k, kept * (squares.square() + fourths) / (k * (k + 1))
+
+
+def _centred_products(x: Tensor) -> Tensor:
+    """Products of two coordinates, less their mean: [..., n, k] -> [..., n, k(k+1)/2]."""
+    found = m.products(x)[..., x.shape[-1] :]
+    return found - found.mean(-2, keepdim=True)
 
 
 def _coefficient(block: Block, metric: Metric) -> Estimate:
@@ -544,7 +621,7 @@ def _silhouette(block: Block, metric: Metric) -> Estimate:
         null = block.distance_null(metric.space, "silhouette")
     elif metric.name == "silhouette_cosine":
         own, other = m.mean_distances(block.stored("cos_sum"), block.labels)
-        labels = block.resamples.labellings()
+        labels = block.resamples.labellings
         found = torch.stack([m.labelled_cosine(x, labels) for x in block.stored("projected")])
         null = (found[:, 0], found[:, 1:])
     else:
@@ -561,7 +638,7 @@ def _silhouette(block: Block, metric: Metric) -> Estimate:
 
 def _davies_bouldin(block: Block, metric: Metric) -> Estimate:
     value, influence = m.davies_bouldin(block.sqdist, block.shift_sq, block.labels)
-    return _estimate(value, math.nan, None, block, influence=influence)
+    return _estimate(value, math.nan, None, block, influence=influence, ends=u.inverse_interval)
 
 
 def _dunn(block: Block, metric: Metric) -> Estimate:
@@ -572,15 +649,17 @@ def _dunn(block: Block, metric: Metric) -> Estimate:
 def _nn_accuracy(block: Block, metric: Metric) -> Estimate:
     hits = m.nn_hits(block.stored("pair_min"), block.labels)
     value = hits.mean(-1)
-    labels = block.resamples.labellings().to(torch.uint8)
-    neighbours = [m.nearest(x) for x in block.projected]
+    labels = block.resamples.labellings
+    neighbours = [cell.nearest for cell in block.labelled("projection")]
     null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
     # Two texts that are each other's nearest hit or miss together.
     mutual = torch.stack(
         [(near[near] == torch.arange(len(near))).double().mean() for near in neighbours]
     )
     influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
-    return _estimate(value, None, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
+    return _estimate(
+        value, None, (null[:, 0], null[:, 1:]), block, influence=influence, ends=u.share_interval
+    )
 
 
 def _energy_distance(block: Block, metric: Metric) -> Estimate:
@@ -598,14 +677,16 @@ def _mmd(block: Block, metric: Metric) -> Estimate:
     return _estimate(value, _swap_floor(block, 0.0, null), null, block, influence=influence)
 
 
-def _with_refits(block: Block, kind: str, influence: Tensor, share: float) -> Tensor:
-    """Influences that also count what the fitted directions vary by.
+def _refit_square(block: Block, kind: str, influence: Tensor, share: float) -> Square:
+    """The part of a held-out statistic that is quadratic in the noise of fitted directions.
 
-    Two folds judge each other's texts, so that both see the product of their noises: a variance
-    that takes the directions as given counts it once and not twice. `share` is how much of a
+    Two folds judge each other's texts, so that both see the product of their noises: influences,
+    which take the directions as given, hold half of that part's variance. `share` is how much of a
     statistic's variance goes with its texts' means (its squared correlation with them).
     """
-    return influence * (1 + share * block.refit_noise(kind)).sqrt()[:, None]
+    noise = share * block.refit_noise(kind)
+    seen = u.influence_variance(influence, block.unit)
+    return Square(seen * torch.where(noise < 1, 2 * noise, 1 + noise), lambda: block.unit_shift)
 
 
 def _auc(block: Block, metric: Metric) -> Estimate:
@@ -614,8 +695,17 @@ def _auc(block: Block, metric: Metric) -> Estimate:
         block.heldout if kind == "direction" else block.probe, block.labels, block.fold
     )
     null = block.refitted(kind)["auc"]
-    influence = _with_refits(block, kind, influence, m.RANKS_BY_MEANS)
-    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
+    square = _refit_square(block, kind, influence, m.RANKS_BY_MEANS)
+    return _estimate(
+        value,
+        0.5,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+        ends=u.share_interval,
+    )
 
 
 def _accuracy(block: Block, metric: Metric) -> Estimate:
@@ -626,9 +716,16 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted(kind)["accuracy"]
     floor = float(block.count.max() / block.count.sum())
     influence = (hits - value[:, None]) / hits.shape[-1]
-    influence = _with_refits(block, kind, influence, m.SIGNS_BY_MEANS)
+    square = _refit_square(block, kind, influence, m.SIGNS_BY_MEANS)
     return _estimate(
-        value, floor, (null[:, 0], null[:, 1:]), block, influence=influence, share=True
+        value,
+        floor,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+        ends=u.share_interval,
     )
 
 
@@ -637,8 +734,17 @@ def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
     value = hits.mean(-1)
     null = block.refitted("direction")["paired_accuracy"]
     influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
-    influence = _with_refits(block, "direction", influence, m.SIGNS_BY_MEANS)
-    return _estimate(value, 0.5, (null[:, 0], null[:, 1:]), block, influence=influence, share=True)
+    square = _refit_square(block, "direction", influence, m.SIGNS_BY_MEANS)
+    return _estimate(
+        value,
+        0.5,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+        ends=u.share_interval,
+    )
 
 
 def _paired_effect(block: Block, metric: Metric) -> Estimate:
@@ -648,8 +754,17 @@ def _paired_effect(block: Block, metric: Metric) -> Estimate:
     scaled = (gap - mean) / deviation
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
     null = block.refitted("direction")["paired_effect"]
-    influence = _with_refits(block, "direction", _spread_over_pairs(block, influence), 1.0)
-    return _estimate(value, 0.0, (null[:, 0], null[:, 1:]), block, influence=influence)
+    influence = _spread_over_pairs(block, influence)
+    square = _refit_square(block, "direction", influence, 1.0)
+    return _estimate(
+        value,
+        0.0,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(square,),
+        excess=u.REFIT_EXCESS,
+    )
 
 
 def _paired_shift(block: Block, metric: Metric) -> Estimate:
@@ -665,7 +780,7 @@ def _paired_shift(block: Block, metric: Metric) -> Estimate:
         (null[:, 0], null[:, 1:]),
         block,
         influence=on_shift,
-        square=2 * block.shift_noise,
+        squares=(_shift_square(block),),
     )
 
 
@@ -689,8 +804,11 @@ def _hotelling(block: Block, metric: Metric) -> Estimate:
     )
     swapped = _in_parts(lambda rows: m.hotelling(gap[..., :k], block.flips[rows]), len(block.flips))
     values, null = swapped[:, 0], swapped[:, 1:]
-    square = torch.full_like(values, 2 * k / len(block.partners) ** 2)
-    return _estimate(values, None, (values, null), block, draws=draws, square=square)
+    square = Square(
+        torch.full_like(values, 2 * k / len(block.partners) ** 2),
+        lambda: m.whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True)),
+    )
+    return _estimate(values, None, (values, null), block, draws=draws, squares=(square,))
 
 
 def _in_parts(function: Callable[[slice], Tensor], rows: int, size: int = 256) -> Tensor:

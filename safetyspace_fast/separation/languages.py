@@ -175,6 +175,7 @@ PARALLEL = {
     "language": "silhouette of the same texts grouped by language, in the projection",
 }
 """Variables of `parallel`, each with low and high: which of the two a layer orders texts by."""
+PARALLEL_ENDS = ("", "_low", "_high")
 
 
 def parallel(
@@ -208,7 +209,7 @@ def parallel(
     dims = ("model", "layer", "pooling")
     names = names[:3]
     shape = tuple(len(values) for values in names)
-    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in _ENDS}
+    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in PARALLEL_ENDS}
     content = _contents(run)
     among = np.isin(run.samples.lang_index, [run.languages.index(lang) for lang in langs])
     _, place, size = np.unique(content, return_inverse=True, return_counts=True)
@@ -223,18 +224,19 @@ def parallel(
             x = states[store.poolings.index(pooling), torch.from_numpy(used)].double()
             finite = x.isfinite().all(-1)
             x = x[finite] - x[finite].mean(0)
-            numbers = {
+            groupings = {
                 name: torch.from_numpy(np.unique(groups[finite.numpy()], return_inverse=True)[1])
                 for name, groups in by.items()
             }
-            unit = numbers["semantic"]
-            for name, group in numbers.items():
+            unit = groupings["semantic"]
+            for name, group in groupings.items():
                 if len(group) == 0 or int(group.max()) == 0:
                     continue
                 value = m.grouped_silhouettes(x, group)
                 mean = value.mean()
                 spread = u.influence_variance((value - mean) / len(value), unit).sqrt()
-                for end, number in zip(_ENDS, (mean, *u.interval(mean, spread)), strict=True):
+                numbers = (mean, *u.interval(mean, spread))
+                for end, number in zip(PARALLEL_ENDS, numbers, strict=True):
                     columns[f"{name}{end}"][i_model, i_layer, i_pooling] = float(number)
 
     if len(used):
@@ -247,9 +249,6 @@ def parallel(
         },
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
     )
-
-
-_ENDS = ("", "_low", "_high")
 
 
 def _contents(run: "Run") -> "np.ndarray[Any, np.dtype[np.int64]]":

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import label_sums, pack_labels
+
 SINGULAR = 1e-6
 """Smallest pivot of a correlation matrix's Cholesky factor that counts as full rank."""
 
@@ -233,24 +235,22 @@ def bhattacharyya_floor(k: int, n0: float, n1: float) -> tuple[float, float]:
     return t1, t2
 
 
-def ledoit_wolf(x: Tensor) -> Tensor:
+def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor) -> Tensor:
     """Share of the identity in the Ledoit-Wolf covariance (Ledoit & Wolf 2004), between 0 and 1.
 
     Args:
-        x: [..., n, k] float64, texts of one class.
+        cov: [..., k, k] (ddof 1), fourth: [...], mean of |x - mean|^4, count: texts.
 
     Returns:
         [...] float64.
     """
-    n, k = x.shape[-2:]
     # Squares of squares leave float64 at 1e77; the share does not depend on the scale.
-    centred = x - x.mean(-2, keepdim=True)
-    centred = centred / centred.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
-    cov = centred.transpose(-1, -2) @ centred / n
+    scale = cov.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-300)
+    cov = cov / scale[..., None, None] * ((count - 1) / count)[..., None, None]
     level = cov.diagonal(dim1=-2, dim2=-1).mean(-1)
     square = cov.square().sum((-1, -2))
-    spread = (centred.square().sum(-1).square().mean(-1) - square) / n
-    distance = square - k * level.square()
+    spread = (fourth / scale / scale - square) / count
+    distance = square - cov.shape[-1] * level.square()
     return torch.where(distance > 0, (spread / distance).clamp(0, 1), 1.0)
 
 
@@ -311,6 +311,12 @@ def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tens
         mean = (mean[..., None, :] @ axes).squeeze(-2)
         cov = axes.transpose(-1, -2) @ cov @ axes
     return _square_length(mean[..., None], cov)
+
+
+def whiten(x: Tensor) -> Tensor:
+    """Centred x [..., n, k] turned and scaled so that its second moments are the identity's."""
+    left: Tensor = torch.linalg.svd(x, full_matrices=False)[0]
+    return left
 
 
 def _square_length(vectors: Tensor, cov: Tensor) -> Tensor:
@@ -575,6 +581,12 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
     return auc / total, influence / total
 
 
+def fold_slices(fold: Tensor) -> list[slice]:
+    """The texts of every fold that has any, where they stand in the order of their folds."""
+    ends = torch.bincount(fold).cumsum(0).tolist()
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+
+
 def fold_texts(fold: Tensor) -> list[Tensor]:
     """The texts of every fold that has any: fold [n] int64."""
     number = torch.bincount(fold)
@@ -701,9 +713,9 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
     """Held-out scores of linear directions fitted to many labellings at once.
 
     Args:
-        x: [n, P] float64, one layer's texts.
+        x: [n, P] float64, one layer's texts, in the order of their folds.
         labels: [R, n] float64, one labelling a row, 0 or 1.
-        fold: [n] int64.
+        fold: [n] int64, ascending.
         ridge: None for the difference of class means; else the strength of a ridge probe on
             standardised features, whose weights are one linear solve for all labellings.
 
@@ -714,16 +726,15 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
     if ridge is not None:
         spread = x.square().mean(0).sqrt()
         x = torch.where(spread > 0, x / spread, 0.0)
-    inside = fold_texts(fold)
+    inside = fold_slices(fold)
     sum1 = torch.stack([labels[:, i] @ x[i] for i in inside])
     count1 = torch.stack([labels[:, i].sum(-1, keepdim=True) for i in inside])
-    both = torch.stack([x[i].sum(0) for i in inside])
     gram = x.T @ x
     scores = torch.empty(labels.shape, dtype=x.dtype)
     for f, i in enumerate(inside):
         n1 = count1.sum(0) - count1[f]
-        n = x.shape[0] - i.numel()
-        rest = -both[f]  # the sum over all texts is zero
+        n = x.shape[0] - (i.stop - i.start)
+        rest = -x[i].sum(0)  # the sum over all texts is zero
         mean1 = (sum1.sum(0) - sum1[f]) / n1
         mean0 = (rest - n1 * mean1) / (n - n1)
         direction = mean1 - mean0
@@ -759,34 +770,42 @@ def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
     """`fold_auc` with another labelling in every row; ties are broken by order.
 
     Args:
-        scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64.
+        scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64, ascending.
     """
     wins = torch.zeros(scores.shape[0], dtype=scores.dtype)
     chances = torch.zeros_like(wins)
-    for i in fold_texts(fold):
+    for i in fold_slices(fold):
         # NumPy sorts with vector instructions; float32 is exact enough for order in a null.
         order = torch.from_numpy(scores[:, i].float().numpy().argsort(-1))
         here = labels[:, i].gather(-1, order)
         n1 = here.sum(-1)
-        rank = torch.arange(1, i.numel() + 1, dtype=scores.dtype)
+        size = i.stop - i.start
+        rank = torch.arange(1, size + 1, dtype=scores.dtype)
         wins += here @ rank - n1 * (n1 + 1) / 2
-        chances += n1 * (i.numel() - n1)
+        chances += n1 * (size - n1)
     return wins / chances
 
 
-TILE_BYTES = 10 << 20
+TILE_BYTES = 5 << 19
 """Working memory of one tile of distances: small enough for a cache, large enough for products."""
 
 
 def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the Euclidean distance matrix, as many at once as fit `TILE_BYTES`."""
+    """Rows of the Euclidean distance matrix, as many at once as fit `TILE_BYTES`.
+
+    One product gives squares: of rows [x, |x|^2, 1] with [-2x, 1, |x|^2]. The next tile takes the
+    place of the one before.
+    """
     n = x.shape[0]
-    norm_sq = x.square().sum(-1)
+    norm_sq = x.square().sum(-1, keepdim=True)
+    one = torch.ones_like(norm_sq)
+    left, right = torch.cat([x, norm_sq, one], -1), torch.cat([-2 * x, one, norm_sq], -1).T
     tile = max(1, TILE_BYTES // (8 * n))
+    space = torch.empty(min(tile, n), n, dtype=x.dtype)
     for start in range(0, n, tile):
         rows = slice(start, min(start + tile, n))
-        square = torch.addmm(norm_sq, x[rows], x.T, alpha=-2).add_(norm_sq[rows, None])
-        distance = square.clamp_min_(0).sqrt_()
+        distance = space[: rows.stop - start]
+        torch.mm(left[rows], right, out=distance).clamp_min_(0).sqrt_()
         distance.diagonal(start).zero_()
         yield rows, distance
 
@@ -796,16 +815,18 @@ class LabelledDistances:
     """What one pass over the distances of one layer's texts gives for many labellings.
 
     pair_sum: [n, 2] float64, sums to each class under the first labelling, itself left out;
-    silhouette, energy: [R] float64, of every labelling, from sums in float32.
+    silhouette, energy: [R] float64, of every labelling, from sums in float32;
+    nearest: [n] int64, every text's nearest other text, if asked for.
     """
 
     pair_sum: Tensor
     silhouette: Tensor
     energy: Tensor
+    nearest: Tensor
 
 
 def labelled_distances(
-    x: Tensor, labels: Tensor, *, bandwidth: float | None = None
+    x: Tensor, labels: Tensor, *, bandwidth: float | None = None, neighbours: bool = False
 ) -> LabelledDistances:
     """Silhouette and energy distance of many labellings from one pass over the distances.
 
@@ -818,12 +839,15 @@ def labelled_distances(
         labels: [R, n] float64, one labelling a row, each with the same number of ones.
         bandwidth: minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) stands for the distance,
             so that `energy` is the MMD^2.
+        neighbours: find `nearest`, too.
     """
     n1 = float(labels[0].sum())
     n0 = len(x) - n1
     single = labels.T.float().contiguous()
+    packed = pack_labels(labels)
     first = torch.stack([1 - labels[0], labels[0]], -1)
     pair_sum = torch.empty(len(x), 2, dtype=x.dtype)
+    near = torch.empty(len(x) if neighbours else 0, dtype=torch.int64)
     silhouette, within1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(2))
     # Float32 overflows where float64 does not; every statistic scales with the distances.
     scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
@@ -832,7 +856,11 @@ def labelled_distances(
             distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
             distance.diagonal(rows.start).zero_()
         pair_sum[rows] = distance @ first
-        to1 = distance.float() @ single
+        if neighbours:
+            distance.diagonal(rows.start).fill_(torch.inf)
+            near[rows] = distance.argmin(-1)
+            distance.diagonal(rows.start).zero_()
+        to1 = label_sums(distance, packed)[:, : len(labels)]
         mine = single[rows]
         within1 += (to1 * mine).sum(0)
         if bandwidth is None:
@@ -842,7 +870,7 @@ def labelled_distances(
     across = labels @ row_sum - within1
     within0 = row_sum.sum() - 2 * across - within1
     energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
-    return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale)
+    return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale, near)
 
 
 def _signed_silhouettes(to0: Tensor, to1: Tensor, mine: Tensor, n0: float, n1: float) -> Tensor:
@@ -907,15 +935,6 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
         other = (sums / count).scatter(-1, mine, torch.inf).amin(-1)
         value = silhouette_samples(own, other)
         found[order[rows]] = torch.where(count[mine.squeeze(-1)] > 1, value, 0.0)
-    return found
-
-
-def nearest(x: Tensor) -> Tensor:
-    """Every text's nearest other text: x [n, k] float64 -> [n] int64."""
-    found = torch.empty(len(x), dtype=torch.int64)
-    for rows, distance in _distance_tiles(x):
-        distance.diagonal(rows.start).fill_(torch.inf)
-        found[rows] = distance.argmin(-1)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import sys
@@ -20,7 +21,7 @@ MOST_LAYERS = 3
 """Tables of several languages show every layer up to this many, else the last one only."""
 CHANCE = 0.05
 """Numbers whose p is above this are marked."""
-NUMBERS = ("value", "low", "high", "floor", "p")
+NUMBERS = ("value", "low", "high", "floor", "p", "p_family")
 DEFINITION = (
     "title",
     "space",
@@ -60,28 +61,63 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
 
 
 def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
-    """Every number with all that belongs to it; what is not there is None."""
+    """Every number with all that belongs to it; what is not there is None.
+
+    After the metrics come means over groups of languages, the group in the language's place, and
+    what is known beside the metrics, by its name and its `value`.
+    """
     if "metric" not in dataset.dims:
         frame = dataset.to_dataframe().reset_index()
         for row in frame.to_dict("records"):
             yield {str(k): _number(v) if isinstance(v, float) else v for k, v in row.items()}
         return
     dims = [str(dim) for dim in dataset["refused"].dims]
-    names = {dim: dataset[dim].to_numpy().tolist() for dim in dims}
-    spaces = dataset["space"].to_numpy().tolist()
+    spaces = dict(zip(dataset["metric"].to_numpy(), dataset["space"].to_numpy(), strict=True))
     numbers = numbers_of(dataset)
     counts = [name for name in ("n0", "n1") if name in dataset]
+    others = {name: dataset[name] for name in beside(dataset)}
+    more_dims = (str(dim) for variable in others.values() for dim in variable.dims)
+    names = (*dims, *more_dims, "space", *numbers, "value", *counts, "refused")
+    columns: dict[str, Any] = dict.fromkeys(names)
     table = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
-    shape = dataset["refused"].shape
-    for flat in range(math.prod(shape)):
-        place = _place(flat, shape)
+    for place, cell in _cells(dataset["refused"]):
         yield {
-            **{dim: names[dim][i] for dim, i in zip(dims, place, strict=True)},
-            "space": spaces[place[0]],
+            **columns,
+            **cell,
+            "space": str(spaces[cell["metric"]]),
             **{name: _number(table[name][place]) for name in numbers},
             **{name: int(table[name][place[1:]]) for name in counts},
             "refused": str(table["refused"][place]),
         }
+    if "group_value" in dataset:
+        middle = "difference" if "difference" in dataset else "value"
+        ends = {middle: "group_value", "low": "group_low", "high": "group_high"}
+        table = {name: dataset[of].to_numpy() for name, of in ends.items()}
+        for place, cell in _cells(dataset["group_value"]):
+            cell["lang"] = cell.pop("group")
+            here = {name: _number(array[place]) for name, array in table.items()}
+            yield {**columns, **cell, "space": str(spaces[cell["metric"]]), **here}
+    for name, variable in others.items():
+        array = variable.to_numpy()
+        for place, cell in _cells(variable):
+            yield {**columns, "metric": name, **cell, "value": _number(array[place])}
+
+
+def beside(dataset: "xarray.Dataset") -> list[str]:
+    """Names of the variables that are known beside the metrics."""
+    return [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if "metric" not in variable.dims and name not in ("n0", "n1")
+    ]
+
+
+def _cells(variable: "xarray.DataArray") -> Iterator[tuple[tuple[int, ...], dict[str, str]]]:
+    """Every place of a variable, and the names there."""
+    names = [[str(name) for name in variable[dim].to_numpy()] for dim in variable.dims]
+    for place in itertools.product(*(range(len(part)) for part in names)):
+        chosen = (part[i] for part, i in zip(names, place, strict=True))
+        yield place, {str(dim): name for dim, name in zip(variable.dims, chosen, strict=True)}
 
 
 def numbers_of(dataset: "xarray.Dataset") -> list[str]:
@@ -93,26 +129,20 @@ def numbers_of(dataset: "xarray.Dataset") -> list[str]:
     ]
 
 
-def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    found = []
-    for size in reversed(shape):
-        flat, i = divmod(flat, size)
-        found.append(i)
-    return tuple(reversed(found))
-
-
 def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
 def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
-    """What every metric of the results is, from the results themselves."""
+    """What every metric of the results is, and all beside them, from the results themselves."""
+    found = {name: {"definition": dataset[name].attrs["definition"]} for name in beside(dataset)}
     if "metric" not in dataset.dims:
-        return {str(k): {"definition": v.attrs["definition"]} for k, v in dataset.items()}
-    return {
+        return found
+    metrics = {
         str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION if key in dataset}
         for i, name in enumerate(dataset["metric"].to_numpy())
     }
+    return metrics | found
 
 
 def to_json(dataset: "xarray.Dataset") -> str:
@@ -158,6 +188,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     layers = [str(name) for name in dataset["layer"].to_numpy()]
     langs = [str(name) for name in dataset["lang"].to_numpy()]
     shown = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
+    reference = str(dataset.attrs.get("reference", ""))
     views: list[tuple[str, xarray.Dataset]] = []
     if compared:
         views.append((f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}", dataset))
@@ -172,19 +203,31 @@ def to_table(dataset: "xarray.Dataset") -> str:
                 lines += _block(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
             else:
                 for layer in shown:
-                    lines += _block(view.sel(layer=layer), "lang", f"{title} | layer {layer}")
+                    at = f"{title} | layer {layer}"
+                    lines += _block(view.sel(layer=layer), "lang", at)
+                    if reference:
+                        lines += _excess(view.sel(layer=layer), f"{at} | more than {reference}")
             if compared:
                 lines += _geometry(view, shown)
     lines += _confounds(dataset)
     if compared:
-        lines.append("before > after, difference [95 % interval]. ~: p > 0.05, two-sided.")
+        lines.append(f"before > after, difference [95 % interval]. ~: p > {CHANCE}, two-sided.")
+        lines.append("pcK: either model's own components of either language.")
+        if reference and len(langs) > 1:
+            lines.append(
+                f"more than {reference}: the difference less that of {reference}, with its own "
+                "interval and p."
+            )
     else:
         lines.append(
             f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
             "floor: expected without"
         )
-        lines.append("any difference (median of the rows).")
-    lines.append("`safetyspace-fast explain METRIC` says what a number is.")
+        lines.append("any difference (median of the rows). =: an alias, the same number.")
+    lines.append(
+        f"*: p_family <= {CHANCE}, beyond chance even as the largest of all layers and languages."
+    )
+    lines.append("`safetyspace-fast explain NAME` says what a number or column is.")
     if len(shown) < len(layers):
         lines.append(
             f"{len(layers)} layers are in the results, the last is shown: choose with --layers, "
@@ -198,7 +241,7 @@ def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[str]:
     names = [
         str(name)
         for name, variable in view.data_vars.items()
-        if variable.dims == ("layer", "lang") and f"definition_{name}" in view.attrs
+        if variable.dims == ("layer", "lang") and "definition" in variable.attrs
     ]
     langs = [str(name) for name in view["lang"].to_numpy()]
     part = view[names].sel(layer=layers)
@@ -269,11 +312,12 @@ def _matrices(dataset: "xarray.Dataset") -> str:
                         f"{x:.3f} [{low:.3f}, {high:.3f}]"
                         for x, low, high in zip(*parts, strict=True)
                     )
-                    columns.append([f"{name} silhouette", *cells])
-                lines += [f"{model} | pooling {pooling}", *_aligned(columns), ""]
+                    columns.append([name, *cells])
+                title = f"{model} | pooling {pooling} | silhouette by content and by language"
+                lines += [title, *_aligned(columns), ""]
     lines += _confounds(dataset)
     lines.append("rows: the language of the texts; columns: the language of the direction.")
-    lines.append("`safetyspace-fast explain NAME` says what a number is.")
+    lines.append("`safetyspace-fast explain NAME` says what a number or column is.")
     return "\n".join(lines) + "\n"
 
 
@@ -307,7 +351,7 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
             parts = (column[f"group_{end}"].to_numpy().tolist() for end in ("value", "low", "high"))
             shown += [_group_cell(*part) for part in zip(*parts, strict=True)]
         columns.append(
-            [str(metric), f"= {alias}" if alias else str(column["space"].item()), *shown]
+            [str(metric), f"= {alias}" if alias else str(column["space"].item()), *_padded(shown)]
         )
     lines = []
     for part in _fitting(columns, sum(_width(column) + 2 for column in leading)):
@@ -318,27 +362,50 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
 
 def _values(numbers: dict[str, list[float]]) -> list[str]:
     """Cells of one metric, and its floor below them."""
-    shown = list(zip(*(numbers[name] for name in ("value", "low", "high", "p")), strict=True))
-    grain = _median(_grain(low, high, value) for value, low, high, _ in shown)
+    names = ("value", "low", "high", "p", "p_family")
+    shown = list(zip(*(numbers[name] for name in names), strict=True))
+    grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
     floor = _median(numbers["floor"])
     last = "-" if math.isnan(floor) else f"{floor:{_form(grain)}}"
-    return [*(_cell(value, low, high, p, grain) for value, low, high, p in shown), last]
+    return [*(_cell(row, grain) for row in shown), last]
 
 
 def _differences(numbers: dict[str, list[float]]) -> list[str]:
     """Cells of one metric of both models with the difference."""
-    names = ("base", "aligned", "difference", "low", "high", "p")
+    names = ("base", "aligned", "difference", "low", "high", "p", "p_family")
     shown = list(zip(*(numbers[name] for name in names), strict=True))
-    grain = _median(_grain(low, high, value) for _, _, value, low, high, _ in shown)
+    grain = _median(_grain(low, high, value) for _, _, value, low, high, *_ in shown)
     form = _form(grain)
     return [
-        f"{base:{form}} > {aligned:{form}}, {_cell(value, low, high, p, grain)}"
-        for base, aligned, value, low, high, p in shown
+        f"{base:{form}} > {aligned:{form}}, {_cell(row, grain)}" for base, aligned, *row in shown
     ]
 
 
+def _excess(view: "xarray.Dataset", title: str) -> list[str]:
+    """Differences of differences of one layer: a row per language, a column per metric."""
+    langs = [str(name) for name in view["lang"].to_numpy() if name != view.attrs["reference"]]
+    columns = []
+    for metric in view["metric"].to_numpy():
+        column = view.sel(metric=metric, lang=langs)
+        names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
+        shown = list(zip(*(column[name].to_numpy().tolist() for name in names), strict=True))
+        grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
+        cells = [
+            "-" if reason or math.isnan(row[0]) else _cell(row, grain)
+            for row, reason in zip(shown, column["refused"].to_numpy().tolist(), strict=True)
+        ]
+        if any(cell != "-" for cell in cells):
+            columns.append([str(metric), *_padded(cells)])
+    leading = ["lang", *langs]
+    lines = []
+    for part in _fitting(columns, _width(leading) + 2):
+        lines += [title, *_aligned([leading, *part]), ""]
+    return lines
+
+
 def _group_cell(value: float, low: float, high: float) -> str:
-    return _cell(value, low, high, math.nan, _grain(low, high, value)) if value == value else "-"
+    grain = _grain(low, high, value)
+    return "-" if math.isnan(value) else _cell((value, low, high, math.nan, math.nan), grain)
 
 
 def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
@@ -363,16 +430,16 @@ def _confounds(dataset: "xarray.Dataset") -> list[str]:
     tables: dict[str, list[str]] = {}
     for i, model in enumerate(dataset["model"].to_numpy()):
         columns = [["lang", *langs]]
-        for title, name, form in (
-            ("tokens/text, class 0", "tokens0", "{:.1f}"),
-            ("class 1", "tokens1", "{:.1f}"),
-            ("chars/token", "chars_per_token", "{:.2f}"),
-            ("truncated", "truncated", "{:.1%}"),
-            ("duplicates", "duplicates", "{:.1%}"),
-            ("harmful", "harmful", "{:.1%}"),
+        for name, form in (
+            ("tokens0", "{:.1f}"),
+            ("tokens1", "{:.1f}"),
+            ("chars_per_token", "{:.2f}"),
+            ("truncated", "{:.1%}"),
+            ("duplicates", "{:.1%}"),
+            ("harmful", "{:.1%}"),
         ):
             numbers = dataset[name].to_numpy()[i].tolist()
-            columns.append([title, *(form.format(x) for x in numbers)])
+            columns.append([name, *(form.format(x) for x in numbers)])
         tables.setdefault("\n".join(_aligned(columns)), []).append(str(model))
     return [
         line
@@ -412,11 +479,20 @@ def _form(grain: float) -> str:
     return ".3g" if decimals > 6 or grain > 1e5 else f".{decimals}f"
 
 
-def _cell(value: float, low: float, high: float, p: float, grain: float) -> str:
-    """A number with its interval, in the column's format unless that would hide it."""
+def _cell(numbers: Sequence[float], grain: float) -> str:
+    """Value, low, high, p and p_family, in the column's format unless that would hide them."""
+    value, low, high, p, p_family = numbers
     own = _grain(low, high, value)
     form = _form(own if own < grain / 10 or own > 1e5 else grain)
     mark = "~" if p > CHANCE else ""
+    star = "*" if p_family <= CHANCE else ""
     if math.isnan(low):
-        return f"{mark}{value:{form}}"
-    return f"{mark}{value:{form}} [{low:{form}}, {high:{form}}]"
+        return f"{mark}{value:{form}}{star}"
+    return f"{mark}{value:{form}} [{low:{form}}, {high:{form}}]{star}"
+
+
+def _padded(cells: list[str]) -> list[str]:
+    """Room for the star where another cell of the column has one."""
+    if not any(cell.endswith("*") for cell in cells):
+        return cells
+    return [cell if cell.endswith("*") else f"{cell} " for cell in cells]

@@ -5,7 +5,9 @@ Draws depend on the language and the seed, never on the model, so that two model
 the same resamples and their difference has an interval of its own.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -13,8 +15,6 @@ import torch
 from torch import Tensor
 
 Z95 = NormalDist().inv_cdf(0.975)
-CHUNK_BYTES = 64 << 20
-"""Working memory of one chunk of resamples."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,28 @@ class Resamples:
             self.permuted[:, kept],
         )
 
+    @cached_property
     def labellings(self) -> Tensor:
         """The labels as they are, then every permutation: [1 + permutations, n] float64."""
         return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
 
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """How often the texts of each class stand in every bootstrap, in float64."""
+        return self._of_class(0).double(), self._of_class(1).double()
+
+    def _of_class(self, label: int) -> Tensor:
+        return self.counts[:, self.labels == label]
+
     def class_counts(self, *, bootstrap: bool = True) -> Tensor:
         """Texts in each class of every resample: [R, 2] float64, in the order of `class_sums`."""
-        return self.class_sums(torch.ones(len(self.labels), 1).double(), bootstrap=bootstrap)[
-            ..., 0
+        ones = self.permuted.sum(-1)
+        found = [
+            torch.bincount(self.labels, minlength=2)[None],
+            torch.stack([self._of_class(label).sum(-1) for label in (0, 1)], -1),
+            torch.stack([len(self.labels) - ones, ones], -1),
         ]
+        return torch.cat(found if bootstrap else found[::2]).double()
 
     def class_sums(self, x: Tensor, *, bootstrap: bool = True) -> Tensor:
         """Sums of rows over each class: the texts as they are, then bootstraps, then permutations.
@@ -63,27 +76,14 @@ class Resamples:
         Returns:
             [..., R, 2, k] float64.
         """
-        total = x.sum(-2, keepdim=True)
-        drawn = []
-        for label in (0, 1):
-            mine = self.labels == label
-            of_class = x[..., mine, :]
-            parts = [of_class.sum(-2, keepdim=True)]
-            if bootstrap:
-                parts += _products(self.counts[:, mine], of_class)
-            drawn.append(torch.cat(parts, -2))
-        ones = torch.cat(
-            [total.new_empty(*total.shape[:-2], 0, total.shape[-1]), *_products(self.permuted, x)],
-            -2,
+        ones = self.labellings @ x
+        swapped = torch.stack([x.sum(-2, keepdim=True) - ones, ones], -2)
+        if not bootstrap:
+            return swapped
+        drawn = torch.stack(
+            [self._drawn[label] @ x[..., self.labels == label, :] for label in (0, 1)], -2
         )
-        swapped = torch.stack([total - ones, ones], -2)
-        return torch.cat([torch.stack(drawn, -2), swapped], -3)
-
-
-def _products(weights: Tensor, x: Tensor) -> list[Tensor]:
-    """Integer weights [R, n] times x [..., n, k], in float64, a chunk of resamples at a time."""
-    size = max(1, CHUNK_BYTES // (8 * max(1, weights.shape[-1])))
-    return [part.double() @ x for part in torch.split(weights, size) if len(part)]
+        return torch.cat([swapped[..., :1, :, :], drawn, swapped[..., 1:, :, :]], -3)
 
 
 def draw(
@@ -122,6 +122,13 @@ def draw(
     return Resamples(labels, *(torch.from_numpy(a) for a in (unit, counts, permuted)))
 
 
+def signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
+    """Random signs of every unit, 1 and -1 alike: unit [n] int64 -> [number, U] float64."""
+    rng = np.random.Generator(np.random.PCG64([seed, 1, *key.encode()]))
+    drawn = rng.integers(0, 2, size=(number, int(unit.max()) + 1), dtype=np.int8)
+    return torch.from_numpy(2 * drawn - 1).double()
+
+
 def unit_sums(values: Tensor, unit: Tensor) -> Tensor:
     """Sum what belongs to one unit: values [..., n], unit [n] -> [..., U]."""
     sums = torch.zeros(*values.shape[:-1], int(unit.max()) + 1, dtype=values.dtype)
@@ -135,18 +142,47 @@ def influence_variance(influence: Tensor, unit: Tensor) -> Tensor:
         influence: [..., n], first-order change of the estimate by each text, zero on average.
         unit: [n] int64.
     """
-    sums = unit_sums(influence, unit)
-    n = sums.shape[-1]
-    return sums.square().sum(-1) * n / (n - 1)
+    return influence_covariance(influence, influence, unit)
 
 
-def quadratic_variance(first_order: Tensor, square: Tensor) -> Tensor:
-    """Variance of a squared length |d|^2 whose d has covariance V: 4 d'Vd + 2 tr V^2.
+def influence_covariance(first: Tensor, second: Tensor, unit: Tensor) -> Tensor:
+    """Covariance of two estimates from the same texts; arguments as in `influence_variance`."""
+    products = unit_sums(first, unit) * unit_sums(second, unit)
+    n = products.shape[-1]
+    return products.sum(-1) * n / (n - 1)
 
-    Influences see the d that was measured, noise and all: their variance 4 d'Vd + 4 tr V^2 counts
-    the quadratic part `square` = 2 tr V^2 twice.
+
+INFLUENCE_EXCESS = 1.0
+DRAWS_EXCESS = 2.0
+REFIT_EXCESS = -0.5
+"""How often more than once the variance of a squared length's quadratic part is in what is seen.
+
+|d|^2 whose d has covariance V varies by 4 d'Vd + 2 tr V^2. Influences see the d that was measured,
+noise and all: 4 d'Vd + 4 tr V^2. Draws add noise to that noise: 4 d'Vd + 6 tr V^2. Of held-out
+scores, whose directions influences take as given, half of it is seen.
+"""
+
+
+def linear_variance(seen: Tensor, square: Tensor, excess: float) -> Tensor:
+    """Variance 4 d'Vd of the linear part, from what is seen and the quadratic part's 2 tr V^2."""
+    return (seen - (1 + excess) * square).clamp_min(0)
+
+
+def common_share(first: Tensor, second: Tensor) -> Tensor:
+    """Correlation of two quadratic forms of noise, tr V12 V21 / sqrt(tr V11^2 tr V22^2), from 0.
+
+    Every trace is taken over pairs of distinct units, which leaves no bias.
+
+    Args:
+        first: [..., U, p], second: [..., U, q], what every unit adds to either noise.
     """
-    return torch.maximum(first_order - square, square)
+
+    def trace(a: Tensor, b: Tensor) -> Tensor:
+        whole = (a.transpose(-1, -2) @ b).square().sum((-1, -2))
+        return whole - (a.square().sum(-1) * b.square().sum(-1)).sum(-1)
+
+    scale = (trace(first, first) * trace(second, second)).sqrt()
+    return (trace(first, second) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
 def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,6 +204,45 @@ def share_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
+def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal 95 % interval of a positive number on 1/value; it may have no upper end."""
+    low, high = interval(1 / value, deviation / value.square())
+    return 1 / high, torch.where(low > 0, 1 / low, torch.inf)
+
+
+def difference_interval(
+    first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor], rho: Tensor
+) -> tuple[Tensor, Tensor]:
+    """95 % interval of second - first from the interval of each and their correlation.
+
+    What an interval reaches to a side stands for the deviation there (MOVER, Zou 2007). A share
+    |rho| of both moves together, or against each other, the rest alone: with symmetric intervals
+    that is s1^2 + s2^2 - 2 rho s1 s2, and what moves both alike moves no difference.
+
+    Args:
+        first, second: value, low and high.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    down, up = (a - a_low, b - b_low), (a_high - a, b_high - b)
+    fall, rise = ((one[1] - one[0]).nan_to_num(torch.inf) for one in (down, up))
+
+    def reach(mine: Tensor, others: Tensor, alike: tuple[Tensor, Tensor]) -> Tensor:
+        together = torch.where(rho < 0, mine + others, torch.maximum(*alike).clamp_min(0))
+        parts = ((1 - rho.abs(), mine.square() + others.square()), (rho.abs(), together.square()))
+        # An interval without an end counts where it has a share, and only there.
+        return sum((torch.where(w > 0, w * x, 0.0) for w, x in parts), torch.zeros(())).sqrt()
+
+    low, high = reach(down[1], up[0], (fall, -rise)), reach(up[1], down[0], (-fall, rise))
+    return b - a - low, b - a + high
+
+
+def two_sided(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Two-sided normal p from a 95 % interval; 1 where there is no difference at all."""
+    deviation = torch.where(value > 0, value - low, high - value) / Z95
+    score = (value.abs() / deviation).nan_to_num(0.0)
+    return torch.where(deviation.isnan(), torch.nan, torch.erfc(score / math.sqrt(2)))
+
+
 def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
     """Share of labellings at least as extreme: (1 + #(null >= observed))/(1 + R).
 
@@ -183,11 +258,20 @@ def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
 
 def spread(draws: Tensor) -> Tensor:
     """Standard deviation over the last axis; NaN where over a tenth of the draws have no value."""
-    known = ~draws.isnan()
+    return draws_covariance(draws, draws).sqrt()
+
+
+def draws_covariance(first: Tensor, second: Tensor) -> Tensor:
+    """Covariance over the last axis; NaN where over a tenth of the draws lack a value."""
+    known = ~(first.isnan() | second.isnan())
     n = known.sum(-1)
-    mean = draws.nanmean(-1, keepdim=True)
-    variance = torch.where(known, (draws - mean).square(), 0.0).sum(-1) / (n - 1)
-    return torch.where(n >= 0.9 * draws.shape[-1], variance.sqrt(), torch.nan)
+
+    def centred(draws: Tensor) -> Tensor:
+        mean = torch.where(known, draws, torch.nan).nanmean(-1, keepdim=True)
+        return torch.where(known, draws - mean, 0.0)
+
+    covariance = (centred(first) * centred(second)).sum(-1) / (n - 1)
+    return torch.where(n >= 0.9 * known.shape[-1], covariance, torch.nan)
 
 
 def largest_p(observed: Tensor, null: Tensor) -> Tensor:

@@ -316,6 +316,21 @@ def test_out_of_memory_with_one_text_is_an_error(
         api.run(make_config(tiny, data, tmp_path / "run.zarr"))
 
 
+def test_texts_that_differ_after_their_first_token_only_have_different_states(
+    tiny: Path, tmp_path: Path
+) -> None:
+    texts = ["the fox", "the dog", "the quick fox", "the quick dog"]
+    rows = [{"text": t, "label": i % 2, "lang": "en"} for i, t in enumerate(texts)]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run = api.run(make_config(tiny, data, tmp_path / "run.zarr"))
+    states = run.model("m").read("projected")[1:]  # embeddings of a last token know no other
+    for i in range(len(texts)):
+        for j in range(i):
+            apart = np.abs(states[:, :, i] - states[:, :, j]).max(-1)
+            assert (apart > 1e-4).all(), (i, j)
+
+
 def test_nonfinite_states_are_counted_by_layer(data: Path, tmp_path: Path) -> None:
     import safetensors.torch
 

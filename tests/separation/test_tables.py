@@ -10,8 +10,9 @@ import pytest
 from oracle import planted, stand_in
 
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import separation, tables
+from safetyspace_fast.separation import CONFOUNDS, separation, tables
 from safetyspace_fast.separation.between import compare
+from safetyspace_fast.separation.languages import with_groups
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,13 @@ def test_one_language_shows_every_layer(results):
     assert f"{value.item():.3f} [" in text
 
 
-def test_comparisons_have_tables_and_rows_too():
+def test_comparisons_have_tables_and_rows_too(tmp_path):
     x, label = planted(n=220, width=12, shift=1.0)
     y, _ = planted(n=220, width=12, shift=3.0)
     run = stand_in(
         {"base": {"en": x, "de": x}, "tuned": {"en": y, "de": x}}, {"en": label, "de": label}
     )
-    found = compare(run, base="base", aligned="tuned", bootstraps=20, permutations=9)
+    found = compare(run, base="base", aligned="tuned", bootstraps=39, permutations=39)
     text = tables.to_table(found)
     assert max(map(len, text.splitlines())) <= tables.WIDTH
     assert "base -> tuned | pooling mean | layer embed" in text
@@ -63,8 +64,21 @@ def test_comparisons_have_tables_and_rows_too():
     assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text
     assert "~0" in text  # German has not moved
     rows = json.loads(tables.to_json(found), parse_constant=pytest.fail)["rows"]
-    assert len(rows) == found["difference"].size
     assert rows[0]["excess"] == 0
+    known = {(row["metric"], row["lang"]): row for row in rows}
+    assert known["cka", "de"]["value"] == pytest.approx(1)
+    assert known["tokens1", "en"]["model"] == "tuned"
+    grouped = with_groups(found, {"high": ["en"], "low": ["de"]})
+    known = {(row["metric"], row["lang"]): row for row in tables.rows(grouped)}
+    gap = known["auc_direction", "high - low"]
+    assert gap["difference"] == known["auc_direction", "en"]["difference"]
+    assert gap["low"] < gap["difference"] < gap["high"]
+    assert "more than en" in text
+    assert next(line for line in text.splitlines() if line.startswith("en ")).endswith("]*")
+    for form in ("csv", "json"):
+        tables.write(grouped, form, tmp_path / form)
+    assert "displacement_rank" in (tmp_path / "csv").read_text()
+    assert json.loads((tmp_path / "json").read_text())["definitions"]["cka"]["definition"]
 
 
 def test_columns_line_up():
@@ -73,14 +87,19 @@ def test_columns_line_up():
 
 def test_rows_hold_every_number(results):
     found = list(tables.rows(results))
-    assert len(found) == results["value"].size
-    for row in (found[0], found[17], found[-1]):
+    size = results["value"].size
+    for row in (found[0], found[17], found[size - 1]):
         place = {dim: row[dim] for dim in results["value"].dims}
         value = results["value"].sel(place).item()
         assert row["value"] == (None if np.isnan(value) else value)
         assert row["n1"] == results["n1"].sel({k: v for k, v in place.items() if k != "metric"})
         assert row["refused"] == results["refused"].sel(place).item()
         assert row["space"] == results["space"].sel(metric=row["metric"]).item()
+    after = found[size:]
+    assert [row["metric"] for row in after] == [name for name in CONFOUNDS for _ in ("en", "de")]
+    assert after[0] == dict.fromkeys(found[0]) | {
+        "metric": "tokens0", "model": "m", "lang": "en", "value": 7.0,
+    }  # fmt: skip
 
 
 def test_json_is_strict_and_carries_definitions(results):
