@@ -19,7 +19,7 @@ from ..errors import StoreError
 from . import files
 from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec, shards_of
 from .place import Place
-from .reader import open_group, read_array
+from .reader import below, open_group, read_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -151,6 +151,12 @@ class ModelWriter:
             name: the model's group.
             sizes: length of every axis.
         """
+        for other in below(root, "models"):
+            if other != name and other.casefold() == name.casefold():
+                raise StoreError(
+                    f"{root.store}: has a model {other!r}, which is {name!r} where a disk takes "
+                    "capitals for small letters; choose another NAME="
+                )
         self._group = root.require_group(f"models/{name}")
         self._sizes = sizes
         self._open: dict[tuple[str, int], tuple[Array, int]] = {}
