@@ -11,6 +11,7 @@ TEMPLATES = ("auto", "chat", "none")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_PROJ_DIM = 4096
 MAX_SEED = 2**63 - 1
+MAX_RESAMPLES = 1_000_000
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
