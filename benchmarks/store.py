@@ -1,6 +1,6 @@
 """Writing a store, beside zarr-python layer by layer; the writer's memory; files and size.
 
-    python -m benchmarks store [--json] [--hidden 4096] [--shards 1] [--limit 30]
+    python -m benchmarks store [--json] [--hidden 4096] [--shards 1] [--limit 100]
 
 Throughput. All sides get the same batches of pooled states, `[hookpoint, pooling, 32, D + P]`, and
 the same rows of a store's arrays. Ours appends the states to a segment, fsynced every few
@@ -50,6 +50,8 @@ from safetyspace_fast.store.layout import MODEL, SAMPLES, SHARD_SAMPLES, ArraySp
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
 LAYERS, POOLINGS, PROJ = 33, 2, 64
 BATCH = 32
+LANGUAGES = ("de", "en", "hi")
+"""Together about as many tokens a text as all eleven languages of the data."""
 ROWS = [spec for spec in MODEL if spec.by_sample]
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -266,6 +268,7 @@ def size(limit: int | None) -> dict[str, Any]:
                 data=str(data),
                 out=Path(folder, "run.zarr"),
                 template="none",
+                languages=LANGUAGES,
                 limit=limit,
             )
         )
@@ -341,7 +344,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks store")
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=30, help="texts of a language and label")
+    parser.add_argument("--limit", type=int, default=100, help="texts of a language and label")
     parser.add_argument("--part", choices=("throughput", "memory", "size"), action="append")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)

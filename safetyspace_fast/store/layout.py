@@ -17,8 +17,8 @@ class ArraySpec:
     unit: str
     meaning: str
     keepbits: int | None = None
-    """Mantissa bits kept before compression; None keeps all. 24 is what float32 has, 16 moves a value
-    by 8e-6 of itself, 12 by 1.2e-4; noise in further bits would be most of the store."""
+    """Mantissa bits kept before compression; None keeps all. float32 has 23; 16 moves a
+    value by 8e-6 of itself, 12 by 1.2e-4; noise in further bits would be most of the store."""
 
     @property
     def by_sample(self) -> bool:

@@ -132,8 +132,8 @@ def read_all(location: Path) -> None:
         assert all(isinstance(word, str) for word in (*model.hookpoints, *model.poolings))
         for spec in MODEL:
             model.read(spec.name)
-        run.dataset(name)["projected"].load()
-        run.separation(name).load()
+        run.dataset(name)
+        run.separation(name)
 
 
 ODD = st.one_of(
