@@ -195,7 +195,7 @@ def test_odd_metadata_are_read_or_refused(
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, **REUSED)
+@settings(max_examples=1000, **REUSED)
 @METADATA
 def test_much_odd_metadata_is_read_or_refused(
     finished: Path, i_file: int, i_place: int, value: Any, delete: bool
