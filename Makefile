@@ -52,6 +52,7 @@ bench: $(VENV)/.bench models ## kernels and end to end, with peers
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks end-to-end
 	$(BIN)/python -m benchmarks separation
+	$(BIN)/python -m benchmarks store
 
 lint: $(VENV)/.test ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .

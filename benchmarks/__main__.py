@@ -7,6 +7,7 @@ NAMES = {
     "ops": "the CPU kernels, against the libraries that people use",
     "end-to-end": "a whole run, against the usual script",
     "separation": "all metrics with intervals and nulls, against loops over NumPy and scikit-learn",
+    "store": "writing a store, against zarr-python layer by layer; memory, files, size",
     "gpu-static": "what the GPU kernels compile to, without a GPU",
     "gpu": "the GPU kernels, on a GPU",
 }

@@ -12,7 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .config import DTYPES, IMPLEMENTATIONS, POOLINGS, TEMPLATES, RunConfig, field_docs
+from .config import (
+    DTYPES,
+    IMPLEMENTATIONS,
+    MAX_RESAMPLES,
+    MAX_SEED,
+    POOLINGS,
+    TEMPLATES,
+    RunConfig,
+    field_docs,
+)
 from .errors import ConfigError, SafetySpaceError, StoreError
 
 RUN_EXAMPLES = """\
@@ -165,6 +174,15 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
         help="a published study's protocol, for whatever is not given; PAIR: only these two models",
     )
     parser.add_argument("--list-presets", action=_Presets, nargs=0, help="print them and exit")
+
+
+def _up_to(high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not 0 <= (value := int(text)) <= high:
+            raise argparse.ArgumentTypeError(f"got {value}, expected 0 to {high}")
+        return value
+
+    return number
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -479,10 +497,18 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
     )
     for name in ("bootstraps", "permutations"):
         parser.add_argument(
-            f"--{name}", type=int, default=200, metavar="N", help="how many (default: 200)"
+            f"--{name}",
+            type=_up_to(MAX_RESAMPLES),
+            default=200,
+            metavar="N",
+            help="how many (default: 200)",
         )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the resampling (default: 0)"
+        "--seed",
+        type=_up_to(MAX_SEED),
+        default=0,
+        metavar="N",
+        help="of the resampling (default: 0)",
     )
     parser.add_argument(
         "--unpaired",

@@ -9,6 +9,9 @@ from .errors import ConfigError
 POOLINGS = ("mean", "last", "last_text")
 TEMPLATES = ("auto", "chat", "none")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_PROJ_DIM = 4096
+MAX_SEED = 2**63 - 1
+MAX_RESAMPLES = 1_000_000
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
@@ -92,8 +95,8 @@ class RunConfig:
             _one_of("poolings", pooling, POOLINGS)
         if len(set(self.poolings)) != len(self.poolings):
             raise ConfigError(f"poolings: {','.join(self.poolings)} names one twice")
-        _at_least("proj_dim", self.proj_dim, 2)
-        _at_least("seed", self.seed, 0)
+        _at_least("proj_dim", self.proj_dim, 2, MAX_PROJ_DIM)
+        _at_least("seed", self.seed, 0, MAX_SEED)
         _at_least("limit", self.limit, 2)
         _at_least("token_budget", self.token_budget, 1)
         _at_least("max_tokens", self.max_tokens, 1)
@@ -114,6 +117,8 @@ def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{field}: got {value!r}, expected one of {', '.join(allowed)}")
 
 
-def _at_least(field: str, value: int | None, low: int) -> None:
+def _at_least(field: str, value: int | None, low: int, high: int | None = None) -> None:
     if value is not None and value < low:
         raise ConfigError(f"{field}: got {value}, expected at least {low}")
+    if value is not None and high is not None and value > high:
+        raise ConfigError(f"{field}: got {value}, expected at most {high}")

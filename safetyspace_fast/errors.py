@@ -4,6 +4,11 @@
 class SafetySpaceError(Exception):
     """Base of every error that this package raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message on one line, with what no terminal should get (paths hold it) escaped."""
+        message = super().__str__()
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
 
 class ConfigError(SafetySpaceError, ValueError):
     """An argument or an option is wrong."""

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny_models import save_tiny
 
 from safetyspace_fast.cli import main
@@ -268,3 +271,85 @@ def test_a_wrong_analysis_is_done_with_a_warning(
     chosen = ["separation", str(store), "--metric", "rho", "--layers=-1", "--unpaired"]
     assert main(chosen) == 0
     assert "keeps what the two texts of a pair share" in capfd.readouterr().err
+
+
+VALUE = st.one_of(
+    st.integers(-3, 50).map(str),
+    st.sampled_from(["", ",", "all", "none", "auto", "chat", "mean", "last", "-1", "-1,embed"]),
+    st.sampled_from(["en", "de", "en,de", "xx", "rho", "mean_shift", "tiny-llama", "table", "csv"]),
+    st.sampled_from(["nan", "1e9", "9" * 30, "9" * 5000, "x" * 300, "../x", "/", "\udc80", "a\nb"]),
+    st.text(max_size=8).filter(lambda text: "\0" not in text),
+)
+SELECTION = ("--layers", "--poolings", "--languages", "--format", "-o")
+RESAMPLED = (*SELECTION, "--metric", "--bootstraps", "--permutations", "--seed", "--high", "--low")
+OPTIONS = {
+    "run": (
+        *("--layers", "--poolings", "--template", "--languages", "--limit", "--proj-dim", "--seed"),
+        *("--device", "--dtype", "--token-budget", "--max-tokens", "--impl", "--preset"),
+    ),
+    "separation": (*RESAMPLED, "--models", "--preset"),
+    "compare": (*RESAMPLED, "--base", "--aligned", "--reference"),
+    "languages": (*SELECTION, "--models"),
+    "verify": ("--layers", "--poolings", "--languages", "--samples", "--device", "--dtype"),
+    "check": (),
+    "explain": (),
+}
+COMMAND = st.sampled_from(sorted(OPTIONS)).flatmap(
+    lambda name: st.tuples(
+        st.just(name),
+        st.lists(st.tuples(st.sampled_from(OPTIONS[name] or ("--json",)), VALUE), max_size=3),
+        VALUE,
+    )
+)
+
+
+def type_something(
+    tiny: Path, store: Path, folder: Path, command: tuple[str, list[tuple[str, str]], str]
+) -> None:
+    """Whatever is typed, a command does it or says why not; the code tells which."""
+    name, options, word = command
+    data = ["--data", "sample:polite", "--languages", "en"]
+    fixed = {
+        "run": ["--model", str(tiny), *data, "--limit", "2", "--out", str(folder / "run.zarr")],
+        "verify": ["--model", str(tiny), *data, "--samples", "2"],
+        "explain": [word],
+        "check": [word],
+        "compare": [str(store), "--base", "tiny-llama", "--aligned", "tiny-llama"],
+    }.get(name, [str(store)])
+    fixed += ["--overwrite"] if name == "run" else []
+    fixed += ["--metric", "rho"] if name in ("separation", "compare") else []
+    typed = [f"{option}={value}" for option, value in options if name not in ("check", "explain")]
+    said, printed = io.StringIO(), io.StringIO()
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with redirect_stderr(said), redirect_stdout(printed):
+            code = main([name, *fixed, *typed])
+    except SystemExit as stop:  # argparse has said how the command is used
+        code = -int(str(stop.code))
+    finally:
+        os.chdir(before)
+    lines = [x for x in said.getvalue().splitlines() if x.startswith("safetyspace-fast: ")]
+    errors = [line for line in lines if ": warning: " not in line and "not kept" not in line]
+    assert (code, len(errors)) in ((0, 0), (1, 1), (2, 1), (-2, 0))
+    assert "Traceback" not in said.getvalue()
+
+
+TYPED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@settings(max_examples=30, **TYPED)
+@given(command=COMMAND)
+def test_whatever_is_typed(
+    tiny: Path, store: Path, tmp_path: Path, command: tuple[str, list[tuple[str, str]], str]
+) -> None:
+    type_something(tiny, store, tmp_path, command)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **TYPED)
+@given(command=COMMAND)
+def test_much_that_is_typed(
+    tiny: Path, store: Path, tmp_path: Path, command: tuple[str, list[tuple[str, str]], str]
+) -> None:
+    type_something(tiny, store, tmp_path, command)

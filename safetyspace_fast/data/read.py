@@ -14,6 +14,8 @@ from .sources import DataFile, find_source, is_language, printable
 
 # All texts together, which are held in memory.
 MAX_TOTAL_BYTES = 4 << 30
+# More than have a name in ISO 639-3; a store numbers them in 16 bits.
+MAX_LANGUAGES = 10_000
 
 _EXPECTED = "expected text, label and lang (or toxic_sentence and neutral_sentence)"
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
@@ -112,6 +114,7 @@ class _Reader:
     def __init__(self, files: Sequence[DataFile], strict: bool, languages: set[str]) -> None:
         self.rows: list[Row] = []
         self.seen_languages: set[str] = set()
+        self._spellings: dict[str, str] = {}
         self._strict = strict
         self._languages = languages
         self._excluded: list[tuple[int, str]] = []  # position, reason
@@ -147,7 +150,8 @@ class _Reader:
         self, record: dict[str, Any], label_column: str, file: DataFile, line: int, position: int
     ) -> None:
         lang = _language(record.get("lang"), file, line)
-        self.seen_languages.add(lang)
+        if lang not in self.seen_languages:
+            self._see(lang, file, line)
         if self._languages and lang not in self._languages:
             return
         pair = _identifier(record.get("pair"), "pair")
@@ -164,6 +168,15 @@ class _Reader:
         for label, text, sha256, size_bytes in sides:
             self.rows.append(Row(text, label, lang, pair, item, position, sha256, size_bytes))
             self._total_bytes += size_bytes
+
+    def _see(self, lang: str, file: DataFile, line: int) -> None:
+        """Take note of a new language; another spelling of a known one would split its texts."""
+        self.seen_languages.add(lang)
+        other = self._spellings.setdefault(lang.replace("_", "-").casefold(), lang)
+        if other != lang:
+            raise DataError(f"{file.shown}:{line}: lang is {lang!r}, before {other!r}: use one")
+        if len(self.seen_languages) > MAX_LANGUAGES:
+            raise DataError(f"{file.shown}:{line}: more than {MAX_LANGUAGES} languages")
 
     def _pair_of(self, lang: str, content: bytes) -> str:
         """Name a pair by its content, so that the order of the file does not matter."""

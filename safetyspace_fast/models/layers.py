@@ -30,10 +30,11 @@ def resolve_layers(text: str, hookpoints: Sequence[str]) -> tuple[str, ...]:
     if text.strip() == "all":
         return tuple(hookpoints)
     chosen = set()
+    counts = {str(i) for i in range(1, len(hookpoints) + 1)}
     for part in (part.strip() for part in text.split(",")):
         if part in hookpoints:
             chosen.add(part)
-        elif part[:1] == "-" and part[1:].isdecimal() and 1 <= int(part[1:]) <= len(hookpoints):
+        elif part[:1] == "-" and part[1:] in counts:
             chosen.add(hookpoints[int(part)])
         else:
             raise ConfigError(

@@ -6,6 +6,7 @@ caller asks for it by name. transformers, peft and huggingface_hub are imported 
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -226,14 +227,15 @@ class _Source:
 def _locate(
     asked: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
 ) -> _Source:
-    path = Path(asked).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    path = Path(os.path.expanduser(asked))
+    # Asked through os.path, which takes any string, however long or odd.
+    if os.path.isfile(path) and path.suffix == ".gguf":
         return _Source(asked, path.parent, gguf=path.name)
-    if path.is_dir():
+    if os.path.isdir(path):
         if revision is not None:
             raise ModelError(f"{asked}: a directory has no revision, got {revision!r}")
         return _Source(asked, path)
-    if path.exists():
+    if os.path.exists(path):
         raise ModelError(f"{asked}: expected a directory, a .gguf file or a hub id, got a file")
     if asked.startswith(("/", ".", "~")) or asked.count("/") > 1 or path.suffix == ".gguf":
         raise ModelError(f"{asked}: no such directory or file")
@@ -538,6 +540,8 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
+        if target.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"no {target.type} here")
     except RuntimeError as error:
         raise ConfigError(
             f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"

@@ -1,5 +1,6 @@
 """What the user types to name a model: `[NAME=]BASE[+ADAPTER]`."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 from ..errors import ConfigError
 
 MAX_NAME_LENGTH = 100
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+# Names of devices where Windows looks at a copied store, and of what Zarr keeps beside groups.
+_RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|zarr\.json.*)", re.IGNORECASE)
 _HUB_ID_AT_REVISION = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[^@\s]+)")
 
 
@@ -28,11 +31,12 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Hold the fields to what the store can take."""
-        # The name becomes a group of the store, beside the store's own zarr.json.
-        if not _NAME.fullmatch(self.name) or self.name == "zarr.json":
+        # The name becomes a folder of the store.
+        if not _NAME.fullmatch(self.name) or _RESERVED.fullmatch(self.name):
             raise ConfigError(
                 f"model name {self.name!r}: expected letters, digits, '.', '_' or '-', beginning "
-                "with a letter or digit; write NAME=MODEL with such a name"
+                "with a letter or digit, not ending with '.', and no reserved name; write "
+                "NAME=MODEL with such a name"
             )
         if len(self.name) > MAX_NAME_LENGTH:
             raise ConfigError(
@@ -52,7 +56,7 @@ def parse_model(text: str) -> ModelSpec:
     which exists is taken as part of that path.
     """
     name, equals, rest = text.partition("=")
-    if not equals or "/" in name or Path(text).expanduser().exists():
+    if not equals or "/" in name or _exists(text):
         name, rest = "", text
     base, adapter = _split_adapter(rest)
     base, revision = split_revision(base)
@@ -64,18 +68,22 @@ def parse_model(text: str) -> ModelSpec:
 def split_revision(text: str) -> tuple[str, str | None]:
     """Split a hub id from its revision; a path that exists has none."""
     match = _HUB_ID_AT_REVISION.fullmatch(text)
-    if match is None or Path(text).expanduser().exists():
+    if match is None or _exists(text):
         return text, None
     return match["id"], match["revision"]
 
 
 def _split_adapter(text: str) -> tuple[str, str | None]:
-    if "+" not in text or Path(text).expanduser().exists():
+    if "+" not in text or _exists(text):
         return text, None
     cuts = [match.start() for match in re.finditer(r"\+", text)]
-    existing = [cut for cut in cuts if cut and Path(text[:cut]).expanduser().exists()]
+    existing = [cut for cut in cuts if cut and _exists(text[:cut])]
     cut = (existing or cuts)[0]
     return text[:cut], text[cut + 1 :]
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # of any string, however long or odd
 
 
 def _default_name(path: str) -> str:

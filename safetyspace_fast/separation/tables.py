@@ -44,20 +44,23 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
         output: a file; None prints.
 
     Raises:
-        ConfigError: the form is unknown, or Parquet without a file.
+        ConfigError: the form is unknown, Parquet without a file, or a file that cannot be written.
     """
     if form not in FORMATS:
         raise ConfigError(f"format: got {form!r}, expected one of {', '.join(FORMATS)}")
-    if form == "parquet":
-        if output is None:
-            raise ConfigError("format: parquet is binary; name a file to write it to")
-        to_parquet(dataset, output)
-        return
-    text = {"table": to_table, "json": to_json, "csv": to_csv}[form](dataset)
+    if form == "parquet" and output is None:
+        raise ConfigError("format: parquet is binary; name a file to write it to")
+    as_text = {"table": to_table, "json": to_json, "csv": to_csv}
     if output is None:
-        sys.stdout.write(text)
-    else:
-        output.write_text(text, encoding="utf-8")
+        sys.stdout.write(as_text[form](dataset))
+        return
+    try:
+        if form == "parquet":
+            to_parquet(dataset, output)
+        else:
+            output.write_text(as_text[form](dataset), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
 def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:

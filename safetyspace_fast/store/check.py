@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-import zarr.errors
 from zarr.core.sync import sync
 
 from ..errors import StoreError
@@ -15,10 +14,18 @@ from .layout import MODEL, SAMPLES, ArraySpec, shards_of
 from .lock import Claim, alone
 from .place import SEAL, Place
 from .progress import Done, clear, journal, rewrite_journal
-from .reader import below, damaged_chunks, open_group, read_array
+from .reader import (
+    below,
+    damaged_chunks,
+    names_of,
+    open_group,
+    opened,
+    read_array,
+    refuse_misfit,
+)
 from .writer import consolidate, write_bare_group
 
-_UNREADABLE = (StoreError, KeyError, zarr.errors.GroupNotFoundError)
+_UNREADABLE = (StoreError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def check(location: str | Path, *, repair: bool = False) -> Report:
     languages: list[str] = facts["languages"]
     for name, attributes in (("samples", {"languages": languages}), ("models", {})):
         try:
-            root[name]
+            _group(root, name)
         except _UNREADABLE as error:
             report.damage.append(Damage(f"{name}/zarr.json", str(error)))
             if not repair:
@@ -124,6 +131,10 @@ def _check_model(
     try:
         group = _group(root, f"models/{name}")
         attributes: dict[str, Any] = dict(group.attrs)
+        axes = {"lang": len(ranges), "sample": n_samples}
+        if "hookpoints" in attributes:
+            for axis, key in (("layer", "hookpoints"), ("pooling", "poolings")):
+                axes[axis] = len(names_of(attributes, key, f"models/{name}/zarr.json"))
     except _UNREADABLE as error:
         report.damage.append(Damage(f"models/{name}/zarr.json", str(error)))
         report.incomplete[name] = "nothing that can be used"
@@ -135,12 +146,6 @@ def _check_model(
     if "hookpoints" not in attributes:
         report.incomplete[name] = "begun"
         return
-    axes = {
-        "layer": len(attributes["hookpoints"]),
-        "pooling": len(attributes["poolings"]),
-        "lang": len(ranges),
-        "sample": n_samples,
-    }
     n_shards = len(shards_of(slice(0, n_samples)))
     complete = bool(attributes.get("complete"))
     done = _Done(set(range(n_shards)), set(range(n_shards)), True)
@@ -150,12 +155,11 @@ def _check_model(
     for spec in MODEL:
         key = f"models/{name}/{spec.name}"
         try:
-            array = group[spec.name]
-            assert isinstance(array, zarr.Array)
-            shape = dict(zip(spec.dims, array.shape, strict=True))
-            if any(shape.get(axis, size) != size for axis, size in axes.items()):
-                raise StoreError(f"shape {array.shape} does not fit the store")
-        except (*_UNREADABLE, ValueError) as error:
+            array = opened(group, spec.name)
+            if not isinstance(array, zarr.Array):
+                raise StoreError(f"{key}: a group, expected an array")
+            refuse_misfit(array, spec, axes)
+        except _UNREADABLE as error:
             found.append((spec, None, Damage(f"{key}/zarr.json", str(error))))
             continue
 
@@ -193,11 +197,17 @@ def _mark(place: Place, name: str, folder: Path, done: _Done, damaged: list[str]
 
 def _stale_copies(root: zarr.Group) -> list[Damage]:
     """Consolidated metadata that differ from what they are copies of."""
-    opened = zarr.open_group(root.store, mode="r", zarr_format=3)
-    copies = opened.metadata.consolidated_metadata
-    for key, copy in (copies.flattened_metadata if copies else {}).items():
+    try:
+        copies = zarr.open_group(root.store, mode="r", zarr_format=3).metadata.consolidated_metadata
+        seals = {
+            key: dict[str, Any](copy.attributes).get(SEAL)
+            for key, copy in (copies.flattened_metadata if copies else {}).items()
+        }
+    except Exception as error:  # of any kind, over metadata that make no sense
+        return [Damage("zarr.json", f"its copies of other metadata make no sense: {error}")]
+    for key, seal in seals.items():
         try:
-            if root[key].attrs[SEAL] != dict[str, Any](copy.attributes).get(SEAL):
+            if opened(root, key).attrs[SEAL] != seal:
                 return [Damage("zarr.json", f"its copy of {key}/zarr.json is older or damaged")]
         except _UNREADABLE:
             continue  # reported above
@@ -205,7 +215,7 @@ def _stale_copies(root: zarr.Group) -> list[Damage]:
 
 
 def _group(root: zarr.Group, path: str) -> zarr.Group:
-    group = root[path]
+    group = opened(root, path)
     if not isinstance(group, zarr.Group):
         raise StoreError(f"{root.store}/{path}: not a group")
     return group

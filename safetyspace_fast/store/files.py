@@ -5,6 +5,7 @@ is made durable: only after that does a caller go on. All changes to a store on 
 work folder pass through this module's `os`, which is where the tests inject their faults.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,8 @@ def sync_all() -> None:
 def truncate(path: Path, n_bytes: int) -> None:
     """Cut a file."""
     with _named(path):
+        if os.path.islink(path):
+            raise OSError(errno.ELOOP, "a link; remove it")
         os.truncate(path, n_bytes)
 
 
@@ -78,13 +81,18 @@ def remove_tree(path: Path) -> None:
     """Delete a folder and what is in it; links are deleted, not followed."""
     with _named(path):
         for folder, folders, names in os.walk(path, topdown=False):
+            if os.path.islink(path):
+                break
             for name in names:
                 os.unlink(os.path.join(folder, name))
             for name in folders:
-                inner = os.path.join(folder, name)
-                os.unlink(inner) if os.path.islink(inner) else os.rmdir(inner)
-        os.rmdir(path)
+                _remove_folder(os.path.join(folder, name))
+        _remove_folder(path)
         _sync(path.parent)
+
+
+def _remove_folder(path: str | Path) -> None:
+    os.unlink(path) if os.path.islink(path) else os.rmdir(path)
 
 
 @contextmanager

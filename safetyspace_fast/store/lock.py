@@ -26,6 +26,7 @@ class Claim:
         Raises:
             StoreError: another process holds it.
         """
+        _refuse_link(folder.parent)
         self._path = folder / "owner.json"
         self._descriptor = _locked(self._path, what)
         self.left_by = _owner(self._descriptor)
@@ -66,6 +67,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _locked(path: Path, what: str | None = None) -> int:
     """Lock a file, made if need be; wait for it, or raise if `what` is given."""
+    _refuse_link(path.parent)
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,11 @@ def _locked(path: Path, what: str | None = None) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)  # its owner deleted it meanwhile
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():  # what lies at its end is not ours to clear
+        raise StoreError(f"{folder}: a link, where unfinished work is kept; remove it")
 
 
 def _unlock(path: Path, descriptor: int) -> None:

@@ -22,6 +22,10 @@ from .layout import FORMAT_VERSION
 SEAL = "metadata_sha256"
 """Attribute of every group and array: a hash of the rest of its zarr.json."""
 
+# Linux allows 255 and 4096; names of work folders and temporary files are longer than the store's.
+MAX_NAME_BYTES = 240
+MAX_PATH_CHARS = 2000
+
 _CHUNK = re.compile(r".*/c(/\d+)+")
 
 
@@ -32,9 +36,9 @@ class Place:
         """Read a path or URL; nothing is opened.
 
         Raises:
-            ConfigError: it is a URL, and `obstore` is not installed.
+            ConfigError: it can be no store's; or it is a URL, and `obstore` is not installed.
         """
-        self.path = None if "://" in str(location) else Path(location)
+        self.path = None if "://" in str(location) else _named(Path(location))
         self._url = str(location)
         if self.path is None:
             try:
@@ -44,7 +48,11 @@ class Place:
                     f"{location}: an object store needs obstore; "
                     "pip install 'safetyspace-fast[remote]'"
                 ) from error
-            self._objects = obstore.store.from_url(self._url)
+            try:
+                self._objects = obstore.store.from_url(self._url)
+            except (ValueError, obstore.exceptions.BaseError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ConfigError(f"{location}: no usable URL of a store: {reason}") from error
 
     def __str__(self) -> str:
         """The path or URL."""
@@ -73,7 +81,7 @@ class Place:
     def exists(self) -> bool:
         """Whether anything is there."""
         if self.path is not None:
-            return self.path.exists() or self.path.is_symlink()
+            return os.path.lexists(self.path)
         return next(iter(self._objects.list()), None) is not None
 
     def group(self, *, read_only: bool) -> zarr.Group:
@@ -88,6 +96,23 @@ class Place:
             zarr_format=3,
             use_consolidated=False,
         )
+
+
+def _named(path: Path) -> Path:
+    """A path whose last part is a name; the work folder's is made of it."""
+    try:
+        if path.name in ("", ".."):
+            path = path.resolve()
+        longest = max(len(os.fsencode(part)) for part in path.parts)
+    except (OSError, ValueError, RuntimeError):  # NUL or surrogates in it; a loop of links
+        longest = MAX_NAME_BYTES + 1
+    too_long = len(str(path)) > MAX_PATH_CHARS or longest > MAX_NAME_BYTES
+    if not path.name or "\0" in path.name or too_long:
+        raise ConfigError(
+            f"{str(path)[:80]}: expected the path of a store, in parts of at most "
+            f"{MAX_NAME_BYTES} bytes"
+        )
+    return path
 
 
 class Durable(LocalStore):

@@ -1,6 +1,6 @@
 """Reading a store: lazy, read-only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +13,15 @@ import zarr.errors
 from zarr.core.sync import sync
 
 from ..errors import StoreError
-from .layout import FORMAT_VERSION, MODEL, SAMPLES
+from .layout import FORMAT_VERSION, MODEL, SAMPLES, ArraySpec
 from .place import Place
 
 if TYPE_CHECKING:
     import xarray
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_SPECS = {spec.name: spec for spec in (*SAMPLES, *MODEL)}
+_UNKNOWN: Mapping[str, int] = {}
 
 
 def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
@@ -32,11 +34,66 @@ def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
         raise StoreError(f"{place}: no such store")
     try:
         root = place.group(read_only=read_only)
-    except (zarr.errors.GroupNotFoundError, ValueError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # of any kind, over metadata that make no sense
         raise StoreError(f"{place}: not a safetyspace-fast store") from error
     if root.attrs.get("format_version") != FORMAT_VERSION:  # a newer one is refused by `unsealed`
         raise StoreError(f"{place}: half made; run it again with --resume")
+    names_of(root.attrs, "languages", f"{place}/zarr.json")
     return root
+
+
+def opened(group: zarr.Group, name: str) -> zarr.Array[Any] | zarr.Group:
+    """What lies in a group.
+
+    Raises:
+        KeyError: nothing does.
+        StoreError: its metadata are damaged or make no sense.
+    """
+    try:
+        return group[name]
+    except (KeyError, StoreError):
+        raise
+    except Exception as error:  # see above
+        reason = str(error).partition("\n")[0]
+        raise StoreError(
+            f"{group.store_path}/{name}/zarr.json: makes no sense: {reason}"
+        ) from error
+
+
+def names_of(attributes: Mapping[str, Any], key: str, file: str) -> tuple[str, ...]:
+    """Names along an axis, out of the attributes.
+
+    Raises:
+        StoreError: there are none.
+    """
+    names = attributes.get(key)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StoreError(f"{file}: has no names of {key}; `check` lists all damage")
+    return tuple(names)
+
+
+def refuse_misfit(array: zarr.Array[Any], spec: ArraySpec, sizes: Mapping[str, int]) -> None:
+    """Refuse an array that is not what the layout says, before anything of its size is made.
+
+    Args:
+        array: the array.
+        spec: what it should be.
+        sizes: lengths of the axes that are known.
+
+    Raises:
+        StoreError: type, axes, chunks or shards differ.
+    """
+    if len(array.shape) == len(spec.dims):
+        shape = dict(zip(spec.dims, array.shape, strict=True))
+        cut = (spec.chunks(shape), spec.shards(shape))
+        known = all(shape.get(axis, size) == size for axis, size in sizes.items())
+        if known and array.dtype == spec.dtype and (array.chunks, array.shards) == cut:
+            return
+    raise StoreError(
+        f"{array.store}/{array.path}/zarr.json: {array.dtype} {array.shape} does not fit the store"
+    )
 
 
 def below(root: zarr.Group, path: str) -> list[str]:
@@ -48,21 +105,27 @@ def below(root: zarr.Group, path: str) -> list[str]:
     return sorted(name for name in sync(names()) if not name.startswith("zarr.json"))
 
 
-def read_array(group: zarr.Group, name: str, index: Any = ...) -> Array:
-    """Read an array, or part of it.
+def read_array(
+    group: zarr.Group, name: str, index: Any = ..., sizes: Mapping[str, int] = _UNKNOWN
+) -> Array:
+    """Read an array, or part of it; `sizes` are the lengths of the axes that are known.
 
     Raises:
         StoreError: the array is not there, or damaged; the message names the file.
     """
     try:
-        array = group[name]
+        array = opened(group, name)
     except KeyError as error:
         raise StoreError(f"{group.store_path}: no array {name!r}") from error
-    assert isinstance(array, zarr.Array)
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{group.store_path}/{name}/zarr.json: a group, expected an array")
+    refuse_misfit(array, _SPECS[name], sizes)
     try:
         return np.asarray(array[index])
     except StoreError:
         raise
+    except MemoryError as error:
+        raise StoreError(f"{group.store_path}/{name}: does not fit into memory") from error
     except Exception as error:  # what a codec raises over damaged bytes is not in its contract
         _, file, reason = next(damaged_chunks(array), ((), array.path, error))
         raise StoreError(f"{group.store}/{file}: damaged ({reason})") from error
@@ -104,10 +167,11 @@ class SampleTable:
 class ModelStore:
     """One model's arrays and attributes."""
 
-    def __init__(self, group: zarr.Group, name: str) -> None:
-        """Wrap a group; nothing is read yet."""
+    def __init__(self, group: zarr.Group, name: str, sizes: Mapping[str, int] = _UNKNOWN) -> None:
+        """Wrap a group; nothing is read yet. `sizes`: lengths of axes that others share."""
         self.name = name
         self._group = group
+        self._sizes = sizes
         self._dims = {spec.name: spec.dims for spec in MODEL}
 
     @cached_property
@@ -123,12 +187,12 @@ class ModelStore:
     @property
     def hookpoints(self) -> tuple[str, ...]:
         """Names along the `layer` axis, in order of depth."""
-        return tuple(self.attrs["hookpoints"])
+        return names_of(self.attrs, "hookpoints", f"{self._group.store_path}/zarr.json")
 
     @property
     def poolings(self) -> tuple[str, ...]:
         """Names along the `pooling` axis."""
-        return tuple(self.attrs["poolings"])
+        return names_of(self.attrs, "poolings", f"{self._group.store_path}/zarr.json")
 
     def read(
         self,
@@ -148,7 +212,8 @@ class ModelStore:
         if name not in self._dims:
             raise StoreError(f"{self._group.store_path}: no array {name!r}")
         index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
-        return read_array(self._group, name, index)
+        own = {"layer": len(self.hookpoints), "pooling": len(self.poolings)}
+        return read_array(self._group, name, index, {**self._sizes, **own})
 
 
 class Run:
@@ -186,7 +251,7 @@ class Run:
         complete = []
         for name in below(self._root, "models"):
             with suppress(KeyError):  # a group that is just being made
-                if self._root[f"models/{name}"].attrs.get("complete"):
+                if opened(self._root, f"models/{name}").attrs.get("complete"):
                     complete.append(name)
         return tuple(complete)
 
@@ -198,13 +263,17 @@ class Run:
             StoreError: a column is not there, or damaged.
         """
         try:
-            group = self._root["samples"]
+            group = opened(self._root, "samples")
         except KeyError as error:
             raise StoreError(
                 f"{self.place}/samples/zarr.json: missing; `check` lists it"
             ) from error
-        assert isinstance(group, zarr.Group)
-        columns = {spec.name: read_array(group, spec.name) for spec in SAMPLES}
+        if not isinstance(group, zarr.Group):
+            raise StoreError(f"{self.place}/samples/zarr.json: an array, expected a group")
+        columns: dict[str, Array] = {}
+        for spec in SAMPLES:  # the first says how many there are
+            sizes = {"sample": len(next(iter(columns.values())))} if columns else _UNKNOWN
+            columns[spec.name] = read_array(group, spec.name, sizes=sizes)
         return SampleTable(lang_index=columns.pop("lang"), **columns)
 
     def lang_range(self, lang: str) -> slice:
@@ -226,11 +295,16 @@ class Run:
             StoreError: the store has no such model, or it is not complete.
         """
         path = f"models/{name}"
-        if path not in self._root:
-            raise StoreError(f"{self.place}: no model {name!r}; has {', '.join(self.models)}")
-        group = self._root[path]
-        assert isinstance(group, zarr.Group)
-        store = ModelStore(group, name)
+        try:
+            group = opened(self._root, path)
+        except KeyError as error:
+            raise StoreError(
+                f"{self.place}: no model {name!r}; has {', '.join(self.models)}"
+            ) from error
+        if not isinstance(group, zarr.Group):
+            raise StoreError(f"{self.place}/{path}/zarr.json: an array, expected a group")
+        sizes = {"sample": len(self.samples.label), "lang": len(self.languages)}
+        store = ModelStore(group, name, sizes)
         if not store.complete:
             raise StoreError(
                 f"{self.place}: model {name!r} is not complete; finish it with --resume"
@@ -252,20 +326,22 @@ class Run:
         import xarray
 
         store = self.model(name)
-        columns, arrays = (
-            xarray.open_zarr(self._root.store, group=group, consolidated=False)
-            for group in ("samples", f"models/{name}")
-        )
-        names = np.asarray(self.languages)
-        dataset: xarray.Dataset = arrays.assign_coords(
-            layer=list(store.hookpoints),
-            pooling=list(store.poolings),
-            lang=list(self.languages),
-            label=[0, 1],
-            sample_lang=("sample", names[columns["lang"].to_numpy()]),
-            sample_label=columns["label"].load(),
-            sample_pair=columns["pair"].load(),
-            sample_item=columns["item"].load(),
-            sample_fold=columns["fold"].load(),
-        )
+        try:
+            arrays = xarray.open_zarr(self._root.store, group=f"models/{name}", consolidated=False)
+            columns = {
+                f"sample_{column}": ("sample", getattr(self.samples, column))
+                for column in ("label", "pair", "item", "fold")
+            }
+            dataset: xarray.Dataset = arrays.assign_coords(
+                layer=list(store.hookpoints),
+                pooling=list(store.poolings),
+                lang=list(self.languages),
+                label=[0, 1],
+                sample_lang=("sample", np.asarray(self.languages)[self.samples.lang_index]),
+                **columns,
+            )
+        except StoreError:
+            raise
+        except Exception as error:  # see `open_group`
+            raise StoreError(f"{self.place}/models/{name}: makes no sense: {error}") from error
         return dataset

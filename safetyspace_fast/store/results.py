@@ -56,11 +56,16 @@ def load_results(run: Run, model: str) -> "xarray.Dataset":
 
     root = run.place.group(read_only=True)
     place = f"separation/{model}"
-    if place not in root:
-        raise StoreError(f"{run.place}: no results for {model!r}; run `separation` first")
-    found = xarray.open_zarr(root.store, group=place, consolidated=False)
-    names = {axis: found.attrs[f"{axis}_names"] for axis in (*_AXES, "number")}
-    named: xarray.Dataset = found.assign_coords(names)
+    try:
+        if place not in root:
+            raise StoreError(f"{run.place}: no results for {model!r}; run `separation` first")
+        found = xarray.open_zarr(root.store, group=place, consolidated=False)
+        names = {axis: found.attrs[f"{axis}_names"] for axis in (*_AXES, "number")}
+        named: xarray.Dataset = found.assign_coords(names)
+    except StoreError:
+        raise
+    except Exception as error:  # of any kind, over metadata that make no sense
+        raise StoreError(f"{run.place}/{place}: results that make no sense: {error}") from error
     return named
 
 

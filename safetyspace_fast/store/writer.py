@@ -19,7 +19,7 @@ from ..errors import StoreError
 from . import files
 from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec, shards_of
 from .place import Place
-from .reader import open_group, read_array
+from .reader import below, open_group, read_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -151,6 +151,12 @@ class ModelWriter:
             name: the model's group.
             sizes: length of every axis.
         """
+        for other in below(root, "models"):
+            if other != name and other.casefold() == name.casefold():
+                raise StoreError(
+                    f"{root.store}: has a model {other!r}, which is {name!r} where a disk takes "
+                    "capitals for small letters; choose another NAME="
+                )
         self._group = root.require_group(f"models/{name}")
         self._sizes = sizes
         self._open: dict[tuple[str, int], tuple[Array, int]] = {}
@@ -166,7 +172,7 @@ class ModelWriter:
 
     def write(self, name: str, values: Array) -> None:
         """Write a whole array that is not cut into shards."""
-        self._array(name)[...] = values
+        self._set(name, (...,), values)
 
     def read(self, name: str) -> Array:
         """Read a whole array back."""
@@ -175,8 +181,7 @@ class ModelWriter:
     def write_language(self, name: str, i_lang: int, values: Array) -> None:
         """Write one language of an array with a `lang` axis; `values` lacks that axis."""
         axis = self._specs[name].dims.index("lang")
-        index = (slice(None),) * axis + (i_lang,)
-        self._array(name)[index] = values
+        self._set(name, (slice(None),) * axis + (i_lang,), values)
 
     def skip_shards(self, names: Iterable[str], shards: Iterable[int]) -> None:
         """Rows of these shards are in the store already: take them without writing."""
@@ -204,10 +209,7 @@ class ModelWriter:
                 self._open[name, shard] = (buffer, filled)
                 continue
             self._open.pop((name, shard), None)
-            keepbits = self._specs[name].keepbits
-            if keepbits is not None:
-                buffer = BitRound(keepbits).encode(buffer).view(buffer.dtype).reshape(buffer.shape)
-            self._array(name)[:, :, low:high] = buffer
+            self._set(name, (slice(None), slice(None), slice(low, high)), buffer)
             written.append(shard)
         return written
 
@@ -227,10 +229,15 @@ class ModelWriter:
             raise StoreError(f"{self._group.store_path}: shards without all their rows: {names}")
         self._group.update_attributes({**attributes, "complete": True})
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def _set(self, name: str, index: tuple[Any, ...], values: Array) -> None:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        return array.with_config({"write_empty_chunks": True})  # one that is missing was lost
+        keepbits = self._specs[name].keepbits
+        if keepbits is not None:
+            encoded = BitRound(keepbits).encode(np.ascontiguousarray(values))
+            values = encoded.view(values.dtype).reshape(values.shape)
+        # A chunk that is missing was lost.
+        array.with_config({"write_empty_chunks": True})[index] = values
 
     def _shard_buffer(self, name: str, shard: int) -> Array:
         low, high = self.shard_range(shard)
@@ -254,7 +261,7 @@ def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.A
         chunks=spec.chunks(sizes),
         shards=spec.shards(sizes),
         compressors=[
-            BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle, typesize=itemsize),
+            BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.bitshuffle, typesize=itemsize),
             Crc32cCodec(),
         ],
         fill_value=np.nan if floating else 0,

@@ -1,7 +1,9 @@
 """Files that are random, enormous or made to harm: a clear error or a listed exclusion."""
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from safetyspace_fast.data import Samples, formats, read, read_samples
+from safetyspace_fast.data.read import MAX_LANGUAGES
 from safetyspace_fast.errors import DataError
 
 # The folder is reused between examples: each overwrites the file.
@@ -125,6 +129,121 @@ def test_flipped_bytes_in_parquet(tmp_path: Path, place: float, flip: int) -> No
     read_or_refuse(path)
 
 
+def edited(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
+    """Flip, put in, cut out, repeat or end somewhere."""
+    for kind, place, piece in edits:
+        at = int(place * len(data))
+        stop = at + len(piece)
+        change = {
+            "flip": bytes(a ^ b for a, b in zip(data[at:stop], piece, strict=False)) + data[stop:],
+            "insert": piece + data[at:],
+            "delete": data[stop:],
+            "repeat": data[at:stop] * 2 + data[stop:],
+            "end": b"",
+        }
+        data = data[:at] + change[kind]
+    return data
+
+
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "insert", "delete", "repeat", "end"]),
+        st.floats(0, 1, exclude_max=True),
+        st.one_of(
+            st.binary(min_size=1, max_size=12),
+            st.sampled_from(
+                [b"\0", b"\n", b'"', b",", b"\t", b"\\ud800", b"\xff", b"\xe2\x80\xae"]
+            ),
+        ),
+    ),
+    max_size=4,
+)
+SUFFIXES = ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"]
+FEW_ROWS = {
+    "text": ["a", 'b "c", d', "e\nf", "é\u202e", "g", "h"],
+    "label": [0, 1, 0, 1, 0, 1],
+    "lang": ["en"] * 4 + ["de"] * 2,
+    "pair": ["p", "p", None, None, "q", "q"],
+}
+
+
+def good_file(suffix: str) -> bytes:
+    rows = [dict(zip(FEW_ROWS, row, strict=True)) for row in zip(*FEW_ROWS.values(), strict=True)]
+    if suffix == "parquet":
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(FEW_ROWS), sink, compression="zstd")
+        return sink.getvalue()
+    text = io.StringIO(newline="")
+    if suffix.startswith("jsonl"):
+        text.writelines(json.dumps(row) + "\n" for row in rows)
+    else:
+        writer = csv.DictWriter(text, FEW_ROWS, delimiter="\t" if suffix == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    data = text.getvalue().encode()
+    return gzip.compress(data, mtime=0) if suffix.endswith("gz") else data
+
+
+def read_edited(folder: Path, suffix: str, edits: list[tuple[str, float, bytes]]) -> None:
+    """Whatever is read of an edited file stands there, in the line that the samples name."""
+    path = folder / f"fuzz.{suffix}"
+    data = edited(good_file(suffix), edits)
+    path.write_bytes(data)
+    samples = read_or_refuse(path)
+    if samples is not None and suffix == "jsonl":
+        lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        for text, label, i_line in zip(
+            samples.texts, samples.labels, samples.file_position, strict=True
+        ):
+            row = json.loads(lines[i_line])
+            assert row["text"] == text
+            assert (
+                str(row.get("label", row.get("toxic"))).lower()
+                in (
+                    ("0", "false", "0.0", "-0.0"),
+                    ("1", "true", "1.0"),
+                )[label]
+            )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(FUZZ, max_examples=100)
+@given(edits=EDITS)
+def test_edited_files(tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]]) -> None:
+    read_edited(tmp_path, suffix, edits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(FUZZ, max_examples=10_000)
+@given(edits=EDITS)
+def test_many_edited_files(
+    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]]
+) -> None:
+    read_edited(tmp_path, suffix, edits)
+
+
+@pytest.mark.parametrize("other", ["EN-us", "en_US"])
+def test_one_language_in_two_spellings_is_refused(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "x.jsonl"
+    rows = [{"text": str(i), "label": i % 2, "lang": ("en-US", other)[i // 2]} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=rf"^x\.jsonl:3: lang is '{other}', before 'en-US': use"):
+        read_samples(path)
+
+
+def test_too_many_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "MAX_LANGUAGES", 3)
+    path = tmp_path / "x.jsonl"
+    rows = [{"text": str(i), "label": i % 2, "lang": "a" + "abcd"[i // 2]} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    assert len(read_samples(path).languages) == 3
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"^x\.jsonl:7: more than 3 languages"):
+        read_samples(path)
+    assert np.iinfo(np.int16).max > 10_000 == MAX_LANGUAGES
+
+
 def test_bidirectional_overrides_are_kept_and_shown_nowhere(tmp_path: Path) -> None:
     override, isolate = "\u202edlrow olleh", "\u2067ok\u2069"
     path = tmp_path / "x.jsonl"
@@ -198,19 +317,51 @@ def test_parquet_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.Mo
         read_samples(path)
 
 
+def test_parquet_that_unpacks_to_more_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{i:06d}" + "x" * 20_000 for i in range(2000)]
+    table = pyarrow.table({"text": texts, "label": [0, 1] * 1000, "lang": ["en"] * 2000})
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    size = pyarrow.parquet.read_metadata(path).row_group(0).total_byte_size
+    honest, lie = varint(2 * size), varint(2 * 1000)  # zigzag, as Thrift writes integers
+    data = path.read_bytes()
+    at = data.rindex(honest)
+    lie = bytes([*(byte | 0x80 for byte in lie), *[0x80] * (len(honest) - len(lie) - 1), 0])
+    path.write_bytes(data[:at] + lie + data[at + len(honest) :])
+    assert pyarrow.parquet.read_metadata(path).row_group(0).total_byte_size == 1000
+    assert len(read_samples(path)) == 2000
+    monkeypatch.setattr(formats, "MAX_UNPACKING_BYTES", 25_000_000)
+    with pytest.raises(DataError, match=r"^x\.parquet:\d+: unpacks to more than its footer says"):
+        read_samples(path)
+
+
+def varint(number: int) -> bytes:
+    digits = []
+    while number >= 0x80:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*digits, number])
+
+
 PEAK = """
-import resource, sys, time
+import pathlib, re, sys, time
 from safetyspace_fast.data import read_samples
 import pyarrow.parquet
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def status(key):  # ru_maxrss would begin with what the parent process held
+    return int(re.search(key + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
 start = time.process_time()
 try:
     result = len(read_samples(sys.argv[1]))
 except ValueError as error:
     result = str(error)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(result)
-print((peak - before) / 1024, time.process_time() - start)
+print((status("VmHWM") - before) / 1024, time.process_time() - start)
 """
 
 
@@ -235,6 +386,30 @@ def test_a_line_of_100_mb_is_never_held(tmp_path: Path) -> None:
     assert answer == "2"
     assert memory_mib < 64
     assert time_s < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_line_of_100_mb_in_every_format(tmp_path: Path, suffix: str) -> None:
+    texts = ["good", "x" * 100_000_000, "bad"]
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "parquet":
+        table = {"text": texts, "label": [0, 1, 1], "lang": ["en"] * 3}
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    elif suffix == "csv":
+        lines = [f"{text},{i},en\n" for text, i in zip(texts, (0, 1, 1), strict=True)]
+        path.write_text("".join(["text,label,lang\n", *lines]))
+    else:
+        rows = [
+            {"text": text, "label": i, "lang": "en"}
+            for text, i in zip(texts, (0, 1, 1), strict=True)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer, memory_mib, time_s = read_in_new_process(path)
+    print(f"{suffix}: {answer}, {time_s:.1f} s, {memory_mib:.0f} MiB")
+    refused = f"x.csv:3: line of more than {formats.MAX_LINE_BYTES} bytes: shorten it"
+    assert answer == (refused if suffix == "csv" else "2")
+    assert memory_mib < (900 if suffix == "parquet" else 64)  # Arrow and Python hold copies
 
 
 @pytest.mark.slow
