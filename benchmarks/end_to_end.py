@@ -26,7 +26,6 @@ from safetyspace_fast.extract import Capture, Extraction, make_plan, seeded_proj
 from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
 from safetyspace_fast.store import ModelWriter, Progress, create_run
-from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
 BATCH = 32
@@ -97,7 +96,7 @@ class Ours:
         model = self.model
         tokens = tokenize(model, samples.texts, template=template)
         prefix, tokens, _ = share_prefix(model, tokens)
-        plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
+        plan = make_plan(tokens, samples.lang_ranges, token_budget=self.token_budget)
         root = create_run(
             out,
             created_by="benchmark",
@@ -126,7 +125,7 @@ class Ours:
         tokens = tokenize(self.model, samples.texts, template=template, poolings=("mean",))
         spans = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], 1)[:, None]
         tokens = replace(tokens, spans=spans.astype(np.int32))
-        plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
+        plan = make_plan(tokens, token_budget=self.token_budget)
         hookpoints, width = self.model.hookpoints, self.model.hidden_size
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:
@@ -204,7 +203,7 @@ def main(argv: list[str]) -> int:
 
     tokens = tokenize(ours.model, samples.texts, template=arguments.template)
     _, tokens, _ = share_prefix(ours.model, tokens)
-    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=arguments.token_budget)
+    plan = make_plan(tokens, samples.lang_ranges, token_budget=arguments.token_budget)
     products, flops = matrix_rate(ours.model, 512)
     times = harness.interleaved(
         {

@@ -48,7 +48,6 @@ from .store import (
     resume_run,
     save_results,
 )
-from .store.layout import SHARD_SAMPLES
 
 if TYPE_CHECKING:
     import zarr
@@ -268,7 +267,7 @@ def _run_model(
     begun = attributes.get("manifest", {})
     budget = config.token_budget or begun.get("token_budget")
     budget = budget or token_budget(model, tokens, prefix)
-    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
+    plan = make_plan(tokens, samples.lang_ranges, token_budget=budget)
     projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
     manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan, budget)
     sizes = axis_sizes(samples, hookpoints, config.poolings, model.hidden_size, config.proj_dim)
@@ -366,5 +365,5 @@ def _manifest(
         "seed": config.seed,
         "compile": config.compile,
         "token_budget": budget,
-        "plan_sha256": plan.sha256,
+        "plan_sha256": dict(zip(samples.languages, plan.sha256, strict=True)),
     }

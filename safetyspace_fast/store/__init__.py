@@ -3,7 +3,7 @@
 from .check import Damage, Report, check
 from .lock import Claim, alone
 from .place import Place
-from .progress import Done, Progress, Record, clear
+from .progress import Progress, Record, clear
 from .reader import ModelStore, Run, SampleTable
 from .results import load_results, save_results
 from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
@@ -11,7 +11,6 @@ from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 __all__ = [
     "Claim",
     "Damage",
-    "Done",
     "ModelStore",
     "ModelWriter",
     "Place",

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ class ModelWriter:
         self._group = root.require_group(f"models/{name}")
         self._sizes = sizes
         self._open: dict[tuple[str, int], tuple[Array, int]] = {}
-        self._skip: set[tuple[str, int]] = set()
+        self._skip: set[int] = set()
         self._specs = {spec.name: spec for spec in MODEL}
 
     def create(self, attributes: dict[str, Any]) -> None:
@@ -166,7 +165,7 @@ class ModelWriter:
 
     def write(self, name: str, values: Array) -> None:
         """Write a whole array that is not cut into shards."""
-        self._array(name)[...] = values
+        self._set(name, (...,), values)
 
     def read(self, name: str) -> Array:
         """Read a whole array back."""
@@ -175,12 +174,11 @@ class ModelWriter:
     def write_language(self, name: str, i_lang: int, values: Array) -> None:
         """Write one language of an array with a `lang` axis; `values` lacks that axis."""
         axis = self._specs[name].dims.index("lang")
-        index = (slice(None),) * axis + (i_lang,)
-        self._array(name)[index] = values
+        self._set(name, (slice(None),) * axis + (i_lang,), values)
 
-    def skip_shards(self, names: Iterable[str], shards: Iterable[int]) -> None:
+    def skip_shards(self, shards: Iterable[int]) -> None:
         """Rows of these shards are in the store already: take them without writing."""
-        self._skip.update(product(names, shards))
+        self._skip.update(shards)
 
     def write_rows(self, name: str, start: int, values: Array) -> list[int]:
         """Take rows `start ..` of a sample array; return the shards that this completed.
@@ -193,7 +191,7 @@ class ModelWriter:
         written = []
         stop = start + values.shape[2]
         for shard in shards_of(slice(start, stop)):
-            if (name, shard) in self._skip:
+            if shard in self._skip:
                 continue
             low, high = self.shard_range(shard)
             first, last = max(start, low), min(stop, high)
@@ -204,10 +202,7 @@ class ModelWriter:
                 self._open[name, shard] = (buffer, filled)
                 continue
             self._open.pop((name, shard), None)
-            keepbits = self._specs[name].keepbits
-            if keepbits is not None:
-                buffer = BitRound(keepbits).encode(buffer).view(buffer.dtype).reshape(buffer.shape)
-            self._array(name)[:, :, low:high] = buffer
+            self._set(name, (slice(None), slice(None), slice(low, high)), buffer)
             written.append(shard)
         return written
 
@@ -227,10 +222,15 @@ class ModelWriter:
             raise StoreError(f"{self._group.store_path}: shards without all their rows: {names}")
         self._group.update_attributes({**attributes, "complete": True})
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def _set(self, name: str, index: tuple[Any, ...], values: Array) -> None:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        return array.with_config({"write_empty_chunks": True})  # one that is missing was lost
+        keepbits = self._specs[name].keepbits
+        if keepbits is not None:
+            encoded = BitRound(keepbits).encode(np.ascontiguousarray(values))
+            values = encoded.view(values.dtype).reshape(values.shape)
+        # A chunk that is missing was lost.
+        array.with_config({"write_empty_chunks": True})[index] = values
 
     def _shard_buffer(self, name: str, shard: int) -> Array:
         low, high = self.shard_range(shard)

@@ -229,13 +229,13 @@ def test_a_damaged_tail_is_cut_off(tmp_path: Path, where: int, damage: str) -> N
 
 def test_a_journal_line_cut_short_is_dropped(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "run.zarr", "m", ROW)
-    progress.record(extracted=0)
+    progress.record(0)
     journal = progress.folder / "journal.jsonl"
     with journal.open("a") as file:
-        file.write('{"extrac')
+        file.write("01234567 {")
     again = Progress(tmp_path / "run.zarr", "m", ROW)
-    again.record(extracted=1)
-    assert again.events() == [{"extracted": 0}, {"extracted": 1}]
+    again.record(1)
+    assert again.written() == {0, 1}
 
 
 def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
     work = Place(store).work
     for progress, other_is_there in ((one, True), (two, False)):
         with Claim(progress.folder, "it"):
-            progress.record(extracted=0)
+            progress.record(0)
             progress.close()
         assert not progress.folder.exists()
         assert work.exists() == other_is_there
