@@ -1,7 +1,7 @@
 """One model over all samples: forward passes, language statistics, the store, resume."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -42,6 +42,7 @@ class Extraction:
         writer: ModelWriter,
         progress: Progress,
         *,
+        kept: Mapping[int, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
         prefix: Any = None,
     ) -> None:
@@ -56,6 +57,7 @@ class Extraction:
             projection: `[D, P] float32`.
             writer: the model's arrays.
             progress: segments and journal.
+            kept: languages, by index, whose arrays are had elsewhere and not computed.
             impl: a forced kernel implementation.
             prefix: keys and values of what every prompt begins with, of `share_prefix`.
         """
@@ -69,6 +71,7 @@ class Extraction:
         self._projection = projection.to(model.device)
         self._writer = writer
         self._progress = progress
+        self._kept = kept or {}
         self._impl = impl
         self._prefix = prefix
         self._rows_per_pass: int | None = None
@@ -84,7 +87,7 @@ class Extraction:
             number: progress.rows_done(number)
             for i_lang, parts in enumerate(self._parts)
             for number, _ in parts
-            if not self._is_written(i_lang)
+            if not self._is_there(i_lang)
         }
 
     @property
@@ -93,7 +96,7 @@ class Extraction:
         written = (
             there.stop - there.start
             for i_lang, there in enumerate(self._ranges)
-            if self._is_written(i_lang)
+            if self._is_there(i_lang)
         )
         return int(sum(written)) + sum(map(len, self._rows_done.values()))
 
@@ -124,10 +127,13 @@ class Extraction:
                 for i_lang, lang in enumerate(self._samples.languages):
                     if self._is_written(i_lang):
                         continue
-                    for number, part in self._parts[i_lang]:
-                        yield from self._extract(number, part, capture, copy, thread)
+                    arrays = self._kept.get(i_lang)
+                    if arrays is None:
+                        for number, part in self._parts[i_lang]:
+                            yield from self._extract(number, part, capture, copy, thread)
+                        arrays = partial(self._finished, i_lang)
                     started = time.perf_counter()
-                    self._write_language(i_lang, self._finished(i_lang))
+                    self._write_language(i_lang, arrays())
                     seconds = time.perf_counter() - started
                     self.finish_seconds += seconds
                     yield LanguageDone(self._name, lang, seconds)
@@ -137,6 +143,9 @@ class Extraction:
 
     def _is_written(self, i_lang: int) -> bool:
         return self._written.issuperset(shards_of(self._ranges[i_lang]))
+
+    def _is_there(self, i_lang: int) -> bool:
+        return i_lang in self._kept or self._is_written(i_lang)
 
     def _extract(
         self, number: int, part: Part, capture: Capture, copy: HostCopy, thread: WriterThread

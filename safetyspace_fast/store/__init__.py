@@ -1,6 +1,7 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
 from .check import Damage, Report, check
+from .growth import Growth, discard, settle
 from .lock import Claim, alone
 from .place import Place
 from .progress import Progress, Record, clear
@@ -11,6 +12,7 @@ from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 __all__ = [
     "Claim",
     "Damage",
+    "Growth",
     "ModelStore",
     "ModelWriter",
     "Place",
@@ -24,8 +26,10 @@ __all__ = [
     "clear",
     "consolidate",
     "create_run",
+    "discard",
     "half_made",
     "load_results",
     "resume_run",
     "save_results",
+    "settle",
 ]

@@ -57,7 +57,7 @@ class Record:
 
 def clear(folder: Path) -> None:
     """Delete what a model has in its folder, but not the claim to it."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         if path.suffix in (".seg", ".jsonl", ".tmp"):
             files.remove(path)
 

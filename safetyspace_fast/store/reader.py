@@ -1,5 +1,6 @@
 """Reading a store: lazy, read-only."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 import zarr.errors
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from ..errors import StoreError
 from .layout import FORMAT_VERSION, MODEL, SAMPLES
-from .place import Place
+from .place import SEAL, Place
 
 if TYPE_CHECKING:
     import xarray
@@ -29,6 +31,8 @@ def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
         StoreError: no store is there, or a newer version of the package wrote it.
     """
     if not place.exists():
+        if place.work.exists():  # see `growth`
+            raise StoreError(f"{place}: its making or growing was broken off; --resume goes on")
         raise StoreError(f"{place}: no such store")
     try:
         root = place.group(read_only=read_only)
@@ -37,6 +41,18 @@ def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
     if root.attrs.get("format_version") != FORMAT_VERSION:  # a newer one is refused by `unsealed`
         raise StoreError(f"{place}: half made; run it again with --resume")
     return root
+
+
+def refuse_other(group: zarr.Group) -> None:
+    """Refuse to go on with a group if another store or model has taken its place.
+
+    Raises:
+        StoreError: its metadata are not those it was opened with.
+    """
+    place = group.store_path
+    now = sync(place.store.get(f"{place.path}/zarr.json".lstrip("/"), default_buffer_prototype()))
+    if now is None or json.loads(now.to_bytes())["attributes"][SEAL] != group.attrs[SEAL]:
+        raise StoreError(f"{place}: was replaced since it was opened; open it again")
 
 
 def below(root: zarr.Group, path: str) -> list[str]:
@@ -148,7 +164,9 @@ class ModelStore:
         if name not in self._dims:
             raise StoreError(f"{self._group.store_path}: no array {name!r}")
         index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
-        return read_array(self._group, name, index)
+        values = read_array(self._group, name, index)
+        refuse_other(self._group)
+        return values
 
 
 class Run:
@@ -205,6 +223,7 @@ class Run:
             ) from error
         assert isinstance(group, zarr.Group)
         columns = {spec.name: read_array(group, spec.name) for spec in SAMPLES}
+        refuse_other(self._root)
         return SampleTable(lang_index=columns.pop("lang"), **columns)
 
     def lang_range(self, lang: str) -> slice:
@@ -230,6 +249,7 @@ class Run:
             raise StoreError(f"{self.place}: no model {name!r}; has {', '.join(self.models)}")
         group = self._root[path]
         assert isinstance(group, zarr.Group)
+        refuse_other(self._root)
         store = ModelStore(group, name)
         if not store.complete:
             raise StoreError(

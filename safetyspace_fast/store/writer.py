@@ -101,21 +101,17 @@ def half_made(place: Place) -> bool:
     return "data_sha256" in attributes and "format_version" not in attributes
 
 
-def resume_run(location: str | Path, *, data_sha256: str, samples: dict[str, Array]) -> zarr.Group:
-    """Open a store to add to it; damaged or missing columns of `samples` are written again.
+def resume_run(location: str | Path, *, samples: dict[str, Array]) -> zarr.Group:
+    """Open a store of the same data to add to it.
+
+    Columns of `samples` that are damaged or missing are written again.
 
     Raises:
-        StoreError: there is no store, or it holds other data.
+        StoreError: there is no store.
     """
     place = Place(location)
     files.sync_all()
     root = open_group(place, read_only=False)
-    if root.attrs["data_sha256"] != data_sha256:
-        raise StoreError(
-            f"{place}: holds the data set {root.attrs['data_name']!r} with other content "
-            f"(sha256 {str(root.attrs['data_sha256'])[:12]}, now {data_sha256[:12]}); "
-            "resume with the data of the first run, or write a new store"
-        )
     kept, group = open_group(place)["samples"], root["samples"]
     assert isinstance(kept, zarr.Group)
     assert isinstance(group, zarr.Group)
