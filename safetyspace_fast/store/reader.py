@@ -31,9 +31,8 @@ def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
         StoreError: no store is there, or a newer version of the package wrote it.
     """
     if not place.exists():
-        if place.work.exists():  # see `growth`
-            raise StoreError(f"{place}: its making or growing was broken off; --resume goes on")
-        raise StoreError(f"{place}: no such store")
+        begun = ", but it is being made or grown; if no run is at it, --resume goes on"
+        raise StoreError(f"{place}: no such store{begun if place.work.exists() else ''}")
     try:
         root = place.group(read_only=read_only)
     except (zarr.errors.GroupNotFoundError, ValueError) as error:

@@ -9,7 +9,7 @@ import xarray
 import zarr
 
 from safetyspace_fast.errors import StoreError
-from safetyspace_fast.store import Claim, ModelWriter, Place, Progress, Run, create_run, resume_run
+from safetyspace_fast.store import Claim, ModelWriter, Place, Progress, Run, create_run
 from safetyspace_fast.store.layout import FORMAT_VERSION, MODEL, ROW_ARRAYS, SAMPLES, SHARD_SAMPLES
 
 N = 2 * SHARD_SAMPLES + 40
@@ -150,14 +150,6 @@ def test_what_is_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a store"):
         make_run(folder, overwrite=True)
     assert (folder / "cat.jpg").exists()
-
-
-def test_resume_refuses_other_data(tmp_path: Path) -> None:
-    path = tmp_path / "run.zarr"
-    make_run(path)
-    resume_run(path, data_sha256="ab" * 32, samples={})
-    with pytest.raises(StoreError, match="other content"):
-        resume_run(path, data_sha256="cd" * 32, samples={})
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
