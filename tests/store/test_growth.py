@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -64,10 +65,16 @@ def fresh(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> api.Run:
     return api.run(make_config(tiny, out, rows(**GROWN)))
 
 
+@pytest.fixture(scope="module")
+def small(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("small") / "run.zarr"
+    return api.run(make_config(tiny, out, rows(**SMALL))).path
+
+
 @pytest.fixture
-def out(tiny: Path, tmp_path: Path) -> Path:
+def out(small: Path, tmp_path: Path) -> Path:
     """A store of the smaller data."""
-    return api.run(make_config(tiny, tmp_path / "run.zarr", rows(**SMALL))).path
+    return Path(shutil.copytree(small, tmp_path / "run.zarr"))
 
 
 def test_only_new_work_is_done_and_the_bytes_are_those_of_a_fresh_run(
