@@ -37,7 +37,6 @@ from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.extract.tune import BUDGETS
 from safetyspace_fast.models import LoadedModel, Tokenized, load_model, parse_model, tokenize
 from safetyspace_fast.store import ModelWriter, Progress, create_run
-from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
 PROJ_DIM = 64
@@ -71,7 +70,7 @@ class Ours:
         """Everything before the first forward pass."""
         tokens = tokenize(self.model, samples.texts, template=template)
         prefix, tokens, _ = share_prefix(self.model, tokens)
-        plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
+        plan = make_plan(tokens, samples.lang_ranges, token_budget=self.token_budget)
         return self.model, tokens, plan, prefix
 
     def _run(self, samples: Samples, template: str, out: Path) -> None:
@@ -105,7 +104,7 @@ class Ours:
         tokens = tokenize(self.model, samples.texts, template=template, poolings=("mean",))
         spans = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], 1)[:, None]
         tokens = replace(tokens, spans=spans.astype(np.int32))
-        plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=self.token_budget)
+        plan = make_plan(tokens, token_budget=self.token_budget)
         hookpoints, width = self.model.hookpoints, self.model.hidden_size
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:

@@ -26,6 +26,7 @@ from safetyspace_fast.extract.finish import COMPONENTS, finish_cell
 from safetyspace_fast.ops import label_sums, pack_labels
 from safetyspace_fast.separation import separation
 from safetyspace_fast.store import ModelWriter, create_run
+from safetyspace_fast.store.layout import ROW_ARRAYS
 
 FULL = (33, 11)
 """Layers and languages of the store that the figures are scaled to."""
@@ -83,14 +84,12 @@ def write_store(path: Path, layers: int, languages: int, texts: int) -> None:
             cell["projected"] = torch.from_numpy(x @ projection).float()
             for name, value in cell.items():
                 rows.setdefault(name, []).append(value.numpy())
-        for name in ("components", "centre"):
-            del rows[name]
         for name, values in rows.items():
             whole = np.stack(values)[:, None]
-            if name in ("pca_explained", "class_mean", "class_var"):
-                writer.write_language(name, i_lang, whole)
-            else:
+            if name in ROW_ARRAYS:
                 writer.write_rows(name, span.start, whole)
+            else:
+                writer.write_language(name, i_lang, whole)
     writer.finish({})
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from .separation.between import compare
 from .separation.languages import directions, parallel
 from .store import (
     Claim,
+    Growth,
     ModelWriter,
     Place,
     Progress,
@@ -45,11 +47,12 @@ from .store import (
     clear,
     consolidate,
     create_run,
+    discard,
     half_made,
     resume_run,
     save_results,
+    settle,
 )
-from .store.layout import SHARD_SAMPLES
 
 if TYPE_CHECKING:
     import zarr
@@ -120,38 +123,42 @@ def iter_run(config: RunConfig) -> Generator[Event, None, None]:
     )
     for note in notes:
         yield Note("", note)
-    columns = sample_columns(samples)
+    content: dict[str, Any] = {
+        "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
+        "data_name": samples.name,
+        "data_sha256": samples.sha256,
+        "languages": samples.languages,
+        "samples": sample_columns(samples),
+    }
+    growth = None
     with ExitStack() as claims:
         with alone(place.work):
+            settle(place)
             held = {}
             for name in names:
                 claim = Claim(place.work / name, f"{place}: model {name!r}")
                 held[name] = claims.enter_context(claim).left_by
             if config.resume and place.exists() and not half_made(place):
-                root = resume_run(config.out, data_sha256=samples.sha256, samples=columns)
+                there = open_run(config.out)
+                if there.attrs["data_sha256"] == samples.sha256:
+                    root = resume_run(config.out, samples=content["samples"])
+                else:
+                    growth = Growth(there, samples.languages, content["samples"])
+                    root = growth.open(names, **content)
+                    config = replace(config, out=growth.location)
             else:
-                for folder in filter(Path.is_dir, place.work.iterdir()):
-                    if folder.name in names:
-                        clear(folder)
-                        continue
-                    with Claim(folder, f"{place}: model {folder.name!r}"):
-                        clear(folder)
-                root = create_run(
-                    config.out,
-                    created_by=f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
-                    data_name=samples.name,
-                    data_sha256=samples.sha256,
-                    languages=samples.languages,
-                    samples=columns,
-                    overwrite=config.overwrite,
-                )
+                discard(place, names)
+                root = create_run(config.out, **content, overwrite=config.overwrite)
         for name, gone in held.items():
             if gone is not None:
                 yield Note(name, f"taken over from process {gone['pid']}, which is gone")
         for spec in specs:
-            yield from _run_model(spec, config, samples, root)
+            yield from _run_model(spec, config, samples, root, growth)
         with alone(place.work):
             consolidate(config.out)
+            waiting = growth.finish(names) if growth else None
+        if waiting:
+            yield Note("", waiting)
 
 
 def open_run(path: str | Path) -> Run:
@@ -263,7 +270,11 @@ def axis_sizes(
 
 
 def _run_model(
-    spec: ModelSpec, config: RunConfig, samples: Samples, root: "zarr.Group"
+    spec: ModelSpec,
+    config: RunConfig,
+    samples: Samples,
+    root: "zarr.Group",
+    growth: Growth | None,
 ) -> Iterator[Event]:
     group = f"models/{spec.name}"
     attributes: dict[str, Any] = dict(root[group].attrs) if group in root else {}
@@ -300,14 +311,18 @@ def _run_model(
         notes.append(reason)
     if config.compile:
         compile_blocks(model, tokens, prefix)
-    begun = attributes.get("manifest", {})
+    before, kept = growth.kept(spec.name) if growth else ({}, {})
+    begun = attributes.get("manifest", before)
     budget = config.token_budget or begun.get("token_budget")
     budget = budget or token_budget(model, tokens, prefix)
-    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
+    plan = make_plan(tokens, samples.lang_ranges, token_budget=budget)
     projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
     manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan, budget)
     sizes = axis_sizes(samples, hookpoints, config.poolings, model.hidden_size, config.proj_dim)
     writer = ModelWriter(root, spec.name, sizes)
+    if before and "manifest" not in attributes:  # where texts are new, data and plan are too
+        plans = manifest["plan_sha256"] | {lang: before["plan_sha256"][lang] for lang in kept}
+        begun = before | {"data_sha256": samples.sha256, "plan_sha256": plans}
     if begun and (differing := [key for key in manifest if begun.get(key) != manifest[key]]):
         raise StoreError(
             f"{config.out}: model {spec.name!r} was begun with another {', '.join(differing)}; "
@@ -334,6 +349,7 @@ def _run_model(
         projection,
         writer,
         progress,
+        kept={samples.languages.index(lang): arrays for lang, arrays in kept.items()},
         impl=impl,
         prefix=prefix,
     )
@@ -353,6 +369,11 @@ def _run_model(
     )
     for note in notes:
         yield Note(spec.name, note)
+    if growth:
+        new = ", ".join(lang for lang in samples.languages if lang not in kept) or "none"
+        yield Note(
+            spec.name, f"languages kept from the store: {', '.join(kept) or 'none'}; to run: {new}"
+        )
     yield from extraction
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     writer.finish(
@@ -401,5 +422,5 @@ def _manifest(
         "seed": config.seed,
         "compile": config.compile,
         "token_budget": budget,
-        "plan_sha256": plan.sha256,
+        "plan_sha256": dict(zip(samples.languages, plan.sha256, strict=True)),
     }

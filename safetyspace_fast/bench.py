@@ -14,7 +14,6 @@ from .data import Samples
 from .extract import Capture, make_plan, seeded_projection, share_prefix, token_budget
 from .extract.loop import padded
 from .models import LoadedModel, Tokenized, tokenize
-from .store.layout import SHARD_SAMPLES
 
 USUAL_BATCH = 32
 
@@ -80,7 +79,7 @@ def bench_model(
     whole = tokenize(model, [samples.texts[i] for i in picks], template=template)
     prefix, tokens, _ = share_prefix(model, whole)
     budget = token_budget(model, everything, prefix)
-    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=budget)
+    plan = make_plan(tokens, token_budget=budget)
     projection = seeded_projection(model.hidden_size, 64, 0).to(model.device)
     products, flops = matrix_products(model, 512)
 

@@ -34,7 +34,8 @@ examples:
 
 A data file has the columns text, label (1 harmful, 0 harmless), lang and, optionally, pair, as JSON
 Lines, CSV, TSV or Parquet. An interrupted run keeps what it has; the same command with --resume
-finishes it. A further model goes into the same store with --resume too.
+finishes it. With --resume a further model goes into the same store too, and so do further texts and
+languages: give all the data, and only languages that changed are run.
 """
 
 SEPARATION_EXAMPLES = """\

@@ -74,7 +74,9 @@ class RunConfig:
     ] = None
     impl: Annotated[str, "Kernel implementation, to force one."] = "auto"
     resume: Annotated[
-        bool, "Finish an interrupted run; also adds models to a store of the same data."
+        bool,
+        "Finish an interrupted run; also adds models to a store, and texts and languages if the "
+        "data have more than it.",
     ] = False
     overwrite: Annotated[bool, "Replace an existing store."] = False
     allow_pickle: Annotated[

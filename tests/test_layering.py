@@ -22,7 +22,7 @@ ALLOWED = {
     "extract": {"errors", "ops", "parallel", "data", "models", "store"},
     "separation": {"errors", "ops", "parallel", "data", "store"},
     "info": {"ops"},
-    "bench": {"data", "models", "store", "extract"},
+    "bench": {"data", "models", "extract"},
     "api": {"bench", "config", "errors", "info", "data", "models", "store", "extract"}
     | {"separation"},
     "cli": {"config", "errors", "info", "presets", "api", "separation"},

@@ -88,6 +88,11 @@ class Samples:
         start, stop = np.searchsorted(self.lang_index, [index, index + 1])
         return slice(int(start), int(stop))
 
+    @property
+    def lang_ranges(self) -> list[slice]:
+        """Where the samples of each language stand."""
+        return [self.lang_range(lang) for lang in self.languages]
+
 
 def arrange(
     name: str, rows: Sequence[Row], excluded: Sequence[Exclusion], *, limit: int | None, seed: int

@@ -30,9 +30,9 @@ def finish_cell(
 
     Returns:
         rows `pca_coords [n, K]`, `pair_sum`, `pair_min`, `pair_max`, `cos_sum`, `class_sqdist`
-        `[n, 2]`, `heldout_score [n]`; and `pca_explained [K]`, `components [K, D]` (float32),
-        `centre [D]`, `class_mean`, `class_var` `[2, D]` (float64). K is `COMPONENTS`; components
-        that the data do not have are zero.
+        `[n, 2]`, `heldout_score [n]`; and `pca_explained [K]`, `pca_components [K, D]` (float32),
+        `class_mean`, `class_var` `[2, D]` (float64). K is `COMPONENTS`; components that the data do
+        not have are zero.
     """
     n, width = states.shape
     keep = states.isfinite().all(1)
@@ -82,8 +82,7 @@ def finish_cell(
         "class_sqdist": rows(sqdist),
         "heldout_score": rows(heldout.float()),
         "pca_explained": variance,
-        "components": components.float(),
-        "centre": centre,
+        "pca_components": components.float(),
         "class_mean": means + centre,
         "class_var": variances,
     }

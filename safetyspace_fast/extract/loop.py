@@ -1,8 +1,9 @@
 """One model over all samples: forward passes, language statistics, the store, resume."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,15 @@ from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
 from ..parallel import in_parallel
-from ..store import Done, ModelWriter, Progress
-from ..store.layout import ROW_ARRAYS, SHARD_SAMPLES, shards_of
+from ..store import ModelWriter, Progress
+from ..store.layout import ROW_ARRAYS, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import COMPONENTS, finish_cell, merge_bases
-from .plan import Batch, Plan
+from .plan import Batch, Part, Plan
 from .transfer import HostCopy, WriterThread
 
 Array = np.ndarray[Any, np.dtype[Any]]
-LANGUAGE_ROWS = tuple(name for name in ROW_ARRAYS if name != "projected")
 
 
 class Extraction:
@@ -42,6 +42,7 @@ class Extraction:
         writer: ModelWriter,
         progress: Progress,
         *,
+        kept: Mapping[int, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
         prefix: Any = None,
     ) -> None:
@@ -56,6 +57,7 @@ class Extraction:
             projection: `[D, P] float32`.
             writer: the model's arrays.
             progress: segments and journal.
+            kept: languages, by index, whose arrays are had elsewhere and not computed.
             impl: a forced kernel implementation.
             prefix: keys and values of what every prompt begins with, of `share_prefix`.
         """
@@ -63,12 +65,13 @@ class Extraction:
         self._name = model.name
         self._samples = samples
         self._tokens = tokens
-        self._ranges = [samples.lang_range(lang) for lang in samples.languages]
+        self._ranges = samples.lang_ranges
         self._plan = plan
         self._hookpoints = hookpoints
         self._projection = projection.to(model.device)
         self._writer = writer
         self._progress = progress
+        self._kept = kept or {}
         self._impl = impl
         self._prefix = prefix
         self._rows_per_pass: int | None = None
@@ -76,39 +79,36 @@ class Extraction:
         self.forward_seconds = 0.0
         self.finish_seconds = 0.0
 
-        done = Done.of(progress.events())
-        self._extracted, self._written, self._basis_kept = done.extracted, done.written, done.basis
-        for i_lang, there in enumerate(self._ranges):
-            if not self._basis_kept and progress.load(f"basis-{i_lang}") is None:
-                self._written.difference_update(shards_of(there))
-        needed = set(range(len(plan.shards))) - self._extracted
-        for there in self._ranges:  # a language is finished from the segments of all its shards
-            if not self._written.issuperset(shards_of(there)):
-                needed.update(shards_of(there))
-        writer.skip_shards(LANGUAGE_ROWS, self._written)
-        self._partly: dict[int, set[int]] = {}
-        for shard in sorted(needed):
-            rows = progress.rows_done(shard)
-            if shard not in self._extracted or not rows.issuperset(
-                range(*writer.shard_range(shard))
-            ):
-                self._extracted.discard(shard)
-                self._partly[shard] = rows
+        self._written = progress.written()
+        writer.skip_shards(self._written)
+        numbers = count()
+        self._parts = [[(next(numbers), part) for part in parts] for parts in plan.languages]
+        self._rows_done = {
+            number: progress.rows_done(number)
+            for i_lang, parts in enumerate(self._parts)
+            for number, _ in parts
+            if not self._is_there(i_lang)
+        }
 
     @property
     def texts_done(self) -> int:
         """Samples that an earlier run left behind, finished or in a segment."""
-        shards = (self._writer.shard_range(shard) for shard in self._extracted)
-        partly = sum(len(rows) for rows in self._partly.values())
-        return sum(high - low for low, high in shards) + partly
+        written = (
+            there.stop - there.start
+            for i_lang, there in enumerate(self._ranges)
+            if self._is_there(i_lang)
+        )
+        return int(sum(written)) + sum(map(len, self._rows_done.values()))
 
     @property
     def segment_bytes(self) -> int:
         """Largest size of the pooled states that lie on disk at a time."""
-        longest: int = max(samples.stop - samples.start for samples in self._ranges)
-        rows = min(longest + 2 * SHARD_SAMPLES, len(self._samples))
+        rows = 0
+        for there in self._ranges:  # those before it stay while they wait for a shard they share
+            waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(there)[0]]
+            rows = max(rows, there.stop - waiting[0].start)
         values = len(self._hookpoints) * len(self._tokens.poolings)
-        return 4 * rows * values * sum(self._projection.shape)
+        return int(4 * rows * values * sum(self._projection.shape))
 
     @property
     def peak_device_bytes(self) -> int | None:
@@ -124,24 +124,34 @@ class Extraction:
             with Capture(
                 self._model, self._hookpoints, self._projection, self._impl, self._prefix
             ) as capture:
-                for shard, batches in enumerate(self._plan.shards):
-                    if shard not in self._extracted:
-                        yield from self._extract(shard, batches, capture, copy, thread)
-                    yield from self._finish_languages(shard)
+                for i_lang, lang in enumerate(self._samples.languages):
+                    if self._is_written(i_lang):
+                        continue
+                    arrays = self._kept.get(i_lang)
+                    if arrays is None:
+                        for number, part in self._parts[i_lang]:
+                            yield from self._extract(number, part, capture, copy, thread)
+                        arrays = partial(self._finished, i_lang)
+                    started = time.perf_counter()
+                    self._write_language(i_lang, arrays())
+                    seconds = time.perf_counter() - started
+                    self.finish_seconds += seconds
+                    yield LanguageDone(self._name, lang, seconds)
             self._write_rest()
         finally:
             thread.close()
 
+    def _is_written(self, i_lang: int) -> bool:
+        return self._written.issuperset(shards_of(self._ranges[i_lang]))
+
+    def _is_there(self, i_lang: int) -> bool:
+        return i_lang in self._kept or self._is_written(i_lang)
+
     def _extract(
-        self,
-        shard: int,
-        batches: tuple[Batch, ...],
-        capture: Capture,
-        copy: HostCopy,
-        thread: WriterThread,
+        self, number: int, part: Part, capture: Capture, copy: HostCopy, thread: WriterThread
     ) -> Iterator[Event]:
-        done = self._partly.pop(shard)
-        waiting = [batch for batch in reversed(batches) if not done.issuperset(batch.rows.tolist())]
+        done = self._rows_done.pop(number)
+        waiting = [b for b in reversed(part.batches) if not done.issuperset(b.rows.tolist())]
         while waiting:
             batch = waiting.pop()
             if self._rows_per_pass and len(batch.unique) > self._rows_per_pass:
@@ -162,53 +172,26 @@ class Extraction:
                     yield Note(self._name, "out of memory: going on with smaller batches")
                 continue
             host = copy.start(out)
-            thread.put(partial(host, partial(self._append, shard, batch)))
+            thread.put(partial(host, partial(self._append, number, batch)))
             self.forward_seconds += time.perf_counter() - started
             tokens = int(self._tokens.lengths[batch.unique].sum())
             self.tokens += tokens
             yield Progressed(self._name, len(batch.rows), tokens)
         thread.flush()
-        self._close_shard(shard)
+        self._progress.sync(number)
 
-    def _append(self, shard: int, batch: Batch, out: torch.Tensor) -> None:
-        self._progress.append(shard, batch.rows, out.numpy()[:, :, batch.source])
+    def _append(self, number: int, batch: Batch, out: torch.Tensor) -> None:
+        self._progress.append(number, batch.rows, out.numpy()[:, :, batch.source])
 
-    def _close_shard(self, shard: int) -> None:
-        """Write what needs no other shard, then say in the journal that the shard is extracted."""
-        low, high = self._writer.shard_range(shard)
-        width, proj = self._projection.shape
-        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
-        projected = np.empty((n_layers, n_poolings, high - low, proj), np.float32)
-        for record in self._progress.records(shard):
-            for i_layer, i_pooling in np.ndindex(n_layers, n_poolings):
-                values = record.read(i_layer, i_pooling)
-                projected[i_layer, i_pooling, record.rows - low] = values[:, width:]
-        self._progress.sync(shard)
-        self._writer.write_rows("projected", low, projected)
-        self._progress.record(extracted=shard)
-        self._extracted.add(shard)
-
-    def _finish_languages(self, shard: int) -> Iterator[Event]:
-        """Finish every language whose last sample lies in this shard."""
-        low, high = self._writer.shard_range(shard)
-        for i_lang, samples in enumerate(self._ranges):
-            shards = shards_of(samples)
-            if not low < samples.stop <= high or self._written.issuperset(shards):
-                continue
-            started = time.perf_counter()
-            self._finish_language(i_lang, samples, shards)
-            seconds = time.perf_counter() - started
-            self.finish_seconds += seconds
-            yield LanguageDone(self._name, self._samples.languages[i_lang], seconds)
-
-    def _finish_language(self, i_lang: int, samples: slice, shards: range) -> None:
+    def _finished(self, i_lang: int) -> dict[str, Array]:
+        """All arrays of a language, from the segments of its parts; those by language lack it."""
+        samples = self._ranges[i_lang]
         n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
         width, proj = self._projection.shape
         device = self._model.device
         labels = torch.from_numpy(self._samples.labels[samples].astype(np.int64)).to(device)
         folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
-        records = [record for shard in shards for record in self._progress.records(shard)]
-        inside = [(r.rows >= samples.start) & (r.rows < samples.stop) for r in records]
+        records = [r for number, _ in self._parts[i_lang] for r in self._progress.records(number)]
         cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
             int
         )
@@ -216,72 +199,56 @@ class Extraction:
 
         def finish(i_layer: int, i_pooling: int) -> None:
             state = np.empty((samples.stop - samples.start, width + proj), np.float32)
-            for record, here in zip(records, inside, strict=True):
-                if here.any():
-                    values = record.read(i_layer, i_pooling)
-                    state[record.rows[here] - samples.start] = values[here]
+            for record in records:
+                state[record.rows - samples.start] = record.read(i_layer, i_pooling)
             pooled = torch.from_numpy(state[:, :width]).to(device)
             cell = finish_cell(pooled, labels, folds, self._impl)
             arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
-            cells[i_layer, i_pooling] = arrays | _fold_means(state[:, width:], cell_of)
+            arrays["projected"] = state[:, width:].copy()
+            cells[i_layer, i_pooling] = arrays | _fold_means(arrays["projected"], cell_of)
 
         places = list(np.ndindex(n_layers, n_poolings))
         in_parallel(finish, places)
-        grids = {
-            name: np.stack([cells[place][name] for place in places]).reshape(
+        return {
+            name: np.stack([cells[place].pop(name) for place in places]).reshape(
                 n_layers, n_poolings, *array.shape
             )
-            for name, array in cells[places[0]].items()
+            for name, array in list(cells[places[0]].items())
         }
-        self._progress.save(
-            f"basis-{i_lang}",
-            centre=grids.pop("centre"),
-            components=grids.pop("components"),
-            variance=grids["pca_explained"],
-        )
-        for name in LANGUAGE_ROWS:
-            done = self._writer.write_rows(name, samples.start, grids.pop(name))
+
+    def _write_language(self, i_lang: int, grids: dict[str, Array]) -> None:
+        """Write a language's arrays, then say in the journal which shards that completed."""
+        done: list[int] = []
         for name, grid in grids.items():
-            self._writer.write_language(name, i_lang, grid)
+            if name in ROW_ARRAYS:
+                done = self._writer.write_rows(name, self._ranges[i_lang].start, grid)
+            else:
+                self._writer.write_language(name, i_lang, grid)
         for shard in done:
             self._written.add(shard)
-            self._progress.record(written=shard)
-        self._drop_segments()
-
-    def _drop_segments(self) -> None:
-        """Delete the segments of shards all of whose languages are in the store."""
-        for shard in self._written:
-            low, high = self._writer.shard_range(shard)
-            touching = [s for s in self._ranges if s.start < high and s.stop > low]
-            if all(self._written.issuperset(shards_of(samples)) for samples in touching):
-                self._progress.drop(shard)
+            self._progress.record(shard)
+        for i_lang, parts in enumerate(self._parts):
+            if self._is_written(i_lang):  # the one before may have waited for its last shard
+                for number, _ in parts:
+                    self._progress.drop(number)
 
     def _write_rest(self) -> None:
-        n_layers = len(self._hookpoints)
-        if not self._basis_kept:
-            self._writer.write("pca_basis", self._merged_basis())
+        """Write what sums up all languages, from the store."""
         there = (self._tokens.spans[..., 0] < self._tokens.spans[..., 1]).sum()
-        counted = self._writer.read("count").reshape(n_layers, -1).sum(1)
-        self._writer.write("nonfinite", there - counted)
-
-    def _merged_basis(self) -> Array:
-        bases = [self._progress.load(f"basis-{i}") for i in range(len(self._ranges))]
-        kept = [basis for basis in bases if basis is not None]
-        assert len(kept) == len(bases)  # `save` is durable, and `__init__` has looked
-        counts = [samples.stop - samples.start for samples in self._ranges]
-        width = self._projection.shape[0]
-        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
+        of_class = self._writer.read("count").sum(4)  # [L, S, lang, label]
+        self._writer.write("nonfinite", there - of_class.sum((1, 2, 3)))
+        # The centre of a language without a finite state counts for nothing.
+        total = np.nan_to_num(of_class[..., None] * self._writer.read("class_mean")).sum(3)
+        counts = of_class.sum(3)
+        centre = total / np.maximum(counts, 1)[..., None]
+        variance = self._writer.read("pca_explained")
+        components = self._writer.read("pca_components")
+        n_layers, n_poolings, _, _, width = components.shape
         basis = np.empty((n_layers, n_poolings, width, COMPONENTS), np.float32)
-        for index in np.ndindex(n_layers, n_poolings):
-            merged = merge_bases(
-                counts,
-                *(
-                    torch.from_numpy(np.stack([one[name][index] for one in kept]))
-                    for name in ("centre", "variance", "components")
-                ),
-            )
-            basis[index] = merged.numpy()
-        return basis
+        for place in np.ndindex(n_layers, n_poolings):
+            parts = (torch.from_numpy(x[place]) for x in (centre, variance, components))
+            basis[place] = merge_bases(counts[place].tolist(), *parts).numpy()
+        self._writer.write("pca_basis", basis)
 
 
 def padded(

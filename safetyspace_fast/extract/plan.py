@@ -1,7 +1,7 @@
 """Which texts run together: a plan that is deterministic and cheap to make again."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,8 @@ import numpy as np
 
 from ..models import Tokenized
 
+PART_SAMPLES = 256
+"""Samples that are planned, kept on disk and resumed together."""
 BATCH_COST_TOKENS = 16
 """What starting one more batch costs, in tokens of forward pass."""
 
@@ -47,54 +49,76 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All batches, shard by shard."""
+class Part:
+    """A stretch of one language's samples: the unit of work and of resume."""
 
-    shards: tuple[tuple[Batch, ...], ...]
+    rows: slice
+    batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches, part by part; the parts of a language do not depend on other languages."""
+
+    languages: tuple[tuple[Part, ...], ...]
     tokens: int
     """Tokens of the texts that run, without padding."""
     padded_tokens: int
     unique_texts: int
-    sha256: str
+    sha256: tuple[str, ...]
+    """One hash a language, of its rows counted from its first."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Every batch in order."""
-        for shard in self.shards:
-            yield from shard
+        for parts in self.languages:
+            for part in parts:
+                yield from part.batches
 
 
-def make_plan(tokens: Tokenized, *, shard_samples: int, token_budget: int) -> Plan:
-    """Cut the samples into shards and every shard into batches of similar length.
+def make_plan(
+    tokens: Tokenized,
+    languages: Sequence[slice] | None = None,
+    *,
+    token_budget: int,
+    part_samples: int = PART_SAMPLES,
+) -> Plan:
+    """Cut every language into parts and every part into batches of similar length.
 
-    A batch holds at most `token_budget` padded tokens, or one text. Among all ways to cut a shard,
+    A batch holds at most `token_budget` padded tokens, or one text. Among all ways to cut a part,
     sorted by length, into such batches the one with the least padding is taken, where a further
-    batch counts as `BATCH_COST_TOKENS`. Texts of one shard with the same tokens and the same spans
+    batch counts as `BATCH_COST_TOKENS`. Texts of one part with the same tokens and the same spans
     run once.
 
     Args:
         tokens: the prompts and spans of all samples, in canonical order.
-        shard_samples: samples in a shard.
+        languages: the samples of each language, in order; None takes all as one.
         token_budget: padded tokens in a batch.
+        part_samples: samples in a part.
     """
     lengths = tokens.lengths
-    shards = []
-    digest = hashlib.sha256(f"{shard_samples}".encode())
+    planned, hashes = [], []
     real = padded = unique_texts = 0
-    for low in range(0, len(lengths), shard_samples):
-        rows_of: dict[bytes, list[int]] = {}
-        for row in range(low, min(low + shard_samples, len(lengths))):
-            key = tokens.prompt(row).tobytes() + tokens.spans[row].tobytes()
-            rows_of.setdefault(key, []).append(row)
-        groups = sorted(rows_of.values(), key=lambda rows: (lengths[rows[0]], rows[0]))
-        batches = tuple(_batches(groups, lengths, token_budget))
-        for batch in batches:
-            digest.update(batch.rows.tobytes() + batch.source.tobytes())
-            digest.update(batch.length.to_bytes(4, "little"))
-            padded += batch.padded_tokens
-        real += sum(int(lengths[rows[0]]) for rows in groups)
-        unique_texts += len(groups)
-        shards.append(batches)
-    return Plan(tuple(shards), real, padded, unique_texts, digest.hexdigest())
+    for samples in languages or [slice(0, len(lengths))]:
+        digest = hashlib.sha256(f"{part_samples}".encode())
+        parts = []
+        for low in range(samples.start, samples.stop, part_samples):
+            part = slice(low, min(low + part_samples, samples.stop))
+            rows_of: dict[bytes, list[int]] = {}
+            for row in range(part.start, part.stop):
+                key = tokens.prompt(row).tobytes() + tokens.spans[row].tobytes()
+                rows_of.setdefault(key, []).append(row)
+            groups = sorted(rows_of.values(), key=lambda rows: (lengths[rows[0]], rows[0]))
+            batches = tuple(_batches(groups, lengths, token_budget))
+            for batch in batches:
+                digest.update((batch.rows - samples.start).tobytes() + batch.source.tobytes())
+                digest.update(batch.length.to_bytes(4, "little"))
+                padded += batch.padded_tokens
+            real += sum(int(lengths[rows[0]]) for rows in groups)
+            unique_texts += len(groups)
+            parts.append(Part(part, batches))
+        planned.append(tuple(parts))
+        hashes.append(digest.hexdigest())
+    return Plan(tuple(planned), real, padded, unique_texts, tuple(hashes))
 
 
 def _batches(groups: list[list[int]], lengths: Array, token_budget: int) -> Iterator[Batch]:

@@ -33,7 +33,6 @@ from ..models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_laye
 from ..models.loading import quiet_transformers
 from ..models.spec import split_revision
 from ..models.tokens import FIXED_DATE
-from ..store.layout import SHARD_SAMPLES
 from .capture import Capture, seeded_projection
 from .loop import padded
 from .plan import make_plan
@@ -221,7 +220,7 @@ def _engine_states(
 ) -> Array:
     """What a run would keep: `[N, L, S, D] float32`."""
     prefix, tokens, _ = share_prefix(model, tokens)
-    plan = make_plan(tokens, shard_samples=SHARD_SAMPLES, token_budget=token_budget)
+    plan = make_plan(tokens, token_budget=token_budget)
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     shape = (len(tokens), len(hookpoints), len(tokens.poolings), model.hidden_size)
     states = np.full(shape, np.nan, np.float32)

@@ -1,9 +1,10 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
 from .check import Damage, Report, check
+from .growth import Growth, discard, settle
 from .lock import Claim, alone
 from .place import Place
-from .progress import Done, Progress, Record, clear
+from .progress import Progress, Record, clear
 from .reader import ModelStore, Run, SampleTable
 from .results import load_results, save_results
 from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
@@ -11,7 +12,7 @@ from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 __all__ = [
     "Claim",
     "Damage",
-    "Done",
+    "Growth",
     "ModelStore",
     "ModelWriter",
     "Place",
@@ -25,8 +26,10 @@ __all__ = [
     "clear",
     "consolidate",
     "create_run",
+    "discard",
     "half_made",
     "load_results",
     "resume_run",
     "save_results",
+    "settle",
 ]

@@ -13,7 +13,7 @@ from ..errors import StoreError
 from .layout import MODEL, SAMPLES, ArraySpec, shards_of
 from .lock import Claim, alone
 from .place import SEAL, Place
-from .progress import Done, clear, journal, rewrite_journal
+from .progress import clear, rewrite_journal, written
 from .reader import (
     below,
     damaged_chunks,
@@ -46,32 +46,6 @@ class Report:
     incomplete: dict[str, str] = field(default_factory=dict)
     """How far the other models came."""
     damage: list[Damage] = field(default_factory=list)
-
-
-class _Done(Done):
-    """What a model says is done, less what turns out to be damaged."""
-
-    def is_due(self, spec: ArraySpec, place: tuple[int, ...], ranges: list[slice]) -> bool:
-        """Whether a chunk must be there."""
-        if spec.by_sample:
-            return place[2] in (self.extracted if spec.name == "projected" else self.written)
-        if spec.by_language:
-            return self.written.issuperset(shards_of(ranges[place[spec.dims.index("lang")]]))
-        return self.basis
-
-    def forget(self, spec: ArraySpec, place: tuple[int, ...] | None, ranges: list[slice]) -> None:
-        """Take out what a damaged chunk stood for; None stands for all of an array."""
-        if spec.name in ("n_tokens", "truncated", "nonfinite"):
-            return  # every resumed run writes them
-        if spec.name == "projected":
-            self.extracted -= self.extracted if place is None else {place[2]}
-        elif place is None or spec.name == "pca_basis":
-            self.written.clear()
-            self.basis &= spec.name != "pca_basis"
-        elif spec.by_sample:
-            self.written.discard(place[2])
-        else:
-            self.written -= set(shards_of(ranges[place[spec.dims.index("lang")]]))
 
 
 def check(location: str | Path, *, repair: bool = False) -> Report:
@@ -148,9 +122,18 @@ def _check_model(
         return
     n_shards = len(shards_of(slice(0, n_samples)))
     complete = bool(attributes.get("complete"))
-    done = _Done(set(range(n_shards)), set(range(n_shards)), True)
-    if not complete:
-        done = _Done.of(journal(folder))
+    done = set(range(n_shards)) if complete else written(folder)
+
+    def stands_for(spec: ArraySpec, index: tuple[int, ...] | None) -> set[int]:
+        """The shards to do again if a chunk, or for None a whole array, is not there."""
+        if not spec.by_sample and not spec.by_language:
+            return set()  # every resumed run writes it
+        if index is None:
+            return set(range(n_shards))
+        if spec.by_sample:
+            return {index[2]}
+        return set(shards_of(ranges[index[spec.dims.index("lang")]]))
+
     found: list[tuple[ArraySpec, tuple[int, ...] | None, Damage]] = []
     for spec in MODEL:
         key = f"models/{name}/{spec.name}"
@@ -164,29 +147,28 @@ def _check_model(
             continue
 
         def is_due(index: tuple[int, ...], spec: ArraySpec = spec) -> bool:
-            return done.is_due(spec, index, ranges)
+            due = stands_for(spec, index)
+            return complete or bool(due and due <= done)
 
         for index, file, reason in damaged_chunks(array, is_due):
             found.append((spec, index, Damage(file, str(reason))))
     report.damage += [damage for _, _, damage in found]
     for spec, place_in_grid, _ in found:
-        done.forget(spec, place_in_grid, ranges)
+        done -= stands_for(spec, place_in_grid)
     if complete and not found:
         report.complete.append(name)
         return
-    report.incomplete[name] = (
-        f"{len(done.extracted)} of {n_shards} shards extracted, {len(done.written)} finished"
-    )
+    report.incomplete[name] = f"{len(done)} of {n_shards} shards written"
     if repair and found:
         with Claim(folder, f"{place}: model {name!r}"):
             _mark(place, name, folder, done, [damage.file for _, _, damage in found])
 
 
-def _mark(place: Place, name: str, folder: Path, done: _Done, damaged: list[str]) -> None:
+def _mark(place: Place, name: str, folder: Path, done: set[int], damaged: list[str]) -> None:
     """Delete damaged files, and say what is left in the attributes and in a new journal."""
     root = place.group(read_only=False)
     _group(root, f"models/{name}").attrs["complete"] = False  # first: a crash then redoes more
-    rewrite_journal(folder, done.events())
+    rewrite_journal(folder, done)
     store = place.store(read_only=False)
     for file in damaged:
         if file.endswith("/zarr.json"):

@@ -71,6 +71,14 @@ def make_folder(path: Path) -> None:
         _sync(path.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a folder another name, at once and durably; nothing may have that name."""
+    with _named(target):
+        os.rename(source, target)
+        _sync(target.parent)
+        _sync(source.parent)
+
+
 def remove(path: Path) -> None:
     """Delete a file if it is there."""
     with _named(path), suppress(FileNotFoundError):

@@ -129,6 +129,14 @@ MODEL = (
         "variance of each principal component (ddof 1)",
     ),
     ArraySpec(
+        "pca_components",
+        ("layer", "pooling", "lang", "component", "hidden"),
+        "float32",
+        "1",
+        "the language's own principal components; zero where there are fewer",
+        keepbits=7,
+    ),
+    ArraySpec(
         "pca_basis",
         ("layer", "pooling", "hidden", "component"),
         "float32",

@@ -2,25 +2,22 @@
 
 Both live in `<work>/<model>/`, on a local disk, and go when the model is complete.
 
-A *segment* holds the pooled states of one shard as a log of records, one a batch. A record is a
-header (magic, rows, checksum, payload bytes), the row numbers, and float32 values
+A *segment* holds the pooled states of one part of the plan as a log of records, one a batch. A
+record is a header (magic, rows, checksum, payload bytes), the row numbers, and float32 values
 `[layer, pooling, rows, hidden + proj]`, so that one layer and pooling is one piece. A record that
 was cut short by a crash fails its checksum and is dropped, with all after it; so resume loses at
 most the batch that was being written. A line of the journal is a checksum and a JSON object; one
 that is damaged says nothing, so that what it told of is done again.
 """
 
-import io
 import json
 import math
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 
@@ -60,56 +57,28 @@ class Record:
 
 def clear(folder: Path) -> None:
     """Delete what a model has in its folder, but not the claim to it."""
-    for path in folder.iterdir():
-        if path.suffix in (".seg", ".jsonl", ".npz", ".tmp"):
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.suffix in (".seg", ".jsonl", ".tmp"):
             files.remove(path)
 
 
-def journal(folder: Path) -> list[dict[str, Any]]:
-    """The undamaged lines of a model's journal."""
+def written(folder: Path) -> set[int]:
+    """The shards that a model's journal says are written, all arrays of their samples with them."""
     path = folder / _JOURNAL
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     pairs = [line.partition(b" ")[::2] for line in lines]
-    return [json.loads(text) for crc, text in pairs if crc == b"%08x" % zlib.crc32(text)]
+    events = [json.loads(text) for crc, text in pairs if crc == b"%08x" % zlib.crc32(text)]
+    return {event["written"] for event in events}
 
 
-def rewrite_journal(folder: Path, events: list[dict[str, Any]]) -> None:
+def rewrite_journal(folder: Path, shards: set[int]) -> None:
     """Replace a model's journal."""
-    files.replace(folder / _JOURNAL, b"".join(map(_line, events)))
+    files.replace(folder / _JOURNAL, b"".join(map(_line, sorted(shards))))
 
 
-def _line(event: dict[str, Any]) -> bytes:
-    text = json.dumps(event).encode()
+def _line(shard: int) -> bytes:
+    text = json.dumps({"written": shard}).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
-
-
-@dataclass
-class Done:
-    """What a journal says is done."""
-
-    extracted: set[int]
-    """Shards whose pooled states are in a segment, and their projection in the store."""
-    written: set[int]
-    """Shards whose languages' statistics are in the store."""
-    basis: bool
-    """Whether the basis for all languages is in the store of a model that is repaired."""
-
-    @classmethod
-    def of(cls, events: list[dict[str, Any]]) -> Self:
-        """Read a journal's lines."""
-        return cls(
-            {event["extracted"] for event in events if "extracted" in event},
-            {event["written"] for event in events if "written" in event},
-            any("basis_kept" in event for event in events),
-        )
-
-    def events(self) -> list[dict[str, Any]]:
-        """The lines that say the same."""
-        return [
-            *({"extracted": shard} for shard in sorted(self.extracted)),
-            *({"written": shard} for shard in sorted(self.written)),
-            *([{"basis_kept": True}] if self.basis else []),
-        ]
 
 
 class Progress:
@@ -133,11 +102,11 @@ class Progress:
         if self._journal.exists():  # a crash may have cut the last line short
             files.truncate(self._journal, self._journal.read_bytes().rfind(b"\n") + 1)
 
-    def append(self, shard: int, rows: Array, values: Array) -> None:
-        """Add one batch to a shard's segment.
+    def append(self, part: int, rows: Array, values: Array) -> None:
+        """Add one batch to a part's segment.
 
         Args:
-            shard: the shard.
+            part: its number in the plan.
             rows: `[n] int64`, samples in canonical order.
             values: `[layer, pooling, n, hidden + proj] float32`.
         """
@@ -145,69 +114,54 @@ class Progress:
         payload = np.ascontiguousarray(values, np.float32)
         checksum = zlib.crc32(payload.data, zlib.crc32(ids.data))
         header = _HEADER.pack(_MAGIC, len(ids), checksum, payload.nbytes)
-        files.append(self._segment(shard), header + ids.tobytes(), payload.data)
+        files.append(self._segment(part), header + ids.tobytes(), payload.data)
         self._unsynced += payload.nbytes
         if self._unsynced >= _SYNC_BYTES:
-            self.sync(shard)
+            self.sync(part)
 
-    def rows_done(self, shard: int) -> set[int]:
-        """Samples of a shard whose states are on disk; cuts off a damaged tail."""
+    def rows_done(self, part: int) -> set[int]:
+        """Samples of a part whose states are on disk; cuts off a damaged tail."""
         done: set[int] = set()
         end = 0
-        for record in self._scan(shard, verify=True):
+        for record in self._scan(part, verify=True):
             done.update(record.rows.tolist())
             end = record.end
-        path = self._segment(shard)
+        path = self._segment(part)
         if path.exists() and path.stat().st_size > end:
             files.truncate(path, end)
         return done
 
-    def records(self, shard: int) -> list[Record]:
-        """What a shard's segment holds."""
-        return list(self._scan(shard, verify=False))
+    def records(self, part: int) -> list[Record]:
+        """What a part's segment holds."""
+        return list(self._scan(part, verify=False))
 
-    def sync(self, shard: int) -> None:
-        """Make a shard's segment durable."""
-        files.sync(self._segment(shard))
+    def sync(self, part: int) -> None:
+        """Make a part's segment durable."""
+        files.sync(self._segment(part))
         self._unsynced = 0
 
-    def drop(self, shard: int) -> None:
-        """Delete a shard's segment, which nothing needs any more."""
-        files.remove(self._segment(shard))
+    def drop(self, part: int) -> None:
+        """Delete a part's segment, which nothing needs any more."""
+        files.remove(self._segment(part))
 
-    def record(self, **event: Any) -> None:
-        """Append one line to the journal, durably."""
-        files.append(self._journal, _line(event))
+    def record(self, shard: int) -> None:
+        """Say in the journal, durably, that a shard is written."""
+        files.append(self._journal, _line(shard))
         files.sync(self._journal)
 
-    def events(self) -> list[dict[str, Any]]:
-        """The journal's undamaged lines."""
-        return journal(self.folder)
-
-    def save(self, name: str, **arrays: Array) -> None:
-        """Keep a few arrays until the model is complete."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        files.replace(self.folder / f"{name}.npz", buffer.getbuffer())
-
-    def load(self, name: str) -> dict[str, Array] | None:
-        """The arrays that `save` kept; None if they are not there or damaged."""
-        with (
-            suppress(OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error),
-            np.load(self.folder / f"{name}.npz", allow_pickle=False) as arrays,
-        ):
-            return dict(arrays)
-        return None
+    def written(self) -> set[int]:
+        """The shards that the journal says are written."""
+        return written(self.folder)
 
     def close(self) -> None:
         """The model is complete: delete everything."""
         clear(self.folder)
 
-    def _segment(self, shard: int) -> Path:
-        return self.folder / f"shard-{shard:06d}.seg"
+    def _segment(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}.seg"
 
-    def _scan(self, shard: int, *, verify: bool) -> Iterator[Record]:
-        path = self._segment(shard)
+    def _scan(self, part: int, *, verify: bool) -> Iterator[Record]:
+        path = self._segment(part)
         if not path.exists():
             return
         size = path.stat().st_size

@@ -1,5 +1,6 @@
 """Reading a store: lazy, read-only."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 import zarr.errors
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from ..errors import StoreError
 from .layout import FORMAT_VERSION, MODEL, SAMPLES, ArraySpec
-from .place import Place
+from .place import SEAL, Place
 
 if TYPE_CHECKING:
     import xarray
@@ -31,7 +33,8 @@ def open_group(place: Place, *, read_only: bool = True) -> zarr.Group:
         StoreError: no store is there, or a newer version of the package wrote it.
     """
     if not place.exists():
-        raise StoreError(f"{place}: no such store")
+        begun = ", but it is being made or grown; if no run is at it, --resume goes on"
+        raise StoreError(f"{place}: no such store{begun if place.work.exists() else ''}")
     try:
         root = place.group(read_only=read_only)
     except StoreError:
@@ -94,6 +97,22 @@ def refuse_misfit(array: zarr.Array[Any], spec: ArraySpec, sizes: Mapping[str, i
     raise StoreError(
         f"{array.store}/{array.path}/zarr.json: {array.dtype} {array.shape} does not fit the store"
     )
+
+
+def refuse_other(group: zarr.Group) -> None:
+    """Refuse to go on with a group if another store or model has taken its place.
+
+    Raises:
+        StoreError: its metadata are not those it was opened with.
+    """
+    place = group.store_path
+    now = sync(place.store.get(f"{place.path}/zarr.json".lstrip("/"), default_buffer_prototype()))
+    try:
+        seal = json.loads(now.to_bytes())["attributes"][SEAL] if now is not None else None
+    except (ValueError, KeyError, TypeError):
+        seal = None
+    if seal is None or seal != group.attrs.get(SEAL):
+        raise StoreError(f"{place}: was replaced since it was opened; open it again")
 
 
 def below(root: zarr.Group, path: str) -> list[str]:
@@ -213,7 +232,9 @@ class ModelStore:
             raise StoreError(f"{self._group.store_path}: no array {name!r}")
         index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
         own = {"layer": len(self.hookpoints), "pooling": len(self.poolings)}
-        return read_array(self._group, name, index, {**self._sizes, **own})
+        values = read_array(self._group, name, index, {**self._sizes, **own})
+        refuse_other(self._group)
+        return values
 
 
 class Run:
@@ -274,6 +295,7 @@ class Run:
         for spec in SAMPLES:  # the first says how many there are
             sizes = {"sample": len(next(iter(columns.values())))} if columns else _UNKNOWN
             columns[spec.name] = read_array(group, spec.name, sizes=sizes)
+        refuse_other(self._root)
         return SampleTable(lang_index=columns.pop("lang"), **columns)
 
     def lang_range(self, lang: str) -> slice:
@@ -303,6 +325,7 @@ class Run:
             ) from error
         if not isinstance(group, zarr.Group):
             raise StoreError(f"{self.place}/{path}/zarr.json: an array, expected a group")
+        refuse_other(self._root)
         sizes = {"sample": len(self.samples.label), "lang": len(self.languages)}
         store = ModelStore(group, name, sizes)
         if not store.complete:

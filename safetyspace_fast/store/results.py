@@ -1,6 +1,5 @@
 """Results of `separation` in the store: a group a model, replaced as a whole or not at all."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,18 +69,17 @@ def load_results(run: Run, model: str) -> "xarray.Dataset":
 
 
 def _replace(place: Path, work: Path, dataset: "xarray.Dataset") -> None:
-    new, old = (work / f"results-{kind}" for kind in ("new", "old"))
+    new, old = (work / f".results-{kind}" for kind in ("new", "old"))
     for leftover in filter(Path.is_dir, (new, old)):  # of a crash
         files.remove_tree(leftover)
     try:
         _write(new, dataset)
         if place.exists():
-            os.rename(place, old)
-        os.rename(new, place)
-        files.sync(place)
+            files.move(place, old)
+        files.move(new, place)
     finally:
         if old.is_dir() and not place.exists():
-            os.rename(old, place)
+            files.move(old, place)
         for leftover in filter(Path.is_dir, (new, old)):
             files.remove_tree(leftover)
 

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,21 +101,17 @@ def half_made(place: Place) -> bool:
     return "data_sha256" in attributes and "format_version" not in attributes
 
 
-def resume_run(location: str | Path, *, data_sha256: str, samples: dict[str, Array]) -> zarr.Group:
-    """Open a store to add to it; damaged or missing columns of `samples` are written again.
+def resume_run(location: str | Path, *, samples: dict[str, Array]) -> zarr.Group:
+    """Open a store of the same data to add to it.
+
+    Columns of `samples` that are damaged or missing are written again.
 
     Raises:
-        StoreError: there is no store, or it holds other data.
+        StoreError: there is no store.
     """
     place = Place(location)
     files.sync_all()
     root = open_group(place, read_only=False)
-    if root.attrs["data_sha256"] != data_sha256:
-        raise StoreError(
-            f"{place}: holds the data set {root.attrs['data_name']!r} with other content "
-            f"(sha256 {str(root.attrs['data_sha256'])[:12]}, now {data_sha256[:12]}); "
-            "resume with the data of the first run, or write a new store"
-        )
     kept, group = open_group(place)["samples"], root["samples"]
     assert isinstance(kept, zarr.Group)
     assert isinstance(group, zarr.Group)
@@ -160,7 +155,7 @@ class ModelWriter:
         self._group = root.require_group(f"models/{name}")
         self._sizes = sizes
         self._open: dict[tuple[str, int], tuple[Array, int]] = {}
-        self._skip: set[tuple[str, int]] = set()
+        self._skip: set[int] = set()
         self._specs = {spec.name: spec for spec in MODEL}
 
     def create(self, attributes: dict[str, Any]) -> None:
@@ -183,9 +178,9 @@ class ModelWriter:
         axis = self._specs[name].dims.index("lang")
         self._set(name, (slice(None),) * axis + (i_lang,), values)
 
-    def skip_shards(self, names: Iterable[str], shards: Iterable[int]) -> None:
+    def skip_shards(self, shards: Iterable[int]) -> None:
         """Rows of these shards are in the store already: take them without writing."""
-        self._skip.update(product(names, shards))
+        self._skip.update(shards)
 
     def write_rows(self, name: str, start: int, values: Array) -> list[int]:
         """Take rows `start ..` of a sample array; return the shards that this completed.
@@ -198,7 +193,7 @@ class ModelWriter:
         written = []
         stop = start + values.shape[2]
         for shard in shards_of(slice(start, stop)):
-            if (name, shard) in self._skip:
+            if shard in self._skip:
                 continue
             low, high = self.shard_range(shard)
             first, last = max(start, low), min(stop, high)

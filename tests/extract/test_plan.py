@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetyspace_fast.extract.plan import BATCH_COST_TOKENS, make_plan
 from safetyspace_fast.models import Template, Tokenized
 
-SHARD = 8
+PART = 8
 
 
 def tokenized(prompts: list[list[int]]) -> Tokenized:
@@ -33,30 +33,37 @@ def tokenized(prompts: list[list[int]]) -> Tokenized:
 )
 def test_every_text_runs_once_within_the_budget(prompts: list[list[int]], budget: int) -> None:
     tokens = tokenized(prompts)
-    plan = make_plan(tokens, shard_samples=SHARD, token_budget=budget)
+    border = len(prompts) // 3
+    languages = [slice(0, border), slice(border, len(prompts))]
+    plan = make_plan(tokens, languages, part_samples=PART, token_budget=budget)
     rows = np.concatenate([batch.rows for batch in plan])
     assert sorted(rows) == list(range(len(prompts)))
-    for i_shard, batches in enumerate(plan.shards):
-        seen = [tuple(prompts[row]) for batch in batches for row in batch.unique]
-        assert len(seen) == len(set(seen)), "a text of this shard runs twice"
-        for batch in batches:
-            assert (batch.rows // SHARD == i_shard).all()
+    for samples, parts in zip(languages, plan.languages, strict=True):
+        assert [(part.rows.start - samples.start) % PART for part in parts] == [0] * len(parts)
+    for part in [part for parts in plan.languages for part in parts]:
+        assert part.rows.stop - part.rows.start <= PART
+        seen = [tuple(prompts[row]) for batch in part.batches for row in batch.unique]
+        assert len(seen) == len(set(seen)), "a text of this part runs twice"
+        for batch in part.batches:
+            assert ((part.rows.start <= batch.rows) & (batch.rows < part.rows.stop)).all()
             assert batch.padded_tokens <= budget or len(batch.unique) == 1
             assert batch.length == max(1, *(len(prompts[row]) for row in batch.unique))
             for row, source in zip(batch.rows, batch.source, strict=True):
                 assert prompts[row] == prompts[batch.unique[source]]
     assert plan.tokens == sum(len(prompts[row]) for batch in plan for row in batch.unique)
-    again = make_plan(tokens, shard_samples=SHARD, token_budget=budget)
+    again = make_plan(tokens, languages, part_samples=PART, token_budget=budget)
     assert again.sha256 == plan.sha256
+    alone = make_plan(tokenized(prompts[border:]), part_samples=PART, token_budget=budget)
+    assert alone.sha256 == plan.sha256[1:], "another language changes the plan"
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True), st.integers(10, 200))
 def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
     plan = make_plan(
-        tokenized([[1] * length for length in lengths]), shard_samples=SHARD, token_budget=budget
+        tokenized([[1] * length for length in lengths]), part_samples=PART, token_budget=budget
     )
-    got = plan.padded_tokens + BATCH_COST_TOKENS * len(plan.shards[0])
+    got = plan.padded_tokens + BATCH_COST_TOKENS * len(list(plan))
     ordered = sorted(lengths)
     costs = []
     for n_cuts in range(len(ordered)):
@@ -70,7 +77,7 @@ def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
 
 def test_other_texts_or_budgets_are_other_plans() -> None:
     hashes = {
-        make_plan(tokenized(prompts), shard_samples=SHARD, token_budget=budget).sha256
+        make_plan(tokenized(prompts), part_samples=PART, token_budget=budget).sha256
         for prompts in ([[1], [2, 2]], [[1], [2, 2, 2]], [[1], [2, 2], [3]])
         for budget in (2, 100)
     }
@@ -79,7 +86,7 @@ def test_other_texts_or_budgets_are_other_plans() -> None:
 
 def test_halves_hold_the_same_rows() -> None:
     (batch,) = make_plan(
-        tokenized([[1], [2], [1], [3], [4], [2]]), shard_samples=SHARD, token_budget=100
+        tokenized([[1], [2], [1], [3], [4], [2]]), part_samples=PART, token_budget=100
     )
     one, two = batch.halves()
     assert sorted([*one.rows, *two.rows]) == sorted(batch.rows)

@@ -38,7 +38,7 @@ def pooled_states(
     prefix = None
     if shared:
         prefix, tokens, _ = share_prefix(model, tokens)
-    plan = make_plan(tokens, shard_samples=4, token_budget=token_budget)
+    plan = make_plan(tokens, part_samples=4, token_budget=token_budget)
     projection = seeded_projection(model.hidden_size, 8, seed=0)
     result = np.full((len(TEXTS), len(model.hookpoints), 3, model.hidden_size), np.nan)
     with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:

@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> LoadedModel:
 
 
 def states(model: LoadedModel, tokens: Tokenized, prefix: Any) -> list[torch.Tensor]:
-    plan = make_plan(tokens, shard_samples=8, token_budget=40)
+    plan = make_plan(tokens, part_samples=8, token_budget=40)
     with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), prefix=prefix) as capture:
         return [capture.run(*padded(model, tokens, batch)) for batch in plan]
 

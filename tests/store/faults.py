@@ -106,6 +106,20 @@ class FaultyOS:
         self._files[target] = self._files.pop(source)
         self._change({target: self._files[target], source: None})
 
+    def rename(self, source: Any, target: Any) -> None:
+        """Give a folder another name; all that is in it is durable."""
+        self._step("rename", target)
+        os.rename(source, target)
+        source, target = os.fspath(source), os.fspath(target)
+        inside = source + os.sep
+        assert not any(folder.startswith(inside) for folder in (*self._pending, *self._new_folders))
+        change: dict[str, _File | None] = {}
+        for path in [path for path in self._files if path.startswith(inside)]:
+            moved = target + path.removeprefix(source)
+            self._files[moved] = self._files.pop(path)
+            change |= {path: None, moved: self._files[moved]}
+        self._pending.setdefault(os.path.dirname(target), []).append(change)
+
     def mkdir(self, path: Any) -> None:
         self._step("mkdir", path)
         os.mkdir(path)
@@ -120,6 +134,8 @@ class FaultyOS:
     def rmdir(self, path: Any) -> None:
         self._step("rmdir", path)
         os.rmdir(path)
+        path = os.fspath(path)  # when it is durably gone, so is what was in it
+        self._pending.setdefault(os.path.dirname(path), []).extend(self._pending.pop(path, ()))
 
     def truncate(self, path: Any, size: int) -> None:
         self._step("truncate", path)

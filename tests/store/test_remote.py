@@ -156,6 +156,8 @@ def test_a_run_in_an_object_store_is_the_same_and_resumes(
     with pytest.raises(StoreError, match="--resume"):
         api.run(make_config(tiny, url))
     run = api.run(make_config(tiny, url, resume=True))
+    with pytest.raises(StoreError, match="object store cannot grow"):
+        api.run(make_config(tiny, url, resume=True, languages=("de", "en", "es")))
     assert not work.exists()
     chunks = {
         str(path.relative_to(local)): path.read_bytes()

@@ -83,15 +83,15 @@ def test_a_crash_leaves_the_old_results(run: ssf.Run, monkeypatch: pytest.Monkey
     with pytest.raises(StoreError, match="No space left"):
         api.save_results(run, compute(run, seed=1))
     monkeypatch.undo()
-    rename, moves = results.os.rename, []
+    move, moves = results.files.move, []
 
     def refuse(source: Path, target: Path) -> None:
         moves.append(target)
         if len(moves) == 2:
             raise OSError(13, "Permission denied")
-        rename(source, target)
+        move(source, target)
 
-    monkeypatch.setattr(results.os, "rename", refuse)
+    monkeypatch.setattr(results.files, "move", refuse)
     with pytest.raises(StoreError, match="Permission denied"):
         api.save_results(run, compute(run, seed=1))
     np.testing.assert_array_equal(ssf.open_run(run.path).separation("a")["rho"], before)
