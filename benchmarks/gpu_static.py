@@ -164,19 +164,20 @@ def _update_case(G: int = 0) -> Case:
     return Case(name, "pairwise_update", arguments, moved, *flops, results=4)
 
 
-def _within_case(gamma: float | None = None) -> Case:
-    N, D, R = 5000, 4096, 1000
+def _within_case(metric: str = "euclidean", gamma: float | None = None) -> Case:
+    L, N, D, R = 1, 5000, 4096, 1000
 
     def arguments(device: str) -> tuple[Any, ...]:
-        x = _values(1, N, D, device=device)
-        center = torch.zeros(1, D, dtype=torch.float64, device=device)
+        x = _values(L, N, D, device=device)
+        center = torch.zeros(L, D, dtype=torch.float64, device=device)
         masks = (_values(N, R, device=device) > 0).float()
-        return x, center, masks, "euclidean", gamma, 0.0
+        gammas = None if gamma is None else center.new_full((L,), gamma)
+        return x, center, masks, metric, gammas, torch.zeros(L, device=device)
 
-    moved = N * D * (4 + 6 + 6) + N * R * (4 + 2 + 2) + 8 * (N + R)
-    flops = 3 * N * N * (2 * D + R), (5 if gamma is None else 10) * N * N // 2
-    what = "distances" if gamma is None else "kernel"
-    name = f"pairwise_within {what} N={N} D={D} R={R}"
+    moved = L * N * D * (4 + 6 + 6) + N * R * (4 + 2 + 2) + 8 * L * (N + R)
+    flops = 3 * L * N * N * (2 * D + R), L * (5 if gamma is None else 10) * N * N // 2
+    what = metric if gamma is None else "kernel"
+    name = f"pairwise_within {what} L={L} N={N} D={D} R={R}"
     return Case(name, "pairwise_within", arguments, moved, *flops)
 
 
@@ -195,7 +196,8 @@ CASES = [
     _update_case(),
     _update_case(1),
     _within_case(),
-    _within_case(0.5 / 4096),
+    _within_case("cosine"),
+    _within_case(gamma=0.5 / 4096),
 ]
 
 

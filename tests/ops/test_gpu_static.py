@@ -14,7 +14,7 @@ from safetyspace_fast.ops.triton.pool_project import pool_project
 CASES = [
     "pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64",
     "pairwise_reduce euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0",
-    "pairwise_within distances N=5000 D=4096 R=1000",
+    "pairwise_within euclidean L=1 N=5000 D=4096 R=1000",
 ]
 KERNELS = [
     "pool_kernel",
@@ -157,10 +157,12 @@ def test_pairwise_update_compiles_once_for_all_blocks():
 
 
 def test_pairwise_within_compiles_once_for_all_sizes():
-    def arguments(N, R):
-        x = torch.zeros(1, N, 64)
-        return x, x[:, 0].double(), torch.zeros(N, R), "euclidean", None, 0.5 + N
+    def arguments(L, N, R):
+        x = torch.zeros(L, N, 64)
+        return x, x[:, 0].double(), torch.zeros(N, R), "euclidean", None, torch.zeros(L)
 
     sizes = [2, 3, 7, 16, 33, 100, 128, 129, 256, 1000]
-    calls = [arguments(N, R) for N, R in zip(sizes, sizes[::-1], strict=True)]
+    calls = [
+        arguments(1 + i % 3, N, R) for i, (N, R) in enumerate(zip(sizes, sizes[::-1], strict=True))
+    ]
     assert compilations(pairwise_within, calls) == 4
