@@ -1,7 +1,5 @@
 """Statistics that need every pair of samples, on top of `pairwise_reduce`."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -51,8 +49,8 @@ def energy_distance(
     metric, impl: as in `pairwise_reduce`.
     biased: count the zero distances of samples to themselves (V-statistic, never negative).
 
-    Returns a float64 scalar, or [R], or with L in front; without bias its mean is 0 for equal distributions (Szekely
-    and Rizzo 2013).
+    Returns a float64 scalar, or [R], or with L in front; without bias its mean is 0 for equal
+    distributions (Szekely and Rizzo 2013).
     Raises ConfigError unless every labelling has at least two samples of either class.
     """
     within, between = _two_class_means(x, labels, metric, None, biased, impl)
@@ -75,8 +73,8 @@ def mmd(
     impl: as in `pairwise_reduce`.
     biased: count the kernel 1 of samples with themselves (V-statistic, never negative).
 
-    Returns a float64 scalar, or [R], or with L in front: the squared maximum mean discrepancy (Gretton et al. 2012,
-    equations 3 and 5).
+    Returns a float64 scalar, or [R], or with L in front: the squared maximum mean discrepancy
+    (Gretton et al. 2012, equations 3 and 5).
     Raises ConfigError unless every labelling has at least two samples of either class.
     """
     gamma = torch.as_tensor(gamma, dtype=torch.float64, device=x.device)

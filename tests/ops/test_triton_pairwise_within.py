@@ -44,7 +44,7 @@ def test_matches_float64(where, metric, gamma):
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize(("metric", "gamma"), VALUES)
 def test_layers(where, metric, gamma):
-    """In one launch, each with its own kernel, shift, near pairs and bad rows, as it would alone."""
+    """In one launch; each with its own kernel, shift, near pairs and bad rows, as if alone."""
     x = normal(3, 69, 19) * torch.tensor([1.0, 3.0, 0.2])[:, None, None]
     x[0, 66] = x[0, 5]
     x[1, 68] = torch.nan
