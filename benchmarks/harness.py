@@ -53,7 +53,7 @@ def _timing(times: list[float]) -> Timing:
 
 
 def read_everything(x: torch.Tensor) -> Callable[[], Any]:
-    """A case that reads all of x and does little else: the bandwidth's measure, on the same pages."""
+    """A case that reads all of x and does little else: what the memory gives, on the same pages."""
     return x.view(torch.float32).sum
 
 
