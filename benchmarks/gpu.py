@@ -2,14 +2,21 @@
 
     python -m benchmarks gpu [--json] [--case TEXT]
 
-The cases of gpu-static, on random numbers. Every implementation first has to agree with the
-reference, then it is timed with cold caches: median, 20th and 80th percentile of the device's time,
-the same inside a CUDA graph, and what a call costs the host. Shares are of peaks measured in the
-same run: a copy of 1 GiB for bytes, a bfloat16 product of 8192 x 8192 matrices for matrix flops.
+The cases of gpu-static, on random numbers, without its variants. Every implementation first has to
+agree with the reference, then it is timed with cold caches: median, 20th and 80th percentile of the
+device's time, the same inside a CUDA graph, and what a call costs the host. Shares are of peaks
+measured in the same run: a copy of 1 GiB for bytes, a bfloat16 product of 8192 x 8192 matrices for
+matrix flops.
+
+Budget of `make gpu-check`, which shall take less than 8 minutes; counted, not measured on a GPU:
+
+    tests, 136 kernels to compile in turn, 1 s each      2.5 min
+    tests, 298 runs, 16 of them opcheck                  1.5 min
+    benchmarks, 20 kernels to compile, 2 s each          0.7 min
+    benchmarks, 33 timings of 0.1 to 0.3 s, references   0.7 min
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,6 +27,7 @@ from typing import Any
 import torch
 from triton.testing import do_bench
 
+from benchmarks import harness
 from benchmarks.gpu_static import CASES, Case
 from safetyspace_fast.ops._select import IMPLEMENTATIONS
 
@@ -123,21 +131,25 @@ def main(argv: list[str] | None = None) -> int:
         print("torch sees no CUDA device; gpu-static needs none", file=sys.stderr)
         return 1
     peaks = measured_peaks()
-    device = torch.cuda.get_device_name()
     rows = [row for case in CASES if args.case in case.name for row in measure(case, peaks)]
-    if args.json:
-        print(json.dumps({"device": device, "peaks": peaks, "rows": rows}))
-        return 0
-    print(
-        f"{device}: copy {peaks['bytes_per_s'] / 1e9:.0f} GB/s, "
+    report = {"machine": harness.machine(), "peaks": peaks, "rows": rows}
+    harness.finish("gpu", report, args.json, text_of(report))
+    return 0
+
+
+def text_of(report: dict[str, Any]) -> str:
+    """The table."""
+    peaks = report["peaks"]
+    lines = [
+        f"{report['machine']['gpu']}: copy {peaks['bytes_per_s'] / 1e9:.0f} GB/s, "
         f"bfloat16 product {peaks['matrix_flops_per_s'] / 1e12:.0f} Tflop/s"
-    )
+    ]
     line = "{:<66}{:<11}{:>9}{:>9}{:>9}{:>9}{:>9}{:>7}{:>8}{:>10}"
     head = ["case", "", "ms", "p20", "p80", "graph", "host us", "copy", "matrix", "error"]
-    print(line.format(*head))
-    for row in rows:
+    lines.append(line.format(*head))
+    for row in report["rows"]:
         graph_ms = "" if row["graph_ms"] is None else f"{row['graph_ms']:.4f}"
-        print(
+        lines.append(
             line.format(
                 row["case"],
                 row["implementation"],
@@ -151,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['error']:.0e}",
             )
         )
-    return 0
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

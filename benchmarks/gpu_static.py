@@ -12,7 +12,6 @@ arithmetic at the same time, and launches that cost nothing. Nothing can run fas
 """
 
 import argparse
-import json
 import re
 import subprocess
 import tempfile
@@ -28,6 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks import harness
 from safetyspace_fast.ops import reference
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
 from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
@@ -112,8 +112,12 @@ def _values(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> tor
     return make(shape, device=device, dtype=dtype)
 
 
-def _pool_case(dtype: torch.dtype, S: int, B: int = 64, T: int = 64) -> Case:
-    D, P = 4096, 64
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _pool_case(dtype: torch.dtype, S: int, P: int = 64) -> Case:
+    B, T, D = 64, 64, 4096
 
     def arguments(device: str) -> tuple[Any, ...]:
         """Mean and last token, and means that leave out one token more each."""
@@ -123,25 +127,28 @@ def _pool_case(dtype: torch.dtype, S: int, B: int = 64, T: int = 64) -> Case:
         return hidden_states, spans.expand(B, -1, -1), _values(D, P, device=device)
 
     moved = B * T * D * dtype.itemsize + 4 * (B * S * D + D * P + B * S * P)
-    name = f"pool_project {str(dtype).removeprefix('torch.')} B={B} T={T} D={D} S={S} P={P}"
+    name = f"pool_project {_short(dtype)} B={B} T={T} D={D} S={S} P={P}"
     flops = S * B * T * D + 2 * B * S * D * P
     return Case(name, "pool_project", arguments, moved, vector_flops=flops)
 
 
-def _pairwise_case(metric: str, G: int = 0, *, symmetric: bool = True) -> Case:
+def _pairwise_case(
+    metric: str, G: int = 0, *, symmetric: bool = True, dtype: torch.dtype = torch.float32
+) -> Case:
     L, N, D, C = 1, 5000, 4096, 2
 
     def arguments(device: str) -> tuple[Any, ...]:
-        rows = _values(L, N, D, device=device)
-        cols = None if symmetric else _values(L, N, D, device=device)
+        rows = _values(L, N, D, device=device, dtype=dtype)
+        cols = None if symmetric else _values(L, N, D, device=device, dtype=dtype)
         center = torch.zeros(L, D, dtype=torch.float64, device=device)
         labels = torch.arange(N, device=device) % C
         return rows, cols, center, labels, C, metric, [0.5 / D] * G
 
     pairs = N * N // 2 if symmetric else N * N
-    moved = (1 if symmetric else 2) * L * N * D * (4 + 6 + 6) + L * N * C * (8 + 4 + 4 + 8 * G)
+    moved = (1 if symmetric else 2) * L * N * D * (dtype.itemsize + 6 + 6)
+    moved += L * N * C * (8 + 4 + 4 + 8 * G)
     form = "rows=cols" if symmetric else "rows, cols"
-    name = f"pairwise_reduce {metric} {form} L={L} N={N} D={D} C={C} G={G}"
+    name = f"pairwise_reduce {_short(dtype)} {metric} {form} L={L} N={N} D={D} C={C} G={G}"
     flops = 6 * 2 * L * D * pairs, L * (20 + 10 * G) * pairs
     return Case(name, "pairwise_reduce", arguments, moved, *flops)
 
@@ -164,41 +171,54 @@ def _update_case(G: int = 0) -> Case:
     return Case(name, "pairwise_update", arguments, moved, *flops, results=4)
 
 
-def _within_case(gamma: float | None = None) -> Case:
-    N, D, R = 5000, 4096, 1000
+def _within_case(
+    metric: str = "euclidean", gamma: float | None = None, dtype: torch.dtype = torch.float32
+) -> Case:
+    L, N, D, R = 1, 5000, 4096, 1000
 
     def arguments(device: str) -> tuple[Any, ...]:
-        x = _values(1, N, D, device=device)
-        center = torch.zeros(1, D, dtype=torch.float64, device=device)
+        x = _values(L, N, D, device=device, dtype=dtype)
+        center = torch.zeros(L, D, dtype=torch.float64, device=device)
         masks = (_values(N, R, device=device) > 0).float()
-        return x, center, masks, "euclidean", gamma, 0.0
+        gammas = None if gamma is None else center.new_full((L,), gamma)
+        return x, center, masks, metric, gammas, torch.zeros(L, device=device)
 
-    moved = N * D * (4 + 6 + 6) + N * R * (4 + 2 + 2) + 8 * (N + R)
-    flops = 3 * N * N * (2 * D + R), (5 if gamma is None else 10) * N * N // 2
-    what = "distances" if gamma is None else "kernel"
-    name = f"pairwise_within {what} N={N} D={D} R={R}"
+    moved = L * N * D * (dtype.itemsize + 6 + 6) + N * R * (4 + 2 + 2) + 8 * L * (N + R)
+    flops = 3 * L * N * N * (2 * D + R), L * (5 if gamma is None else 10) * N * N // 2
+    what = metric if gamma is None else "kernel"
+    name = f"pairwise_within {_short(dtype)} {what} L={L} N={N} D={D} R={R}"
     return Case(name, "pairwise_within", arguments, moved, *flops)
 
 
+BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [
-    _pool_case(torch.bfloat16, 2),
-    _pool_case(torch.bfloat16, 4),
-    _pool_case(torch.bfloat16, 8),
-    _pool_case(torch.float16, 2),
-    _pool_case(torch.float32, 2),
-    _pool_case(torch.float32, 8),
+    _pool_case(BFLOAT16, 2),
+    _pool_case(BFLOAT16, 8),
+    _pool_case(FLOAT32, 2),
     _pairwise_case("euclidean"),
     _pairwise_case("euclidean", symmetric=False),
     _pairwise_case("sqeuclidean", 1),
-    _pairwise_case("sqeuclidean", 4),
-    _pairwise_case("cosine"),
     _update_case(),
-    _update_case(1),
     _within_case(),
-    _within_case(0.5 / 4096),
+    _within_case(gamma=0.5 / 4096),
 ]
-
-
+# Other machine code, about the same speed: compiled here, not timed by `python -m benchmarks gpu`.
+VARIANTS = [
+    _pool_case(BFLOAT16, 4, P=16),
+    _pool_case(FLOAT16, 2),
+    _pool_case(FLOAT32, 8),
+    _pairwise_case("euclidean", 4),
+    _pairwise_case("euclidean", 4, symmetric=False),
+    _pairwise_case("sqeuclidean", symmetric=False),
+    _pairwise_case("cosine"),
+    _pairwise_case("cosine", symmetric=False),
+    _pairwise_case("euclidean", dtype=BFLOAT16),
+    _pairwise_case("cosine", dtype=FLOAT16),
+    _update_case(1),
+    _within_case("cosine"),
+    _within_case("sqeuclidean", dtype=BFLOAT16),
+]
+PRODUCTS = ("tile_kernel", "within_kernel")  # on sm_90 wgmma is what counts, on sm_100 tcgen05
 HOST_FUNCTIONS = {
     "pool_project": pool_project,
     "pairwise_reduce": pairwise_reduce,
@@ -290,6 +310,8 @@ class Build:
             problems.append(f"{self.shared_bytes} bytes of shared memory")
         if "128" not in self.load_bits:
             problems.append(f"no 128-bit loads: {self.load_bits}")
+        if self.kernel in PRODUCTS and not self.matrix_instructions:
+            problems.append("no matrix instructions")
         return problems
 
 
@@ -384,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", choices=ARCHS, help="default: all")
     parser.add_argument("--case", default="", help="only cases whose name holds this text")
     args = parser.parse_args(argv)
-    cases = [case for case in CASES if args.case in case.name]
+    cases = [case for case in [*CASES, *VARIANTS] if args.case in case.name]
     rows = builds(args.arch or list(ARCHS), cases)
     rooflines = [
         {
@@ -396,32 +418,29 @@ def main(argv: list[str] | None = None) -> int:
         }
         for case in cases
     ]
-    if args.json:
-        table = [{**asdict(row), "problems": row.problems()} for row in rows]
-        print(
-            json.dumps(
-                {
-                    "builds": table,
-                    "roofline": rooflines,
-                    "gpus": {n: asdict(g) for n, g in GPUS.items()},
-                }
-            )
-        )
-    else:
-        _print_tables(rows, rooflines)
+    report = {
+        "machine": harness.machine(),
+        "triton": triton.__version__,
+        "builds": [{**asdict(row), "problems": row.problems()} for row in rows],
+        "roofline": rooflines,
+        "gpus": GPUS,
+    }
+    harness.finish("gpu-static", report, args.json, text_of(rows, rooflines))
     return int(any(row.problems() for row in rows))
 
 
-def _print_tables(rows: list[Build], rooflines: list[dict[str, Any]]) -> None:
+def text_of(rows: list[Build], rooflines: list[dict[str, Any]]) -> str:
+    """Both tables."""
     line = "{:<8}{:<19}{:>5}{:>7}{:>8}{:>8}{:>8}  {:<26}{}"
-    print(line.format("arch", "kernel", "regs", "spills", "shared", "warps", "matrix", "loads", ""))
+    head = ("arch", "kernel", "regs", "spills", "shared", "warps", "matrix", "loads", "")
+    lines = [line.format(*head)]
     for row in rows:
         loads = " ".join(
             f"{n}x{bits}" for bits, n in sorted(row.load_bits.items(), key=lambda x: -int(x[0]))
         )
         warps = f"{row.warps_per_multiprocessor}/{row.max_warps}"
         spills = row.spills or row.stack_bytes
-        print(
+        lines.append(
             line.format(
                 row.arch,
                 row.kernel,
@@ -434,14 +453,13 @@ def _print_tables(rows: list[Build], rooflines: list[dict[str, Any]]) -> None:
                 row.config,
             ).rstrip()
         )
-        for problem in row.problems():
-            print(f"        ^ {problem}")
-    print("\nroofline, us (data-sheet peaks, each tensor moved once, launches free):")
-    head = "{:<54}{:>10}{:>12}{:>12}" + "{:>11}" * len(GPUS)
-    print(head.format("case", "MB", "matrix Gf", "vector Gf", *GPUS))
+        lines += [f"        ^ {problem}" for problem in row.problems()]
+    lines.append("\nroofline, us (data-sheet peaks, each tensor moved once, launches free):")
+    line = "{:<66}{:>10}{:>12}{:>12}" + "{:>11}" * len(GPUS)
+    lines.append(line.format("case", "MB", "matrix Gf", "vector Gf", *GPUS))
     for roof in rooflines:
-        print(
-            head.format(
+        lines.append(
+            line.format(
                 roof["case"],
                 f"{roof['bytes'] / 1e6:.1f}",
                 f"{roof['matrix_flops'] / 1e9:.2f}",
@@ -449,6 +467,7 @@ def _print_tables(rows: list[Build], rooflines: list[dict[str, Any]]) -> None:
                 *(f"{roof[f'{name}_us']:.1f}" for name in GPUS),
             )
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

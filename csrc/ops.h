@@ -33,10 +33,10 @@ void pairwise_update(Tensor x, Tensor center, Tensor labels, int64_t start, std:
                      std::vector<double> gammas, Tensor sum, Tensor min, Tensor max,
                      Tensor kernel_sum);
 
-// [1,N,D], [1,D] f64, [N,R] f32 -> total [N] f64, within [R] f64
+// [L,N,D], [L,D] f64, [N,R] f32, [L] f64 or none, [L] f32 -> total [L,N] f64, within [L,R] f64
 std::tuple<Tensor, Tensor> pairwise_within(Tensor x, Tensor center, Tensor masks,
-                                           std::string metric, std::optional<double> gamma,
-                                           double shift);
+                                           std::string metric, std::optional<Tensor> gamma,
+                                           Tensor shift);
 
 }  // namespace cpu
 }  // namespace safetyspace

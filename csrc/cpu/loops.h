@@ -26,8 +26,11 @@ struct Loops {
   void (*add_rows)(Input type, const void* x, int64_t stride, int64_t rows, float* sum,
                    int64_t width);
 
-  // sum[k] += block[k]
-  void (*add_block)(const float* block, double* sum, int64_t width);
+  // sum[k] += block[k], or = where it is the first
+  void (*add_block)(const float* block, bool first, double* sum, int64_t width);
+
+  // out[k] = factor * sum[k]
+  void (*scale)(const double* sum, double factor, float* out, int64_t width);
 
   // |x|^2 in float64.
   double (*squared_norm)(Input type, const void* x, int64_t width);

@@ -490,31 +490,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pairwise_reduce(Tensor rows, std::opt
 }
 
 std::tuple<Tensor, Tensor> pairwise_within(Tensor x, Tensor center, Tensor masks,
-                                           std::string metric, std::optional<double> gamma,
-                                           double shift) {
+                                           std::string metric, std::optional<Tensor> gamma,
+                                           Tensor shift) {
   x = last_contiguous(x);
-  const int64_t N = x.size(1);
-  check(x.size(0) == 1, "x: expected shape [1, N, D]");
+  const int64_t L = x.size(0), N = x.size(1);
   check(masks.scalar_type() == ScalarType::Float && masks.dim() == 2 && masks.size(0) == N &&
             masks.is_contiguous(),
         "masks: expected shape [", N, ", R] float32, contiguous");
+  const auto by_layer = [L](const Tensor& values, ScalarType type) {
+    return values.scalar_type() == type && values.dim() == 1 && values.size(0) == L &&
+           values.is_contiguous();
+  };
+  check(by_layer(shift, ScalarType::Float), "shift: expected shape [", L, "] float32, contiguous");
+  check(!gamma || by_layer(*gamma, ScalarType::Double), "gamma: expected shape [", L,
+        "] float64, contiguous");
   const Tensor one_class = torch::stable::new_zeros(x, {N}, ScalarType::Long);
   check_operands(x, center, one_class, 1);
   const int64_t R = masks.size(1), G = gamma.has_value();
-  Tensor sum = torch::stable::new_zeros(x, {1, N, 1}, ScalarType::Double);
-  Tensor min = torch::stable::new_zeros(x, {1, N, 1}, ScalarType::Float);
-  Tensor max = torch::stable::new_zeros(x, {1, N, 1}, ScalarType::Float);
-  Tensor kernel_sum = torch::stable::new_zeros(x, {1, N, 1, G}, ScalarType::Double);
-  Tensor within = torch::stable::new_zeros(x, {R}, ScalarType::Double);
-  const Samples samples = layer_of(x, center, 0, parse_metric(metric), nullptr);
-  const Labellings labellings{masks.const_data_ptr<float>(), R,
-                              gamma ? static_cast<float>(*gamma) : kNaN, static_cast<float>(shift),
-                              within.mutable_data_ptr<double>()};
-  std::vector<double> gammas(gamma ? 1 : 0, gamma.value_or(0));
-  Reduction reduction(samples, samples, true, gammas, results_of(sum, min, max, kernel_sum, 0),
-                      &labellings);
-  for (int64_t strip = 0; strip < N; strip += kStrip) reduction.add_strip(strip);
-  return {torch::stable::view(gamma ? kernel_sum : sum, {N}), within};
+  Tensor sum = torch::stable::new_zeros(x, {L, N, 1}, ScalarType::Double);
+  Tensor min = torch::stable::new_zeros(x, {L, N, 1}, ScalarType::Float);
+  Tensor max = torch::stable::new_zeros(x, {L, N, 1}, ScalarType::Float);
+  Tensor kernel_sum = torch::stable::new_zeros(x, {L, N, 1, G}, ScalarType::Double);
+  Tensor within = torch::stable::new_zeros(x, {L, R}, ScalarType::Double);
+  const Metric kind = parse_metric(metric);
+  for (int64_t layer = 0; layer < L; ++layer) {
+    std::vector<double> gammas;
+    if (gamma) gammas.push_back(gamma->const_data_ptr<double>()[layer]);
+    const Labellings labellings{
+        masks.const_data_ptr<float>(), R, gamma ? static_cast<float>(gammas[0]) : kNaN,
+        shift.const_data_ptr<float>()[layer], within.mutable_data_ptr<double>() + layer * R};
+    const Samples samples = layer_of(x, center, layer, kind, nullptr);
+    Reduction reduction(samples, samples, true, gammas,
+                        results_of(sum, min, max, kernel_sum, layer), &labellings);
+    for (int64_t strip = 0; strip < N; strip += kStrip) reduction.add_strip(strip);
+  }
+  return {torch::stable::view(gamma ? kernel_sum : sum, {L, N}), within};
 }
 
 }  // namespace safetyspace::cpu

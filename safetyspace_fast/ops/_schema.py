@@ -32,11 +32,11 @@ SCHEMAS = {
     # adds, in place, all pairs that have a row in [start, N)
     "pairwise_update": "(Tensor x, Tensor center, Tensor labels, int start, str metric, "
     "float[] gammas, Tensor(a!) sum, Tensor(b!) min, Tensor(c!) max, Tensor(d!) kernel_sum) -> ()",
-    # x [1,N,D], center [1,D] f64, masks [N,R] f32 of 0 and 1; v is the distance, or with gamma the
-    # kernel -> total [N] f64: sums over all other samples; within [R] f64: sums of v - shift over
-    # the pairs i < j in the mask
-    "pairwise_within": "(Tensor x, Tensor center, Tensor masks, str metric, float? gamma, "
-    "float shift) -> (Tensor, Tensor)",
+    # x [L,N,D], center [L,D] f64, masks [N,R] f32 of 0 and 1, shift [L] f32; v is the distance, or
+    # with gamma [L] f64 the kernel -> total [L,N] f64: sums over all other samples; within [L,R]
+    # f64: sums of v - shift over the pairs i < j in the mask
+    "pairwise_within": "(Tensor x, Tensor center, Tensor masks, str metric, Tensor? gamma, "
+    "Tensor shift) -> (Tensor, Tensor)",
 }
 
 
@@ -73,11 +73,11 @@ def _fake_pairwise_update(*args: Any) -> None:
 
 
 def _fake_pairwise_within(
-    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: float | None, shift: float
+    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: Tensor | None, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[1], dtype=torch.float64), x.new_empty(
-        masks.shape[1], dtype=torch.float64
-    )
+    L, N = x.shape[:2]
+    empty = x.new_empty
+    return empty((L, N), dtype=torch.float64), empty((L, masks.shape[1]), dtype=torch.float64)
 
 
 _FAKES: dict[str, Callable[..., Any]] = {

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -46,9 +46,19 @@ def _native_kernel(op: str, key: str) -> Implementation:
     return Implementation(call, lambda: [] if missing is None else [missing], unsupported)
 
 
-def _triton_kernel(op: str) -> Implementation:
-    module_name = f"safetyspace_fast.ops.triton.{op}"
+def _triton_modules() -> dict[str, ModuleType]:
+    # By a statement: torch.compile traces no other kind of import.
+    from .triton import pairwise_reduce, pairwise_update, pairwise_within, pool_project
 
+    return {
+        "pool_project": pool_project,
+        "pairwise_reduce": pairwise_reduce,
+        "pairwise_update": pairwise_update,
+        "pairwise_within": pairwise_within,
+    }
+
+
+def _triton_kernel(op: str) -> Implementation:
     def unavailable() -> list[str]:
         if find_spec("triton") is None:
             return ["triton is not installed"]
@@ -57,8 +67,7 @@ def _triton_kernel(op: str) -> Implementation:
         return []
 
     def unsupported(*args: Any) -> list[str]:
-        reasons = unavailable()
-        return reasons or list(import_module(module_name).supports(*args))
+        return unavailable() or list(_triton_modules()[op].supports(*args))
 
     call = getattr(getattr(torch.ops, _schema.NAMESPACE), f"{op}_triton").default
     return Implementation(call, unavailable, unsupported)

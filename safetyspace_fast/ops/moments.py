@@ -43,6 +43,8 @@ def class_moments(projected: Tensor, cells: Tensor, num_cells: int) -> ClassMome
             f"projected: expected [..., N, P] floating point, "
             f"got {list(projected.shape)} {projected.dtype}"
         )
+    if num_cells < 1:
+        raise ConfigError(f"num_cells: expected at least 1, got {num_cells}")
     *lead, N, P = projected.shape
     if cells.dtype != torch.int64 or list(cells.shape) != [N]:
         raise ConfigError(f"cells: expected [{N}] int64, got {list(cells.shape)} {cells.dtype}")

@@ -200,34 +200,37 @@ def pairwise_reduce(
 
 
 def pairwise_within(
-    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: float | None, shift: float
+    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: Tensor | None, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sum the values of all pairs within each mask, for many masks in one pass over the distances.
 
-    x: [1, N, D]; center: [1, D] float64; masks: [N, R] f32 of 0 and 1. The value of a pair is its
-    distance, or exp(-gamma d^2) with gamma. Returns total: [N] f64, each sample's values with all
-    others, and within: [R] f64, values less `shift` of the pairs i < j that are both in the mask;
-    the shift keeps float32 products exact where it counts.
+    x: [L, N, D]; center: [L, D] float64; masks: [N, R] f32 of 0 and 1. The value of a pair is its
+    distance, or exp(-gamma d^2) with gamma: [L] f64. Returns total: [L, N] f64, each sample's
+    values with all others, and within: [L, R] f64, values less `shift`: [L] f32 of the pairs i < j
+    that are both in the mask; the shift keeps float32 products exact where it counts.
     """
-    N = x.shape[1]
-    total = x.new_zeros(N, dtype=torch.float64)
-    within = x.new_zeros(masks.shape[1], dtype=torch.float64)
-    for i in range(0, N, PAIRWISE_BLOCK):
-        block = slice(i, i + PAIRWISE_BLOCK)
-        rows = _block(x[0, block], center[0], metric)
-        for j in range(0, i + 1, PAIRWISE_BLOCK):
-            others = slice(j, j + PAIRWISE_BLOCK)
-            cols = rows if i == j else _block(x[0, others], center[0], metric)
-            squared = _squared_distances(rows, cols)
-            values = _values(squared, metric, gamma)
-            if i == j:
-                values = values.tril(-1)
-            total[block] += values.sum(1, dtype=torch.float64)
-            total[others] += values.sum(0, dtype=torch.float64)
-            values = (values - shift).to(masks.dtype)
-            if i == j:
-                values = values.tril(-1)
-            within += (masks[block] * (values @ masks[others])).sum(0, dtype=torch.float64)
+    L, N, _ = x.shape
+    total = x.new_zeros((L, N), dtype=torch.float64)
+    within = x.new_zeros((L, masks.shape[1]), dtype=torch.float64)
+    for layer in range(L):
+        decay = None if gamma is None else float(gamma[layer])
+        for i in range(0, N, PAIRWISE_BLOCK):
+            block = slice(i, i + PAIRWISE_BLOCK)
+            rows = _block(x[layer, block], center[layer], metric)
+            for j in range(0, i + 1, PAIRWISE_BLOCK):
+                others = slice(j, j + PAIRWISE_BLOCK)
+                cols = rows if i == j else _block(x[layer, others], center[layer], metric)
+                squared = _squared_distances(rows, cols)
+                values = _values(squared, metric, decay)
+                if i == j:
+                    values = values.tril(-1)
+                total[layer, block] += values.sum(1, dtype=torch.float64)
+                total[layer, others] += values.sum(0, dtype=torch.float64)
+                values = (values - shift[layer]).to(masks.dtype)
+                if i == j:
+                    values = values.tril(-1)
+                products = masks[block] * (values @ masks[others])
+                within[layer] += products.sum(0, dtype=torch.float64)
     return total, within
 
 

@@ -1,7 +1,5 @@
 """Statistics that need every pair of samples, on top of `pairwise_reduce`."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -46,13 +44,13 @@ def energy_distance(
 ) -> Tensor:
     """Compare two classes: 2 E|X - Y| - E|X - X'| - E|Y - Y'|.
 
-    x: [N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings (permutations) in
-    one pass.
+    x: [N, D] or [L, N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings
+    (permutations) in one pass, the same in all layers.
     metric, impl: as in `pairwise_reduce`.
     biased: count the zero distances of samples to themselves (V-statistic, never negative).
 
-    Returns a float64 scalar, or [R]; without bias its mean is 0 for equal distributions (Szekely
-    and Rizzo 2013).
+    Returns a float64 scalar, or [R], or with L in front; without bias its mean is 0 for equal
+    distributions (Szekely and Rizzo 2013).
     Raises ConfigError unless every labelling has at least two samples of either class.
     """
     within, between = _two_class_means(x, labels, metric, None, biased, impl)
@@ -62,36 +60,42 @@ def energy_distance(
 def mmd(
     x: Tensor,
     labels: Tensor,
-    gamma: float,
+    gamma: float | Tensor,
     *,
     biased: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     """Compare two classes by a kernel: E k(X, X') + E k(Y, Y') - 2 E k(X, Y), k = exp(-gamma d^2).
 
-    x: [N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings (permutations) in
-    one pass.
-    gamma: the bandwidth, d being the Euclidean distance. impl: as in `pairwise_reduce`.
+    x: [N, D] or [L, N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings
+    (permutations) in one pass, the same in all layers.
+    gamma: the bandwidth, or [L] floating point, one a layer; d is the Euclidean distance.
+    impl: as in `pairwise_reduce`.
     biased: count the kernel 1 of samples with themselves (V-statistic, never negative).
 
-    Returns a float64 scalar, or [R]: the squared maximum mean discrepancy (Gretton et al. 2012,
-    equations 3 and 5).
+    Returns a float64 scalar, or [R], or with L in front: the squared maximum mean discrepancy
+    (Gretton et al. 2012, equations 3 and 5).
     Raises ConfigError unless every labelling has at least two samples of either class.
     """
-    if not 0 <= gamma < float("inf"):
-        raise ConfigError(f"gamma: expected a finite number >= 0, got {gamma}")
+    gamma = torch.as_tensor(gamma, dtype=torch.float64, device=x.device)
+    if not ((gamma >= 0) & gamma.isfinite()).all():
+        raise ConfigError(f"gamma: expected finite numbers >= 0, got {gamma.tolist()}")
+    if gamma.ndim and list(gamma.shape) != list(x.shape[:-2]):
+        raise ConfigError(
+            f"gamma: expected a number, or one for each layer of x, got shape {list(gamma.shape)}"
+        )
     within, between = _two_class_means(x, labels, "euclidean", gamma, biased, impl)
     return within - 2 * between
 
 
 def _two_class_means(
-    x: Tensor, labels: Tensor, metric: str, gamma: float | None, biased: bool, impl: str | None
+    x: Tensor, labels: Tensor, metric: str, gamma: Tensor | None, biased: bool, impl: str | None
 ) -> tuple[Tensor, Tensor]:
     """Mean value within the classes, summed over both, and between them, for every labelling."""
-    N = x.shape[0] if x.ndim == 2 else 0
+    N = x.shape[-2] if x.ndim in (2, 3) else 0
     if N == 0 or labels.ndim not in (1, 2) or labels.shape[-1] != N:
         raise ConfigError(
-            f"x, labels: expected [N, D] and [N] or [R, N], "
+            f"x, labels: expected [N, D] or [L, N, D] and [N] or [R, N], "
             f"got {list(x.shape)} and {list(labels.shape)}"
         )
     one_class = torch.zeros(N, dtype=torch.int64, device=labels.device)
@@ -101,27 +105,38 @@ def _two_class_means(
     n0 = (masks == 0).sum(0).double()
     if (n0 + n1 != N).any() or (n0 < 2).any() or (n1 < 2).any():
         raise ConfigError("labels: expected 0 and 1, each at least twice in every labelling")
-    sample = x[:: max(1, N // 32)].double()
-    typical = (sample[0] - sample).norm(dim=1).nanmedian()
+    lead = x.shape[:-2]
+    x = x if lead else x[None]
     if gamma is not None:
-        typical = (-gamma * typical.square()).exp()
-    elif metric != "euclidean":
-        typical = typical.square() if metric == "sqeuclidean" else typical.new_tensor(1.0)
-    shift = float(typical.float())
-    shift = shift if math.isfinite(shift) else 0.0
+        gamma = gamma.expand(len(x)).contiguous()
+    shift = _typical_value(x, metric, gamma)
     members = masks.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    args = (x[None], _pairwise.center(x[None], metric), members, metric, gamma, shift)
+    args = (x, _pairwise.center(x, metric), members, metric, gamma, shift)
     total, pairs = _select.choose("pairwise_within", impl, *args)(*args)
     # Ordered pairs: within class 1, between, within class 0, from the totals of class 1's rows.
-    ones = 2 * pairs + shift * n1 * (n1 - 1)
-    between = masks.double().T @ total - ones
-    zeros = total.sum() - ones - 2 * between
+    ones = 2 * pairs + shift[:, None].double() * n1 * (n1 - 1)
+    between = total @ masks.double() - ones
+    zeros = total.sum(1, keepdim=True) - ones - 2 * between
     if biased:
         with_itself = 0.0 if gamma is None else 1.0
         within = zeros / n0.square() + ones / n1.square() + with_itself * (1 / n0 + 1 / n1)
     else:
         within = zeros / (n0 * (n0 - 1)) + ones / (n1 * (n1 - 1))
-    return within.reshape(labels.shape[:-1]), (between / (n0 * n1)).reshape(labels.shape[:-1])
+    shape = (*lead, *labels.shape[:-1])
+    return within.reshape(shape), (between / (n0 * n1)).reshape(shape)
+
+
+def _typical_value(x: Tensor, metric: str, gamma: Tensor | None) -> Tensor:
+    """Return a pair's value that is near most of its layer's: [L] float32."""
+    sample = x[:, :: max(1, x.shape[1] // 32)].double()
+    distance = (sample[:, :1] - sample).norm(dim=2).nanmedian(1).values
+    if gamma is not None:
+        value = (-gamma * distance.square()).exp()
+    elif metric == "cosine":
+        value = torch.ones_like(distance)
+    else:
+        value = distance if metric == "euclidean" else distance.square()
+    return torch.where(value.float().isfinite(), value, 0.0).float()
 
 
 def dunn(

@@ -80,7 +80,27 @@ def test_statistics(x, labels):
     for statistic in (ops.silhouette_samples, ops.energy_distance, ops.dunn, ops.nn_accuracy):
         one_line(statistic, x, labels)
     one_line(ops.mmd, x, labels, 0.5)
-    one_line(ops.class_moments, x, labels, 2)
+
+
+@MANY
+@given(tensors(), tensors(), tensors() | VALUES)
+def test_mmd(x, labels, gamma):
+    one_line(ops.mmd, x, labels, gamma)
+
+
+@MANY
+@given(tensors(), tensors(), st.integers(-1, 4))
+def test_class_moments(x, cells, num_cells):
+    one_line(ops.class_moments, x, cells, num_cells)
+
+
+@MANY
+@given(st.integers(0, 3), st.integers(0, 3), VALUES, st.integers(-1, 2))
+def test_class_moments_of_right_shapes(N, P, value, cell):
+    x, cells = torch.full((2, N, P), value), torch.arange(N)
+    cells[N // 2 :] = cell
+    one_line(ops.class_moments, x, cells, 2)
+    one_line(lambda: ops.class_moments(x, cells, 2).merge(ops.class_moments(x, cells, 2)))
 
 
 @pytest.mark.skipif(ops.simd_level() is None, reason="no compiled kernels")
@@ -131,9 +151,33 @@ def test_statistics(x, labels):
                 torch.ones(2, 4),
                 "cosine",
                 None,
-                0.0,
+                torch.zeros(1),
             ),
             r"masks: expected shape \[3, R\] float32",
+        ),
+        (
+            "pairwise_within",
+            (
+                torch.ones(2, 3, 2),
+                torch.zeros(2, 2).double(),
+                torch.ones(3, 4),
+                "cosine",
+                None,
+                torch.zeros(1).expand(2),
+            ),
+            r"shift: expected shape \[2\] float32, contiguous",
+        ),
+        (
+            "pairwise_within",
+            (
+                torch.ones(2, 3, 2),
+                torch.zeros(2, 2).double(),
+                torch.ones(3, 4),
+                "euclidean",
+                torch.zeros(2),
+                torch.zeros(2),
+            ),
+            r"gamma: expected shape \[2\] float64, contiguous",
         ),
         (
             "pairwise_update",

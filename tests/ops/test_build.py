@@ -11,60 +11,190 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 REPO = Path(__file__).resolve().parents[2]
 ABSENT = shutil.ignore_patterns("*.so", "__pycache__", "_build_record.json")
+LIBRARY = "safetyspace_fast/_C.abi3.so"
+RECORD = "safetyspace_fast/_build_record.json"
+CUBINS = ["sm_100", "sm_80", "sm_90a"]
+# Instructions that not every x86-64 processor has, by name: AVX and later, BMI, SSE3 to SSE4.
+BEYOND_BASELINE = re.compile(
+    r"v\w+|popcnt|[lt]zcnt|mulx|andn|bextr|bls\w+|bzhi|pdep|pext|rorx|s[ah][lr]x|movbe|crc32\w*"
+    r"|pshufb|palignr|phadd\w+|pabs[bwd]|pmulhrsw|round[ps][sd]|pmov[sz]x\w+|pmulld|p?blend\w+"
+    r"|dpp[sd]|p(?:ext|ins)r[bdq]|ptest|p(?:min|max)(?:sb|sd|uw|ud)|h(?:add|sub)p[sd]|addsubp[sd]"
+    r"|movddup|movs[lh]dup|lddqu"
+)
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+
+def run(folder, *command, **environment):
+    environment = {"MAX_JOBS": "1", "SAFETYSPACE_FAST_BUILD": "auto", **environment}
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
-def build(folder, **environment):
-    """Build a wheel from a clean copy of the sources; the process, and the wheel or None."""
+def copy_sources(folder):
     source = folder / "source"
     for name in ("csrc", "safetyspace_fast"):
         shutil.copytree(REPO / name, source / name, ignore=ABSENT)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (REPO / name).exists():
-            shutil.copy(REPO / name, source)
-    process = subprocess.run(
-        [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", folder / "dist"],
-        cwd=source,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MAX_JOBS": "1", "SAFETYSPACE_FAST_BUILD": "auto", **environment},
-    )
+        shutil.copy(REPO / name, source)
+    return source
+
+
+def build(folder, **environment):
+    """Build a wheel as a user would, out of a clean copy; the process, and the wheel or None."""
+    options = ["--no-build-isolation", "--no-deps", "--wheel-dir", folder / "dist"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, copy_sources(folder)]
+    process = run(folder, *command, **environment)
     wheels = list((folder / "dist").glob("*.whl"))
     return process, (wheels[0] if wheels else None)
 
 
 def record_of(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        return json.loads(archive.read("safetyspace_fast/_build_record.json"))
+        return json.loads(archive.read(RECORD))
 
 
-@needs_compiler
-def test_a_wheel_serves_every_machine(tmp_path):
-    process, wheel = build(tmp_path)
+def paths_in(library):
+    """Absolute paths in the bytes of a file."""
+    return re.findall(rb"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]+", library)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    if not shutil.which("g++"):
+        pytest.skip("no compiler")
+    folder = tmp_path_factory.mktemp("built")
+    process, wheel = build(folder)
     assert process.returncode == 0, process.stderr
+    return folder, wheel
+
+
+def test_a_wheel_serves_every_machine(built):
+    folder, wheel = built
     assert re.search(r"-cp311-abi3-\w+\.whl$", wheel.name)
     record = record_of(wheel)
     assert record["compiled"] is True
     assert record["reason"] is None
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        everything = {name: archive.read(name) for name in names}
-    assert [name for name in names if name.endswith(".so")] == ["safetyspace_fast/_C.abi3.so"]
-    here = [str(path).encode() for path in (tmp_path, REPO, Path(torch.__file__).parent)]
+        everything = {name: archive.read(name) for name in archive.namelist()}
+    assert [name for name in everything if name.endswith(".so")] == [LIBRARY]
+    here = [str(path).encode() for path in (folder, REPO, Path(torch.__file__).parent)]
     for name, content in everything.items():
         assert not any(path in content for path in here), name
-    library = tmp_path / "_C.abi3.so"
-    library.write_bytes(everything["safetyspace_fast/_C.abi3.so"])
-    if record["machine"] == "x86_64" and shutil.which("objdump"):
-        code = subprocess.run(
-            ["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True
-        ).stdout
-        for register in ("zmm", "ymm", "xmm"):
-            assert code.count(register) > 100, register
+    assert paths_in(everything[LIBRARY]) == []
+    assert paths_in(everything[RECORD]) == []
+
+
+def test_what_is_not_dispatched_runs_on_every_x86_64(built):
+    """Only functions in the namespaces avx2 and avx512, chosen at run time, go beyond SSE2."""
+    folder, wheel = built
+    if record_of(wheel)["machine"] != "x86_64" or not shutil.which("objdump"):
+        pytest.skip("no x86-64, or no objdump")
+    objects = [str(path) for path in (folder / "source/build").rglob("*.o")]
+    assert len(objects) == len(list((REPO / "csrc").rglob("*.cpp")))
+    code = run(folder, "objdump", "-d", "--no-show-raw-insn", *objects).stdout
+    beyond, function = set(), ""
+    for line in code.splitlines():
+        if found := re.match(r"[0-9a-f]+ <(\S+)>:$", line):
+            function = found[1]
+        found = re.match(r"\s*[0-9a-f]+:\s+(\w+)", line)
+        if found and BEYOND_BASELINE.fullmatch(found[1]):
+            beyond.add(function)
+    dispatched = {name for name in beyond if "4avx2" in name or "6avx512" in name}
+    assert beyond - dispatched == set()
+    assert any("4avx2" in name for name in dispatched)
+    assert any("6avx512" in name for name in dispatched)
+    assert "%zmm" in code
+
+
+# setup.py as it runs beside a torch that has CUDA: version and place of the toolkit are all that it
+# asks for. What such a torch brings for linking is in `stubs`.
+PRETEND = """
+import runpy, sys, torch
+from torch.utils import cpp_extension
+torch.version.cuda, cpp_extension.CUDA_HOME = sys.argv[1:3]
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+STUB = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }"
+
+
+@pytest.fixture(scope="module")
+def cuda_built(tmp_path_factory):
+    """Sources with the library that SAFETYSPACE_FAST_BUILD=cuda builds, and the build's output."""
+    if not shutil.which("nvcc") or not shutil.which("g++"):
+        pytest.skip("no nvcc")
+    folder = tmp_path_factory.mktemp("cuda")
+    source = copy_sources(folder)
+    (folder / "stub.cu").touch()
+    trace = run(folder, "nvcc", "--dryrun", "-c", "stub.cu").stderr
+    home = Path(re.search(r"^#\$ TOP=(.+)$", trace, re.MULTILINE)[1].strip()).resolve()
+    version = re.search(r"release ([\d.]+)", run(folder, "nvcc", "--version").stdout)[1]
+    (folder / "stub.c").write_text(STUB)
+    for name in ("c10_cuda", "torch_cuda"):
+        command = ["gcc", "-shared", "-fPIC", "stub.c", "-o", f"lib{name}.so"]
+        assert run(folder, *command).returncode == 0
+    process = run(
+        source,
+        *(sys.executable, "-c", PRETEND, version, home),
+        SAFETYSPACE_FAST_BUILD="cuda",
+        LIBRARY_PATH=str(folder),
+        NVCC_APPEND_FLAGS="-Xptxas=-v",
+    )
+    output = process.stdout + process.stderr
+    assert process.returncode == 0, output[-4000:]
+    assert json.loads((source / RECORD).read_text())["cuda"] == version
+    return source, home, output
+
+
+def test_a_cuda_build_has_every_target(cuda_built):
+    source, _, output = cuda_built
+    library = source / LIBRARY
+    assert paths_in(library.read_bytes()) == []
+    cuobjdump = triton.knobs.nvidia.cuobjdump.path
+    elf = run(source, cuobjdump, "--list-elf", library).stdout
+    ptx = run(source, cuobjdump, "--list-ptx", library).stdout
+    assert sorted(re.findall(r"\.(sm_\w+)\.cubin", elf)) == CUBINS, output
+    assert re.findall(r"\.(sm_\w+)\.ptx", ptx) == ["sm_100"]
+
+
+def test_a_cuda_build_loads_and_registers(cuda_built):
+    source, home, _ = cuda_built
+    code = """
+import torch
+from safetyspace_fast import ops
+assert ops.implementations()["pool_project"]["cuda"] == []
+spans = torch.tensor([[[0, 2]]], dtype=torch.int32)
+print(ops.pool_project(torch.tensor([[[1.0], [3.0]]]), spans, impl="cpu")[0].item())
+"""
+    process = run(
+        source,
+        *(sys.executable, "-c", code),
+        PYTHONPATH=str(source),
+        LD_LIBRARY_PATH=f"{source.parent}:{home / 'lib64'}",
+    )
+    assert process.stdout == "2.0\n", process.stderr
+
+
+def test_cuda_kernels_do_not_spill(cuda_built):
+    """Three types, few and many spans, aligned and not, for each target."""
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", cuda_built[2])
+    assert frames == [("0", "0", "0")] * (3 * 2 * 2 * len(CUBINS))
+
+
+def test_cuda_registers_leave_room_for_two_blocks(cuda_built):
+    """With mean and last token: 256 threads a block, 65,536 registers a multiprocessor."""
+    kernels = re.findall(r"function '(\S+)'.*?Used (\d+) registers", cuda_built[2], re.DOTALL)
+    few_spans = [int(registers) for name, registers in kernels if "Li2E" in name]
+    assert len(few_spans) == 3 * 2 * len(CUBINS)
+    assert max(few_spans) <= 65536 // (2 * 256)
 
 
 def test_without_a_compiler_it_installs_and_says_why(tmp_path):
@@ -95,11 +225,11 @@ def test_an_impossible_cuda_build_fails(tmp_path):
         pytest.skip("here it is possible")
     process, wheel = build(tmp_path, SAFETYSPACE_FAST_BUILD="cuda")
     assert process.returncode != 0
-    assert "SAFETYSPACE_FAST_BUILD=cuda: " in process.stderr
+    assert "SAFETYSPACE_FAST_BUILD=cuda: " in process.stdout + process.stderr
     assert wheel is None
 
 
 def test_an_unknown_mode_is_named(tmp_path):
     process, _ = build(tmp_path, SAFETYSPACE_FAST_BUILD="fast")
     assert process.returncode != 0
-    assert "expected auto, cpu, cuda or none, got 'fast'" in process.stderr
+    assert "expected auto, cpu, cuda or none, got 'fast'" in process.stdout + process.stderr

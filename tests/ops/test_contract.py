@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from device_runner import need_cuda
+from device_runner import need_cuda, run
 from implementations import normal
+from torch._dynamo.backends.debugging import aot_eager
 
 from safetyspace_fast import ops
 from safetyspace_fast.errors import ImplementationError
@@ -21,6 +22,7 @@ LABELS = torch.tensor([0, 1, 1, 0, 1])
 def arguments(op, dtype):
     x = normal(2, 5, 12, dtype=dtype)
     center = reference.center_of(x, "euclidean")
+    masks = normal(5, 3).sign().clamp(min=0)
     return {
         "pool_project": [(x, SPANS, None), (x, SPANS, normal(12, 3))],
         "pairwise_reduce": [
@@ -31,8 +33,8 @@ def arguments(op, dtype):
             (x, center, LABELS, 0, "euclidean", [0.5], *reference.pairwise_empty(x, 5, 2, 1))
         ],
         "pairwise_within": [
-            (x[:1], center[:1], normal(5, 3).sign().clamp(min=0), "cosine", None, 0.5),
-            (x[:1], center[:1], normal(5, 3).sign().clamp(min=0), "euclidean", 0.1, 0.5),
+            (x, center, masks, "cosine", None, torch.tensor([0.5, 0.7])),
+            (x, center, masks, "euclidean", torch.tensor([0.1, 0.2]).double(), torch.zeros(2)),
         ],
     }[op]
 
@@ -56,15 +58,22 @@ def test_opcheck_on_a_gpu(op, suffix, dtype):
 
 
 class Hooked(torch.nn.Module):
-    def __init__(self):
+    """Three blocks with a hook each; the middle one's states go in as a ragged batch."""
+
+    def __init__(self, impl):
         super().__init__()
+        self.impl = impl
         self.blocks = torch.nn.Sequential(*(torch.nn.Linear(12, 12) for _ in range(3)))
-        self.pooled = []
         for block in self.blocks:
             block.register_forward_hook(self.hook)
 
     def hook(self, module, inputs, output):
-        self.pooled.append(ops.pool_project(output, SPANS, torch.ones(12, 2))[1])
+        limits = None
+        if module is self.blocks[1]:
+            output, limits = output.flatten(0, 1), torch.tensor([0, 5, 10], dtype=torch.int32)
+        weights = torch.ones(12, 2)
+        pooled = ops.pool_project(output, SPANS, weights, cu_seqlens=limits, impl=self.impl)
+        self.pooled.append(torch.cat(pooled, 2))
 
     def forward(self, x):
         self.pooled = []
@@ -72,13 +81,28 @@ class Hooked(torch.nn.Module):
         return x, torch.stack(self.pooled)
 
 
-def test_a_hooked_model_compiles_without_a_graph_break():
+def compiled_and_eager(impl):
     torch.manual_seed(0)
-    model, x = Hooked().requires_grad_(False), normal(2, 5, 12)
-    expected = model(x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for actual, other in zip(compiled(x), expected, strict=True):
-        torch.testing.assert_close(actual, other)
+    model, x = Hooked(impl).requires_grad_(False), normal(2, 5, 12)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    return compiled(x), model(x), len(graphs)
+
+
+@pytest.mark.parametrize("impl", [None, "reference", "cpu", "triton"])
+def test_a_hooked_model_compiles_without_a_graph_break(impl):
+    if impl == "cpu" and not NATIVE:
+        pytest.skip("no compiled kernels")
+    where = (run, "interpreter") if impl == "triton" else (lambda function, *args: function(*args),)
+    compiled, eager, num_graphs = where[0](*where[1:], compiled_and_eager, impl)
+    assert num_graphs == 1
+    for actual, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_every_implementation_says_why_it_is_not_used():

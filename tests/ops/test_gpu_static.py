@@ -13,8 +13,8 @@ from safetyspace_fast.ops.triton.pool_project import pool_project
 # One case for each kernel; the whole table takes minutes.
 CASES = [
     "pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64",
-    "pairwise_reduce euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0",
-    "pairwise_within distances N=5000 D=4096 R=1000",
+    "pairwise_reduce float32 euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0",
+    "pairwise_within float32 euclidean L=1 N=5000 D=4096 R=1000",
 ]
 KERNELS = [
     "pool_kernel",
@@ -56,11 +56,15 @@ def test_projection_keeps_float32(builds):
             assert build.matrix_instructions == 0
 
 
-def test_tiles_use_the_tensor_cores(builds):
-    """On sm_90 and sm_100 the instructions counted are wgmma's and tcgen05's alone."""
-    for build in builds:
-        if build.kernel in ("tile_kernel", "within_kernel"):
-            assert build.matrix_instructions > 0
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", gpu_static.ARCHS)
+def test_every_shipped_configuration(arch):
+    """All cases: each type, number of spans and gammas, metric and form."""
+    builds = gpu_static.builds([arch], [*gpu_static.CASES, *gpu_static.VARIANTS])
+    assert {build.kernel for build in builds} == set(KERNELS)
+    assert {f"{build.kernel} {build.config}": build.problems() for build in builds} == {
+        f"{build.kernel} {build.config}": [] for build in builds
+    }
 
 
 def spilling_build(**changes):
@@ -87,6 +91,8 @@ def test_problems_are_seen():
     assert spilling_build(stack_bytes=8).problems()
     assert spilling_build(shared_bytes=228 << 10).problems()
     assert spilling_build(load_bits={"64": 4}).problems()
+    assert spilling_build(kernel="tile_kernel").problems()
+    assert spilling_build(kernel="tile_kernel", matrix_instructions=8).problems() == []
 
 
 @pytest.mark.parametrize(
@@ -157,10 +163,12 @@ def test_pairwise_update_compiles_once_for_all_blocks():
 
 
 def test_pairwise_within_compiles_once_for_all_sizes():
-    def arguments(N, R):
-        x = torch.zeros(1, N, 64)
-        return x, x[:, 0].double(), torch.zeros(N, R), "euclidean", None, 0.5 + N
+    def arguments(L, N, R):
+        x = torch.zeros(L, N, 64)
+        return x, x[:, 0].double(), torch.zeros(N, R), "euclidean", None, torch.zeros(L)
 
     sizes = [2, 3, 7, 16, 33, 100, 128, 129, 256, 1000]
-    calls = [arguments(N, R) for N, R in zip(sizes, sizes[::-1], strict=True)]
+    calls = [
+        arguments(1 + i % 3, N, R) for i, (N, R) in enumerate(zip(sizes, sizes[::-1], strict=True))
+    ]
     assert compilations(pairwise_within, calls) == 4

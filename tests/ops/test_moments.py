@@ -33,6 +33,18 @@ def test_leading_dimensions():
     assert torch.equal(together.moment2[1, 2], alone.moment2)
 
 
+def test_the_number_of_threads_changes_no_bit(threads):
+    """Wide enough that the library's product and the sums are really dealt out to threads."""
+    x, cells = normal(3, 4000, 96), torch.arange(4000) % 7 % 4
+    threads(1)
+    expected = moments_of(x, cells, 4)
+    for count in (2, 4):
+        threads(count)
+        actual = moments_of(x, cells, 4)
+        for a, b in zip(vars(actual).values(), vars(expected).values(), strict=True):
+            assert torch.equal(a, b)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(1, 6), st.floats(-1e6, 1e6))
 def test_any_merge_order_agrees_to_1e_12(seed, N, parts, shift):
@@ -67,3 +79,8 @@ def test_any_merge_order_agrees_to_1e_12(seed, N, parts, shift):
 def test_wrong_arguments_are_named(x, cells, message):
     with pytest.raises(ConfigError, match=message):
         ops.class_moments(x, cells, 2)
+
+
+def test_cells_are_needed():
+    with pytest.raises(ConfigError, match="num_cells: expected at least 1, got -1"):
+        ops.class_moments(torch.ones(0, 2), torch.zeros(0).long(), -1)

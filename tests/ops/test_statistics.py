@@ -127,9 +127,11 @@ def test_wrong_arguments_are_named():
         ops.silhouette_samples(x, labels[:3])
     with pytest.raises(ConfigError, match="labels: expected integers"):
         ops.silhouette_samples(x, labels.double())
-    with pytest.raises(ConfigError, match="gamma: expected a finite number"):
+    with pytest.raises(ConfigError, match="gamma: expected finite numbers"):
         ops.mmd(x, labels, -1.0)
-    with pytest.raises(ConfigError, match=r"expected \[N, D\] and \[N\] or \[R, N\]"):
+    with pytest.raises(ConfigError, match=r"one for each layer of x, got shape \[3\]"):
+        ops.mmd(x.expand(2, -1, -1), labels, torch.ones(3))
+    with pytest.raises(ConfigError, match=r"or \[L, N, D\] and \[N\] or \[R, N\]"):
         ops.energy_distance(x, labels[None, None])
 
 
@@ -153,6 +155,25 @@ def test_many_labellings_at_once(impl, shift):
     assert errors.max() < 1e-6  # float32 distances of about 6
 
 
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("many", [False, True])
+def test_layers_at_once_give_what_each_gives_alone(impl, many):
+    """Each with its own scale, and for MMD its own bandwidth."""
+    x, labels = two_classes()
+    x = torch.stack([x, x.flip(0) * 1000, x * 0.01])
+    gammas = 0.1 / torch.tensor([1.0, 1e6, 1e-4], dtype=torch.float64)
+    labels = torch.stack([labels, labels.roll(5)]) if many else labels
+    for metric in ops.METRICS:
+        together = ops.energy_distance(x, labels, metric=metric, impl=impl)
+        alone = [ops.energy_distance(layer, labels, metric=metric, impl=impl) for layer in x]
+        assert torch.equal(together, torch.stack(alone))
+    together = ops.mmd(x, labels, gammas, impl=impl)
+    alone = [
+        ops.mmd(layer, labels, float(g), impl=impl) for layer, g in zip(x, gammas, strict=True)
+    ]
+    assert torch.equal(together, torch.stack(alone))
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("metric", ops.METRICS)
@@ -162,6 +183,7 @@ def test_every_statistic_on_a_gpu(dtype, metric):
     for statistic in (
         lambda z, y, _: ops.silhouette_samples(z, y, metric=metric),
         lambda z, _, many: ops.energy_distance(z, many, metric=metric),
+        lambda z, _, many: ops.energy_distance(torch.stack([z, 3 * z]), many, metric=metric),
         lambda z, _, many: ops.mmd(z, many, 0.01),
         lambda z, y, _: ops.dunn(z, y, metric=metric),
         lambda z, y, _: ops.nn_accuracy(z, y, metric=metric),
@@ -173,8 +195,9 @@ def test_every_statistic_on_a_gpu(dtype, metric):
 def test_labellings_do_not_depend_on_the_number_of_threads(threads):
     x = normal(1500, 30)
     labels = torch.stack([torch.randperm(1500) % 2 for _ in range(7)])
-    threads(1)
-    expected = ops.energy_distance(x, labels)
-    for count in (2, 4):
-        threads(count)
-        assert torch.equal(ops.energy_distance(x, labels), expected)
+    for statistic in (ops.energy_distance, lambda z, y: ops.mmd(z, y, 0.02)):
+        threads(1)
+        expected = statistic(x, labels)
+        for count in (2, 4):
+            threads(count)
+            assert torch.equal(statistic(x, labels), expected)

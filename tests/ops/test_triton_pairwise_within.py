@@ -14,11 +14,15 @@ def draw_masks(N, R, seed=0):
 
 
 def check(where, x, masks, metric="euclidean", gamma=None, shift=0.7):
-    """Every distance within 1e-5 of the truth, so sums of them too."""
+    """Every distance within 1e-5 of the truth, so sums of them too. Layers have what is theirs."""
+    layers = torch.arange(1, len(x) + 1)
+    shifts = shift / layers
+    gammas = None if gamma is None else gamma * layers.double()
     center = reference.center_of(x, metric)
-    result = run(where, kernels.pairwise_within, x, center, masks, metric, gamma, shift)
-    expected = reference.pairwise_within(x.double(), center, masks.double(), metric, gamma, shift)
-    unshifted = reference.pairwise_within(x.double(), center, masks.double(), metric, gamma, 0.0)
+    result = run(where, kernels.pairwise_within, x, center, masks, metric, gammas, shifts)
+    exact = (x.double(), center, masks.double(), metric, gammas)
+    expected = reference.pairwise_within(*exact, shifts)
+    unshifted = reference.pairwise_within(*exact, torch.zeros_like(shifts))
     shifted = 2.0**-23 * shift * x.shape[1] ** 2  # each difference is rounded to float32
     for got, wanted, scale in zip(result, expected, unshifted, strict=True):
         assert got.dtype == torch.float64
@@ -38,16 +42,33 @@ def test_matches_float64(where, metric, gamma):
 
 
 @pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("metric", "gamma"), VALUES)
+def test_layers(where, metric, gamma):
+    """In one launch; each with its own kernel, shift, near pairs and bad rows, as if alone."""
+    x = normal(3, 69, 19) * torch.tensor([1.0, 3.0, 0.2])[:, None, None]
+    x[0, 66] = x[0, 5]
+    x[1, 68] = torch.nan
+    x[2, 3] = x[2, 2]
+    masks = draw_masks(69, 5)
+    together = check(where, x, masks, metric, gamma)
+    alone = check(where, x[:1], masks, metric, gamma)
+    for whole, part in zip(together, alone, strict=True):
+        assert torch.equal(whole[:1], part)
+        assert whole.isnan().flatten(1).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_types_and_strides(where, dtype):
-    check(where, normal(1, 33, 40).to(dtype).transpose(1, 2), draw_masks(40, 3))
+    check(where, normal(2, 33, 40).to(dtype).transpose(1, 2), draw_masks(40, 3))
 
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize(("N", "R"), [(1, 1), (2, 0), (0, 3)])
 def test_smallest(where, N, R):
     center = torch.zeros(1, 3, dtype=torch.float64)
-    arguments = (normal(1, N, 3), center, torch.ones(N, R), "euclidean", None, 0.5)
+    shift = torch.tensor([0.5])
+    arguments = (normal(1, N, 3), center, torch.ones(N, R), "euclidean", None, shift)
     total, within = run(where, kernels.pairwise_within, *arguments)
     expected = reference.pairwise_within(*arguments)
     torch.testing.assert_close(total, expected[0])
@@ -93,7 +114,7 @@ def test_large():
 
 def test_reasons():
     x = normal(1, 3, 3).double()
-    reasons = kernels.supports(x, x[:, 0], torch.ones(3, 2), "euclidean", None, 0.0)
+    reasons = kernels.supports(x, x[:, 0], torch.ones(3, 2), "euclidean", None, torch.zeros(1))
     assert reasons == [
         "x is on cpu, not on a GPU",
         "x are torch.float64, not float32, bfloat16 or float16",

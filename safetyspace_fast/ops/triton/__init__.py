@@ -6,17 +6,20 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, which is settled where they are defined."""
+
 
 def current_target() -> Any:
     """Return the GPU that a launch would use; in Triton's interpreter one that no table knows."""
-    if triton.knobs.runtime.interpret:
+    if INTERPRETED:
         return GPUTarget("cuda", 0, 32)
     return triton.runtime.driver.active.get_current_target()
 
 
 def device_reasons(name: str, tensor: torch.Tensor) -> list[str]:
     """Say why `tensor` is out of reach of a GPU kernel; empty when it is not."""
-    if tensor.device.type == "cuda" or triton.knobs.runtime.interpret:
+    if tensor.device.type == "cuda" or INTERPRETED:
         return []
     return [f"{name} is on {tensor.device}, not on a GPU"]
 

@@ -42,7 +42,7 @@ import triton.language as tl
 from torch import Tensor
 
 from safetyspace_fast.ops import reference
-from safetyspace_fast.ops.triton import current_target, launch_options
+from safetyspace_fast.ops.triton import INTERPRETED, current_target, launch_options
 from safetyspace_fast.ops.triton.tiles import (
     COSINE,
     GROUP,
@@ -530,7 +530,7 @@ def add_pairs(
             **flags,
             BT=config.BT,
             BK=config.BK,
-            UPCAST=triton.knobs.runtime.interpret,
+            UPCAST=INTERPRETED,
             **launch_options(config.num_warps, num_stages=config.num_stages),
         )
         mend_kernel[(num_row_tiles * num_col_tiles, L)](

@@ -1,7 +1,9 @@
 """Sums over the pairs within many sets of samples (permuted labels), in one pass over the tiles.
 
-    total[m]  = sum of value(squared[m, n]) over all n but m
-    within[r] = sum of (value(squared[m, n]) - shift) z[m, r] z[n, r] over the pairs m < n, z 0 or 1
+    total[l, m]  = sum of value(squared[l, m, n]) over all n but m
+    within[l, r] = sum of (value(squared[l, m, n]) - shift[l]) z[m, r] z[n, r] over the pairs m < n
+
+for every layer l, with z 0 or 1 and the same in all of them.
 
 Squared distances, their precision and the order of tiles are those of `tiles`; a value is the
 distance, or the kernel exp(-gamma squared). A tile V of values is multiplied with the sets of its
@@ -9,7 +11,7 @@ columns while it is in registers: within = sum of Z * (V Z), Z * by element. Z i
 and V is three bfloat16 numbers, as rows are: three products on tensor cores, all exact but for
 their sums. `shift`, a typical value, keeps these small where it counts.
 
-Bytes and flops, for N rows, D dimensions, R sets, tiles of BT (N=5000, D=4096, R=1000):
+Bytes and flops of a layer, for N rows, D dimensions, R sets, tiles of BT (N=5000, D=4096, R=1000):
 
     tiles of distances     6 * 2 D N^2 / 2 flops                               [614 Gflop]
     tiles by sets          3 * 2 R N^2 / 2 flops                               [ 75 Gflop]
@@ -35,7 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from safetyspace_fast.ops.triton import current_target, launch_options
+from safetyspace_fast.ops.triton import INTERPRETED, current_target, launch_options
 from safetyspace_fast.ops.triton.tiles import (
     COSINE,
     GROUP,
@@ -46,6 +48,7 @@ from safetyspace_fast.ops.triton.tiles import (
     distance_of,
     dot,
     exact_squares,
+    layer_offset,
     place,
     split,
     squared_distances,
@@ -60,32 +63,32 @@ SLOTS = tl.constexpr(32)  # partial sums that `add_slots_kernel` reads at a time
 
 
 @triton.jit
-def _value(squared, decay, METRIC: tl.constexpr, KERNEL: tl.constexpr):
+def _value(squared, p_decay, METRIC: tl.constexpr, KERNEL: tl.constexpr):
     if KERNEL:
-        return tl.exp2(squared * decay)
+        return tl.exp2(squared * tl.load(p_decay))
     else:
         return distance_of(squared, METRIC)
 
 
 @triton.jit
 def _pair(i_tile, j_tile):
-    """Number the tiles on and below the diagonal, row by row."""
+    """Count the tiles on and below the diagonal that come before this one, row by row."""
     return i_tile.to(tl.int64) * (i_tile + 1) // 2 + j_tile
 
 
-@triton.jit(do_not_specialize=["N", "num_sets", "num_tiles", "num_steps", "decay", "shift"])
+@triton.jit(do_not_specialize=["N", "num_sets", "num_tiles", "num_steps"])
 def within_kernel(
-    planes_ptr,  # [3, 1, num_tiles BT, num_steps BK] bfloat16
-    norms_ptr,  # [1, num_tiles BT] float32
+    planes_ptr,  # [3, L, num_tiles BT, num_steps BK] bfloat16
+    norms_ptr,  # [L, num_tiles BT] float32
     sets_ptr,  # [num_tiles BT, num_sets BR] bfloat16 of 0 and 1, contiguous
-    total_ptr,  # [num_tiles, num_tiles BT] float32
-    within_ptr,  # [tiles on and below the diagonal, num_sets BR] float32
+    decay_ptr,  # [L] float32: -gamma / ln 2
+    shift_ptr,  # [L] float32
+    total_ptr,  # [L, num_tiles, num_tiles BT] float32
+    within_ptr,  # [L, tiles on and below the diagonal, num_sets BR] float32
     N,
     num_sets,
     num_tiles,
     num_steps,
-    decay,  # -gamma / ln 2
-    shift,
     METRIC: tl.constexpr,
     KERNEL: tl.constexpr,
     BT: tl.constexpr,
@@ -97,6 +100,7 @@ def within_kernel(
     i_tile, j_tile = place(tl.program_id(0), num_tiles, num_tiles, True)
     if (i_tile >= num_tiles) | (i_tile < j_tile):
         return
+    i_l = tl.program_id(1).to(tl.int64)
     padded = num_tiles * BT
     i_row = i_tile * BT + tl.arange(0, BT)
     i_col = j_tile * BT + tl.arange(0, BT)
@@ -105,7 +109,7 @@ def within_kernel(
         planes_ptr,
         norms_ptr,
         norms_ptr,
-        tl.program_id(1).to(tl.int64),
+        i_l,
         i_row,
         i_col,
         tl.num_programs(1),
@@ -119,14 +123,14 @@ def within_kernel(
     m_pair = (i_row < N)[:, None] & (i_col < N)[None, :] & (i_row[:, None] != i_col[None, :])
     m_near = tl.min(tl.where(m_pair, squared, 0.0), axis=1) < 0.0
     m_kept = m_pair & (m_near == 0)[:, None]
-    value = _value(squared, decay, METRIC, KERNEL)
+    value = _value(squared, decay_ptr + i_l, METRIC, KERNEL)
     kept = tl.where(m_kept, value, 0.0)
     row_total = tl.where(m_near, NEAR_MARK, tl.sum(kept, axis=1))
-    tl.store(total_ptr + j_tile.to(tl.int64) * padded + i_row, row_total)
+    tl.store(total_ptr + (i_l * num_tiles + j_tile) * padded + i_row, row_total)
     if i_tile != j_tile:
-        tl.store(total_ptr + i_tile.to(tl.int64) * padded + i_col, tl.sum(kept, axis=0))
+        tl.store(total_ptr + (i_l * num_tiles + i_tile) * padded + i_col, tl.sum(kept, axis=0))
 
-    rest = tl.where(m_kept, value - shift, 0.0)
+    rest = tl.where(m_kept, value - tl.load(shift_ptr + i_l), 0.0)
     v1 = rest.to(tl.bfloat16)
     rest -= v1.to(tl.float32)
     v2 = rest.to(tl.bfloat16)
@@ -135,7 +139,7 @@ def within_kernel(
     i_r = tl.arange(0, BR)
     p_rows = sets_ptr + i_row[:, None].to(tl.int64) * width + i_r
     p_cols = sets_ptr + i_col[:, None].to(tl.int64) * width + i_r
-    p_out = within_ptr + _pair(i_tile, j_tile) * width + i_r
+    p_out = within_ptr + (i_l * _pair(num_tiles, 0) + _pair(i_tile, j_tile)) * width + i_r
     # The diagonal tile has every pair twice.
     weight = tl.where(i_tile == j_tile, 0.5, 1.0)
     for _ in range(num_sets):
@@ -150,33 +154,36 @@ def within_kernel(
         p_out += BR
 
 
-@triton.jit(do_not_specialize=["N", "num_sets", "num_tiles", "decay", "shift"])
+@triton.jit(do_not_specialize=["row_stride_l", "N", "num_sets", "num_tiles"])
 def mend_kernel(
-    rows,  # pointers to x [1, N, D], order and scales as in split_kernel; strides of N and D
+    rows,  # pointers to x [L, N, D], order and scales as in split_kernel; strides of N and D
+    row_stride_l,
     sets_ptr,  # from here as in within_kernel
+    decay_ptr,
+    shift_ptr,
     total_ptr,
     within_ptr,
     N,
     num_sets,
     num_tiles,
     D,
-    decay,
-    shift,
     METRIC: tl.constexpr,
     KERNEL: tl.constexpr,
+    ALIGNED: tl.constexpr,  # row_stride_l is a multiple of 16
     BT: tl.constexpr,
     BD: tl.constexpr,
     BR: tl.constexpr,
 ):
     """Add the marked rows of one tile, from differences."""
-    i_tile = tl.program_id(0)
-    j_tile = tl.program_id(1)
+    i_tile = tl.program_id(0) % num_tiles
+    j_tile = tl.program_id(0) // num_tiles
     if i_tile < j_tile:
         return
+    i_l = tl.program_id(1).to(tl.int64)
     padded = num_tiles * BT
     i_row = i_tile * BT + tl.arange(0, BT)
     i_col = j_tile * BT + tl.arange(0, BT)
-    p_total = total_ptr + j_tile.to(tl.int64) * padded
+    p_total = total_ptr + (i_l * num_tiles + j_tile) * padded
     m_marked = tl.load(p_total + i_row) == NEAR_MARK
     row = tl.min(tl.where(m_marked, i_row, NONE), axis=0)
     if row == NONE:
@@ -184,16 +191,18 @@ def mend_kernel(
     UNIT: tl.constexpr = METRIC == COSINE
     width = num_sets * BR
     i_r = tl.arange(0, BR)
-    p_out = within_ptr + _pair(i_tile, j_tile) * width + i_r
+    p_out = within_ptr + (i_l * _pair(num_tiles, 0) + _pair(i_tile, j_tile)) * width + i_r
     p_cols = sets_ptr + i_col[:, None].to(tl.int64) * width + i_r
     weight = tl.where(i_tile == j_tile, 0.5, 1.0)
     col_total = tl.zeros([BT], tl.float32)
-    start = i_tile.to(tl.int64) * 0
+    shift = tl.load(shift_ptr + i_l)
+    o_rows = layer_offset(i_l, row_stride_l, ALIGNED)
+    o_scales = i_l * padded
     while row < NONE:
         squared = exact_squares(
-            rows, rows, row, i_col, N, N, start, start, start, start, D, UNIT, BT, BD
+            rows, rows, row, i_col, N, N, o_rows, o_rows, o_scales, o_scales, D, UNIT, BT, BD
         )
-        value = _value(squared, decay, METRIC, KERNEL)
+        value = _value(squared, decay_ptr + i_l, METRIC, KERNEL)
         m_pair = (i_col < N) & (i_col != row)
         kept = tl.where(m_pair, value, 0.0)
         tl.store(p_total + row, tl.sum(kept, axis=0))
@@ -210,14 +219,14 @@ def mend_kernel(
         m_marked = m_marked & (i_row != row)
         row = tl.min(tl.where(m_marked, i_row, NONE), axis=0)
     if i_tile != j_tile:
-        p_mirror = total_ptr + i_tile.to(tl.int64) * padded + i_col
+        p_mirror = total_ptr + (i_l * num_tiles + i_tile) * padded + i_col
         tl.store(p_mirror, tl.load(p_mirror) + col_total)
 
 
 @triton.jit(do_not_specialize=["num_slots", "width", "num_out"])
 def add_slots_kernel(
-    partial_ptr,  # [num_slots, 16 width] float32, contiguous
-    out_ptr,  # [num_out] float64
+    partial_ptr,  # [L, num_slots, 16 width] float32, contiguous
+    out_ptr,  # [L, num_out] float64, contiguous
     num_slots,
     width,
     num_out,
@@ -228,35 +237,37 @@ def add_slots_kernel(
     i_slot = tl.arange(0, SLOTS)
     total = tl.zeros([BLOCK], tl.float64)
     pitch = width * 16
+    i_l = tl.program_id(1).to(tl.int64)
+    p_partials = partial_ptr + i_l * num_slots * pitch + i
     for slot in range(0, num_slots, SLOTS):
         m_in = (slot + i_slot < num_slots)[:, None] & (i < pitch)[None, :]
-        p_partial = partial_ptr + (slot + i_slot).to(tl.int64)[:, None] * pitch + i[None, :]
+        p_partial = p_partials[None, :] + (slot + i_slot).to(tl.int64)[:, None] * pitch
         total += tl.sum(tl.load(p_partial, mask=m_in, other=0.0).to(tl.float64), axis=0)
-    tl.store(out_ptr + i, total, mask=i < num_out)
+    tl.store(out_ptr + i_l * num_out + i, total, mask=i < num_out)
 
 
 def supports(
-    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: float | None, shift: float
+    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: Tensor | None, shift: Tensor
 ) -> list[str]:
     """Reasons why this implementation cannot take these arguments; empty when it can."""
     return tile_reasons("x", x)
 
 
 def pairwise_within(
-    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: float | None, shift: float
+    x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: Tensor | None, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sum the values of all pairs within each set, without synchronisation.
 
-    x: [1, N, D] float32, bfloat16 or float16, any strides; center: [1, D] float64; masks: [N, R] of
-    0 and 1. Values are distances, or exp(-gamma d^2) with gamma. Returns total: [N] f64, each
-    sample's values with all others, and within: [R] f64, values less `shift` of the pairs in the
-    set.
+    x: [L, N, D] float32, bfloat16 or float16, any strides; center: [L, D] float64; masks: [N, R] of
+    0 and 1. Values are distances, or exp(-gamma d^2) with gamma: [L] float64. shift: [L] float32.
+    Returns total: [L, N] f64, each sample's values with all others, and within: [L, R] f64, values
+    less `shift` of the pairs in the set.
     """
-    _, N, D = x.shape
+    L, N, D = x.shape
     R = masks.shape[1]
-    total = x.new_zeros(N, dtype=torch.float64)
-    within = x.new_zeros(R, dtype=torch.float64)
-    if N == 0:
+    total = x.new_zeros((L, N), dtype=torch.float64)
+    within = x.new_zeros((L, R), dtype=torch.float64)
+    if L == 0 or N == 0:
         return total, within
     with torch.accelerator.device_index(x.device.index):
         target = current_target()
@@ -268,53 +279,43 @@ def pairwise_within(
         padded, width = num_tiles * config.BT, triton.cdiv(R, DEFAULT_SETS) * DEFAULT_SETS
         sets = masks.new_zeros((padded, width), dtype=torch.bfloat16)
         sets[:N, :R] = masks
-        total_parts = x.new_empty((num_tiles, padded), dtype=torch.float32)
-        within_parts = x.new_empty((num_pairs, width), dtype=torch.float32)
-        decay = 0.0 if gamma is None else -gamma / math.log(2)
+        total_parts = x.new_empty((L, num_tiles, padded), dtype=torch.float32)
+        within_parts = x.new_empty((L, num_pairs, width), dtype=torch.float32)
+        shift = shift.contiguous()
+        decay = shift if gamma is None else (gamma / -math.log(2)).float()
+        sums = (sets, decay, shift, total_parts, within_parts, N, width // BR, num_tiles)
         squares = triton.cdiv(num_tiles, GROUP.value)
         flags = {"METRIC": METRICS[metric].value, "KERNEL": gamma is not None}
-        within_kernel[(squares * (squares + 1) // 2 * GROUP.value**2, 1)](
+        within_kernel[(squares * (squares + 1) // 2 * GROUP.value**2, L)](
             rows.planes,
             rows.norms,
-            sets,
-            total_parts,
-            within_parts,
-            N,
-            width // BR,
-            num_tiles,
+            *sums,
             triton.cdiv(D, config.BK),
-            decay,
-            shift,
             **flags,
             BT=config.BT,
             BK=config.BK,
             BR=BR,
-            UPCAST=triton.knobs.runtime.interpret,
+            UPCAST=INTERPRETED,
             **launch_options(config.num_warps, num_stages=config.num_stages),
         )
-        mend_kernel[(num_tiles, num_tiles)](
+        mend_kernel[(num_tiles * num_tiles, L)](
             rows.source,
-            sets,
-            total_parts,
-            within_parts,
-            N,
-            width // BR,
-            num_tiles,
+            x.stride(0),
+            *sums,
             D,
-            decay,
-            shift,
             **flags,
+            ALIGNED=x.stride(0) % 16 == 0,
             BT=config.BT,
             BD=MEND_BLOCK,
             BR=BR,
             **launch_options(8),
         )
         for parts, out in ((total_parts, total), (within_parts, within)):
-            slots, pitch = parts.shape
+            _, slots, pitch = parts.shape
             if pitch == 0:
                 continue
             block = 2 * target.warp_size
-            add_slots_kernel[(triton.cdiv(pitch, block),)](
-                parts, out, slots, pitch // 16, out.shape[0], BLOCK=block, **launch_options(4)
+            add_slots_kernel[(triton.cdiv(pitch, block), L)](
+                parts, out, slots, pitch // 16, out.shape[1], BLOCK=block, **launch_options(4)
             )
     return total, within
