@@ -41,6 +41,8 @@ struct alignas(64) Tables {
   float sums[kWords * kGroups][kRows][16];
 };
 
+namespace avx512 {
+
 // The sums of every choice of four neighbouring values of a row, which has `width` values left.
 AVX512 void fill_tables(const double* values, int64_t width, int64_t row, Tables& tables) {
   for (int64_t g = 0; g < kWords * kGroups; ++g) {
@@ -88,6 +90,8 @@ AVX512 void add_sums(const Tables& tables, const int32_t* bits, int64_t words, i
   }
 }
 
+}  // namespace avx512
+
 void add_all(const double* values, int64_t rows, int64_t width, const int32_t* bits, int64_t labels,
              float* sums) {
   Tables tables;
@@ -97,10 +101,10 @@ void add_all(const double* values, int64_t rows, int64_t width, const int32_t* b
     for (int64_t first = 0; first < rows; first += kRows) {
       for (int64_t row = 0; row < kRows; ++row) {
         const bool there = first + row < rows;
-        fill_tables(values + (there ? (first + row) * width + start : 0), there ? width - start : 0,
-                    row, tables);
+        avx512::fill_tables(values + (there ? (first + row) * width + start : 0),
+                            there ? width - start : 0, row, tables);
       }
-      add_sums(tables, bits + start / 32 * labels, words, labels, sums + first * labels);
+      avx512::add_sums(tables, bits + start / 32 * labels, words, labels, sums + first * labels);
     }
   }
 }

@@ -232,9 +232,10 @@ class ModelStore:
             raise StoreError(f"{self._group.store_path}: no array {name!r}")
         index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
         own = {"layer": len(self.hookpoints), "pooling": len(self.poolings)}
-        values = read_array(self._group, name, index, {**self._sizes, **own})
-        refuse_other(self._group)
-        return values
+        try:
+            return read_array(self._group, name, index, {**self._sizes, **own})
+        finally:  # comes before any other reason
+            refuse_other(self._group)
 
 
 class Run:
