@@ -199,7 +199,7 @@ def test_a_crash_between_the_two_renames_is_mended(
 
 
 def test_a_reader_does_not_mix_the_two_stores(tiny: Path, out: Path) -> None:
-    run = api.open_run(out)
+    run, unread = api.open_run(out), api.open_run(out)
     model = run.model("m")
     model.read("projected")
     api.run(make_config(tiny, out, rows(**GROWN)))
@@ -208,4 +208,4 @@ def test_a_reader_does_not_mix_the_two_stores(tiny: Path, out: Path) -> None:
     with pytest.raises(StoreError, match="open it again"):
         run.model("m")
     with pytest.raises(StoreError, match="open it again"):
-        _ = run.samples
+        _ = unread.samples
