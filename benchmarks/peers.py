@@ -56,9 +56,11 @@ class UsualScript:
 
     def pooled(self, batch: Encoding) -> np.ndarray:
         """One batch: `[B, layer, D]`."""
-        output = self.model(**batch, output_hidden_states=True)
+        # In a script's loop the last batch's output lives until the next one is there.
+        self.output = self.model(**batch, output_hidden_states=True)
         mask = batch["attention_mask"].numpy()[:, :, None]
-        means = [(states.numpy() * mask).sum(1) / mask.sum(1) for states in output.hidden_states]
+        states = self.output.hidden_states
+        means = [(state.numpy() * mask).sum(1) / mask.sum(1) for state in states]
         return np.stack(means, 1)
 
 

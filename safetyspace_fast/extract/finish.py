@@ -37,26 +37,14 @@ def finish_cell(
     n, width = states.shape
     keep = states.isfinite().all(1)
     x, y, fold = states[keep], labels[keep], folds[keep]
-    wide = x.double()
-    centre = wide.mean(0)
-    centred = wide - centre
-    squares = centred.square()
-
+    euclidean = pairwise_reduce(x, x, y, 2, impl=impl)
     member = torch.zeros(2 * NUM_FOLDS, len(x), dtype=torch.float64, device=x.device)
     member[y * NUM_FOLDS + fold, torch.arange(len(x), device=x.device)] = 1
-    fold_count = member.sum(1).view(2, NUM_FOLDS, 1)
-    fold_sum = (member @ centred).view(2, NUM_FOLDS, width)
-    count, total = fold_count.sum(1), fold_sum.sum(1)
     of_class = member.view(2, NUM_FOLDS, -1).sum(1)
-    means = total / count
-    variances = (of_class @ squares - count * means.square()).clamp_min(0) / (count - 1)
-    sqdist = squares.sum(1)[:, None] - 2 * (centred @ means.T) + means.square().sum(1)
-    sqdist = sqdist.clamp_min(0)
-
-    others = (total[:, None] - fold_sum) / (count[:, None] - fold_count)  # means without the fold
-    direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
-    midpoint = (direction * others.sum(0)).sum(1) / 2
-    heldout = (centred @ direction.T - midpoint).gather(1, fold[:, None])[:, 0]
+    fold_count = member.sum(1).view(2, NUM_FOLDS, 1)
+    count = fold_count.sum(1)
+    wide = x.double()
+    del x  # here and below: two cells at a time are what a run needs most memory for
 
     # Cosine distances need no pairs: over a class they sum to n - u . (sum of the class's u).
     norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
@@ -65,8 +53,22 @@ def finish_cell(
     itself = of_class.T * (norm == 0)  # a zero vector is at distance 1 from all, and left out here
     cosine = (count.T - alike - itself).clamp_min(0)
 
+    centre = wide.mean(0)
+    centred = wide.sub_(centre)
+    fold_sum = (member @ centred).view(2, NUM_FOLDS, width)
+    total = fold_sum.sum(1)
+    means = total / count
+    squares = centred.square()
+    variances = (of_class @ squares - count * means.square()).clamp_min(0) / (count - 1)
+    sqdist = squares.sum(1)[:, None] - 2 * (centred @ means.T) + means.square().sum(1)
+    sqdist = sqdist.clamp_min(0)
+    del squares
+
+    others = (total[:, None] - fold_sum) / (count[:, None] - fold_count)  # means without the fold
+    direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
+    midpoint = (direction * others.sum(0)).sum(1) / 2
+    heldout = (centred @ direction.T - midpoint).gather(1, fold[:, None])[:, 0]
     variance, components = principal_components(centred, COMPONENTS)
-    euclidean = pairwise_reduce(x, x, y, 2, impl=impl)
 
     def rows(values: torch.Tensor) -> torch.Tensor:
         full = values.new_full((n, *values.shape[1:]), torch.nan)

@@ -195,7 +195,7 @@ class Extraction:
         cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
             int
         )
-        cells: dict[tuple[int, int], dict[str, Array]] = {}
+        grids: dict[str, Array] = {}
 
         def finish(i_layer: int, i_pooling: int) -> None:
             state = np.empty((samples.stop - samples.start, width + proj), np.float32)
@@ -205,16 +205,12 @@ class Extraction:
             cell = finish_cell(pooled, labels, folds, self._impl)
             arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
             arrays["projected"] = state[:, width:].copy()
-            cells[i_layer, i_pooling] = arrays | _fold_means(arrays["projected"], cell_of)
+            for name, array in (arrays | _fold_means(arrays["projected"], cell_of)).items():
+                grid = np.empty((n_layers, n_poolings, *array.shape), array.dtype)
+                grids.setdefault(name, grid)[i_layer, i_pooling] = array
 
-        places = list(np.ndindex(n_layers, n_poolings))
-        in_parallel(finish, places)
-        return {
-            name: np.stack([cells[place].pop(name) for place in places]).reshape(
-                n_layers, n_poolings, *array.shape
-            )
-            for name, array in list(cells[places[0]].items())
-        }
+        in_parallel(finish, list(np.ndindex(n_layers, n_poolings)))
+        return grids
 
     def _write_language(self, i_lang: int, grids: dict[str, Array]) -> None:
         """Write a language's arrays, then say in the journal which shards that completed."""
