@@ -45,6 +45,7 @@ from safetyspace_fast.ops import reference
 from safetyspace_fast.ops.triton import INTERPRETED, current_target, launch_options
 from safetyspace_fast.ops.triton.tiles import (
     COSINE,
+    DEFAULT_TILE_CONFIG,
     GROUP,
     MEND_BLOCK,
     METRICS,
@@ -145,7 +146,7 @@ def tile_kernel(
     min_ptr,
     max_ptr,
     kernel_ptr,  # [G, L, num_slots, num_row_tiles BT] float32
-    decays,  # G times -gamma / ln 2
+    decays_ptr,  # [G] float32, -gamma / ln 2
     num_layers,
     K,
     num_row_tiles,
@@ -193,14 +194,14 @@ def tile_kernel(
     cols = _side(j_tile, i_col, labels_ptr, starts_ptr, K, BT)
     o_layer = i_l * num_slots * rows_padded
     pitch = rows_padded
-    for g in tl.static_range(G):
-        p_kernel = kernel_ptr + g * num_layers.to(tl.int64) * num_slots * rows_padded + o_layer
-        kernel = tl.exp2(squared * decays[g])
-        _store_tile(p_kernel, pitch, kernel, rows, cols, SYMMETRIC, SUM)
     distance = tl.where(squared < 0.0, NEAR_MARK, distance_of(squared, METRIC))
     _store_tile(sum_ptr + o_layer, pitch, distance, rows, cols, SYMMETRIC, SUM)
     _store_tile(min_ptr + o_layer, pitch, distance, rows, cols, SYMMETRIC, MIN)
     _store_tile(max_ptr + o_layer, pitch, distance, rows, cols, SYMMETRIC, MAX)
+    for g in tl.range(0, G, loop_unroll_factor=1):  # unrolled, it would spill
+        p_kernel = kernel_ptr + g * num_layers.to(tl.int64) * num_slots * rows_padded + o_layer
+        kernel = tl.exp2(squared * tl.load(decays_ptr + g))
+        _store_tile(p_kernel, pitch, kernel, rows, cols, SYMMETRIC, SUM)
 
 
 @triton.jit(
@@ -227,7 +228,7 @@ def mend_kernel(
     min_ptr,
     max_ptr,
     kernel_ptr,
-    decays,
+    decays_ptr,
     num_layers,
     M,
     N,
@@ -292,8 +293,8 @@ def mend_kernel(
             tl.store(sum_ptr + o_out, tl.sum(tl.where(m_class, distance, 0.0), axis=0))
             tl.store(min_ptr + o_out, tl.min(tl.where(m_class, distance, float("inf")), axis=0))
             tl.store(max_ptr + o_out, tl.max(tl.where(m_class, distance, float("-inf")), axis=0))
-            for g in tl.static_range(G):
-                kernel = tl.where(m_class, tl.exp2(squared * decays[g]), 0.0)
+            for g in range(G):
+                kernel = tl.where(m_class, tl.exp2(squared * tl.load(decays_ptr + g)), 0.0)
                 o_kernel = g * num_layers.to(tl.int64) * num_slots * rows_padded + o_out
                 tl.store(kernel_ptr + o_kernel, tl.sum(kernel, axis=0))
             m_marked = m_marked & (i_row != row)
@@ -379,7 +380,7 @@ def finish_kernel(
     high = tl.load(max_out_ptr + o_out, mask=m_m, other=0.0)
     high = _fold(high, max_ptr + o_rows, m_in, rows_padded, classes, blocks, K, BT, MAX)
     tl.store(max_out_ptr + o_out, tl.where(total == total, high, float("nan")), mask=m_m)
-    for g in tl.static_range(G):
+    for g in range(G):
         p_rows = kernel_ptr + g * num_layers.to(tl.int64) * num_slots * rows_padded + o_rows
         total = tl.load(kernel_out_ptr + o_out * G + g, mask=m_m, other=0.0)
         total = _fold(total, p_rows, m_in, rows_padded, classes, blocks, K, BT, SUM)
@@ -481,7 +482,8 @@ def add_pairs(
         return
     with torch.accelerator.device_index(rows.device.index):
         target = current_target()
-        config = tile_config(target)
+        # Several bandwidths need more registers than a large tile leaves.
+        config = tile_config(target) if G < 2 else DEFAULT_TILE_CONFIG
         K = min(C, BLOCK.value)
         columns = _columns(labels, C, K)
         center = center.contiguous()
@@ -508,7 +510,9 @@ def add_pairs(
             num_squares = across * triton.cdiv(num_col_tiles, GROUP.value)
             first_square = 0
         in_square = GROUP.value**2
-        decays = tuple(-gamma / math.log(2) for gamma in gammas)
+        decays = rows.new_empty(G, dtype=torch.float32)
+        for g, gamma in enumerate(gammas):  # numbers copied from the host would wait for the device
+            decays[g].fill_(-gamma / math.log(2))
         num_steps = triton.cdiv(D, config.BK)
         flags = {"METRIC": METRICS[metric].value, "SYMMETRIC": cols is None, "G": G}
         tile_kernel[((num_squares - first_square) * in_square, L)](
@@ -554,7 +558,7 @@ def add_pairs(
             **flags,
             ALIGNED=rows.stride(0) % 16 == others.stride(0) % 16 == 0,
             BT=config.BT,
-            BD=MEND_BLOCK,
+            BD=MEND_BLOCK // rows.itemsize,
             **launch_options(8),
         )
         rows_at_once = 4 * target.warp_size

@@ -256,14 +256,14 @@ class TileConfig(NamedTuple):
 
 # By what fits into registers and shared memory (`python -m benchmarks gpu-static`).
 TILE_CONFIGS = {
-    80: TileConfig(128, 16, 8, 4),
+    80: TileConfig(128, 16, 8, 2),
     90: TileConfig(128, 64, 8, 2),
     100: TileConfig(128, 16, 8, 4),
     "gfx942": TileConfig(128, 16, 8, 2),
 }
 DEFAULT_TILE_CONFIG = TileConfig(64, 32, 4, 2)
 SPLIT_BLOCK = 1024
-MEND_BLOCK = 16
+MEND_BLOCK = 64  # bytes
 
 
 def tile_config(target: Any) -> TileConfig:
