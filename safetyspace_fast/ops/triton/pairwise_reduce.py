@@ -559,7 +559,7 @@ def add_pairs(
             ALIGNED=rows.stride(0) % 16 == others.stride(0) % 16 == 0,
             BT=config.BT,
             BD=MEND_BLOCK // rows.itemsize,
-            **launch_options(8),
+            **launch_options(config.BT // 16),
         )
         rows_at_once = 4 * target.warp_size
         finish_kernel[(triton.cdiv(M, rows_at_once), C, L)](
