@@ -330,6 +330,7 @@ def _fold(result, p_rows, m_rows, pitch, classes, blocks, K, BT: tl.constexpr, K
         "first_block",
         "num_blocks",
         "num_slots",
+        "G",
     ]
 )
 def finish_kernel(
@@ -353,7 +354,7 @@ def finish_kernel(
     first_block,
     num_blocks,
     num_slots,
-    G: tl.constexpr,
+    G,
     BT: tl.constexpr,
     BM: tl.constexpr,
 ):
@@ -482,8 +483,8 @@ def add_pairs(
         return
     with torch.accelerator.device_index(rows.device.index):
         target = current_target()
-        # Several bandwidths need more registers than a large tile leaves.
-        config = tile_config(target) if G < 2 else DEFAULT_TILE_CONFIG
+        # Kernels of bandwidths need more registers than a large tile leaves.
+        config = DEFAULT_TILE_CONFIG if G else tile_config(target)
         K = min(C, BLOCK.value)
         columns = _columns(labels, C, K)
         center = center.contiguous()
@@ -577,7 +578,7 @@ def add_pairs(
             start // BLOCK.value,
             num_blocks,
             num_slots,
-            G=G,
+            G,
             BT=config.BT,
             BM=rows_at_once,
             **launch_options(1),
