@@ -66,15 +66,16 @@ class Ours:
         finally:
             shutil.rmtree(folder)
 
-    def planned(self, samples: Samples, template: str) -> tuple[LoadedModel, Tokenized, Plan, Any]:
+    def planned(self, samples: Samples, template: str) -> tuple[Tokenized, Plan, Any]:
         """Everything before the first forward pass."""
         tokens = tokenize(self.model, samples.texts, template=template)
         prefix, tokens, _ = share_prefix(self.model, tokens)
         plan = make_plan(tokens, samples.lang_ranges, token_budget=self.token_budget)
-        return self.model, tokens, plan, prefix
+        return tokens, plan, prefix
 
     def _run(self, samples: Samples, template: str, out: Path) -> None:
-        model, tokens, plan, prefix = self.planned(samples, template)
+        model = self.model
+        tokens, plan, prefix = self.planned(samples, template)
         root = create_run(
             out,
             created_by="benchmark",
@@ -148,7 +149,8 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
     Every batch runs bare and captured, one after the other, the first of the two in turn; one
     figure a round over all batches.
     """
-    model, tokens, plan, prefix = ours.planned(samples, template)
+    model = ours.model
+    tokens, plan, prefix = ours.planned(samples, template)
     projection = seeded_projection(model.hidden_size, PROJ_DIM, 0)
     reading = {"use_cache": False}
     if prefix is not None:
@@ -213,7 +215,7 @@ def main(argv: list[str]) -> int:
     names = [name for name in arguments.peers.split(",") if installed(name)]
     sides: dict[str, Any] = {name: PEERS[name](path) for name in names}
     sides["ours"] = ours = Ours(path, arguments.token_budget)
-    model, tokens, plan, prefix = ours.planned(samples, template)
+    tokens, plan, prefix = ours.planned(samples, template)
     if arguments.compile:
         sides["ours, compiled"] = Ours(path, arguments.token_budget)
         compile_blocks(sides["ours, compiled"].model, tokens, prefix)
@@ -221,7 +223,7 @@ def main(argv: list[str]) -> int:
     some = read_samples(arguments.data, languages=languages, limit=50)
     capture = capture_cost(ours, some, template, arguments.repeats)
 
-    products, flops = matrix_products(model, 512)
+    products, flops = matrix_products(ours.model, 512)
     cases: dict[str, Any] = {
         name: partial(side, samples if isinstance(side, Ours) else texts, template)
         for name, side in sides.items()

@@ -194,10 +194,7 @@ def verify(
         SafetySpaceError: the model or the data cannot be read. What is found wrong is no error
             here: see `Verification.verdict`.
     """
-    if samples < 1:
-        raise ConfigError(f"samples: got {samples}, expected at least 1")
-    kept = tuple(languages) if languages is not None else None
-    texts = read_samples(data, languages=kept)
+    texts = _texts_for(data, samples, languages)
     return verify_model(parse_model(model), texts, num_texts=samples, progress=progress, **options)
 
 
@@ -225,12 +222,15 @@ def bench(
     Raises:
         SafetySpaceError: the model or the data cannot be read.
     """
-    if samples < 1:
-        raise ConfigError(f"samples: got {samples}, expected at least 1")
-    kept = tuple(languages) if languages is not None else None
-    texts = read_samples(data, languages=kept)
+    texts = _texts_for(data, samples, languages)
     loaded = load_model(parse_model(model), **({"device": "auto"} | loading))
     return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
+
+
+def _texts_for(data: str, number: int, languages: Sequence[str] | None) -> Samples:
+    if number < 1:
+        raise ConfigError(f"samples: got {number}, expected at least 1")
+    return read_samples(data, languages=tuple(languages) if languages is not None else None)
 
 
 def sample_columns(samples: Samples) -> dict[str, Any]:

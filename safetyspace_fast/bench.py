@@ -74,10 +74,12 @@ def bench_model(
         repeats: timed rounds after one to warm up.
         progress: called with the steps done and their number.
     """
-    everything = share_prefix(model, tokenize(model, samples.texts, template=template))[1]
+    everything = tokenize(model, samples.texts, template=template)
     picks = np.linspace(0, len(samples) - 1, min(num_texts, len(samples))).round().astype(int)
     whole = tokenize(model, [samples.texts[i] for i in picks], template=template)
     prefix, tokens, _ = share_prefix(model, whole)
+    if prefix is not None:
+        everything = everything.without_prefix()
     budget = token_budget(model, everything, prefix)
     plan = make_plan(tokens, token_budget=budget)
     projection = seeded_projection(model.hidden_size, 64, 0).to(model.device)

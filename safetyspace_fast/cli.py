@@ -583,6 +583,39 @@ def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterable[str]) -> None:
+    """Add what a command on a few texts takes."""
+    parser.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
+    parser.add_argument("--data", required=True, metavar="FILE_OR_ID", help=field_docs()["data"])
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=default,
+        metavar="N",
+        help=f"how many texts (default: {default})",
+    )
+    _add_options(parser, options)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _sampled(
+    function: Callable[..., Any],
+    arguments: argparse.Namespace,
+    options: Iterable[str],
+    what: str,
+    unit: str,
+) -> Any:
+    """Call a function on a few texts with what was typed, behind a progress bar."""
+    with _bar(what, unit) as show:
+        return function(
+            arguments.model,
+            arguments.data,
+            samples=arguments.samples,
+            progress=show,
+            **_given(arguments, options),
+        )
+
+
 def _add_verify(commands: Any) -> None:
     verify = _command(
         commands,
@@ -591,27 +624,13 @@ def _add_verify(commands: Any) -> None:
         "hold a sample against transformers' own hidden states, layer by layer",
         VERIFY_EXAMPLES,
     )
-    helps = field_docs()
-    verify.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
-    verify.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
-    verify.add_argument(
-        "--samples", type=int, default=32, metavar="N", help="how many texts (default: 32)"
-    )
-    _add_options(verify, _VERIFY_OPTIONS)
-    verify.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_sampled(verify, 32, _VERIFY_OPTIONS)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from . import api
 
-    with _bar("verifying", "text") as show:
-        found = api.verify(
-            arguments.model,
-            arguments.data,
-            samples=arguments.samples,
-            progress=show,
-            **_given(arguments, _VERIFY_OPTIONS),
-        )
+    found = _sampled(api.verify, arguments, _VERIFY_OPTIONS, "verifying", "text")
     if arguments.json:
         print(json.dumps(asdict(found) | {"verdict": found.verdict}))
     else:
@@ -647,27 +666,13 @@ def _add_bench(commands: Any) -> None:
         "time the engine on your model and texts, beside transformers' output_hidden_states",
         BENCH_EXAMPLES,
     )
-    helps = field_docs()
-    bench.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
-    bench.add_argument("--data", required=True, metavar="FILE_OR_ID", help=helps["data"])
-    bench.add_argument(
-        "--samples", type=int, default=128, metavar="N", help="how many texts (default: 128)"
-    )
-    _add_options(bench, _BENCH_OPTIONS)
-    bench.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_sampled(bench, 128, _BENCH_OPTIONS)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     from . import api
 
-    with _bar("timing", "round") as show:
-        found = api.bench(
-            arguments.model,
-            arguments.data,
-            samples=arguments.samples,
-            progress=show,
-            **_given(arguments, _BENCH_OPTIONS),
-        )
+    found = _sampled(api.bench, arguments, _BENCH_OPTIONS, "timing", "round")
     if arguments.json:
         print(json.dumps(asdict(found) | {"ratio": found.ratio, "all_s": found.all_s}))
         return

@@ -1,6 +1,12 @@
 """Errors: one line that names the input, what was expected, what came, and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another package's error says, in one line; the name of its kind if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class SafetySpaceError(Exception):
     """Base of every error that this package raises on purpose."""
 

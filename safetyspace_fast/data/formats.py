@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 # More than any model reads at once; a longer line is damage or an attack.
 MAX_LINE_BYTES = 8 << 20
@@ -164,7 +164,7 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
                     yield row, dict(zip(batch.schema.names, values, strict=True)) | others
     # Arrow raises OSError for damage, too, and fails on names that are no UTF-8.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = ascii(str(error).partition("\n")[0])
+        reason = ascii(first_line(error))
         raise DataError(f"{shown}: no whole Parquet file, rows read: {row} ({reason})") from error
 
 

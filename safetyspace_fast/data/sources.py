@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, first_line
 from .formats import split_format
 
 FORMATS = ".jsonl, .csv, .tsv (each also .gz) or .parquet"
@@ -162,10 +162,10 @@ def _hub(
     except HFValidationError as error:
         raise DataError(f"{printable(repo)}: not a hub id (owner/name)") from error
     except Exception as error:  # the errors of its network layers have no common base
-        first_line = str(error).strip().partition("\n")[0]
         raise DataError(
             f"{repo}: no such local path, and it can neither be fetched from the hub nor found in "
-            f"the hub's cache: go online, or give the path of a copy ({printable(first_line)})"
+            f"the hub's cache: go online, or give the path of a copy "
+            f"({printable(first_line(error))})"
         ) from error
     on_note(f"{repo}: hub revision {folder.name}")
     if not folder.is_dir():  # the client makes none where no file matches

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import first_line
 from ..models import LoadedModel, Tokenized
 
 MIN_TOKENS = 4
@@ -36,10 +37,8 @@ def share_prefix(model: LoadedModel, tokens: Tokenized) -> tuple[Any, Tokenized,
     try:
         cache = _keys_and_values(model, ids)
     except Exception as error:  # a model's own code may raise anything
-        reason = (
-            str(error) if isinstance(error, _CannotShare) else f"{type(error).__name__}: {error}"
-        )
-        reason = (reason.splitlines() or [""])[0]
+        kind = "" if isinstance(error, _CannotShare) else f"{type(error).__name__}: "
+        reason = f"{kind}{first_line(error)}"
         return None, tokens, f"the {length} tokens that all prompts share run each time: {reason}"
     return cache, tokens.without_prefix(), None
 

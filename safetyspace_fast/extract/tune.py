@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized
 from .capture import Capture, seeded_projection
 from .loop import padded
@@ -49,9 +49,8 @@ def compile_blocks(model: LoadedModel, tokens: Tokenized, prefix: Any = None) ->
         with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
             capture.run(*padded(model, tokens, two))
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"{model.name}: cannot be compiled here ({type(error).__name__}: {line}); "
+            f"{model.name}: cannot be compiled here ({type(error).__name__}: {first_line(error)}); "
             "run it without --compile"
         ) from error
 

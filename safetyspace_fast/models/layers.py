@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, first_line
 
 
 def hookpoint_names(num_blocks: int) -> tuple[str, ...]:
@@ -144,10 +144,9 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
         with torch.no_grad():
             last = backbone(input_ids=tokens, use_cache=False).last_hidden_state
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"{name}: a forward pass on four tokens failed ({type(error).__name__}: {first_line}); "
-            "expected a language model that runs on token ids alone"
+            f"{name}: a forward pass on four tokens failed ({type(error).__name__}: "
+            f"{first_line(error)}); expected a language model that runs on token ids alone"
         ) from error
     finally:
         for handle in handles:

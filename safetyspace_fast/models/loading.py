@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, first_line
 from . import layers
 from .spec import ModelSpec, split_revision
 
@@ -266,7 +266,7 @@ def _download(
             advice = "; ask for access on its page, then log in with `hf auth login`"
         raise ModelError(
             f"{repo_id}: no such directory, and not to be had from the model hub{at_revision} "
-            f"({type(error).__name__}: {_first_line(error)}){advice}"
+            f"({type(error).__name__}: {first_line(error)}){advice}"
         ) from error
     return _Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
 
@@ -298,11 +298,11 @@ def _load_weights(
         raise
     except ImportError as error:
         raise ModelError(
-            f"{source.asked}: a package is missing to load it: {_first_line(error)}"
+            f"{source.asked}: a package is missing to load it: {first_line(error)}"
         ) from error
     except Exception as error:
         raise ModelError(
-            f"{source.asked}: transformers cannot load it as a language model: {_first_line(error)}"
+            f"{source.asked}: transformers cannot load it as a language model: {first_line(error)}"
         ) from error
     backbone = {id(parameter) for parameter in _backbone(model).parameters()}
     missing = sorted(
@@ -397,7 +397,7 @@ def _merge_adapter(model: Any, adapter: _Source, spec: ModelSpec) -> Any:
         adapted = peft.PeftModel.from_pretrained(model, str(adapter.directory))
     except Exception as error:
         raise ModelError(
-            f"{adapter.asked}: not an adapter for {spec.base}: {_first_line(error)}"
+            f"{adapter.asked}: not an adapter for {spec.base}: {first_line(error)}"
         ) from error
     # PEFT passes over weights that have no place in the model; here they mean a wrong base.
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -426,7 +426,7 @@ def _load_tokenizer(source: _Source, trust_remote_code: bool) -> Any:
             **options,
         )
     except Exception as error:
-        raise ModelError(f"{source.asked}: no usable tokenizer: {_first_line(error)}") from error
+        raise ModelError(f"{source.asked}: no usable tokenizer: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(
             f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, by which a "
@@ -580,7 +580,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (ValueError, OSError) as error:
-        raise ModelError(f"{file}: not readable as JSON ({_first_line(error)})") from error
+        raise ModelError(f"{file}: not readable as JSON ({first_line(error)})") from error
 
 
 def _index_files(index: Path) -> list[str]:
@@ -600,11 +600,6 @@ def _sha256(file: Path) -> str:
 
 def _first_sha256(files: Iterable[Path]) -> str | None:
     return next((_sha256(file) for file in files if file.is_file()), None)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import POOLINGS, TEMPLATES
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, first_line
 from .loading import LoadedModel
 
 # Some templates print today's date, but a result must not depend on the day it was made: this takes
@@ -169,9 +169,9 @@ def _render(model: LoadedModel, texts: Sequence[str]) -> list[str]:
             add_generation_prompt=True,
         )
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"{model.name}: its chat template fails on one user turn ({line}); use template 'none'"
+            f"{model.name}: its chat template fails on one user turn ({first_line(error)}); use "
+            "template 'none'"
         ) from error
     return rendered
 

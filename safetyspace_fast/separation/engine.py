@@ -27,6 +27,10 @@ BLOCK_BYTES = 64 << 20
 """Stored rows of one language, or the working rows of one fit, held at once."""
 
 
+Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Makes an interval of value and deviation."""
+
+
 class Refusal(Exception):  # noqa: N818 - not an error: an answer
     """A metric cannot be computed here; the message is the reason, shown in the number's place."""
 
@@ -419,12 +423,9 @@ def _estimate(
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
     excess: float = u.INFLUENCE_EXCESS,
-    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = u.interval,
+    ends: Ends = u.interval,
 ) -> Estimate:
-    """Put an estimate together; `floor` None is the mean of the null.
-
-    `ends` makes an interval of value and deviation.
-    """
+    """Put an estimate together; `floor` None is the mean of the null."""
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
     if null is not None and null[1].shape[-1]:
@@ -689,23 +690,36 @@ def _refit_square(block: Block, kind: str, influence: Tensor, share: float) -> S
     return Square(seen * torch.where(noise < 1, 2 * noise, 1 + noise), lambda: block.unit_shift)
 
 
+def _held_out(
+    block: Block,
+    value: Tensor,
+    floor: float,
+    null: Tensor,
+    influence: Tensor,
+    kind: str,
+    share: float,
+    ends: Ends = u.share_interval,
+) -> Estimate:
+    """Put a held-out statistic together, whose first null draw is the labels as they are."""
+    return _estimate(
+        value,
+        floor,
+        (null[:, 0], null[:, 1:]),
+        block,
+        influence=influence,
+        squares=(_refit_square(block, kind, influence, share),),
+        excess=u.REFIT_EXCESS,
+        ends=ends,
+    )
+
+
 def _auc(block: Block, metric: Metric) -> Estimate:
     kind = metric.name.removeprefix("auc_")
     value, influence = m.fold_auc(
         block.heldout if kind == "direction" else block.probe, block.labels, block.fold
     )
     null = block.refitted(kind)["auc"]
-    square = _refit_square(block, kind, influence, m.RANKS_BY_MEANS)
-    return _estimate(
-        value,
-        0.5,
-        (null[:, 0], null[:, 1:]),
-        block,
-        influence=influence,
-        squares=(square,),
-        excess=u.REFIT_EXCESS,
-        ends=u.share_interval,
-    )
+    return _held_out(block, value, 0.5, null, influence, kind, m.RANKS_BY_MEANS)
 
 
 def _accuracy(block: Block, metric: Metric) -> Estimate:
@@ -716,17 +730,7 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted(kind)["accuracy"]
     floor = float(block.count.max() / block.count.sum())
     influence = (hits - value[:, None]) / hits.shape[-1]
-    square = _refit_square(block, kind, influence, m.SIGNS_BY_MEANS)
-    return _estimate(
-        value,
-        floor,
-        (null[:, 0], null[:, 1:]),
-        block,
-        influence=influence,
-        squares=(square,),
-        excess=u.REFIT_EXCESS,
-        ends=u.share_interval,
-    )
+    return _held_out(block, value, floor, null, influence, kind, m.SIGNS_BY_MEANS)
 
 
 def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
@@ -734,17 +738,7 @@ def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
     value = hits.mean(-1)
     null = block.refitted("direction")["paired_accuracy"]
     influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
-    square = _refit_square(block, "direction", influence, m.SIGNS_BY_MEANS)
-    return _estimate(
-        value,
-        0.5,
-        (null[:, 0], null[:, 1:]),
-        block,
-        influence=influence,
-        squares=(square,),
-        excess=u.REFIT_EXCESS,
-        ends=u.share_interval,
-    )
+    return _held_out(block, value, 0.5, null, influence, "direction", m.SIGNS_BY_MEANS)
 
 
 def _paired_effect(block: Block, metric: Metric) -> Estimate:
@@ -755,16 +749,7 @@ def _paired_effect(block: Block, metric: Metric) -> Estimate:
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
     null = block.refitted("direction")["paired_effect"]
     influence = _spread_over_pairs(block, influence)
-    square = _refit_square(block, "direction", influence, 1.0)
-    return _estimate(
-        value,
-        0.0,
-        (null[:, 0], null[:, 1:]),
-        block,
-        influence=influence,
-        squares=(square,),
-        excess=u.REFIT_EXCESS,
-    )
+    return _held_out(block, value, 0.0, null, influence, "direction", 1.0, u.interval)
 
 
 def _paired_shift(block: Block, metric: Metric) -> Estimate:

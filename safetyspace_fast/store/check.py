@@ -20,6 +20,7 @@ from .reader import (
     names_of,
     open_group,
     opened,
+    opened_group,
     read_array,
     refuse_misfit,
 )
@@ -65,7 +66,7 @@ def check(location: str | Path, *, repair: bool = False) -> Report:
     languages: list[str] = facts["languages"]
     for name, attributes in (("samples", {"languages": languages}), ("models", {})):
         try:
-            _group(root, name)
+            opened_group(root, name)
         except _UNREADABLE as error:
             report.damage.append(Damage(f"{name}/zarr.json", str(error)))
             if not repair:
@@ -74,7 +75,7 @@ def check(location: str | Path, *, repair: bool = False) -> Report:
     columns: dict[str, np.ndarray[Any, Any]] = {}
     for spec in SAMPLES:  # a resumed run writes those again that are not there
         try:
-            columns[spec.name] = read_array(_group(root, "samples"), spec.name)
+            columns[spec.name] = read_array(opened_group(root, "samples"), spec.name)
         except StoreError as error:
             report.damage.append(Damage(f"samples/{spec.name}", str(error)))
             if repair:
@@ -103,7 +104,7 @@ def _check_model(
 ) -> None:
     folder = place.work / name
     try:
-        group = _group(root, f"models/{name}")
+        group = opened_group(root, f"models/{name}")
         attributes: dict[str, Any] = dict(group.attrs)
         axes = {"lang": len(ranges), "sample": n_samples}
         if "hookpoints" in attributes:
@@ -167,7 +168,8 @@ def _check_model(
 def _mark(place: Place, name: str, folder: Path, done: set[int], damaged: list[str]) -> None:
     """Delete damaged files, and say what is left in the attributes and in a new journal."""
     root = place.group(read_only=False)
-    _group(root, f"models/{name}").attrs["complete"] = False  # first: a crash then redoes more
+    # First, since a crash after it only means that more is done again.
+    opened_group(root, f"models/{name}").attrs["complete"] = False
     rewrite_journal(folder, done)
     store = place.store(read_only=False)
     for file in damaged:
@@ -194,10 +196,3 @@ def _stale_copies(root: zarr.Group) -> list[Damage]:
         except _UNREADABLE:
             continue  # reported above
     return []
-
-
-def _group(root: zarr.Group, path: str) -> zarr.Group:
-    group = opened(root, path)
-    if not isinstance(group, zarr.Group):
-        raise StoreError(f"{root.store}/{path}: not a group")
-    return group

@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.buffer.cpu import Buffer as HostBuffer
 from zarr.storage import LocalStore, WrapperStore
 
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, StoreError, first_line
 from . import files
 from .layout import FORMAT_VERSION
 
@@ -51,7 +51,7 @@ class Place:
             try:
                 self._objects = obstore.store.from_url(self._url)
             except (ValueError, obstore.exceptions.BaseError) as error:
-                reason = str(error).partition("\n")[0]
+                reason = first_line(error)
                 raise ConfigError(f"{location}: no usable URL of a store: {reason}") from error
 
     def __str__(self) -> str:
@@ -210,7 +210,7 @@ class Sealed(WrapperStore[Store]):
         except StoreError:
             raise
         except Exception as error:  # clients of object stores raise exceptions of their own
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise StoreError(f"{self.location}/{key}: cannot be {done}: {reason}") from error
 
 

@@ -14,7 +14,7 @@ import zarr.errors
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from ..errors import StoreError
+from ..errors import StoreError, first_line
 from .layout import FORMAT_VERSION, MODEL, SAMPLES, ArraySpec
 from .place import SEAL, Place
 
@@ -59,10 +59,17 @@ def opened(group: zarr.Group, name: str) -> zarr.Array[Any] | zarr.Group:
     except (KeyError, StoreError):
         raise
     except Exception as error:  # see above
-        reason = str(error).partition("\n")[0]
         raise StoreError(
-            f"{group.store_path}/{name}/zarr.json: makes no sense: {reason}"
+            f"{group.store_path}/{name}/zarr.json: makes no sense: {first_line(error)}"
         ) from error
+
+
+def opened_group(root: zarr.Group, path: str) -> zarr.Group:
+    """A group of a store, with the errors of `opened`, and one if an array is in its place."""
+    group = opened(root, path)
+    if not isinstance(group, zarr.Group):
+        raise StoreError(f"{root.store}/{path}/zarr.json: an array, expected a group")
+    return group
 
 
 def names_of(attributes: Mapping[str, Any], key: str, file: str) -> tuple[str, ...]:
@@ -285,13 +292,11 @@ class Run:
             StoreError: a column is not there, or damaged.
         """
         try:
-            group = opened(self._root, "samples")
+            group = opened_group(self._root, "samples")
         except KeyError as error:
             raise StoreError(
                 f"{self.place}/samples/zarr.json: missing; `check` lists it"
             ) from error
-        if not isinstance(group, zarr.Group):
-            raise StoreError(f"{self.place}/samples/zarr.json: an array, expected a group")
         columns: dict[str, Array] = {}
         for spec in SAMPLES:  # the first says how many there are
             sizes = {"sample": len(next(iter(columns.values())))} if columns else _UNKNOWN
@@ -319,13 +324,11 @@ class Run:
         """
         path = f"models/{name}"
         try:
-            group = opened(self._root, path)
+            group = opened_group(self._root, path)
         except KeyError as error:
             raise StoreError(
                 f"{self.place}: no model {name!r}; has {', '.join(self.models)}"
             ) from error
-        if not isinstance(group, zarr.Group):
-            raise StoreError(f"{self.place}/{path}/zarr.json: an array, expected a group")
         refuse_other(self._root)
         sizes = {"sample": len(self.samples.label), "lang": len(self.languages)}
         store = ModelStore(group, name, sizes)

@@ -306,7 +306,7 @@ def pairwise_within(
             **flags,
             ALIGNED=x.stride(0) % 16 == 0,
             BT=config.BT,
-            BD=MEND_BLOCK // 4,
+            BD=MEND_BLOCK // 4,  # of 16-bit rows too: more would spill on sm_100
             BR=BR,
             **launch_options(8),
         )

@@ -18,8 +18,9 @@ nearly equal rows, the pair is marked, and computed again from the rows as they 
 Bfloat16 input takes the same path: centred, it is no longer bfloat16.
 
 `split_kernel` reads 4 L N D bytes of float32 rows and writes 6 L N D of planes; a tile of BT x BT
-pairs reads 12 BT D bytes of planes, nearly all from L2, for 12 BT^2 D flops. Hence BT = 128, and an
-order of tiles in squares of GROUP, whose programs share what they read.
+pairs reads 12 BT D bytes of planes, nearly all from L2, for 12 BT^2 D flops. Hence BT = 128 (64
+where kernels of bandwidths need the registers), and an order of tiles in squares of GROUP, whose
+programs share what they read.
 """
 
 # A kernel's arguments have the types that its launch gives them.
@@ -263,7 +264,7 @@ TILE_CONFIGS = {
 }
 DEFAULT_TILE_CONFIG = TileConfig(64, 32, 4, 2)
 SPLIT_BLOCK = 1024
-MEND_BLOCK = 64  # bytes
+MEND_BLOCK = 64  # bytes of a row at a time, so that a thread loads 16 of them
 
 
 def tile_config(target: Any) -> TileConfig:
