@@ -51,7 +51,10 @@ def default_data() -> str:
 class Ours:
     """The engine with its model loaded, as `run` uses it."""
 
-    def __init__(self, path: str, token_budget: int) -> None:
+    def __init__(
+        self, path: str, token_budget: int, poolings: tuple[str, ...] = ("mean", "last")
+    ) -> None:
+        self.poolings = poolings
         self.model: LoadedModel = load_model(parse_model(path))
         self.token_budget = token_budget
         self.finish_seconds: list[float] = []
@@ -68,7 +71,7 @@ class Ours:
 
     def planned(self, samples: Samples, template: str) -> tuple[Tokenized, Plan, Any]:
         """Everything before the first forward pass."""
-        tokens = tokenize(self.model, samples.texts, template=template)
+        tokens = tokenize(self.model, samples.texts, template=template, poolings=self.poolings)
         prefix, tokens, _ = share_prefix(self.model, tokens)
         plan = make_plan(tokens, samples.lang_ranges, token_budget=self.token_budget)
         return tokens, plan, prefix
@@ -102,7 +105,7 @@ class Ours:
 
     def means(self, samples: Samples, template: str) -> np.ndarray:
         """Mean over the whole prompt of every hookpoint: `[text, hookpoint, D]`, for the oracle."""
-        tokens = tokenize(self.model, samples.texts, template=template, poolings=("mean",))
+        tokens = tokenize(self.model, samples.texts, template=template, poolings=("last",))
         spans = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], 1)[:, None]
         tokens = replace(tokens, spans=spans.astype(np.int32))
         plan = make_plan(tokens, token_budget=self.token_budget)
@@ -147,7 +150,8 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
     """How much longer a forward pass takes with capture, its copies and its segment on disk.
 
     Every batch runs bare and captured, one after the other, the first of the two in turn; one
-    figure a round over all batches.
+    figure a round over all batches. In a run another thread writes: here it counts as the time that
+    the processor spends on it, as if the forward pass stood still meanwhile.
     """
     model = ours.model
     tokens, plan, prefix = ours.planned(samples, template)
@@ -168,8 +172,10 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
                         with Capture(model, model.hookpoints, projection, None, prefix) as capture:
                             started = time.perf_counter()
                             out = capture.run(*inputs)
-                            progress.append(0, batch.rows, out.numpy()[:, :, batch.source])
                             spent[1] += time.perf_counter() - started
+                            started = time.thread_time()
+                            progress.append(0, batch.rows, out.numpy()[:, :, batch.source])
+                            spent[1] += time.thread_time() - started
                     else:
                         with torch.inference_mode():
                             started = time.perf_counter()
@@ -185,10 +191,14 @@ def in_file_order(samples: Samples) -> list[str]:
 
 
 MEMORY_SETUP = """
+import gc, torch
 from benchmarks.end_to_end import PEERS, Ours, in_file_order, read_samples
 samples = read_samples({data!r}, languages={languages!r}, limit={limit!r})
 warm = read_samples("sample:polite", languages=("en",), limit=2)
 side = {side}
+weights = [w for m in gc.get_objects() if isinstance(m, torch.nn.Module) for w in m.parameters()]
+for weight in weights:  # pages of a mapped file count from when they are first read
+    weight.detach().sum()
 """
 
 
@@ -199,6 +209,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--languages", default="en", help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="texts per language and class")
     parser.add_argument("--template", choices=("none", "chat"), default="none")
+    parser.add_argument("--poolings", default="mean,last", help="of ours; default: %(default)s")
     parser.add_argument("--token-budget", type=int, default=BUDGETS["cpu"][0])
     parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="ours also with compiled blocks")
@@ -214,10 +225,11 @@ def main(argv: list[str]) -> int:
     texts = in_file_order(samples)
     names = [name for name in arguments.peers.split(",") if installed(name)]
     sides: dict[str, Any] = {name: PEERS[name](path) for name in names}
-    sides["ours"] = ours = Ours(path, arguments.token_budget)
+    poolings = tuple(arguments.poolings.split(","))
+    sides["ours"] = ours = Ours(path, arguments.token_budget, poolings)
     tokens, plan, prefix = ours.planned(samples, template)
     if arguments.compile:
-        sides["ours, compiled"] = Ours(path, arguments.token_budget)
+        sides["ours, compiled"] = Ours(path, arguments.token_budget, poolings)
         compile_blocks(sides["ours, compiled"].model, tokens, prefix)
     found = errors(path, sides, small, template)
     some = read_samples(arguments.data, languages=languages, limit=50)
@@ -237,7 +249,9 @@ def main(argv: list[str]) -> int:
     for name, side in sides.items():
         is_ours = isinstance(side, Ours)
         made = (
-            f"Ours({path!r}, {arguments.token_budget})" if is_ours else f"PEERS[{name!r}]({path!r})"
+            f"Ours({path!r}, {arguments.token_budget}, {poolings})"
+            if is_ours
+            else f"PEERS[{name!r}]({path!r})"
         )
         memory = None
         if name != "ours, compiled":  # the compiler's own memory would be in it
@@ -264,6 +278,7 @@ def main(argv: list[str]) -> int:
         "data": Path(arguments.data).name,
         "languages": languages,
         "template": template,
+        "poolings": poolings,
         "token_budget": arguments.token_budget,
         "texts": len(samples),
         "tokens": plan.tokens,
@@ -281,7 +296,8 @@ def table(report: dict[str, Any]) -> str:
     n, machine, capture = report["texts"], report["machine"], report["capture"]
     lines = [
         f"{report['model']}, {n} texts ({report['data']}, {', '.join(report['languages'])}), "
-        f"template {report['template']}, {report['tokens']} tokens to run "
+        f"template {report['template']}, poolings {', '.join(report['poolings'])}, "
+        f"{report['tokens']} tokens to run "
         f"(+{report['padded_tokens'] / report['tokens'] - 1:.1%} padding)",
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
         f"load before {machine['load_before']:.1f}, "

@@ -1,7 +1,6 @@
 """How fast the engine runs a model on some of a user's own texts, beside the usual way."""
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -13,7 +12,14 @@ import torch
 from .data import Samples
 from .extract import Capture, make_plan, seeded_projection, share_prefix, token_budget
 from .extract.loop import padded
-from .models import LoadedModel, Tokenized, tokenize
+from .models import (
+    LoadedModel,
+    PackedLinear,
+    Tokenized,
+    pack_linears,
+    tokenize,
+    unpack_linears,
+)
 
 USUAL_BATCH = 32
 
@@ -25,7 +31,7 @@ class Bench:
     texts: tried, evenly over languages and lengths.
     tokens: run by the engine for them, without padding and shared prefix.
     usual_s: median seconds of `output_hidden_states=True` in padded batches of 32, of the same
-        weights, with the mean of every layer taken in NumPy.
+        weights as transformers has them, with the mean of every layer taken in NumPy.
     ours_s: median seconds of the engine's forward passes, with all hookpoints captured.
     share_of_matrix_rate: the engine's, over `tokens`, of the rate at which the same products of
         the linear layers of all blocks run by themselves; None for a model without any.
@@ -90,14 +96,20 @@ def bench_model(
             for batch in plan:
                 capture.run(*padded(model, tokens, batch)).cpu()
 
+    packed = any(isinstance(module, PackedLinear) for module in model.blocks.modules())
+
     cases = [lambda: _usual_way(model, whole), ours, products]
     seconds: list[list[float]] = [[] for _ in cases]
     for i_round in range(repeats + 1):
         for i_case, case in enumerate(cases):
+            if packed and i_case == 0:  # which is no part of the usual way
+                unpack_linears(model.backbone)
             started = time.perf_counter()
             case()
             if i_round:
                 seconds[i_case].append(time.perf_counter() - started)
+            if packed and i_case == 0:
+                pack_linears(model.backbone)
             if progress is not None:
                 progress(i_round * len(cases) + i_case + 1, (repeats + 1) * len(cases))
     usual_s, ours_s, products_s = map(median, seconds)
@@ -141,27 +153,22 @@ def _usual_way(model: LoadedModel, tokens: Tokenized) -> None:
 
 def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], Any], float]:
     """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
-    shapes = Counter(
-        (module.in_features, module.out_features)
-        for module in model.blocks.modules()
-        if isinstance(module, torch.nn.Linear)
-    )
-    like: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
-    pairs = [
-        (
-            torch.randn(n_tokens, width, **like),
-            [torch.randn(out, width, **like).T for _ in range(count)],
-        )
-        for (width, out), count in shapes.items()
-    ]
+
+    def linears() -> list[Any]:
+        kinds = (torch.nn.Linear, PackedLinear)
+        return [module for module in model.blocks.modules() if isinstance(module, kinds)]
+
+    inputs = {
+        width: torch.randn(n_tokens, width, dtype=model.dtype, device=model.device)
+        for width in {linear.in_features for linear in linears()}
+    }
 
     @torch.inference_mode()
     def products() -> None:
-        for x, weights in pairs:
-            for weight in weights:
-                torch.mm(x, weight)
+        for linear in linears():
+            linear(inputs[linear.in_features])
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
 
-    flops = sum(2.0 * width * out * count for (width, out), count in shapes.items())
+    flops = sum(2.0 * linear.in_features * linear.out_features for linear in linears())
     return products, flops * n_tokens

@@ -17,7 +17,7 @@ ALLOWED = {
     "parallel": set(),
     "ops": {"errors"},
     "data": {"errors"},
-    "models": {"config", "errors"},
+    "models": {"config", "errors", "ops"},
     "store": {"errors"},
     "extract": {"errors", "ops", "parallel", "data", "models", "store"},
     "separation": {"errors", "ops", "parallel", "data", "store"},

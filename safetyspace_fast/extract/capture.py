@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..ops import pool_project
+from ..ops import PoolProject
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
@@ -52,8 +52,8 @@ class Capture:
         if prefix is not None:
             self._reading = {"use_cache": True, "past_key_values": prefix}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._spans: torch.Tensor
-        self._out: torch.Tensor
+        self._pool: PoolProject
+        self._places: list[tuple[torch.Tensor, torch.Tensor]]
 
     def __enter__(self) -> "Capture":
         """Attach the hooks."""
@@ -92,28 +92,32 @@ class Capture:
         Returns:
             `[L, S, B, D + P] float32`, pooled states and their projection, on the device.
         """
-        batch, poolings = spans.shape[:2]
-        width = sum(self._projection.shape)
-        self._spans = spans
-        self._out = input_ids.new_empty(
-            (len(self._hookpoints), poolings, batch, width), dtype=torch.float32
-        )
+        out = self._room(spans)
         with suppress(_DeepestLayerReached):
             self._model.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, **self._reading
             )
-        out = self._out
-        del self._out, self._spans
+        del self._places, self._pool
+        return out
+
+    def _room(self, spans: torch.Tensor) -> torch.Tensor:
+        """Make the result of one batch, and point the hooks to their places in it."""
+        batch, poolings = spans.shape[:2]
+        hidden, proj = self._projection.shape
+        out = spans.new_empty(
+            (len(self._hookpoints), poolings, batch, hidden + proj), dtype=torch.float32
+        )
+        by_layer = out.transpose(1, 2)
+        self._places = list(
+            zip(by_layer[..., :hidden].unbind(), by_layer[..., hidden:].unbind(), strict=True)
+        )
+        self._pool = PoolProject(spans, self._projection, self._impl)
         return out
 
     def _reduce(self, i_layer: int, stop: bool, hidden_states: torch.Tensor) -> None:
-        pooled, projected = pool_project(
-            hidden_states, self._spans, self._projection, impl=self._impl
-        )
-        assert projected is not None
-        width = pooled.shape[-1]
-        self._out[i_layer, :, :, :width] = pooled.transpose(0, 1)
-        self._out[i_layer, :, :, width:] = projected.transpose(0, 1)
+        # Between two blocks the caches hold weights, and every step here is a slow one.
+        for place, values in zip(self._places[i_layer], self._pool(hidden_states), strict=True):
+            place.copy_(values)
         if stop:
             raise _DeepestLayerReached
 

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError, ModelError, first_line
 from . import layers
+from .packing import try_packing
 from .spec import ModelSpec, split_revision
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -140,6 +141,8 @@ def load_model(
     _check_vocabulary(tokenizer, backbone, spec)
     text_config = backbone.config.get_text_config()
     blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
+    if target.type == "cpu" and (reason := try_packing(backbone)) is not None:
+        note(f"{spec.name}: its linear layers run as they are, without packed weights: {reason}")
     return LoadedModel(
         name=spec.name,
         backbone=backbone,

@@ -108,6 +108,9 @@ def tokenize(
 ) -> Tokenized:
     """Turn texts into prompts and spans for one model.
 
+    Prompts of a causal model end with the last token that a pooling reads: what a template puts
+    behind it changes nothing.
+
     template: `auto` (the chat template of a model that has one), `chat`, or `none`.
     poolings: of `mean` (the text's own tokens), `last` (last token of the prompt) and `last_text`
         (last token of the text).
@@ -126,13 +129,18 @@ def tokenize(
         encoded = _encode_plain(model.tokenizer, texts)
     ids, text_spans, truncated = _cut_to_window(encoded, window, model.name)
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    spans = _spans(text_spans, lengths, poolings)
+    if model.causal:
+        stop = spans[:, :, 1].max(1)
+        lengths = np.where(stop > 0, stop, lengths)
+        ids = [prompt[:length] for prompt, length in zip(ids, lengths, strict=True)]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate([*ids, np.empty(0, np.int32)])
     _check_ids(flat, model)
     return Tokenized(
         ids=flat,
         starts=starts,
-        spans=_spans(text_spans, lengths, poolings),
+        spans=spans,
         n_text_tokens=(text_spans[:, 1] - text_spans[:, 0]).astype(np.int32),
         truncated=truncated,
         poolings=tuple(poolings),

@@ -9,6 +9,7 @@ None of them has a gradient.
 """
 
 from ._labels import label_sums, pack_labels
+from ._linear import can_pack, linear, pack_linear, unpack_linear
 from ._native import simd_level
 from ._pairwise import (
     METRICS,
@@ -17,7 +18,7 @@ from ._pairwise import (
     pairwise_reduce,
     pairwise_update,
 )
-from ._pool import pool_project
+from ._pool import PoolProject, pool_project
 from ._select import implementations
 from .moments import ClassMoments, class_moments
 from .reference import PAIRWISE_BLOCK
@@ -34,18 +35,23 @@ __all__ = [
     "PAIRWISE_BLOCK",
     "ClassMoments",
     "PairwiseResult",
+    "PoolProject",
+    "can_pack",
     "class_moments",
     "dunn",
     "energy_distance",
     "implementations",
     "label_sums",
+    "linear",
     "mmd",
     "nn_accuracy",
     "pack_labels",
+    "pack_linear",
     "pairwise_empty",
     "pairwise_reduce",
     "pairwise_update",
     "pool_project",
     "silhouette_samples",
     "simd_level",
+    "unpack_linear",
 ]

@@ -42,11 +42,36 @@ def pool_project(
     return pooled, None if projection is None else projected
 
 
+class PoolProject:
+    """`pool_project` of one hidden state after another, with the same spans and projection.
+
+    What it checks and chooses, it does again only for other shapes, types or devices: between two
+    layers of a model, with the caches full of weights, that takes longer than the pooling.
+    """
+
+    def __init__(self, spans: Tensor, projection: Tensor, impl: str | None = None) -> None:
+        """Take what all calls share; see `pool_project`."""
+        self._spans = spans
+        self._projection = projection
+        self._impl = impl
+        self._known: tuple[torch.Size, torch.dtype, torch.device] | None = None
+
+    def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool and project `[B, T, D]`: `[B, S, D]` and `[B, S, P]` float32."""
+        kind = (hidden_states.shape, hidden_states.dtype, hidden_states.device)
+        if kind != self._known:
+            _validate(hidden_states, self._spans, self._projection, None)
+            arguments = (hidden_states, self._spans, self._projection)
+            self._kernel = _select.choose("pool_project", self._impl, *arguments)
+            self._known = kind
+        pooled, projected = self._kernel(hidden_states, self._spans, self._projection)
+        return pooled, projected
+
+
 def _validate(
     hidden_states: Tensor, spans: Tensor, projection: Tensor | None, cu_seqlens: Tensor | None
 ) -> None:
-    # In this order everywhere: device, dtype, rank, shapes, values. Called once per layer and
-    # batch: keep it lean.
+    # In this order everywhere: device, dtype, rank, shapes, values.
     device = hidden_states.device
     for name, tensor in (("spans", spans), ("projection", projection), ("cu_seqlens", cu_seqlens)):
         if tensor is not None and tensor.device != device:

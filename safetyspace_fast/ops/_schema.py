@@ -106,6 +106,15 @@ for _op in SCHEMAS:
     _register(_op, _op, getattr(reference, _op))
     _register(f"{_op}_triton", _op, _triton_kernel(_op))
 
-# Of the compiled library only: see `_native` and `_labels`.
+# Of the compiled library only: see `_native`, `_labels` and `_linear`.
 torch.library.define(f"{NAMESPACE}::simd_level", "() -> str")
 torch.library.define(f"{NAMESPACE}::label_sums", "(Tensor values, Tensor bits) -> Tensor")
+torch.library.define(
+    f"{NAMESPACE}::linear",
+    "(Tensor x, Tensor panels, Tensor? bias, int features) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.register_fake(
+    f"{NAMESPACE}::linear",
+    lambda x, panels, bias, features: x.new_empty((*x.shape[:-1], features)),
+)

@@ -190,11 +190,11 @@ def test_a_model_compiled_after_the_hooks_are_on_runs_as_one_graph(tmp_path: Pat
     spans = torch.tensor([[[0, 5]], [[1, 3]]]).int()
     with Capture(model, hookpoints, seeded_projection(32, 4, seed=0)) as capture:
         expected = capture.run(input_ids, spans)
-        capture._spans, capture._out = spans, torch.full_like(expected, torch.nan)
+        got = capture._room(spans).fill_(torch.nan)
         compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             compiled(input_ids=input_ids, use_cache=False)
-        torch.testing.assert_close(capture._out, expected)
+        torch.testing.assert_close(got, expected)
 
 
 def test_hooks_on_a_compiled_model_are_refused(tmp_path: Path) -> None:

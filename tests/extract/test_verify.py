@@ -239,16 +239,17 @@ def bos_is_there_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def sums_are_bfloat16(patch: pytest.MonkeyPatch) -> None:
-    def pool(states: torch.Tensor, spans: torch.Tensor, projection: Any, impl: Any = None) -> Any:
+    def pool(self: Any, states: torch.Tensor) -> Any:
+        spans = self._spans
         out = torch.zeros(*spans.shape[:2], states.shape[-1], dtype=torch.bfloat16)
         for row, pooling in np.ndindex(*spans.shape[:2]):
             start, stop = spans[row, pooling].tolist()
             for state in states[row, start:stop]:
                 out[row, pooling] += state.bfloat16()
             out[row, pooling] /= stop - start
-        return out.float(), out.float() @ projection
+        return out.float(), out.float() @ self._projection
 
-    patch.setattr(capture, "pool_project", pool)
+    patch.setattr(capture.PoolProject, "__call__", pool)
 
 
 def half_of_the_residual_stream_is_read(patch: pytest.MonkeyPatch) -> None:
@@ -337,12 +338,12 @@ def test_a_planted_mistake_is_wrong_where_it_is(
 
 
 def test_little_too_much_rounding_is_degraded(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def coarse(states: Any, spans: Any, projection: Any, impl: Any = None) -> Any:
-        pooled, projected = original(states, spans, projection, impl=impl)
+    def coarse(self: Any, states: Any) -> Any:
+        pooled, projected = original(self, states)
         return pooled * (1 + 3e-6), projected
 
-    original = capture.pool_project
-    monkeypatch.setattr(capture, "pool_project", coarse)
+    original = capture.PoolProject.__call__
+    monkeypatch.setattr(capture.PoolProject, "__call__", coarse)
     found = check(llama, layers="final_norm")
     assert found.verdict == "degraded"
     assert found.problem is None
@@ -351,9 +352,9 @@ def test_little_too_much_rounding_is_degraded(llama: Path, monkeypatch: pytest.M
 def test_a_state_that_is_not_finite_where_transformers_is_is_wrong(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = capture.pool_project
+    original = capture.PoolProject.__call__
     monkeypatch.setattr(
-        capture, "pool_project", lambda *a, **o: (original(*a, **o)[0] * np.nan, a[2][None, :1])
+        capture.PoolProject, "__call__", lambda *a: [part * np.nan for part in original(*a)]
     )
     found = check(llama, layers="block.1")
     assert {(cell.error, cell.verdict) for cell in found.cells} == {(None, "wrong")}

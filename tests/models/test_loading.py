@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.small_models import small_gguf
 from safetyspace_fast.errors import ConfigError, ModelError, SafetySpaceError
-from safetyspace_fast.models import ModelSpec, load_model, parse_model
+from safetyspace_fast.models import ModelSpec, load_model, parse_model, unpack_linears
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -157,7 +157,9 @@ def test_adapter_is_merged_in_float32(llama, lora):
 
 
 def test_adapter_is_merged_before_rounding_to_the_working_dtype(llama, lora):
-    single = load_model(parse_model(f"{llama}+{lora}")).backbone.state_dict()
+    merged = load_model(parse_model(f"{llama}+{lora}")).backbone
+    unpack_linears(merged)
+    single = merged.state_dict()
     half = load_model(parse_model(f"{llama}+{lora}"), dtype="bfloat16").backbone.state_dict()
     for name, weight in single.items():
         torch.testing.assert_close(half[name], weight.bfloat16(), rtol=0, atol=0)

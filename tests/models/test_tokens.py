@@ -153,6 +153,20 @@ def test_poolings_come_in_the_order_asked(tiny):
     assert tokens.spans.dtype == tokens.ids.dtype == tokens.n_text_tokens.dtype == np.int32
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last_text"])
+def test_nothing_runs_behind_what_is_pooled(tiny, pooling):
+    model = with_template(tiny, tiny_models.CHAT_TEMPLATE)
+    texts = ["one", "", "a longer text"]
+    whole, cut = tokenize(model, texts), tokenize(model, texts, poolings=(pooling,))
+    for i, text in enumerate(texts):
+        stop = int(whole.spans[i, 0, 1]) if text else len(whole.prompt(i))
+        assert cut.prompt(i).tolist() == whole.prompt(i)[:stop].tolist()
+        assert stop < len(whole.prompt(i)) or not text
+    assert cut.prefix_length == whole.prefix_length
+    both_ways = dataclasses.replace(model, causal=False)
+    assert (tokenize(both_ways, texts, poolings=(pooling,)).lengths == whole.lengths).all()
+
+
 def byte_span(model, prompt_ids, begin, end):
     """The tokens that hold any of the prompt's bytes begin..end, counted in bytes."""
     pieces = model.tokenizer.convert_ids_to_tokens(prompt_ids)

@@ -62,7 +62,7 @@ def record_of(wheel):
 
 
 def paths_in(library):
-    """Absolute paths in the bytes of a file, but for short ones: packed cubins hold some by chance."""
+    """Absolute paths in the bytes of a file; packed cubins hold some of few letters by chance."""
     found = re.findall(rb"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]+", library)
     return [path for path in found if len(path) >= 16]
 

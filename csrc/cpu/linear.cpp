@@ -1,0 +1,161 @@
+// linear on processors with AVX-512: x times a weight that was packed beforehand.
+//
+// The library's product copies the weight into the order that its inner loop reads, in every call;
+// between the layers of a model, which evict one another's weights from the caches, that is a good
+// part of a product of a few hundred rows. Here panels of 32 output features lie as [K][32] floats.
+//
+// One task is a few panels, which stay in the second cache, and up to 512 rows. Its inner loop
+// holds 14 rows x 32 features in 28 registers over 192 values of K, and these sums are added up in
+// float32: as many in a chain as in MKL, whose rounding this has. Every row is computed alike in
+// whatever task it lies, so the number of threads changes no bit.
+//
+// Flops: 2 M N K. Bytes from memory: the weight and x once, the result.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../common/check.h"
+#include "../ops.h"
+#include "loops.h"
+
+#if defined(__x86_64__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own headers
+#endif
+#include <immintrin.h>
+#define AVX512 __attribute__((target("avx512f")))
+#endif
+
+namespace safetyspace::cpu {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+
+constexpr int64_t kRows = 14;
+constexpr int64_t kPanel = 32;      // PANEL of ops/_linear.py
+constexpr int64_t kPanels = 3;      // of a task
+constexpr int64_t kPartRows = 512;  // of a task, at most
+constexpr int64_t kChain = 192;
+constexpr int64_t kStrideX = kChain + 16;  // not a multiple of the first cache's ways
+constexpr int64_t kStrideOut = kPanels * kPanel + 16;
+
+#if defined(__x86_64__)
+
+namespace avx512 {
+
+// out[r][j] = or += sum_k x[r][k] panel[k][j], for kNumRows rows and 32 features
+template <int kNumRows>
+AVX512 void multiply(const float* x, const float* panel, int64_t depth, float* out, bool add) {
+  __m512 sum[kNumRows][2];
+#pragma GCC unroll 14
+  for (int r = 0; r < kNumRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < depth; ++k) {
+    const __m512 low = _mm512_loadu_ps(panel + k * kPanel);
+    const __m512 high = _mm512_loadu_ps(panel + k * kPanel + 16);
+#pragma GCC unroll 14
+    for (int r = 0; r < kNumRows; ++r) {
+      const __m512 value = _mm512_set1_ps(x[r * kStrideX + k]);
+      sum[r][0] = _mm512_fmadd_ps(value, low, sum[r][0]);
+      sum[r][1] = _mm512_fmadd_ps(value, high, sum[r][1]);
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < kNumRows; ++r) {
+    float* row = out + r * kStrideOut;
+    if (add) {
+      sum[r][0] = _mm512_add_ps(_mm512_loadu_ps(row), sum[r][0]);
+      sum[r][1] = _mm512_add_ps(_mm512_loadu_ps(row + 16), sum[r][1]);
+    }
+    _mm512_storeu_ps(row, sum[r][0]);
+    _mm512_storeu_ps(row + 16, sum[r][1]);
+  }
+}
+
+using Multiply = void (*)(const float*, const float*, int64_t, float*, bool);
+constexpr Multiply kMultiply[kRows + 1] = {nullptr,      multiply<1>,  multiply<2>,  multiply<3>,
+                                           multiply<4>,  multiply<5>,  multiply<6>,  multiply<7>,
+                                           multiply<8>,  multiply<9>,  multiply<10>, multiply<11>,
+                                           multiply<12>, multiply<13>, multiply<14>};
+
+}  // namespace avx512
+
+// Rows [begin, end) of x against the panels [first, last), which hold features below `features`.
+void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const float* panels,
+                    int64_t first, int64_t last, const float* bias, float* out, int64_t features) {
+  alignas(64) float some_x[kRows * kStrideX];
+  alignas(64) float some_out[kRows * kStrideOut];
+  const int64_t column = first * kPanel, width = std::min(features, last * kPanel) - column;
+  for (int64_t m = begin; m < end; m += kRows) {
+    const int64_t rows = std::min(kRows, end - m);
+    for (int64_t k = 0; k == 0 || k < K; k += kChain) {
+      const int64_t depth = std::min(kChain, K - k);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(some_x + r * kStrideX, x + (m + r) * K + k, depth * sizeof(float));
+      }
+      for (int64_t p = first; p < last; ++p) {
+        avx512::kMultiply[rows](some_x, panels + (p * K + k) * kPanel, depth,
+                                some_out + (p - first) * kPanel, k > 0);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      float* row = out + (m + r) * features + column;
+      const float* sums = some_out + r * kStrideOut;
+      for (int64_t j = 0; j < width; ++j) row[j] = bias ? sums[j] + bias[column + j] : sums[j];
+    }
+  }
+}
+
+#else
+
+void multiply_block(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
+                    const float*, float*, int64_t) {}
+
+#endif
+
+Tensor linear(Tensor x, Tensor panels, std::optional<Tensor> bias, int64_t features) {
+  check(loops().name == std::string("avx512"), "linear: this processor has no AVX-512");
+  check(panels.scalar_type() == ScalarType::Float && panels.dim() == 3 && panels.is_contiguous() &&
+            panels.size(2) == kPanel && panels.size(0) == (features + kPanel - 1) / kPanel,
+        "panels: expected what pack_linear made of ", features, " features");
+  const int64_t K = panels.size(1), rank = x.dim();
+  check(x.scalar_type() == ScalarType::Float && rank > 0 && x.size(rank - 1) == K,
+        "x: expected shape [..., ", K, "] float32");
+  check(!bias || (bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
+                  bias->size(0) == features && bias->is_contiguous()),
+        "bias: expected shape [", features, "] float32");
+  if (!x.is_contiguous()) x = torch::stable::contiguous(x);
+  std::vector<int64_t> shape(rank, features);
+  int64_t M = 1;
+  for (int64_t i = 0; i + 1 < rank; ++i) M *= shape[i] = x.size(i);
+  Tensor out = torch::stable::new_empty(x, shape);
+  const float *p_x = x.const_data_ptr<float>(), *p_panels = panels.const_data_ptr<float>();
+  const float* p_bias = bias ? bias->const_data_ptr<float>() : nullptr;
+  float* p_out = out.mutable_data_ptr<float>();
+
+  const int64_t blocks = (M + kRows - 1) / kRows, groups = (panels.size(0) + kPanels - 1) / kPanels;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t parts = std::min(
+      blocks, std::max((M + kPartRows - 1) / kPartRows, groups < 4 * threads ? threads : 1));
+  torch::stable::parallel_for(0, groups * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / groups, group = task % groups;
+      multiply_block(p_x, blocks * part / parts * kRows,
+                     std::min(M, blocks * (part + 1) / parts * kRows), K, p_panels, group * kPanels,
+                     std::min(panels.size(0), (group + 1) * kPanels), p_bias, p_out, features);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+}  // namespace safetyspace::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(safetyspace_fast, CPU, m) {
+  m.impl("linear", TORCH_BOX(&safetyspace::cpu::linear));
+}
