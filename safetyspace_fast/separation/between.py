@@ -19,7 +19,7 @@ from .definitions import Metric, choose
 if TYPE_CHECKING:
     import xarray
 
-    from ..store import Run
+    from ..store import ModelStore, Run
 
 GEOMETRY = {
     "direction_cosine": "cosine of the harm directions d of both models at full width",
@@ -40,6 +40,14 @@ GEOMETRY = {
 }
 """What is compared beside the metrics, for every (layer, pooling, lang)."""
 
+SPACES = {
+    "base": "base pcK: both models in the first K principal components of the base model's texts "
+    "of the language, inside the seeded projection that both share; `separation` shows each model "
+    "in exact components of its own, other numbers",
+    "own": "own pcK: either model in components of its own, two spaces, for the models share no "
+    "projection (hidden size, its width or its seed differ)",
+}
+"""Where `compare` sees the metrics in components."""
 
 _EXCESS = "of the excess, as for differences"
 COLUMNS = {
@@ -58,9 +66,12 @@ COLUMNS = {
     "n0": "harmless texts with finite states",
     "n1": "harmful texts with finite states",
     "refused": "why there is no number here; empty where there is one",
-    "base": "value of the model before, on the texts that both models have finite states for",
-    "aligned": "value of the model after, on the same texts; metrics in components take either "
-    "model's own",
+    "space": "where the states are seen: full (every hidden dimension), projection (the seeded "
+    "one), pcK (the language's own first K principal components); of two models "
+    + "; ".join(SPACES.values()),
+    "base": "value of the model before, on the texts that both models have finite states for; in "
+    "components it is not what `separation` shows: see space",
+    "aligned": "value of the model after, on the same texts and in the same space",
     "difference": "aligned less base on the same texts; low, high from the interval of either "
     "model, joined by the correlation that the same texts give them (MOVER, Zou 2007); p "
     "two-sided and normal",
@@ -110,9 +121,11 @@ def compare(
         high (95 %), p (two-sided, normal), p_family (over all layers and languages), refused; if
         there is a reference language also excess (difference less that of the reference language),
         excess_low, excess_high, excess_p, excess_p_family. And
-        those of `GEOMETRY` (layer, pooling, lang), NaN where the hidden sizes differ, nothing moves
-        or a direction is no longer than its noise. Metrics in components are seen in each model's
-        own components. Beside them `CONFOUNDS` (model, lang).
+        those of `GEOMETRY` (layer, pooling, lang), NaN where the models share no projection,
+        nothing moves or a direction is no longer than its noise. Beside them `CONFOUNDS` (model,
+        lang). Metrics in components see both models in the base model's, inside the projection,
+        where they share it (`space`, `components`: see `SPACES`), so that `base` is not the number
+        of `separation` there.
 
     Raises:
         ConfigError: a name is not in the store, or the models have different hookpoints.
@@ -145,7 +158,8 @@ def compare(
     columns = {name: np.full((len(family), *shape), np.nan) for name in names}
     refused = np.full((len(family), *shape), "", object)
     geometry = {name: np.full(shape, np.nan) for name in GEOMETRY}
-    same_width = len({model.read("class_mean", layer=0, lang=0).shape[-1] for model in models}) == 1
+    shared = len({_projection(model) for model in models}) == 1
+    whose = "base" if shared else "own"
 
     def fill(_: int, i_lang: int) -> None:
         # Label swaps are for what paired data put in the place of a floor.
@@ -169,12 +183,14 @@ def compare(
             )
 
         for first, second in zip(cut(base, aligned), cut(aligned, base), strict=True):
+            if shared:
+                first.basis = second.basis = first
             signs = u.signs(first.unit, permutations, seed=seed, key=langs[i_lang])
             at = (
                 [chosen_layers.index(hookpoints[layer]) for layer, _ in first.cells],
                 [chosen_poolings.index(known_poolings[pooling]) for _, pooling in first.cells],
             )
-            if same_width and not first.constant and int(first.count.min()) >= e.MIN_TEXTS:
+            if shared and not first.constant and int(first.count.min()) >= e.MIN_TEXTS:
                 for name, value in _geometry(first, second).items():
                     geometry[name][(*at, i_lang)] = value.numpy()
             for i_metric, entry in enumerate(family):
@@ -215,7 +231,10 @@ def compare(
             "layer": list(chosen_layers),
             "pooling": list(chosen_poolings),
             "lang": list(langs),
-            "space": ("metric", [x.space for x in family]),
+            "space": (
+                "metric",
+                [f"{whose} {x.space}" if x.components else x.space for x in family],
+            ),
             "definition": ("metric", [x.definition for x in family]),
             "paired": ("lang", [lang in with_pairs and paired is not False for lang in langs]),
         },
@@ -223,12 +242,21 @@ def compare(
             "base": base,
             "aligned": aligned,
             "reference": reference if reference in langs else "",
+            "components": SPACES[whose],
             "confidence": 0.95,
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
         },
     )
+
+
+def _projection(model: "ModelStore") -> tuple[int, ...]:
+    """What decides a model's projection: width before and after it, and its seed."""
+    arrays = (
+        model.read(name, layer=0, samples=slice(1), lang=0) for name in ("class_mean", "projected")
+    )
+    return (*(array.shape[-1] for array in arrays), model.seed)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ _RHO_FLOOR = "1/(N-1), exact at any dimension; on paired data the mean over labe
 _NULL_MEAN = "mean over the permutations"
 _PCA = (
     "Components are the language's own, of both classes together: values of different models or "
-    "languages stand in different spaces."
+    "languages stand in different spaces; `compare` sees both models in the base model's."
 )
 
 _RHO = Metric(

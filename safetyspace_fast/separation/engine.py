@@ -56,6 +56,9 @@ class Block:
     """Whether all states of every cell are the same, so that nothing can be said."""
     bandwidths: dict[tuple[int, int], float] | None = None
     """Bandwidth of the Gaussian kernel per cell, where another model sets it."""
+    basis: "Block | None" = None
+    """The block whose components these are, inside the projection that both share; None: the
+    language's own at full width, as stored."""
     cache: dict[str, Tensor] = field(default_factory=dict)
     """Arrays as stored, shared by the blocks of one read."""
 
@@ -169,14 +172,23 @@ class Block:
 
     # Components and distances ----------------------------------------------------------------
 
+    @cached_property
+    def coords(self) -> Tensor:
+        """[cell, n, component], coordinates in all components, those of largest variance first."""
+        if self.basis is None:
+            return self.stored("pca_coords")
+        x = self.basis.projected
+        x = x / x.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
+        axes: Tensor = torch.linalg.eigh(x.transpose(-1, -2) @ x)[1].flip(-1)
+        rank = min(axes.shape[-1], self.gap.shape[-1])
+        return self.projected @ axes[..., :rank]
+
     def components(self, k: int) -> Tensor:
-        """[cell, n, k], coordinates in the language's own components."""
-        coords = self.stored("pca_coords")
-        if coords.shape[-1] < k:
-            raise Refusal(f"the store keeps {coords.shape[-1]} components, {k} were asked for")
-        if not bool(coords[..., :k].isfinite().all()):
-            raise Refusal(f"the store holds fewer than {k} components here")
-        return coords[..., :k]
+        """[cell, n, k], coordinates in the first `k` components."""
+        coords = self.coords[..., :k]
+        if coords.shape[-1] < k or not bool(coords.isfinite().all()):
+            raise Refusal(f"there are fewer than {k} components here")
+        return coords
 
     def whitened(self, k: int) -> Tensor:
         """[cell, n, k], components less their class's mean, uncorrelated and of equal variance."""
@@ -186,28 +198,35 @@ class Block:
 
     @cached_property
     def _moments(self) -> tuple[m.Moments, Tensor]:
-        coords = self.stored("pca_coords")
-        sums = torch.stack([self.resamples.class_sums(m.products(x)) for x in coords])
-        found = m.moments(sums, self.resamples.class_counts(), coords.shape[-1])
+        count = self.resamples.class_counts()
         drawn = slice(1, 1 + len(self.resamples.counts))
-        own = m.Moments(found.count[drawn], found.mean[:, drawn], found.cov[:, drawn])
-        axes = own.axes()
-        own = own.along(axes)
-        found.mean[:, drawn], found.cov[:, drawn] = own.mean, own.cov
-        return found, axes
+        parts, turns = [], []
+        for i, x in enumerate(self.coords):
+            whole = m.moments(self.resamples.class_sums(m.products(x)), count, x.shape[-1])
+            own = m.Moments(count[drawn], whole.mean[drawn], whole.cov[drawn])
+            if self.basis is None or self.basis is self:
+                axes = own.axes()[..., :COMPONENTS]
+            else:
+                axes = self.basis.axes[i]
+            own, found = own.along(axes), whole.leading(COMPONENTS)
+            found.mean[drawn], found.cov[drawn] = own.mean, own.cov
+            parts.append(found)
+            turns.append(axes)
+        mean, cov = (torch.stack([getattr(x, part) for x in parts]) for part in ("mean", "cov"))
+        return m.Moments(count, mean, cov), torch.stack(turns)
 
     @property
     def moments(self) -> m.Moments:
-        """Class moments in all stored components, [cell, R]; see `Resamples.class_sums`.
+        """Class moments in the leading components, [cell, R]; see `Resamples.class_sums`.
 
         Every bootstrap has components of its own, as another sample of texts would: those of its
-        texts inside the stored ones. Permutations leave the components as they are.
+        texts (of the basis, if there is one) inside `coords`. Permutations leave them as they are.
         """
         return self._moments[0]
 
     @property
     def axes(self) -> Tensor:
-        """[cell, bootstraps, component, component], each bootstrap's own components as columns."""
+        """[cell, bootstraps, coordinate, component], each bootstrap's components as columns."""
         return self._moments[1]
 
     def resampled(
@@ -218,6 +237,23 @@ class Block:
         whole = statistic(self.moments.leading(k))
         n_draws = len(self.resamples.counts)
         return whole[..., 0], whole[..., 1 : 1 + n_draws], whole[..., 1 + n_draws :]
+
+    def turning(self, slopes: Tensor) -> Tensor:
+        """[cell, n], what every text adds to an estimate by turning the components of the basis.
+
+        A text turns component i towards j by its product of both over their difference in variance
+        (first-order perturbation of eigenvectors; Anderson 1963).
+
+        Args:
+            slopes: [cell, k, rest], of the estimate, by the angle of each of `k` components towards
+                each of the others.
+        """
+        assert self.basis is not None
+        k = slopes.shape[-2]
+        seen, rest = self.basis.coords[..., :k], self.basis.coords[..., k:]
+        gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
+        turns = torch.where(gap > 0, slopes / gap, 0.0)
+        return ((seen @ turns) * rest).sum(-1)
 
     @cached_property
     def _gaussian_cache(self) -> dict[tuple[int, bool], list[Tensor]]:
@@ -508,7 +544,7 @@ def _xie_beni(block: Block, metric: Metric) -> Estimate:
 
 def _rho_standardized(block: Block, metric: Metric) -> Estimate:
     value = m.standardized_ratio(block.stored("class_mean"), block.stored("class_var"), block.count)
-    coords = block.stored("pca_coords")
+    coords = block.coords[..., :COMPONENTS]
     coords = coords[..., coords.isfinite().all(-2).all(0)]
     sums = block.resamples.class_sums(torch.cat([coords, coords.square()], -1), bootstrap=False)
     count = block.resamples.class_counts(bootstrap=False)
@@ -616,10 +652,15 @@ def _frechet(block: Block, metric: Metric) -> Estimate:
 
 
 def _silhouette(block: Block, metric: Metric) -> Estimate:
-    if metric.components:
+    turning: Tensor | float = 0.0
+    if k := metric.components:
         sums = torch.stack([cell.pair_sum for cell in block.labelled(metric.space)])
         own, other = m.mean_distances(sums, block.labels)
         null = block.distance_null(metric.space, "silhouette")
+        if block.basis is not None:
+            cells = zip(block.coords, own, other, strict=True)
+            slopes = [m.silhouette_turning(x, k, a, b, block.labels) for x, a, b in cells]
+            turning = block.turning(torch.stack(slopes))
     elif metric.name == "silhouette_cosine":
         own, other = m.mean_distances(block.stored("cos_sum"), block.labels)
         labels = block.resamples.labellings
@@ -633,7 +674,7 @@ def _silhouette(block: Block, metric: Metric) -> Estimate:
         None,
         null,
         block,
-        influence=m.silhouette_influence(own, other, block.labels),
+        influence=m.silhouette_influence(own, other, block.labels) + turning,
     )
 
 
@@ -781,7 +822,7 @@ def _hotelling(block: Block, metric: Metric) -> Estimate:
     if not block.force:
         block.require(TEXTS_PER_COMPONENT * k, f"a covariance in {k} components")
     block.components(k)  # or a refusal
-    coords = block.stored("pca_coords").nan_to_num(0.0).transpose(-1, -2)
+    coords = block.coords.nan_to_num(0.0).transpose(-1, -2)
     gap = block.pair_differences(coords).transpose(-1, -2)
     counts = block.resamples.counts[:, block.partners[:, 1]].double()
     draws = _in_parts(

@@ -364,10 +364,7 @@ def silhouette_influence(own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
     """
     n = labels.numel()
     value = silhouette_samples(own, other)
-    largest = torch.maximum(own, other)
-    near = own < other
-    by_own = torch.where(near, -1 / largest, -other / largest**2).nan_to_num(0.0, 0.0, 0.0)
-    by_other = torch.where(near, own / largest**2, 1 / largest).nan_to_num(0.0, 0.0, 0.0)
+    by_own, by_other = _silhouette_slopes(own, other)
     influence = torch.empty_like(value)
     for label in (0, 1):
         own_class, other_class = labels == label, labels != label
@@ -379,6 +376,41 @@ def silhouette_influence(own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
         )
         influence[..., own_class] = (deviation + (own_pull + other_pull) / count) / n
     return influence
+
+
+def _silhouette_slopes(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of every text's (b - a)/max(a, b) by its a and by its b."""
+    largest = torch.maximum(own, other)
+    near = own < other
+    by_own = torch.where(near, -1 / largest, -other / largest**2).nan_to_num(0.0, 0.0, 0.0)
+    by_other = torch.where(near, own / largest**2, 1 / largest).nan_to_num(0.0, 0.0, 0.0)
+    return by_own, by_other
+
+
+def silhouette_turning(x: Tensor, k: int, own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+    """Slopes of the mean silhouette of `k` coordinates as each turns towards each of the rest.
+
+    Args:
+        x: [n, p] float64, roughly centred.
+        k: how many coordinates the silhouette sees.
+        own, other: [n], see `mean_distances`, in those; labels: [n] int64.
+
+    Returns:
+        [k, p - k] float64, by the angle that turns coordinate i into x_i + angle x_j.
+    """
+    seen, rest = x[:, :k], x[:, k:]
+    n, count = len(x), torch.bincount(labels, minlength=2)
+    by_own, by_other = _silhouette_slopes(own, other)
+    near, far = by_own / (count - 1)[labels] / n, by_other / count[1 - labels] / n
+    found = x.new_zeros(k, rest.shape[-1])
+    for rows, distance in _distance_tiles(seen):
+        same = labels[rows, None] == labels
+        pull = torch.where(same, near[rows, None], far[rows, None]) / distance
+        pull = torch.where(distance > 0, pull, 0.0)
+        # Each pair adds pull * (difference in seen) (difference in rest)'.
+        found += seen[rows].T @ (pull.sum(1)[:, None] * rest[rows] - pull @ rest)
+        found += seen.T @ (pull.sum(0)[:, None] * rest - pull.T @ rest[rows])
+    return found
 
 
 def _centred(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,7 +216,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     lines += _confounds(dataset)
     if compared:
         lines.append(f"before > after, difference [95 % interval]. ~: p > {CHANCE}, two-sided.")
-        lines.append("pcK: either model's own components of either language.")
+        lines += textwrap.wrap(f"{dataset.attrs['components']}.", WIDTH)
         if reference and len(langs) > 1:
             lines.append(
                 f"more than {reference}: the difference less that of {reference}, with its own "
@@ -272,7 +273,7 @@ def beside_published(
         published: each with lang, metric and some of base, aligned, difference.
         source: where they were published.
     """
-    columns = [["lang"], ["metric"], ["published"], ["ours"]]
+    columns = [["lang"], ["metric"], ["published"], ["ours"], ["space"]]
     ours = dataset.squeeze(["layer", "pooling"])
     for entry in published:
         here = {"lang": entry["lang"], "metric": entry["metric"]}
@@ -280,10 +281,9 @@ def beside_published(
             one = ours.sel(here)
             for name in ("base", "aligned", "difference"):
                 if name in entry:
-                    cells = (here["lang"], f"{here['metric']} {name}", f"{entry[name]:.4f}")
-                    for column, cell in zip(
-                        columns, (*cells, f"{one[name].item():.4f}"), strict=True
-                    ):
+                    numbers = (f"{x:.4f}" for x in (entry[name], one[name].item()))
+                    cells = (here["lang"], f"{here['metric']} {name}", *numbers)
+                    for column, cell in zip(columns, (*cells, one["space"].item()), strict=True):
                         column.append(cell)
     if len(columns[0]) == 1:
         return f"{source}: no published number of this pair is known here"

@@ -220,6 +220,20 @@ class ModelStore:
         """Names along the `pooling` axis."""
         return names_of(self.attrs, "poolings", f"{self._group.store_path}/zarr.json")
 
+    @property
+    def seed(self) -> int:
+        """Seed of the projection.
+
+        Raises:
+            StoreError: there is none.
+        """
+        manifest = self.attrs.get("manifest")
+        seed = manifest.get("seed") if isinstance(manifest, dict) else None
+        if not isinstance(seed, int):
+            place = f"{self._group.store_path}/zarr.json"
+            raise StoreError(f"{place}: has no seed of the projection; `check` lists all damage")
+        return seed
+
     def read(
         self,
         name: str,

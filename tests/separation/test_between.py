@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import planted, stand_in
+from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import METRICS, metric, separation
+from safetyspace_fast.separation import METRICS, engine, metric, separation
 from safetyspace_fast.separation.between import GEOMETRY, compare, debiased_cka
 from safetyspace_fast.separation.definitions import NONE
 from safetyspace_fast.separation.tables import to_table
@@ -35,7 +36,7 @@ def pair_of_models(shift=1.0, more=1.0, *, n=240, width=12, seed=0, noise=0.0, l
 
 def test_a_model_against_itself():
     run = pair_of_models(more=0.0)
-    found = compare(run, base="base", aligned="base", metrics="all", **QUICK)
+    found = compare(run, base="base", aligned="aligned", metrics="all", **QUICK)
     for name in found["metric"].to_numpy():
         one = found.sel(metric=name)
         if (one["refused"] == "").all():
@@ -59,7 +60,7 @@ def test_a_planted_move_is_found_where_it_is():
         assert float(german["difference"]) == 0
         assert float(german["excess_high"]) < 0, name
         assert float(english["excess"]) == 0
-        for model in ("base", "aligned"):
+        for model in () if metric(name).components else ("base", "aligned"):
             expected = alone["value"].sel(metric=name, model=model).squeeze().to_numpy()
             np.testing.assert_array_equal(one[model], expected)
     geometry = found.sel(lang="en").squeeze()
@@ -71,6 +72,77 @@ def test_a_planted_move_is_found_where_it_is():
     assert float(geometry["direction_ceiling"]) < 1
     assert float(geometry["transfer_auc"]) == pytest.approx(float(geometry["own_auc"]), abs=0.02)
     assert float(geometry["transfer_auc"]) > 0.9
+
+
+def ratio(x, weight, label):
+    """Share of variance between classes of texts that count `weight` times."""
+    mean = weight @ x / weight.sum()
+    parts = [(weight * (label == c), x[label == c]) for c in (0, 1)]
+    between = sum(w.sum() * ((w[label == c] @ part / w.sum() - mean) ** 2).sum()
+                  for c, (w, part) in enumerate(parts))  # fmt: skip
+    return between / (weight @ ((x - mean) ** 2).sum(1))
+
+
+def test_both_models_stand_in_the_components_of_base():
+    """Against NumPy, for the texts as they are and for every bootstrap of them."""
+    rng = np.random.default_rng(2)
+    n, width = 300, 40
+    label = np.repeat([0, 1], n // 2)
+    content = rng.standard_normal((n, width))
+    x = content * np.exp(-0.1 * np.arange(width)) + 0.2 * label[:, None]
+    y = x + 0.3 * rng.standard_normal(x.shape) + 2 * np.outer(label, np.arange(width) == 30)
+    run = stand_in({"base": {"en": x[None, None]}, "aligned": {"en": y[None, None]}}, {"en": label})
+    names = ["rho_pc10", "bhattacharyya_pc10", "silhouette_pc10", "rho"]
+    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
+    assert found["space"].to_numpy().tolist() == ["base pc10"] * 3 + ["full"]
+    assert "base model's" in found.attrs["components"]
+
+    projected = {
+        name: run.model(name).read("projected")[0, 0].astype(np.float64) for name in run.models
+    }
+    centred = {name: z - z.mean(0) for name, z in projected.items()}
+    axes = np.linalg.svd(centred["base"], full_matrices=False)[2][:10].T
+    for name, z in centred.items():
+        coords = z @ axes
+        low, high = coords[label == 0], coords[label == 1]
+        s0, s1 = (np.cov(part.T) for part in (low, high))
+        d, s = high.mean(0) - low.mean(0), (s0 + s1) / 2
+        logs = [np.linalg.slogdet(cov)[1] for cov in (s, s0, s1)]
+        expected = {
+            "rho_pc10": ratio(coords, np.ones(n), label),
+            "bhattacharyya_pc10": d @ np.linalg.solve(s, d) / 8
+            + (logs[0] - logs[1] / 2 - logs[2] / 2) / 2,
+            "silhouette_pc10": silhouette_score(coords, label),
+        }
+        for of, value in expected.items():
+            assert float(found[name].sel(metric=of)) == pytest.approx(value, rel=1e-9), (name, of)
+
+    options = {"layers": [0], "poolings": [0], "bootstraps": 5, "permutations": 0, "seed": 0}
+    first, second = (
+        next(engine.blocks(run, *pair, paired=True, force=False, beside=other, **options))
+        for pair, other in ((("base", "en"), "aligned"), (("aligned", "en"), "base"))
+    )
+    first.basis = second.basis = first
+    for block, z in ((first, centred["base"]), (second, centred["aligned"])):
+        draws = engine.estimate(block, metric("rho_pc3"))[0].draws[0].tolist()
+        for times, drawn in zip(first.resamples.counts.double().numpy(), draws, strict=True):
+            mean = times @ centred["base"] / n
+            scatter = (centred["base"] - mean).T @ ((centred["base"] - mean) * times[:, None])
+            leading = np.linalg.eigh(scatter)[1][:, -3:]
+            assert drawn == pytest.approx(ratio(z @ leading, times, label), rel=1e-9)
+
+
+def test_a_model_turned_in_space_is_not_the_same_in_one_space():
+    x, label = planted(n=240, width=24, shift=1.5, spread=np.exp(-0.2 * np.arange(24)))
+    run = stand_in({"base": {"en": x}, "aligned": {"en": x[..., ::-1]}}, {"en": label})
+    names = ["rho_pc2", "silhouette_pc2"]
+    alone = separation(run, metrics=names, **QUICK)["value"].squeeze()
+    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
+    for name in names:
+        either = alone.sel(metric=name)
+        assert float(either[0]) == pytest.approx(float(either[1]), rel=1e-6)
+        one = found.sel(metric=name)
+        assert float(one["low"]) > 0 or float(one["high"]) < 0, name
 
 
 def test_a_direction_that_turns_does_not_transfer():
@@ -204,7 +276,10 @@ def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names):
 
 
 def layers_of_two_models(rng, steps, *, layers=4, n=80, width=8):
-    """Layers that are alike, as a model's are; `steps` by language: how far the last one moves."""
+    """Layers that are alike, as a model's are, with two components that stand out.
+
+    `steps` by language: how far the last one moves.
+    """
     label = np.repeat([0, 1], n // 2)
     states, labels = {"base": {}, "aligned": {}}, {}
     for lang, step in steps.items():
@@ -215,7 +290,7 @@ def layers_of_two_models(rng, steps, *, layers=4, n=80, width=8):
         ]
         whole[1][-1] += step * label[:, None]
         for name, x in zip(states, whole, strict=True):
-            states[name][lang] = x
+            states[name][lang] = x * np.where(np.arange(width) < 2, 3, 1)
         labels[lang] = label
     return stand_in(states, labels, proj=width)
 
@@ -225,7 +300,7 @@ FAMILY = ["rho_adjusted", "auc_direction", "bhattacharyya_pc2"]
 
 def test_one_layer_that_moves_stands_out_of_the_family():
     rng = np.random.default_rng(0)
-    run = layers_of_two_models(rng, {"en": 0.0, "de": 0.8, "fr": 0.0}, n=160)
+    run = layers_of_two_models(rng, {"en": 0.0, "de": 1.0, "fr": 0.0}, n=160)
     options = {"base": "base", "aligned": "aligned", "metrics": [*FAMILY, "dunn"]}
     found = compare(run, **options, bootstraps=99, permutations=99).squeeze()
     for name in FAMILY:
@@ -355,13 +430,27 @@ def test_models_of_other_depth_or_name_are_errors():
         compare(run, base="base", aligned="aligned")
 
 
-def test_models_of_other_width_are_compared_by_their_metrics_only():
+def test_models_without_a_common_projection_are_compared_by_their_metrics_only():
     x, label = planted(n=240, width=12, shift=1.0)
     y, _ = planted(n=240, width=16, shift=2.0)
     run = stand_in({"base": {"en": x}, "aligned": {"en": y}}, {"en": label})
-    found = compare(run, base="base", aligned="aligned", metrics="auc_direction", **QUICK)
-    assert np.isfinite(found["difference"]).all()
-    assert all(np.isnan(found[name]).all() for name in GEOMETRY)
+    names = ["auc_direction", "rho_pc2", "bhattacharyya_pc10", "silhouette_pc10"]
+
+    def in_spaces_of_their_own(run):
+        found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
+        alone = separation(run, metrics=names, **QUICK).squeeze()
+        assert (found["refused"] == "").all()
+        for model in ("base", "aligned"):
+            np.testing.assert_array_equal(found[model], alone["value"].sel(model=model))
+        spaces = ["full", "own pc2", "own pc10", "own pc10"]
+        assert found["space"].to_numpy().tolist() == spaces
+        assert "own pcK" in to_table(found.expand_dims(["layer", "pooling", "lang"]))
+        assert all(np.isnan(found[name]).all() for name in GEOMETRY)
+
+    in_spaces_of_their_own(run)
+    run = stand_in({"base": {"en": x}, "aligned": {"en": x}}, {"en": label})
+    run.model("aligned").seed = 1
+    in_spaces_of_their_own(run)
 
 
 def test_debiased_cka_against_the_textbook_and_on_noise():

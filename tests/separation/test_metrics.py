@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracle import language_arrays
 from scipy.linalg import sqrtm
+from scipy.spatial.distance import pdist, squareform
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
@@ -531,3 +532,21 @@ def test_own_axes_of_a_resample_are_the_components_of_its_texts():
     expected = sum(np.trace(np.cov(coords[again == c].T)) for c in (0, 1))
     assert float(turned.shift.square().sum()) == pytest.approx(gap @ gap, rel=1e-9)
     assert float(turned.trace.sum()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_silhouette_moves_as_its_components_turn():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [30, 50])
+    x = rng.standard_normal((80, 6)) + 0.7 * y[:, None]
+    distance = squareform(pdist(x[:, :2]))
+    sums = torch.tensor(np.stack([distance[:, y == c].sum(1) for c in (0, 1)], -1))
+    labels = torch.tensor(y)
+    found = m.silhouette_turning(torch.tensor(x), 2, *m.mean_distances(sums, labels), labels)
+    for i, j in np.ndindex(2, 4):
+        ends = []
+        for angle in (-1e-5, 1e-5):
+            turned = x[:, :2].copy()
+            turned[:, i] += angle * x[:, 2 + j]
+            ends.append(silhouette_score(turned, y))
+        slope = (ends[1] - ends[0]) / 2e-5
+        assert float(found[i, j]) == pytest.approx(slope, abs=1e-7), (i, j)

@@ -63,6 +63,8 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     one = found.sel(metric="auc_direction", lang="en").squeeze()
     assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text
     assert "~0" in text  # German has not moved
+    assert "base pc10" in text
+    assert "\nbase pcK: both models in the first K" in text
     rows = json.loads(tables.to_json(found), parse_constant=pytest.fail)["rows"]
     assert rows[0]["excess"] == 0
     known = {(row["metric"], row["lang"]): row for row in rows}
