@@ -748,6 +748,8 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"\n{op}")
         for name, reasons in implementations.items():
             print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
+    packed = "packed, on our kernel" if facts["packed_linear_layers"] else "torch's own"
+    print(f"\nlinear layers of float32 models on the CPU: {packed}")
 
 
 def _command(

@@ -158,6 +158,7 @@ def test_info_tells_what_runs_and_why(capfd: pytest.CaptureFixture[str]) -> None
     text = capfd.readouterr().out
     assert "pool_project" in text
     assert "usable" in text
+    assert "linear layers" in text
     assert main(["info", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["implementations"]["pool_project"]["reference"] == []
 

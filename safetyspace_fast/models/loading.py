@@ -90,6 +90,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapter, and find its hookpoints.
 
+    On a CPU with AVX-512, linear layers in float32 are packed: see `packing`.
+
     device: `cpu`, `cuda`, `cuda:1`, or `auto` (a GPU where there is one).
     dtype: `auto` (bfloat16 on a GPU that has it, else float16; float32 on a CPU without AMX,
         bfloat16 on one with it), or a name.
