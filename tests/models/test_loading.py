@@ -323,8 +323,9 @@ def test_encoders_load_from_every_kind_of_checkpoint(tmp_path, name, auto):
     tiny_models.tiny_tokenizer().save_pretrained(tmp_path)
     with torch.no_grad():
         states = saved.base_model(input_ids=IDS).last_hidden_state
-    found = last_states(load_model(ModelSpec("m", str(tmp_path))))
-    torch.testing.assert_close(found, states, rtol=0, atol=0)
+    model = load_model(ModelSpec("m", str(tmp_path)))
+    unpack_linears(model.backbone)  # then not even the rounding differs
+    torch.testing.assert_close(last_states(model), states, rtol=0, atol=0)
 
 
 def test_an_encoder_counts_its_positions_from_the_padding_token(tmp_path):
