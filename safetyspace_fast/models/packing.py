@@ -33,12 +33,17 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Put a `PackedLinear` in the place of every plain linear layer in float32."""
+    """Put a `PackedLinear` in the place of every plain linear layer in float32.
+
+    Those lose their weights, one after the other: a large model is not in memory twice.
+    """
 
     def pack(layer: nn.Module) -> nn.Module:
         if type(layer) is not nn.Linear or layer.weight.dtype != torch.float32:
             return layer
-        return PackedLinear(layer)
+        packed = PackedLinear(layer)
+        del layer.weight
+        return packed
 
     _replace(model, pack)
 
@@ -54,6 +59,7 @@ def unpack_linears(model: nn.Module) -> None:
         weight = unpack_linear(packed.weight, packed.out_features)
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.bias = packed.bias
+        del packed.weight
         return plain
 
     _replace(model, unpack)
