@@ -44,7 +44,7 @@ from safetyspace_fast.models import (
     load_model,
     parse_model,
     tokenize,
-    unpack_linears,
+    unfuse,
 )
 from safetyspace_fast.store import ModelWriter, Progress, create_run
 
@@ -191,7 +191,7 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
         return seconds
 
     def append(progress: Progress, batch: Batch, out: np.ndarray) -> None:
-        progress.append(0, batch.rows, out[:, :, batch.source])
+        progress.append(0, batch.rows, batch.for_rows(out))
 
     ratios = []
     for i_round in range(rounds + 1):
@@ -256,7 +256,7 @@ def main(argv: list[str]) -> int:
         for name, side in sides.items()
     }
     plain = replace(ours.model, blocks=deepcopy(ours.model.blocks))
-    unpack_linears(plain.blocks)
+    unfuse(plain.blocks)
     plain_products, _ = matrix_products(plain, 512)
     cases["products"] = lambda: [products() for _ in range(5)]
     cases["torch's products"] = lambda: [plain_products() for _ in range(5)]

@@ -13,12 +13,13 @@ from .data import Samples
 from .extract import Capture, make_plan, seeded_projection, share_prefix, token_budget
 from .extract.loop import padded
 from .models import (
+    GatedLinear,
     LoadedModel,
     PackedLinear,
     Tokenized,
-    pack_linears,
+    fuse,
     tokenize,
-    unpack_linears,
+    unfuse,
 )
 
 USUAL_BATCH = 32
@@ -96,20 +97,20 @@ def bench_model(
             for batch in plan:
                 capture.run(*padded(model, tokens, batch)).cpu()
 
-    packed = any(isinstance(module, PackedLinear) for module in model.blocks.modules())
+    fused = any(isinstance(module, PackedLinear) for module in model.blocks.modules())
 
     cases = [lambda: _usual_way(model, whole), ours, products]
     seconds: list[list[float]] = [[] for _ in cases]
     for i_round in range(repeats + 1):
         for i_case, case in enumerate(cases):
-            if packed and i_case == 0:  # which is no part of the usual way
-                unpack_linears(model.backbone)
+            if fused and i_case == 0:  # which is no part of the usual way
+                unfuse(model.backbone)
             started = time.perf_counter()
             case()
             if i_round:
                 seconds[i_case].append(time.perf_counter() - started)
-            if packed and i_case == 0:
-                pack_linears(model.backbone)
+            if fused and i_case == 0:
+                fuse(model.backbone)
             if progress is not None:
                 progress(i_round * len(cases) + i_case + 1, (repeats + 1) * len(cases))
     usual_s, ours_s, products_s = map(median, seconds)
@@ -155,7 +156,7 @@ def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], Any
     """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
 
     def linears() -> list[Any]:
-        kinds = (torch.nn.Linear, PackedLinear)
+        kinds = (torch.nn.Linear, PackedLinear, GatedLinear)
         return [module for module in model.blocks.modules() if isinstance(module, kinds)]
 
     inputs = {

@@ -37,11 +37,13 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kRows = 14;
-constexpr int64_t kPanel = 32;      // PANEL of ops/_linear.py
-constexpr int64_t kPanels = 3;      // of a task
-constexpr int64_t kPartRows = 512;  // of a task, at most
+constexpr int64_t kPanel = 32;              // PANEL of ops/_linear.py
+constexpr int64_t kPanels = 4;              // of a task, at most
+constexpr int64_t kTaskValues = 200 << 10;  // of its panels: they stay in the second cache
+constexpr int64_t kPartRows = 512;          // of a task, at most
 constexpr int64_t kChain = 192;
 constexpr int64_t kStrideX = kChain + 16;  // not a multiple of the first cache's ways
+constexpr int64_t kNormValues = 1 << 14;   // fewer are not worth a thread
 constexpr int64_t kStrideOut = kPanels * kPanel + 16;
 
 #if defined(__x86_64__)
@@ -84,12 +86,22 @@ constexpr Multiply kMultiply[kRows + 1] = {nullptr,      multiply<1>,  multiply<
 
 }  // namespace avx512
 
+// What becomes of a row of sums.
+struct Finish {
+  const float* bias;             // [features], or null
+  const Activation* activation;  // of gates, in every other panel; null without gates
+};
+
 // Rows [begin, end) of x against the panels [first, last), which hold features below `features`.
 void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const float* panels,
-                    int64_t first, int64_t last, const float* bias, float* out, int64_t features) {
+                    int64_t first, int64_t last, const Finish& finish, float* out,
+                    int64_t features) {
   alignas(64) float some_x[kRows * kStrideX];
   alignas(64) float some_out[kRows * kStrideOut];
-  const int64_t column = first * kPanel, width = std::min(features, last * kPanel) - column;
+  const int64_t gates = finish.activation ? (last - first) / 2 : 0;
+  const int64_t column = (finish.activation ? first / 2 : first) * kPanel;
+  const int64_t width =
+      std::min(features - column, (finish.activation ? gates : last - first) * kPanel);
   for (int64_t m = begin; m < end; m += kRows) {
     const int64_t rows = std::min(kRows, end - m);
     for (int64_t k = 0; k == 0 || k < K; k += kChain) {
@@ -98,64 +110,127 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
         std::memcpy(some_x + r * kStrideX, x + (m + r) * K + k, depth * sizeof(float));
       }
       for (int64_t p = first; p < last; ++p) {
+        // gates first, then what they are for
+        const int64_t i = p - first, place = finish.activation ? i / 2 + i % 2 * gates : i;
         avx512::kMultiply[rows](some_x, panels + (p * K + k) * kPanel, depth,
-                                some_out + (p - first) * kPanel, k > 0);
+                                some_out + place * kPanel, k > 0);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
       float* row = out + (m + r) * features + column;
       const float* sums = some_out + r * kStrideOut;
-      for (int64_t j = 0; j < width; ++j) row[j] = bias ? sums[j] + bias[column + j] : sums[j];
+      if (finish.activation) {
+        loops().gate(sums, sums + gates * kPanel, *finish.activation, row, width);
+      } else {
+        for (int64_t j = 0; j < width; ++j) {
+          row[j] = finish.bias ? sums[j] + finish.bias[column + j] : sums[j];
+        }
+      }
     }
   }
 }
 
 #else
 
+struct Finish {
+  const float* bias;
+  const Activation* activation;
+};
+
 void multiply_block(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
-                    const float*, float*, int64_t) {}
+                    const Finish&, float*, int64_t) {}
 
 #endif
 
-Tensor linear(Tensor x, Tensor panels, std::optional<Tensor> bias, int64_t features) {
-  check(loops().name == std::string("avx512"), "linear: this processor has no AVX-512");
-  check(panels.scalar_type() == ScalarType::Float && panels.dim() == 3 && panels.is_contiguous() &&
-            panels.size(2) == kPanel && panels.size(0) == (features + kPanel - 1) / kPanel,
-        "panels: expected what pack_linear made of ", features, " features");
+Tensor multiplied(Tensor x, const Tensor& panels, const Finish& finish, int64_t features) {
   const int64_t K = panels.size(1), rank = x.dim();
   check(x.scalar_type() == ScalarType::Float && rank > 0 && x.size(rank - 1) == K,
         "x: expected shape [..., ", K, "] float32");
-  check(!bias || (bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
-                  bias->size(0) == features && bias->is_contiguous()),
-        "bias: expected shape [", features, "] float32");
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
   std::vector<int64_t> shape(rank, features);
   int64_t M = 1;
   for (int64_t i = 0; i + 1 < rank; ++i) M *= shape[i] = x.size(i);
   Tensor out = torch::stable::new_empty(x, shape);
   const float *p_x = x.const_data_ptr<float>(), *p_panels = panels.const_data_ptr<float>();
-  const float* p_bias = bias ? bias->const_data_ptr<float>() : nullptr;
   float* p_out = out.mutable_data_ptr<float>();
 
-  const int64_t blocks = (M + kRows - 1) / kRows, groups = (panels.size(0) + kPanels - 1) / kPanels;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts = std::min(
-      blocks, std::max((M + kPartRows - 1) / kPartRows, groups < 4 * threads ? threads : 1));
+  // Threads get equal numbers of tasks, which are equal up to one panel or gate. Where there are
+  // fewer panels than threads, these share the rows.
+  const int64_t threads = torch::stable::get_num_threads(), blocks = (M + kRows - 1) / kRows;
+  const int64_t unit = finish.activation ? 2 : 1, units = panels.size(0) / unit;
+  const int64_t fitting =
+      std::clamp<int64_t>(kTaskValues / std::max<int64_t>(1, K * kPanel), 2, kPanels) / unit;
+  int64_t groups = (units + fitting - 1) / fitting, parts = (M + kPartRows - 1) / kPartRows;
+  if (units < threads) {
+    parts = std::min(blocks, std::max(parts, threads));
+  } else {
+    groups = (groups + threads - 1) / threads * threads;
+  }
   torch::stable::parallel_for(0, groups * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task / groups, group = task % groups;
       multiply_block(p_x, blocks * part / parts * kRows,
-                     std::min(M, blocks * (part + 1) / parts * kRows), K, p_panels, group * kPanels,
-                     std::min(panels.size(0), (group + 1) * kPanels), p_bias, p_out, features);
+                     std::min(M, blocks * (part + 1) / parts * kRows), K, p_panels,
+                     units * group / groups * unit, units * (group + 1) / groups * unit, finish,
+                     p_out, features);
     }
   });
   return out;
 }
 
+void check_panels(const Tensor& panels, int64_t number) {
+  check(loops().name == std::string("avx512"), "linear: this processor has no AVX-512");
+  check(panels.scalar_type() == ScalarType::Float && panels.dim() == 3 && panels.is_contiguous() &&
+            panels.size(2) == kPanel && panels.size(0) == number,
+        "panels: expected ", number, " of what pack_linear or pack_gated makes");
+}
+
 }  // namespace
+
+Tensor linear(Tensor x, Tensor panels, std::optional<Tensor> bias, int64_t features) {
+  check_panels(panels, (features + kPanel - 1) / kPanel);
+  check(!bias || (bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
+                  bias->size(0) == features && bias->is_contiguous()),
+        "bias: expected shape [", features, "] float32");
+  return multiplied(x, panels, {bias ? bias->const_data_ptr<float>() : nullptr, nullptr}, features);
+}
+
+Tensor gated_linear(Tensor x, Tensor panels, int64_t features, std::string activation) {
+  check_panels(panels, (features + kPanel - 1) / kPanel * 2);
+  check(activation == "silu" || activation == "gelu_tanh",
+        "activation: expected silu or gelu_tanh, got ", activation);
+  const Activation kind = activation == "silu" ? Activation::kSilu : Activation::kGeluTanh;
+  return multiplied(x, panels, {nullptr, &kind}, features);
+}
+
+Tensor rms_norm(Tensor x, Tensor weight, double epsilon) {
+  const int64_t rank = x.dim(), width = weight.dim() == 1 ? weight.size(0) : -1;
+  check(weight.scalar_type() == ScalarType::Float && width > 0 && weight.is_contiguous(),
+        "weight: expected shape [D] float32");
+  check(x.scalar_type() == ScalarType::Float && rank > 0 && x.size(rank - 1) == width,
+        "x: expected shape [..., ", width, "] float32");
+  if (!x.is_contiguous()) x = torch::stable::contiguous(x);
+  std::vector<int64_t> shape(rank);
+  int64_t M = 1;
+  for (int64_t i = 0; i < rank; ++i) shape[i] = x.size(i);
+  for (int64_t i = 0; i + 1 < rank; ++i) M *= shape[i];
+  Tensor out = torch::stable::new_empty(x, shape);
+  const float *p_x = x.const_data_ptr<float>(), *p_weight = weight.const_data_ptr<float>();
+  float* p_out = out.mutable_data_ptr<float>();
+  torch::stable::parallel_for(
+      0, M, std::max<int64_t>(1, kNormValues / width), [&](int64_t begin, int64_t end) {
+        for (int64_t m = begin; m < end; ++m) {
+          loops().rms_norm(p_x + m * width, p_weight, static_cast<float>(epsilon),
+                           p_out + m * width, width);
+        }
+      });
+  return out;
+}
 
 }  // namespace safetyspace::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(safetyspace_fast, CPU, m) {
   m.impl("linear", TORCH_BOX(&safetyspace::cpu::linear));
+  m.impl("gated_linear", TORCH_BOX(&safetyspace::cpu::gated_linear));
+  m.impl("rms_norm", TORCH_BOX(&safetyspace::cpu::rms_norm));
 }

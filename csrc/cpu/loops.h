@@ -9,6 +9,8 @@ enum class Input { kFloat32, kBFloat16, kFloat16 };
 
 enum class Metric { kEuclidean, kSquaredEuclidean, kCosine };
 
+enum class Activation { kSilu, kGeluTanh };
+
 struct Extremes {
   double sum;
   float min, max;
@@ -61,6 +63,13 @@ struct Loops {
   // Adds exp(-gamma squared[j]) to *row_sum and, if not null, to col_sum[j].
   void (*reduce_kernel)(const float* squared, float gamma, int64_t width, double* row_sum,
                         double* col_sum);
+
+  // out[j] = activation(gates[j]) * values[j]
+  void (*gate)(const float* gates, const float* values, Activation activation, float* out,
+               int64_t width);
+
+  // out[k] = weight[k] * x[k] / sqrt(mean(x^2) + epsilon)
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, float* out, int64_t width);
 };
 
 // The widest set that this processor has; ATEN_CPU_CAPABILITY=default|avx2 lowers it, as it does

@@ -56,8 +56,9 @@ class Sample {
     limits_.erase(std::unique(limits_.begin(), limits_.end()), limits_.end());
   }
 
-  // pooled: [S][D], of which `width` values from each row's start on are written
-  void pool(Input type, const void* x, int64_t stride, float* pooled, int64_t D, int64_t width) {
+  // out: S rows of `width` values, `out_stride` apart
+  void pool(Input type, const void* x, int64_t stride, float* out, int64_t out_stride,
+            int64_t width) {
     float block[kTaskWidth];
     const std::unique_ptr<double[]> sums(new double[num_spans_ * width]);
     std::vector<bool> started(num_spans_);
@@ -76,12 +77,12 @@ class Sample {
       }
     }
     for (int64_t s = 0; s < num_spans_; ++s) {
-      float* out = pooled + s * D;
+      float* row = out + s * out_stride;
       if (started[s]) {
         const int64_t count = spans_[2 * s + 1] - spans_[2 * s];
-        loops().scale(sums.get() + s * width, 1.0 / count, out, width);
+        loops().scale(sums.get() + s * width, 1.0 / count, row, width);
       } else {
-        std::fill_n(out, width, std::numeric_limits<float>::quiet_NaN());
+        std::fill_n(row, width, std::numeric_limits<float>::quiet_NaN());
       }
     }
   }
@@ -105,8 +106,7 @@ class Sample {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
-                                        std::optional<Tensor> projection) {
+void pool_into(Tensor hidden_states, Tensor spans, Tensor out) {
   const Input type = input_type(hidden_states);
   check(spans.scalar_type() == ScalarType::Int, "spans: expected int32");
   check(hidden_states.dim() == 3, "hidden_states: expected shape [B, T, D]");
@@ -114,18 +114,21 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
   const int64_t B = hidden_states.size(0), T = hidden_states.size(1), D = hidden_states.size(2);
   const int64_t S = spans.size(1);
   check(spans.size(0) == B, "spans: expected ", B, " samples, got ", spans.size(0));
+  check(out.scalar_type() == ScalarType::Float && out.dim() == 3 && out.size(0) == B &&
+            out.size(1) == S && out.size(2) == D && (D < 2 || out.stride(2) == 1),
+        "out: expected shape [", B, ", ", S, ", ", D, "] float32 with adjacent dimensions");
   if (hidden_states.stride(2) != 1) hidden_states = torch::stable::contiguous(hidden_states);
   if (!spans.is_contiguous()) spans = torch::stable::contiguous(spans);
 
-  Tensor pooled = torch::stable::new_empty(hidden_states, {B, S, D}, ScalarType::Float);
   const int32_t* p_spans = spans.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < B * S * 2; ++i) {
     check(p_spans[i] >= 0 && p_spans[i] <= T, "spans: expected values in 0 .. ", T, ", got ",
           p_spans[i]);
   }
   const void* p_hidden = hidden_states.const_data_ptr();
-  float* p_pooled = pooled.mutable_data_ptr<float>();
+  float* p_out = out.mutable_data_ptr<float>();
   const int64_t stride_b = hidden_states.stride(0), stride_t = hidden_states.stride(1);
+  const int64_t out_b = out.stride(0), out_s = out.stride(1);
 
   // Whole rows are read fastest; few samples are cut so that every thread has some work.
   const int64_t wanted = B ? 4 * torch::stable::get_num_threads() / B : 1;
@@ -138,11 +141,20 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
       const int64_t b = task / parts, start = task % parts * width;
       Sample(p_spans + b * S * 2, S)
           .pool(type, offset(type, p_hidden, b * stride_b + start), stride_t,
-                p_pooled + b * S * D + start, D, std::clamp<int64_t>(D - start, 0, width));
+                p_out + b * out_b + start, out_s, std::clamp<int64_t>(D - start, 0, width));
     }
   });
+}
 
-  if (!projection) return {pooled, torch::stable::new_empty(pooled, {B, S, 0})};
+std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
+                                        std::optional<Tensor> projection) {
+  check(hidden_states.dim() == 3, "hidden_states: expected shape [B, T, D]");
+  check(spans.dim() == 3, "spans: expected shape [B, S, 2]");
+  Tensor pooled = torch::stable::new_empty(
+      hidden_states, {spans.size(0), spans.size(1), hidden_states.size(2)}, ScalarType::Float);
+  pool_into(hidden_states, spans, pooled);
+  if (!projection)
+    return {pooled, torch::stable::new_empty(pooled, {spans.size(0), spans.size(1), 0})};
   return {pooled, torch::stable::matmul(pooled, *projection)};
 }
 
@@ -152,6 +164,7 @@ std::string simd_level() { return loops().name; }
 
 STABLE_TORCH_LIBRARY_IMPL(safetyspace_fast, CPU, m) {
   m.impl("pool_project", TORCH_BOX(&safetyspace::cpu::pool_project));
+  m.impl("pool_into", TORCH_BOX(&safetyspace::cpu::pool_into));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(safetyspace_fast, CompositeExplicitAutograd, m) {

@@ -53,7 +53,6 @@ class Capture:
             self._reading = {"use_cache": True, "past_key_values": prefix}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._pool: PoolProject
-        self._places: list[tuple[torch.Tensor, torch.Tensor]]
 
     def __enter__(self) -> "Capture":
         """Attach the hooks."""
@@ -92,32 +91,15 @@ class Capture:
         Returns:
             `[L, S, B, D + P] float32`, pooled states and their projection, on the device.
         """
-        out = self._room(spans)
+        self._pool = PoolProject(spans, self._projection, len(self._hookpoints), self._impl)
         with suppress(_DeepestLayerReached):
             self._model.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, **self._reading
             )
-        del self._places, self._pool
-        return out
-
-    def _room(self, spans: torch.Tensor) -> torch.Tensor:
-        """Make the result of one batch, and point the hooks to their places in it."""
-        batch, poolings = spans.shape[:2]
-        hidden, proj = self._projection.shape
-        out = spans.new_empty(
-            (len(self._hookpoints), poolings, batch, hidden + proj), dtype=torch.float32
-        )
-        by_layer = out.transpose(1, 2)
-        self._places = list(
-            zip(by_layer[..., :hidden].unbind(), by_layer[..., hidden:].unbind(), strict=True)
-        )
-        self._pool = PoolProject(spans, self._projection, self._impl)
-        return out
+        return self._pool.finish()
 
     def _reduce(self, i_layer: int, stop: bool, hidden_states: torch.Tensor) -> None:
-        # Between two blocks the caches hold weights, and every step here is a slow one.
-        for place, values in zip(self._places[i_layer], self._pool(hidden_states), strict=True):
-            place.copy_(values)
+        self._pool(i_layer, hidden_states)
         if stop:
             raise _DeepestLayerReached
 

@@ -131,6 +131,7 @@ class Extraction:
                     if arrays is None:
                         for number, part in self._parts[i_lang]:
                             yield from self._extract(number, part, capture, copy, thread)
+                        thread.flush()
                         arrays = partial(self._finished, i_lang)
                     started = time.perf_counter()
                     self._write_language(i_lang, arrays())
@@ -177,11 +178,10 @@ class Extraction:
             tokens = int(self._tokens.lengths[batch.unique].sum())
             self.tokens += tokens
             yield Progressed(self._name, len(batch.rows), tokens)
-        thread.flush()
-        self._progress.sync(number)
+        thread.put(partial(self._progress.sync, number))
 
     def _append(self, number: int, batch: Batch, out: torch.Tensor) -> None:
-        self._progress.append(number, batch.rows, out.numpy()[:, :, batch.source])
+        self._progress.append(number, batch.rows, batch.for_rows(out.numpy()))
 
     def _finished(self, i_lang: int) -> dict[str, Array]:
         """All arrays of a language, from the segments of its parts; those by language lack it."""

@@ -36,6 +36,10 @@ class Batch:
         """Tokens that the forward pass computes, padding included."""
         return len(self.unique) * self.length
 
+    def for_rows(self, values: Array) -> Array:
+        """Give every sample what its text gave: `[L, S, len(unique), ...]` by `rows`."""
+        return values if len(self.rows) == len(self.unique) else values[:, :, self.source]
+
     def halves(self) -> "tuple[Batch, Batch]":
         """The same texts as two batches, shorter ones first."""
         middle = len(self.unique) // 2

@@ -1,21 +1,22 @@
 """Models: loading, hookpoints, and the tokens that belong to a text."""
 
+from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import resolve_layers
 from .loading import LoadedModel, load_model
-from .packing import PackedLinear, pack_linears, unpack_linears
 from .spec import ModelSpec, parse_model
 from .tokens import Template, Tokenized, tokenize
 
 __all__ = [
+    "GatedLinear",
     "LoadedModel",
     "ModelSpec",
     "PackedLinear",
     "Template",
     "Tokenized",
+    "fuse",
     "load_model",
-    "pack_linears",
     "parse_model",
     "resolve_layers",
     "tokenize",
-    "unpack_linears",
+    "unfuse",
 ]

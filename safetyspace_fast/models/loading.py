@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError, ModelError, first_line
 from . import layers
-from .packing import try_packing
+from .fused import try_fusing
 from .spec import ModelSpec, split_revision
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -90,7 +90,7 @@ def load_model(
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapter, and find its hookpoints.
 
-    On a CPU with AVX-512, linear layers in float32 are packed: see `packing`.
+    On a CPU with AVX-512, layers in float32 are fused: see `fused`.
 
     device: `cpu`, `cuda`, `cuda:1`, or `auto` (a GPU where there is one).
     dtype: `auto` (bfloat16 on a GPU that has it, else float16; float32 on a CPU without AMX,
@@ -143,8 +143,8 @@ def load_model(
     _check_vocabulary(tokenizer, backbone, spec)
     text_config = backbone.config.get_text_config()
     blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
-    if target.type == "cpu" and (reason := try_packing(backbone)) is not None:
-        note(f"{spec.name}: its linear layers run as they are, without packed weights: {reason}")
+    if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
+        note(f"{spec.name}: its layers run as they are, without the compiled kernels: {reason}")
     return LoadedModel(
         name=spec.name,
         backbone=backbone,

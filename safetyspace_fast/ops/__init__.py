@@ -9,7 +9,16 @@ None of them has a gradient.
 """
 
 from ._labels import label_sums, pack_labels
-from ._linear import can_pack, linear, pack_linear, unpack_linear
+from ._linear import (
+    ACTIVATIONS,
+    can_pack,
+    gated_linear,
+    linear,
+    pack_gated,
+    pack_linear,
+    rms_norm,
+    unpack_linear,
+)
 from ._native import simd_level
 from ._pairwise import (
     METRICS,
@@ -31,6 +40,7 @@ from .statistics import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "METRICS",
     "PAIRWISE_BLOCK",
     "ClassMoments",
@@ -40,17 +50,20 @@ __all__ = [
     "class_moments",
     "dunn",
     "energy_distance",
+    "gated_linear",
     "implementations",
     "label_sums",
     "linear",
     "mmd",
     "nn_accuracy",
+    "pack_gated",
     "pack_labels",
     "pack_linear",
     "pairwise_empty",
     "pairwise_reduce",
     "pairwise_update",
     "pool_project",
+    "rms_norm",
     "silhouette_samples",
     "simd_level",
     "unpack_linear",

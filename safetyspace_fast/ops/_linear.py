@@ -1,12 +1,21 @@
-"""Products with weights that were packed beforehand, for the CPU."""
+"""Layers of a model on the CPU: products with packed weights, and norms. Inference only."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from . import _native
 
 PANEL = 32
 """Output features that the compiled kernel takes together."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}
+"""What `gated_linear` can do with the gates."""
 
 
 def can_pack() -> bool:
@@ -23,9 +32,21 @@ def pack_linear(weight: Tensor) -> Tensor:
     Returns:
         [N / 32 rounded up, K, 32] float32, zeros beyond N.
     """
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % PANEL))
+    padded = functional.pad(weight, (0, 0, 0, -len(weight) % PANEL))
     N, K = padded.shape
     return padded.view(N // PANEL, PANEL, K).transpose(1, 2).contiguous()
+
+
+def pack_gated(gate: Tensor, up: Tensor) -> Tensor:
+    """Bring two weights into the order that `gated_linear` reads.
+
+    Args:
+        gate, up: [N, K] float32.
+
+    Returns:
+        [2 * (N / 32 rounded up), K, 32] float32, a panel of one and a panel of the other in turn.
+    """
+    return torch.stack([pack_linear(gate), pack_linear(up)], 1).flatten(0, 1)
 
 
 def unpack_linear(panels: Tensor, features: int) -> Tensor:
@@ -46,4 +67,35 @@ def linear(x: Tensor, panels: Tensor, bias: Tensor | None, features: int) -> Ten
         [..., N] float32. The rounding is that of MKL; the same over any number of threads.
     """
     found: Tensor = torch.ops.safetyspace_fast.linear(x, panels, bias, features)
+    return found
+
+
+def gated_linear(x: Tensor, panels: Tensor, features: int, activation: str) -> Tensor:
+    """`activation(x @ gate.T) * (x @ up.T)`, without a gradient.
+
+    Args:
+        x: [..., K] float32.
+        panels: what `pack_gated` returned.
+        features: N.
+        activation: one of `ACTIVATIONS`.
+
+    Returns:
+        [..., N] float32.
+    """
+    found: Tensor = torch.ops.safetyspace_fast.gated_linear(x, panels, features, activation)
+    return found
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`torch.nn.functional.rms_norm` over the last dimension, without a gradient.
+
+    Args:
+        x: [..., D] float32.
+        weight: [D] float32.
+        epsilon: added to the mean square.
+
+    Returns:
+        [..., D] float32.
+    """
+    found: Tensor = torch.ops.safetyspace_fast.rms_norm(x, weight, epsilon)
     return found

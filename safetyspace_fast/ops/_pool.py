@@ -1,5 +1,7 @@
 """`pool_project`: average token ranges of hidden states, and project the averages."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,29 +45,57 @@ def pool_project(
 
 
 class PoolProject:
-    """`pool_project` of one hidden state after another, with the same spans and projection.
+    """`pool_project` of a model's hidden states, layer after layer, into one tensor.
 
-    What it checks and chooses, it does again only for other shapes, types or devices: between two
-    layers of a model, with the caches full of weights, that takes longer than the pooling.
+    Between two layers the caches are full of weights, and every step takes longer than the pooling
+    itself. So what is checked and chosen here is so once, until shapes, types or devices change;
+    and on a CPU the averages of all layers are projected together.
     """
 
-    def __init__(self, spans: Tensor, projection: Tensor, impl: str | None = None) -> None:
-        """Take what all calls share; see `pool_project`."""
+    def __init__(
+        self, spans: Tensor, projection: Tensor, num_layers: int, impl: str | None = None
+    ) -> None:
+        """Make room for the results; for the arguments see `pool_project`."""
         self._spans = spans
         self._projection = projection
         self._impl = impl
         self._known: tuple[torch.Size, torch.dtype, torch.device] | None = None
+        (B, S, _), (D, P) = spans.shape, projection.shape
+        self._out = spans.new_empty((num_layers, S, B, D + P), dtype=torch.float32)
+        by_layer = self._out.transpose(1, 2)
+        self._pooled, self._projected = by_layer[..., :D].unbind(), by_layer[..., D:].unbind()
 
-    def __call__(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool and project `[B, T, D]`: `[B, S, D]` and `[B, S, P]` float32."""
+    def __call__(self, i_layer: int, hidden_states: Tensor) -> None:
+        """Take a layer's `[B, T, D]`."""
         kind = (hidden_states.shape, hidden_states.dtype, hidden_states.device)
         if kind != self._known:
-            _validate(hidden_states, self._spans, self._projection, None)
-            arguments = (hidden_states, self._spans, self._projection)
-            self._kernel = _select.choose("pool_project", self._impl, *arguments)
+            self._kernel = self._chosen(hidden_states)
             self._known = kind
-        pooled, projected = self._kernel(hidden_states, self._spans, self._projection)
-        return pooled, projected
+        self._kernel(i_layer, hidden_states)
+
+    def finish(self) -> Tensor:
+        """What was made of all layers: `[L, S, B, D + P]` float32, averages and projections."""
+        if self._out.device.type == "cpu":
+            rows, width = self._out.flatten(0, 2), len(self._projection)
+            torch.mm(rows[:, :width], self._projection, out=rows[:, width:])
+        return self._out
+
+    def _chosen(self, hidden_states: Tensor) -> Callable[[int, Tensor], None]:
+        spans, projection, pooled = self._spans, self._projection, self._pooled
+        _validate(hidden_states, spans, projection, None)
+        kernel = _select.choose("pool_project", self._impl, hidden_states, spans, projection)
+        if kernel is _select.IMPLEMENTATIONS["pool_project"]["cpu"].call:
+            pool_into = torch.ops.safetyspace_fast.pool_into.default
+            return lambda i_layer, hidden_states: pool_into(hidden_states, spans, pooled[i_layer])
+        on_cpu = hidden_states.device.type == "cpu"
+
+        def pool(i_layer: int, hidden_states: Tensor) -> None:
+            found = kernel(hidden_states, spans, None if on_cpu else projection)
+            pooled[i_layer].copy_(found[0])
+            if not on_cpu:
+                self._projected[i_layer].copy_(found[1])
+
+        return pool
 
 
 def _validate(

@@ -106,15 +106,29 @@ for _op in SCHEMAS:
     _register(_op, _op, getattr(reference, _op))
     _register(f"{_op}_triton", _op, _triton_kernel(_op))
 
-# Of the compiled library only: see `_native`, `_labels` and `_linear`.
+# Of the compiled library only: see `_native`, `_pool`, `_labels` and `_linear`.
 torch.library.define(f"{NAMESPACE}::simd_level", "() -> str")
-torch.library.define(f"{NAMESPACE}::label_sums", "(Tensor values, Tensor bits) -> Tensor")
 torch.library.define(
-    f"{NAMESPACE}::linear",
-    "(Tensor x, Tensor panels, Tensor? bias, int features) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    f"{NAMESPACE}::pool_into", "(Tensor hidden_states, Tensor spans, Tensor(a!) out) -> ()"
 )
-torch.library.register_fake(
-    f"{NAMESPACE}::linear",
-    lambda x, panels, bias, features: x.new_empty((*x.shape[:-1], features)),
-)
+torch.library.define(f"{NAMESPACE}::label_sums", "(Tensor values, Tensor bits) -> Tensor")
+_LAYERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    # x [..., K] f32, panels [N / 32, K, 32] f32 (`pack_linear`), bias [N] -> [..., N]
+    "linear": (
+        "(Tensor x, Tensor panels, Tensor? bias, int features) -> Tensor",
+        lambda x, panels, bias, features: x.new_empty((*x.shape[:-1], features)),
+    ),
+    # panels [2 N / 32, K, 32] f32 (`pack_gated`) -> [..., N]
+    "gated_linear": (
+        "(Tensor x, Tensor panels, int features, str activation) -> Tensor",
+        lambda x, panels, features, activation: x.new_empty((*x.shape[:-1], features)),
+    ),
+    # x [..., D] f32, weight [D] f32 -> [..., D]
+    "rms_norm": (
+        "(Tensor x, Tensor weight, float epsilon) -> Tensor",
+        lambda x, weight, epsilon: x.new_empty(x.shape),
+    ),
+}
+for _op, (_schema, _fake) in _LAYERS.items():
+    torch.library.define(f"{NAMESPACE}::{_op}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"{NAMESPACE}::{_op}", _fake)

@@ -14,6 +14,7 @@ from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import Capture, make_plan, seeded_projection, share_prefix
 from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
+from safetyspace_fast.ops import PoolProject
 
 POOLINGS = ("mean", "last", "last_text")
 TEXTS = [
@@ -188,13 +189,14 @@ def test_a_model_compiled_after_the_hooks_are_on_runs_as_one_graph(tmp_path: Pat
     hookpoints = ("embed", "block.0", "block.1", "block.2", "final_norm")
     input_ids = torch.arange(10).reshape(2, 5)
     spans = torch.tensor([[[0, 5]], [[1, 3]]]).int()
-    with Capture(model, hookpoints, seeded_projection(32, 4, seed=0)) as capture:
+    projection = seeded_projection(32, 4, seed=0)
+    with Capture(model, hookpoints, projection) as capture:
         expected = capture.run(input_ids, spans)
-        got = capture._room(spans).fill_(torch.nan)
+        capture._pool = PoolProject(spans, projection, len(hookpoints))
         compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             compiled(input_ids=input_ids, use_cache=False)
-        torch.testing.assert_close(got, expected)
+            torch.testing.assert_close(capture._pool.finish(), expected)
 
 
 def test_hooks_on_a_compiled_model_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.small_models import small_gguf
 from safetyspace_fast.errors import ConfigError, ModelError, SafetySpaceError
-from safetyspace_fast.models import ModelSpec, load_model, parse_model, unpack_linears
+from safetyspace_fast.models import ModelSpec, load_model, parse_model, unfuse
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -158,7 +158,7 @@ def test_adapter_is_merged_in_float32(llama, lora):
 
 def test_adapter_is_merged_before_rounding_to_the_working_dtype(llama, lora):
     merged = load_model(parse_model(f"{llama}+{lora}")).backbone
-    unpack_linears(merged)
+    unfuse(merged)
     single = merged.state_dict()
     half = load_model(parse_model(f"{llama}+{lora}"), dtype="bfloat16").backbone.state_dict()
     for name, weight in single.items():
@@ -324,7 +324,7 @@ def test_encoders_load_from_every_kind_of_checkpoint(tmp_path, name, auto):
     with torch.no_grad():
         states = saved.base_model(input_ids=IDS).last_hidden_state
     model = load_model(ModelSpec("m", str(tmp_path)))
-    unpack_linears(model.backbone)  # then not even the rounding differs
+    unfuse(model.backbone)  # then not even the rounding differs
     torch.testing.assert_close(last_states(model), states, rtol=0, atol=0)
 
 

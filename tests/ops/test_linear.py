@@ -1,15 +1,24 @@
-"""Products with packed weights."""
+"""Products with packed weights, and norms."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from safetyspace_fast.ops import can_pack, linear, pack_linear, unpack_linear
+from safetyspace_fast.ops import (
+    ACTIVATIONS,
+    can_pack,
+    gated_linear,
+    linear,
+    pack_gated,
+    pack_linear,
+    rms_norm,
+    unpack_linear,
+)
 
 kernel = pytest.mark.skipif(not can_pack(), reason="no AVX-512 here, or nothing is compiled")
-# Rows, inputs, outputs: around 14 rows, 192 inputs, 32 outputs, three panels of them, 512 rows.
+# Rows, inputs, outputs: around 14 rows, 192 inputs, 32 outputs, four panels of them, 512 rows.
 SIZES = [
-    (1, 1, 1), (13, 191, 31), (14, 192, 32), (15, 193, 33), (29, 385, 97), (600, 40, 200),
+    (1, 1, 1), (13, 191, 31), (14, 192, 32), (15, 193, 33), (29, 385, 129), (600, 40, 200),
     (1100, 8, 5), (0, 8, 5), (3, 8, 0), (3, 0, 5),
 ]  # fmt: skip
 
@@ -47,6 +56,45 @@ def test_the_rounding_is_that_of_the_library():
     library = (functional.linear(x, weight) - exact).square().mean()
     ours = (linear(x, pack_linear(weight), None, 96) - exact).square().mean()
     assert ours <= 1.2 * library
+
+
+@kernel
+@pytest.mark.parametrize(("M", "K", "N"), SIZES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gated_products_are_those_of_the_library(name, M, K, N):
+    x, gate, _ = drawn(M, K, N)
+    up = drawn(K + 1, K, N)[1]
+    found = gated_linear(x, pack_gated(gate, up), N, name)
+    assert (found.shape, found.dtype) == ((M, N), torch.float32)
+    gates, values = x.double() @ gate.double().T, x.double() @ up.double().T
+    sizes = [x.abs().double() @ weight.abs().double().T for weight in (gate, up)]
+    # Both activations have slopes of at most 1.13.
+    size = ACTIVATIONS[name](gates).abs() * sizes[1] + 1.13 * sizes[0] * values.abs()
+    gap = (found - ACTIVATIONS[name](gates) * values).abs()
+    assert (gap <= 16 * torch.finfo(torch.float32).eps * (size + values.abs()) + 1e-30).all()
+
+
+@kernel
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gates_far_from_zero_open_or_close(name):
+    x = torch.tensor([[-torch.inf], [-1e15], [-200.0], [-20.0], [0.0], [20.0], [1e15], [torch.nan]])
+    one = torch.ones(1, 1)
+    found = gated_linear(x.repeat(3, 1), pack_gated(one, one / 2), 1, name)[:8]
+    expected = ACTIVATIONS[name](x.double()) * x / 2
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+@kernel
+@pytest.mark.parametrize("shape", [(1, 1), (7, 16), (2, 3, 33), (5, 4, 1000), (0, 4)])
+def test_norms_are_those_of_the_library(shape):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.rand(shape[-1], generator=generator)
+    for scale in (1.0, 1e-12, 1e12):
+        exact = functional.rms_norm((scale * x).double(), shape[-1:], weight.double(), 1e-5)
+        found = rms_norm(scale * x, weight, 1e-5)
+        torch.testing.assert_close(found.double(), exact, rtol=2e-6, atol=1e-30)
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(rms_norm(turned, weight, 1e-5), rms_norm(x, weight, 1e-5))
 
 
 @kernel
@@ -114,9 +162,34 @@ def test_bad_operands_are_named(change, what):
 
 
 @kernel
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda x, panels, w: gated_linear(x, panels, 7, "relu"), "activation: expected"),
+        (lambda x, panels, w: gated_linear(x, panels[:1], 7, "silu"), "panels: expected"),
+        (lambda x, panels, w: gated_linear(x[:, :9], panels, 7, "silu"), "x: expected"),
+        (lambda x, panels, w: rms_norm(x, w[:9], 1e-5), "x: expected"),
+        (lambda x, panels, w: rms_norm(x.double(), w, 1e-5), "x: expected"),
+        (lambda x, panels, w: rms_norm(x, w.double(), 1e-5), "weight: expected"),
+        (lambda x, panels, w: rms_norm(x, w[None], 1e-5), "weight: expected"),
+        (lambda x, panels, w: rms_norm(x[:, :0], w[:0], 1e-5), "weight: expected"),
+    ],
+)
+def test_bad_operands_of_gates_and_norms_are_named(call, what):
+    x, weight, _ = drawn(4, 10, 7)
+    with pytest.raises(RuntimeError, match=what):
+        call(x, pack_gated(weight, weight), x[0].clone())
+
+
+@kernel
 def test_the_compiler_sees_one_call():
     x, weight, bias = drawn(6, 10, 7)
-    operands = (x, pack_linear(weight), bias, 7)
-    torch.library.opcheck(torch.ops.safetyspace_fast.linear.default, operands)
-    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(*operands), linear(*operands))
+    for function, operands in (
+        (linear, (x, pack_linear(weight), bias, 7)),
+        (gated_linear, (x, pack_gated(weight, weight), 7, "silu")),
+        (rms_norm, (x, x[0].clone(), 1e-5)),
+    ):
+        op = getattr(torch.ops.safetyspace_fast, function.__name__)
+        torch.library.opcheck(op.default, operands)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*operands), function(*operands))

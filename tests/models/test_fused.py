@@ -1,0 +1,163 @@
+"""Fused layers give the states of plain ones, and step back where a model needs those."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from tiny_models import save_tiny
+from torch import nn
+from torch.nn import functional
+
+from safetyspace_fast import ops
+from safetyspace_fast.models import (
+    GatedLinear,
+    PackedLinear,
+    fuse,
+    load_model,
+    parse_model,
+    unfuse,
+)
+from safetyspace_fast.models.fused import try_fusing
+
+pytestmark = pytest.mark.skipif(
+    not ops.can_pack(), reason="no AVX-512 here, or nothing is compiled: layers stay as they are"
+)
+
+
+def kinds(model):
+    return {type(m) for m in model.modules() if hasattr(m, "in_features")}
+
+
+def test_unpacked_layers_have_the_weights_they_had():
+    shared = nn.Linear(8, 8)
+    model = nn.ModuleDict({"a": nn.Linear(8, 24), "b": shared, "c": nn.Sequential(shared)})
+    model["d"] = Gated(functional.silu)
+    model.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fuse(model)
+    assert kinds(model) == FUSED
+    assert model["b"] is model["c"][0]
+    unfuse(model)
+    assert kinds(model) == {nn.Linear}
+    assert model["b"] is model["c"][0]
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+FUSED = {PackedLinear, GatedLinear}
+
+
+def norms(model):
+    return [m for m in model.modules() if "RMSNorm" in type(m).__name__]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3"])
+def test_a_loaded_model_is_fused_on_a_cpu(kind, tmp_path):
+    path = save_tiny(kind, tmp_path / kind)
+    backbone = load_model(parse_model(str(path))).backbone
+    assert kinds(backbone) == FUSED
+    assert all("forward" in vars(norm) for norm in norms(backbone))
+    tokens = torch.tensor([[5, 6, 7, 8, 9, 8, 7, 6]])
+    fused, alike = backbone(tokens).last_hidden_state, deepcopy(backbone)
+    unfuse(backbone)
+    assert kinds(backbone) == {nn.Linear}
+    assert not any("forward" in vars(module) for module in backbone.modules())
+    plain = backbone(tokens).last_hidden_state
+    assert not torch.equal(fused, plain)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(alike(tokens).last_hidden_state, fused)
+    half = load_model(parse_model(str(path)), dtype="bfloat16").backbone
+    assert kinds(half) == {nn.Linear}
+    assert not any("forward" in vars(module) for module in half.modules())
+
+
+class Gated(nn.Module):
+    """What the blocks of most models have, with a difference."""
+
+    def __init__(self, activation, bias=False, factor=1.0):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(6, 10, bias=bias) for _ in range(2))
+        self.down_proj = nn.Linear(10, 6)
+        self.activation, self.factor = activation, factor
+
+    def forward(self, x):
+        gates = self.activation(self.gate_proj(x))
+        return self.factor * self.down_proj(gates * self.up_proj(x))
+
+
+class Norm(nn.Module):
+    """A norm, with a difference."""
+
+    def __init__(self, function, epsilon=1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 2, 6))
+        self.eps, self.function = epsilon, function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("module", "fits"),
+    [
+        (Gated(functional.silu), True),
+        (Gated(partial(functional.gelu, approximate="tanh")), True),
+        (Gated(functional.gelu), False),
+        (Gated(functional.relu), False),
+        (Gated(functional.silu, bias=True), False),
+        (Gated(functional.silu, factor=1.001), False),
+        (Gated(lambda x: x.nosuch), False),
+        (Norm(lambda m, x: functional.rms_norm(x, (6,), m.weight, m.eps)), True),
+        (Norm(lambda m, x: functional.rms_norm(x, (6,), 1 + m.weight, m.eps)), True),
+        (Norm(lambda m, x: functional.rms_norm(x, (6,), m.weight, 2 * m.eps)), False),
+        (Norm(lambda m, x: functional.rms_norm(x, (6,), m.weight, m.eps) + x), False),
+        (Norm(lambda m, x: functional.layer_norm(x, (6,), m.weight, None, m.eps)), False),
+        (Norm(lambda m, x: functional.rms_norm(x, (6,), m.weight, m.eps), None), False),
+    ],
+)
+def test_what_a_layer_does_decides_and_not_how_it_looks(module, fits):
+    module.requires_grad_(False)
+    # Where epsilon counts
+    x = torch.randn(3, 5, 6) * torch.tensor([1e-3, 1, 100])[:, None, None]
+    try:
+        expected = module(x)
+    except AttributeError:
+        expected = None
+    fuse(module)
+    assert ("forward" in vars(module)) == fits
+    if expected is not None:
+        gap = (module(x) - expected).norm(dim=-1)
+        assert (gap <= 1e-5 * expected.norm(dim=-1)).all()
+
+
+class Model(nn.Module):
+    """A backbone that does with the weight of its layer what few do."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.layer, self.use = nn.Linear(10, 10), use
+
+    def forward(self, input_ids, use_cache):
+        x = functional.one_hot(input_ids, 10).float()
+        return type("Output", (), {"last_hidden_state": self.use(self.layer, x)})
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda layer, x: functional.linear(x, layer.weight), "Error"),
+        (lambda layer, x: layer(x) * (1 + isinstance(layer, PackedLinear)), "others by 1.0e+00"),
+        (lambda layer, x: layer(x) * torch.nan, "others by nan"),
+        (lambda layer, x: layer(x), None),
+    ],
+)
+def test_a_model_that_needs_plain_layers_keeps_them(use, reason):
+    model = Model(use).requires_grad_(False)
+    weight = model.layer.weight.clone()
+    found = try_fusing(model)
+    assert found is None if reason is None else reason in found
+    assert kinds(model) == {PackedLinear if reason is None else nn.Linear}
+    if reason is not None:
+        assert torch.equal(model.layer.weight, weight)
