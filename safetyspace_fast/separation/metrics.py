@@ -6,6 +6,7 @@ all resamples are one matrix product. Impossible input (a singular covariance, o
 gives NaN here; the engine turns it into a refusal with its reason.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -617,8 +618,10 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
         above = _share_below(scores[..., high], scores[..., low])
         below = 1 - _share_below(scores[..., low], scores[..., high])
         auc += above.sum(-1) * low.numel()
-        influence[..., high] = _centred(above) * low.numel()
-        influence[..., low] = _centred(below) * high.numel()
+        # A fold holds few texts: their spread about their own mean is too small by (n - 1)/n.
+        for mine, wins, others in ((high, above, low), (low, below, high)):
+            n = mine.numel()
+            influence[..., mine] = _centred(wins) * others.numel() * math.sqrt(n / max(n - 1, 1))
     auc[scores.isnan().any(-1)] = torch.nan
     return auc / total, influence / total
 
