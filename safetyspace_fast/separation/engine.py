@@ -864,10 +864,13 @@ def _hotelling(block: Block, metric: Metric) -> Estimate:
     draws = _in_parts(
         lambda rows: m.hotelling(gap, counts[rows], block.axes[:, rows, :, :k]), len(counts)
     )
+    # A resample's S^-1 is larger once more by what the inverse of a Wishart matrix is on average.
+    n = len(block.partners)
+    draws = draws * max(n - k - 2, 1) / (n - 1)
     swapped = _in_parts(lambda rows: m.hotelling(gap[..., :k], block.flips[rows]), len(block.flips))
     values, null = swapped[:, 0], swapped[:, 1:]
     square = Square(
-        torch.full_like(values, 2 * k / len(block.partners) ** 2),
+        torch.full_like(values, 2 * k / n**2),
         lambda: m.whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True)),
     )
     return _estimate(values, None, (values, null), block, draws=draws, squares=(square,))

@@ -220,7 +220,7 @@ def coverage_of_differences(make, steps, names, draws, seed=21):
         run = stand_in(states, labels, pair=None if pairs["en"] is None else pairs)
         one = compare(
             run, base="base", aligned="aligned", metrics=names, permutations=0, seed=r
-        ).squeeze()
+        ).squeeze(("layer", "pooling"))
         assert (one["refused"] == "").all()
         found.append([one[part].to_numpy() for part in parts])
     value, low, high, excess, excess_low, excess_high = np.moveaxis(np.array(found), 1, 0)
