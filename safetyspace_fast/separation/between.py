@@ -316,24 +316,21 @@ def _difference(
 
 def _correlation(first: e.Estimate, second: e.Estimate, unit: Tensor) -> Tensor:
     """Correlation of two estimates from the same texts, part by part as their variances are."""
-    seen, excess = _covariance(first, second, unit)
+    if first.influence is not None and second.influence is not None:
+        seen = u.influence_covariance(first.influence, second.influence, unit)
+        excess = u.INFLUENCE_EXCESS
+    else:
+        seen = u.draws_covariance(_known(first.draws), _known(second.draws))
+        excess = u.DRAWS_EXCESS
     common = torch.zeros_like(seen)
     for one, other in zip(first.squares, second.squares, strict=True):
-        share = u.common_share(one.noise(), other.noise())
+        share = one.common(one.noise(), other.noise())
         common = common + share * (one.variance * other.variance).sqrt()
     most = (_known(first.linear) * _known(second.linear)).sqrt()
     linear = (seen - (1 + excess) * common).clamp(-most, most)
     rho = (linear + common) / (first.variance * second.variance).sqrt()
     rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # rounding is no noise
     return rho.nan_to_num(0.0)
-
-
-def _covariance(first: e.Estimate, second: e.Estimate, unit: Tensor) -> tuple[Tensor, float]:
-    """What influences, or else draws, have in common, and what that counts too often."""
-    if first.influence is not None and second.influence is not None:
-        influences = (first.influence, second.influence)
-        return u.influence_covariance(*influences, unit), first.excess
-    return u.draws_covariance(_known(first.draws), _known(second.draws)), first.excess
 
 
 def _known(tensor: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -332,20 +332,37 @@ class Block:
         parts = torch.split(self.projected, size)
         return torch.cat([m.logistic_scores(x, self.labels, self.fold) for x in parts])
 
-    def refit_noise(self, kind: str) -> Tensor:
-        """[cell], how much of the spread of held-out scores comes from the directions' own noise.
-
-        See `metrics.direction_noise`; `kind` as in `refitted`.
-        """
-        if kind == "direction":
-            on_shift, _ = m.shift_influence(self.sqdist, self.shift_sq, self.trace, self.labels)
-            along = u.influence_variance(on_shift, self.unit) / 4
-            return (self.shift_noise / along).clamp(0, 2).nan_to_num(1.0)
+    @cached_property
+    def whitened_shift(self) -> Tensor:
+        """[cell, 1 + unit, P], see `metrics.whitened_shift`."""
         found = []
         for x, unit in zip(self.projected, self.unit_shift, strict=True):
             low, high = (x[self.labels == c] for c in (0, 1))
-            found.append(m.direction_noise(high.mean(0) - low.mean(0), unit, (low, high)))
+            found.append(m.whitened_shift(high.mean(0) - low.mean(0), unit, (low, high)))
         return torch.stack(found)
+
+    def refit_shift(self, kind: str) -> Tensor:
+        """[cell, unit, P], what every unit adds to the direction fitted; `kind` as in `refitted`.
+
+        Of a probe it is seen where all directions vary alike inside the classes.
+        """
+        return self.unit_shift if kind == "direction" else self.whitened_shift[:, 1:]
+
+    def refit_noise(self, kind: str) -> Tensor:
+        """[cell], share of the variance along a fitted direction that comes from its own noise.
+
+        With V the covariance of d, scores along d vary by d'Vd, of which tr V^2 is there without
+        any difference: the share goes from 1 on noise (on average: it is not cut there) to 0.
+        `kind` as in `refitted`.
+        """
+        if kind == "direction":
+            on_shift, _ = m.shift_influence(self.sqdist, self.shift_sq, self.trace, self.labels)
+            along, noise = u.influence_variance(on_shift, self.unit) / 4, self.shift_noise
+        else:
+            shift, unit = self.whitened_shift[:, :1], self.whitened_shift[:, 1:]
+            along = (unit * shift).sum(-1).square().sum(-1)
+            noise = torch.stack([m.shift_noise(x, 0) for x in unit])
+        return (noise / along).clamp(0, 2).nan_to_num(1.0)
 
     def _require_folds(self) -> None:
         if any(len(m.fold_texts(self.fold[self.labels == c])) < 2 for c in (0, 1)):
@@ -408,6 +425,8 @@ class Square:
     """[cell]."""
     noise: Callable[[], Tensor]
     """[cell, unit, any], what every unit adds to that noise, in any units."""
+    common: Callable[[Tensor, Tensor], Tensor] = u.common_share
+    """Correlation of this part of two estimates, from the noise of each."""
 
 
 @dataclass
@@ -426,7 +445,6 @@ class Estimate:
     linear: Tensor | None = None
     """Variance less that of the quadratic parts."""
     squares: tuple[Square, ...] = ()
-    excess: float = u.INFLUENCE_EXCESS
     null: tuple[Tensor, Tensor] | None = None
     """Test statistic [cell] and its permutations [cell, R]; large is far apart."""
 
@@ -458,7 +476,6 @@ def _estimate(
     influence: Tensor | None = None,
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
-    excess: float = u.INFLUENCE_EXCESS,
     ends: Ends = u.interval,
 ) -> Estimate:
     """Put an estimate together; `floor` None is the mean of the null."""
@@ -469,16 +486,15 @@ def _estimate(
     if floor is not None:
         level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
     low, high, linear = nothing, nothing, None
-    seen = None
+    square = sum((part.variance for part in squares), torch.zeros_like(value))
     if influence is not None:
         seen = u.influence_variance(influence, block.unit)
+        linear = u.linear_variance(seen, square, u.INFLUENCE_EXCESS)
     elif draws is not None and draws.shape[-1] > 1:
-        seen, excess = u.spread(draws).square(), u.DRAWS_EXCESS
-    if seen is not None:
-        square = sum((part.variance for part in squares), torch.zeros_like(value))
-        linear = u.linear_variance(seen, square, excess)
+        linear = u.linear_variance(u.spread(draws).square(), square, u.DRAWS_EXCESS)
+    if linear is not None:
         low, high = ends(value, (linear + square).sqrt())
-    return Estimate(value, level, p, low, high, influence, draws, linear, squares, excess, null)
+    return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
 
 
 def _swap_floor(block: Block, exact: float, null: tuple[Tensor, Tensor]) -> Tensor | float | None:
@@ -719,18 +735,6 @@ def _mmd(block: Block, metric: Metric) -> Estimate:
     return _estimate(value, _swap_floor(block, 0.0, null), null, block, influence=influence)
 
 
-def _refit_square(block: Block, kind: str, influence: Tensor, share: float) -> Square:
-    """The part of a held-out statistic that is quadratic in the noise of fitted directions.
-
-    Two folds judge each other's texts, so that both see the product of their noises: influences,
-    which take the directions as given, hold half of that part's variance. `share` is how much of a
-    statistic's variance goes with its texts' means (its squared correlation with them).
-    """
-    noise = share * block.refit_noise(kind)
-    seen = u.influence_variance(influence, block.unit)
-    return Square(seen * torch.where(noise < 1, 2 * noise, 1 + noise), lambda: block.unit_shift)
-
-
 def _held_out(
     block: Block,
     value: Tensor,
@@ -738,29 +742,45 @@ def _held_out(
     null: Tensor,
     influence: Tensor,
     kind: str,
-    share: float,
+    moved: Tensor,
     ends: Ends = u.share_interval,
 ) -> Estimate:
-    """Put a held-out statistic together, whose first null draw is the labels as they are."""
+    """Put a held-out statistic together, whose first null draw is the labels as they are.
+
+    Folds judge each other's texts: along d the classes differ by q = |d|^2 - tr V in units of
+    sqrt(d'Vd), V the covariance of d. With s the share of that noise in |d|^2, the ratio grows with
+    q by 1 + s of what it does where the direction is given, which is what influences see.
+
+    Args:
+        moved: [cell, n], the part of the influence that goes with where texts stand along d.
+    """
+    noise = block.refit_noise(kind)
+    # Below its noise |d|^2 is no scale any more.
+    growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+    whole = growth[:, None] * moved
+    square = Square(
+        u.influence_variance(whole, block.unit) * noise.clamp_max(1) / 2,
+        lambda: block.refit_shift(kind),
+        partial(u.common_held_out, folds=len(m.fold_texts(block.fold))),
+    )
     return _estimate(
         value,
         floor,
         (null[:, 0], null[:, 1:]),
         block,
-        influence=influence,
-        squares=(_refit_square(block, kind, influence, share),),
-        excess=u.REFIT_EXCESS,
+        influence=influence - moved + whole,
+        squares=(square,),
         ends=ends,
     )
 
 
 def _auc(block: Block, metric: Metric) -> Estimate:
     kind = metric.name.removeprefix("auc_")
-    value, influence = m.fold_auc(
-        block.heldout if kind == "direction" else block.probe, block.labels, block.fold
-    )
+    scores = block.heldout if kind == "direction" else block.probe
+    value, influence = m.fold_auc(scores, block.labels, block.fold)
     null = block.refitted(kind)["auc"]
-    return _held_out(block, value, 0.5, null, influence, kind, m.RANKS_BY_MEANS)
+    moved = m.along_scores(influence, scores, block.labels, 2 * block.fold + block.labels)
+    return _held_out(block, value, 0.5, null, influence, kind, moved)
 
 
 def _accuracy(block: Block, metric: Metric) -> Estimate:
@@ -771,15 +791,16 @@ def _accuracy(block: Block, metric: Metric) -> Estimate:
     null = block.refitted(kind)["accuracy"]
     floor = float(block.count.max() / block.count.sum())
     influence = (hits - value[:, None]) / hits.shape[-1]
-    return _held_out(block, value, floor, null, influence, kind, m.SIGNS_BY_MEANS)
+    moved = m.along_scores(influence, scores, block.labels, block.labels)
+    return _held_out(block, value, floor, null, influence, kind, moved)
 
 
 def _paired_accuracy(block: Block, metric: Metric) -> Estimate:
-    hits = (block.pair_differences(block.heldout).sign() + 1) / 2
+    gap = block.pair_differences(block.heldout)
+    hits = (gap.sign() + 1) / 2
     value = hits.mean(-1)
-    null = block.refitted("direction")["paired_accuracy"]
-    influence = _spread_over_pairs(block, (hits - value[:, None]) / hits.shape[-1])
-    return _held_out(block, value, 0.5, null, influence, "direction", m.SIGNS_BY_MEANS)
+    influence = (hits - value[:, None]) / hits.shape[-1]
+    return _held_out_pairs(block, metric, value, 0.5, influence, gap, u.share_interval)
 
 
 def _paired_effect(block: Block, metric: Metric) -> Estimate:
@@ -788,9 +809,24 @@ def _paired_effect(block: Block, metric: Metric) -> Estimate:
     value = (mean / deviation).squeeze(-1)
     scaled = (gap - mean) / deviation
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
-    null = block.refitted("direction")["paired_effect"]
-    influence = _spread_over_pairs(block, influence)
-    return _held_out(block, value, 0.0, null, influence, "direction", 1.0, u.interval)
+    return _held_out_pairs(block, metric, value, 0.0, influence, gap, u.interval)
+
+
+def _held_out_pairs(
+    block: Block,
+    metric: Metric,
+    value: Tensor,
+    floor: float,
+    influence: Tensor,
+    gap: Tensor,
+    ends: Ends,
+) -> Estimate:
+    """`_held_out` of pairs' differences `gap` along d; influence and gap are [cell, pairs]."""
+    alone = torch.zeros(gap.shape[-1], dtype=torch.int64)
+    moved = m.along_scores(influence, gap, alone, alone)
+    influence, moved = (_spread_over_pairs(block, part) for part in (influence, moved))
+    null = block.refitted("direction")[metric.name]
+    return _held_out(block, value, floor, null, influence, "direction", moved, ends)
 
 
 def _paired_shift(block: Block, metric: Metric) -> Estimate:
@@ -828,10 +864,13 @@ def _hotelling(block: Block, metric: Metric) -> Estimate:
     draws = _in_parts(
         lambda rows: m.hotelling(gap, counts[rows], block.axes[:, rows, :, :k]), len(counts)
     )
+    # A resample's S^-1 is larger once more by what the inverse of a Wishart matrix is on average.
+    n = len(block.partners)
+    draws = draws * max(n - k - 2, 1) / (n - 1)
     swapped = _in_parts(lambda rows: m.hotelling(gap[..., :k], block.flips[rows]), len(block.flips))
     values, null = swapped[:, 0], swapped[:, 1:]
     square = Square(
-        torch.full_like(values, 2 * k / len(block.partners) ** 2),
+        torch.full_like(values, 2 * k / n**2),
         lambda: m.whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True)),
     )
     return _estimate(values, None, (values, null), block, draws=draws, squares=(square,))

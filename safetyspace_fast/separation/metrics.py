@@ -550,21 +550,34 @@ def shift_noise(unit: Tensor, width: int) -> Tensor:
     return ((dots - norms / p) / (1 + 1 / p - 2 / p**2)).clamp_min(0)
 
 
-RANKS_BY_MEANS = 3 / math.pi
-SIGNS_BY_MEANS = 2 / math.pi
-"""Squared correlation of a Gaussian's rank, and of its sign, with its value."""
+def along_scores(influence: Tensor, scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
+    """The part of an influence that goes with the texts' scores, by regression in every class.
+
+    Args:
+        influence, scores: [..., n] float64; labels: [n] int64.
+        group: [n] int64, inside of which scores are compared: classes, or parts of them.
+    """
+
+    def sums(values: Tensor, index: Tensor) -> Tensor:
+        zeros = values.new_zeros(*values.shape[:-1], int(index.max()) + 1)
+        return zeros.index_add(-1, index, values)
+
+    centred = scores - (sums(scores, group) / torch.bincount(group))[..., group]
+    slope = sums(influence * centred, labels) / sums(centred.square(), labels)
+    return slope.nan_to_num(0.0, 0.0, 0.0)[..., labels] * centred
 
 
-def direction_noise(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) -> Tensor:
-    """Share of the variance along a fitted direction Sp^-1 d that comes from the noise of d.
+def whitened_shift(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) -> Tensor:
+    """d and what every unit adds to it where all directions vary alike inside the classes.
 
-    With V the covariance of d, scores along w = Sp^-1 d vary by w'Vw, of which tr (Sp^-1 V)^2 is
-    there without any difference: the share goes from 1 on noise (on average: it is not cut there)
-    to 0.
+    There the direction Sp^-1 d of a probe is d itself.
 
     Args:
         shift: [P] float64, d; unit: [U, P], what every text (or pair) adds to it.
         classes: texts of each class, [n, P] float64.
+
+    Returns:
+        [1 + U, P] float64, d first.
     """
     within = sum(((x - x.mean(0)).T @ (x - x.mean(0)) for x in classes), unit.new_zeros(()))
     scale = within.diagonal().sqrt()
@@ -574,10 +587,8 @@ def direction_noise(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor])
     ridge = 4 / freedom * torch.eye(len(shift), dtype=shift.dtype)
     factor = torch.linalg.cholesky(within / (scale[:, None] * scale) + ridge)
     columns = torch.cat([shift[None], unit]) / scale
-    white = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
-    along = (white[1:] @ white[0]).square().sum()
-    share: Tensor = (shift_noise(white[1:], 0) / along).clamp(0, 2).nan_to_num(1.0)
-    return share
+    white: Tensor = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
+    return white
 
 
 # Held-out scores -----------------------------------------------------------------------------
@@ -607,8 +618,10 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
         above = _share_below(scores[..., high], scores[..., low])
         below = 1 - _share_below(scores[..., low], scores[..., high])
         auc += above.sum(-1) * low.numel()
-        influence[..., high] = _centred(above) * low.numel()
-        influence[..., low] = _centred(below) * high.numel()
+        # A fold holds few texts: their spread about their own mean is too small by (n - 1)/n.
+        for mine, wins, others in ((high, above, low), (low, below, high)):
+            n = mine.numel()
+            influence[..., mine] = _centred(wins) * others.numel() * math.sqrt(n / max(n - 1, 1))
     auc[scores.isnan().any(-1)] = torch.nan
     return auc / total, influence / total
 

@@ -154,12 +154,10 @@ def influence_covariance(first: Tensor, second: Tensor, unit: Tensor) -> Tensor:
 
 INFLUENCE_EXCESS = 1.0
 DRAWS_EXCESS = 2.0
-REFIT_EXCESS = -0.5
 """How often more than once the variance of a squared length's quadratic part is in what is seen.
 
 |d|^2 whose d has covariance V varies by 4 d'Vd + 2 tr V^2. Influences see the d that was measured,
-noise and all: 4 d'Vd + 4 tr V^2. Draws add noise to that noise: 4 d'Vd + 6 tr V^2. Of held-out
-scores, whose directions influences take as given, half of it is seen.
+noise and all: 4 d'Vd + 4 tr V^2. Draws add noise to that noise: 4 d'Vd + 6 tr V^2.
 """
 
 
@@ -183,6 +181,33 @@ def common_share(first: Tensor, second: Tensor) -> Tensor:
 
     scale = (trace(first, first) * trace(second, second)).sqrt()
     return (trace(first, second) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+
+
+def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
+    """Correlation of two held-out statistics whose directions are noise d of covariance V, from 0.
+
+    Along the other folds' d the classes differ by |d|^2 - tr V, in units of
+    sqrt(d'Vd + tr V^2/(folds - 1)), the fold's own part of d being left out. Where few dimensions
+    hold the noise that root varies as |d|^2 does, and the two have less in common than their
+    quadratic forms. Counted over `HELD_OUT_DRAWS` random signs of all units.
+
+    Args:
+        first, second: as in `common_share`.
+    """
+    turned = signs(torch.arange(first.shape[-2]), HELD_OUT_DRAWS, seed=0, key="held out")
+
+    def shown(unit: Tensor) -> Tensor:
+        d, cov = turned @ unit, unit.transpose(-1, -2) @ unit
+        apart = d.square().sum(-1) - cov.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None]
+        own = cov.square().sum((-1, -2))[..., None] / (folds - 1)
+        return apart / (((d @ cov) * d).sum(-1) + own).sqrt()
+
+    draws = shown(first), shown(second)
+    scale = spread(draws[0]) * spread(draws[1])
+    return (draws_covariance(*draws) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+
+
+HELD_OUT_DRAWS = 200
 
 
 def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

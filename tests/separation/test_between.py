@@ -203,12 +203,12 @@ def two_models_of_pairs(rng, base, aligned):
     return states, label, pair
 
 
-def coverage_of_differences(make, steps, names, draws):
+def coverage_of_differences(make, steps, names, draws, seed=21):
     """How often intervals of the difference, and of its excess over English, hold its mean.
 
     `steps` are the shifts of both models by language. As in `test_uncertainty.coverage`.
     """
-    rng = np.random.default_rng(21)
+    rng = np.random.default_rng(seed)
     parts = ("difference", "low", "high", "excess", "excess_low", "excess_high")
     found = []
     for r in range(draws):
@@ -220,7 +220,7 @@ def coverage_of_differences(make, steps, names, draws):
         run = stand_in(states, labels, pair=None if pairs["en"] is None else pairs)
         one = compare(
             run, base="base", aligned="aligned", metrics=names, permutations=0, seed=r
-        ).squeeze()
+        ).squeeze(("layer", "pooling"))
         assert (one["refused"] == "").all()
         found.append([one[part].to_numpy() for part in parts])
     value, low, high, excess, excess_low, excess_high = np.moveaxis(np.array(found), 1, 0)
@@ -269,10 +269,23 @@ def test_intervals_of_differences_cover(make, steps, names):
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "steps", "names"), MOVES)
 def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names):
-    found = coverage_of_differences(make, steps, names, 300)
-    for name, share in found.items():
-        print(f"{share:.3f}  {name}")
-    assert not {name: share for name, share in found.items() if not 0.92 <= share <= 0.98}
+    """Every number's true coverage is in 92 to 98 %.
+
+    What covers 95 % is outside of that over 300 draws once in eighty times, and there are 152
+    numbers: what is outside is counted again, over a thousand other draws. Twice outside are 84 %
+    of the numbers that cover 90 %, 77 % of those that cover 98.7 %, and one in 3000 of those that
+    cover 94 or 96.5 %.
+    """
+
+    def outside(names, draws, seed):
+        found = coverage_of_differences(make, steps, names, draws, seed)
+        print(*(f"{share:.3f}  {name}" for name, share in found.items()), sep="\n")
+        return {name: share for name, share in found.items() if not 0.92 <= share <= 0.98}
+
+    if first := outside(names, 300, 21):
+        again = [name for name in names if {f"difference {name}", f"excess {name}"} & first.keys()]
+        second = outside(again, 1000, 22)
+        assert not first.keys() & second.keys(), second
 
 
 def layers_of_two_models(rng, steps, *, layers=4, n=80, width=8, first=1):

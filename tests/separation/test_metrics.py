@@ -402,17 +402,15 @@ def test_fold_auc_is_scikit_learns_in_every_fold():
     assert float(influence.sum()) == pytest.approx(0, abs=1e-12)
 
 
-def test_delong_deviation_is_that_of_fresh_samples():
+@pytest.mark.parametrize("folds", [1, 15])
+def test_delong_deviation_is_that_of_fresh_samples(folds):
     rng = np.random.default_rng(0)
-    label = torch.tensor(np.repeat([0, 1], 60))
-    fold = torch.zeros(120, dtype=torch.int64)
-    values, deviations = [], []
-    for _ in range(400):
-        scores = torch.tensor(rng.standard_normal(120)) + 0.8 * label
-        value, influence = m.fold_auc(scores, label, fold)
-        values.append(float(value))
-        deviations.append(float(influence.square().sum().sqrt()))
-    assert np.mean(deviations) == pytest.approx(np.std(values), rel=0.1)
+    label, fold = torch.tensor(np.repeat([0, 1], 60)), torch.arange(120) % folds
+    scores = torch.tensor(rng.standard_normal((2000, 120))) + 0.8 * label
+    values, influence = m.fold_auc(scores, label, fold)
+    # A variance from 2000 draws is known to 3 %; DeLong's is 11 % too large for four texts a class.
+    ratio = float(influence.square().sum(-1).mean() / values.var())
+    assert 0.92 < ratio < 1.2
 
 
 @pytest.mark.parametrize(("n", "shift", "scale"), [(300, 0.3, 1.0), (60, 3.0, 100.0)])

@@ -95,6 +95,28 @@ def test_spread_refuses_draws_that_are_mostly_missing():
     assert math.isnan(float(found[1]))
 
 
+def test_held_out_noise_has_less_in_common_where_few_dimensions_hold_it():
+    """Against ten folds that judge each other along noise, drawn afresh."""
+    rng = np.random.default_rng(0)
+    spread = np.exp(-0.25 * np.arange(12))
+
+    def two(*shape):
+        first = rng.standard_normal((*shape, 12))
+        second = 0.8 * first + 0.6 * rng.standard_normal(first.shape)
+        return first * spread, second * spread
+
+    def judged(d):
+        others = d.sum(1, keepdims=True) - d
+        return ((d * others).sum(-1) / np.sqrt((others**2 * spread**2).sum(-1))).sum(1)
+
+    truth = np.corrcoef(*(judged(d) for d in two(4000, 10)))[0, 1]
+    first, second = (torch.tensor(x) for x in two(30, 300))
+    found = u.common_held_out(first, second, folds=10)
+    assert float(found.mean()) == pytest.approx(truth, abs=0.04)
+    assert truth < float(u.common_share(first, second).mean()) - 0.06
+    torch.testing.assert_close(u.common_held_out(first, first, folds=10), torch.ones(30).double())
+
+
 WIDTH = 12
 SPREAD0 = 2 * np.exp(-0.25 * np.arange(WIDTH))
 SPREAD1 = SPREAD0 * np.where(np.arange(WIDTH) % 2, 1.8, 0.6)
