@@ -236,7 +236,7 @@ def main(argv: list[str]) -> int:
     path = arguments.model or str(make("smollm2"))
     template, languages = arguments.template, tuple(arguments.languages.split(","))
     samples = read_samples(arguments.data, languages=languages, limit=arguments.limit)
-    small = read_samples(arguments.data, languages=languages, limit=20)
+    small = read_samples(arguments.data, languages=languages, limit=max(1, 20 // len(languages)))
     texts = in_file_order(samples)
     names = [name for name in arguments.peers.split(",") if installed(name)]
     sides: dict[str, Any] = {name: PEERS[name](path) for name in names}
@@ -247,7 +247,7 @@ def main(argv: list[str]) -> int:
         sides["ours, compiled"] = Ours(path, arguments.token_budget, poolings)
         compile_blocks(sides["ours, compiled"].model, tokens, prefix)
     found = errors(path, sides, small, template)
-    some = read_samples(arguments.data, languages=languages, limit=50)
+    some = read_samples(arguments.data, languages=languages, limit=max(2, 100 // len(languages)))
     capture = capture_cost(ours, some, template, 3 * arguments.repeats)
 
     products, flops = matrix_products(ours.model, 512)

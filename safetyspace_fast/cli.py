@@ -84,11 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 a clear error, 2 wrong usage, 130 interrupted with everything so far saved.
     """
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.command
     warnings.showwarning = _warn
     try:
-        command(arguments)
+        arguments = _parser().parse_args(argv)
+        arguments.command(arguments)
     except ConfigError as error:
         print(f"safetyspace-fast: {error}", file=sys.stderr)
         return 2
@@ -748,8 +747,8 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"\n{op}")
         for name, reasons in implementations.items():
             print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
-    packed = "packed, on our kernel" if facts["packed_linear_layers"] else "torch's own"
-    print(f"\nlinear layers of float32 models on the CPU: {packed}")
+    fused = "fused, on our kernels" if facts["fused_layers"] else "torch's own"
+    print(f"\nnorms, gates and linear layers of float32 models on the CPU: {fused}")
 
 
 def _command(

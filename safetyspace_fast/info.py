@@ -49,5 +49,5 @@ def environment() -> dict[str, Any]:
         "cuda_devices": devices,
         "build": build_record(),
         "implementations": ops.implementations(),
-        "packed_linear_layers": ops.can_pack(),
+        "fused_layers": ops.can_pack(),
     }

@@ -84,6 +84,11 @@ def describe() -> str:
         lines.append(f"{name}: {entry.title}")
         for key, text in rows:
             if text:
-                head, indent = f"  {key:<10}", " " * 12
-                lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=indent)
+                lines += textwrap.wrap(
+                    text,
+                    100,
+                    initial_indent=f"  {key:<10}",
+                    subsequent_indent=" " * 12,
+                    break_on_hyphens=False,
+                )
     return "\n".join(lines)

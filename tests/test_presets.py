@@ -1,5 +1,6 @@
 """Published protocols as data."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ def test_published_numbers_are_those_of_the_study() -> None:
     assert gains == {"de": 0.2685, "hi": 0.1998, "zh": 0.1009}
 
 
+def test_the_models_of_the_study_are_pinned() -> None:
+    for model in preset("hidden-space-of-safety")[0].models(None):
+        assert re.fullmatch("[0-9a-f]{40}", model.rpartition("@")[2]), model
+
+
 def test_wrong_names_list_the_right_ones() -> None:
     with pytest.raises(ConfigError, match="hidden-space-of-safety, lin-2024, kldo"):
         preset("nobody")
@@ -58,7 +64,7 @@ def test_presets_are_listed(command: str, capfd: pytest.CaptureFixture[str]) -> 
     assert stop.value.code == 0
     text = capfd.readouterr().out
     assert all(name in text for name in presets())
-    assert "meta-llama/Llama-2-7b-chat-hf@main" in text
+    assert "meta-llama/Llama-2-7b-chat-hf@f5db02d" in text
 
 
 def test_a_study_with_stand_ins_for_its_models(

@@ -1,4 +1,5 @@
-// linear on processors with AVX-512: x times a weight that was packed beforehand.
+// What the layers of a model spend their time on: products with a weight that was packed
+// beforehand, gates that are applied to them on the way out, and norms.
 //
 // The library's product copies the weight into the order that its inner loop reads, in every call;
 // between the layers of a model, which evict one another's weights from the caches, that is a good
@@ -9,7 +10,8 @@
 // float32: as many in a chain as in MKL, whose rounding this has. Every row is computed alike in
 // whatever task it lies, so the number of threads changes no bit.
 //
-// Flops: 2 M N K. Bytes from memory: the weight and x once, the result.
+// Flops: 2 M N K. Bytes from memory: the weight and x once, the result. The processor fetches a
+// weight from memory as fast as it is used, without being told to.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -45,6 +47,12 @@ constexpr int64_t kChain = 192;
 constexpr int64_t kStrideX = kChain + 16;  // not a multiple of the first cache's ways
 constexpr int64_t kNormValues = 1 << 14;   // fewer are not worth a thread
 constexpr int64_t kStrideOut = kPanels * kPanel + 16;
+
+// What becomes of a row of sums.
+struct Finish {
+  const float* bias;             // [features], or null
+  const Activation* activation;  // of gates, in every other panel; null without gates
+};
 
 #if defined(__x86_64__)
 
@@ -86,12 +94,6 @@ constexpr Multiply kMultiply[kRows + 1] = {nullptr,      multiply<1>,  multiply<
 
 }  // namespace avx512
 
-// What becomes of a row of sums.
-struct Finish {
-  const float* bias;             // [features], or null
-  const Activation* activation;  // of gates, in every other panel; null without gates
-};
-
 // Rows [begin, end) of x against the panels [first, last), which hold features below `features`.
 void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const float* panels,
                     int64_t first, int64_t last, const Finish& finish, float* out,
@@ -131,11 +133,6 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
 }
 
 #else
-
-struct Finish {
-  const float* bias;
-  const Activation* activation;
-};
 
 void multiply_block(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
                     const Finish&, float*, int64_t) {}

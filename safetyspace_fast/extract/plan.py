@@ -10,7 +10,7 @@ import numpy as np
 
 from ..models import Tokenized
 
-PART_SAMPLES = 256
+PART_SAMPLES = 512
 """Samples that are planned, kept on disk and resumed together."""
 BATCH_COST_TOKENS = 16
 """What starting one more batch costs, in tokens of forward pass."""

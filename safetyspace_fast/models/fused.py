@@ -6,8 +6,6 @@ layer does is found out by running it, not by its name.
 """
 
 from collections.abc import Callable
-from functools import partial
-from types import MethodType
 from typing import Any, TypeGuard
 
 import torch
@@ -36,19 +34,20 @@ class PackedLinear(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(self, plain: nn.Linear) -> None:
-        """Take over a plain layer."""
+        """Take over a plain layer, which loses its weight."""
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.register_buffer("weight", pack_linear(plain.weight.detach()))
         self.bias = plain.bias
+        del plain.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply: [..., in_features] to [..., out_features]."""
         return linear(x, self.weight, self.bias, self.out_features)
 
     def plain(self) -> nn.Linear:
-        """The layer that it was made of."""
-        return _plain(self.weight, self.out_features, self.bias)
+        """The layer as it was."""
+        return _plain_linear(self.weight, self.out_features, self.bias)
 
 
 class GatedLinear(nn.Module):
@@ -61,23 +60,72 @@ class GatedLinear(nn.Module):
     weight: Tensor
 
     def __init__(self, gate: nn.Linear, up: nn.Linear, activation: str) -> None:
-        """Take over two plain layers; `activation` is one of `ops.ACTIVATIONS`."""
+        """Take over two layers, which lose their weights; `activation`: of `ops.ACTIVATIONS`."""
         super().__init__()
         self.in_features, self.out_features = gate.in_features, 2 * gate.out_features
         self.activation = activation
         self.register_buffer("weight", pack_gated(gate.weight.detach(), up.weight.detach()))
+        del gate.weight, up.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply: [..., in_features] to [..., out_features / 2]."""
         return gated_linear(x, self.weight, self.out_features // 2, self.activation)
 
     def plain(self) -> tuple[nn.Linear, nn.Linear]:
-        """The layers that it was made of."""
+        """The layers as they were."""
         features = self.out_features // 2
-        return _plain(self.weight[::2], features), _plain(self.weight[1::2], features)
+        return (
+            _plain_linear(self.weight[::2], features),
+            _plain_linear(self.weight[1::2], features),
+        )
 
 
-def _plain(panels: Tensor, features: int, bias: nn.Parameter | None = None) -> nn.Linear:
+class GatedMLP(nn.Module):
+    """`down_proj(act_fn(gate_proj(x)) * up_proj(x))`, whatever module did that."""
+
+    def __init__(self, plain: nn.Module, activation: str) -> None:
+        """Take over a module, whose layers lose their weights."""
+        super().__init__()
+        layers: Any = plain
+        self.gate_up = GatedLinear(layers.gate_proj, layers.up_proj, activation)
+        self.down_proj = PackedLinear(layers.down_proj)
+        self._of = (plain,)  # in a tuple: no submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        found: Tensor = self.down_proj(self.gate_up(x))
+        return found
+
+    def plain(self) -> nn.Module:
+        """The module as it was."""
+        layers: Any = self._of[0]
+        layers.gate_proj, layers.up_proj = self.gate_up.plain()
+        layers.down_proj = self.down_proj.plain()
+        return self._of[0]
+
+
+class FusedRMSNorm(nn.Module):
+    """A root mean square norm, whatever module did that."""
+
+    weight: Tensor
+
+    def __init__(self, plain: nn.Module, weight: Tensor, epsilon: float) -> None:
+        """Take over a module; weight: [D] float32, what states are multiplied with."""
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.epsilon = epsilon
+        self._of = (plain,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        return rms_norm(x, self.weight, self.epsilon)
+
+    def plain(self) -> nn.Module:
+        """The module as it was."""
+        return self._of[0]
+
+
+def _plain_linear(panels: Tensor, features: int, bias: nn.Parameter | None = None) -> nn.Linear:
     with torch.device("meta"):
         plain = nn.Linear(panels.shape[1], features, bias=False)
     plain.weight = nn.Parameter(unpack_linear(panels, features), requires_grad=False)
@@ -91,50 +139,52 @@ def fuse(model: nn.Module) -> None:
 
     Those lose their weights, one after the other: a large model is not in memory twice.
     """
-    for module in list(model.modules()):
+
+    def fused(module: nn.Module) -> nn.Module:
+        if _is_plain(module):
+            return PackedLinear(module)
+        if (activation := _gates_with(module)) is not None:
+            return GatedMLP(module, activation)
         if (norm := _as_rms_norm(module)) is not None:
-            module.forward = norm
-        elif (gated := _as_gated(module)) is not None:
-            module.gate_up = gated
-            del module.gate_proj, module.up_proj
-            module.forward = MethodType(_gated_forward, module)
+            return norm
+        return module
 
-    def pack(layer: nn.Module) -> nn.Module:
-        if not _is_plain(layer):
-            return layer
-        packed = PackedLinear(layer)
-        del layer.weight
-        return packed
-
-    _replace(model, pack)
+    _replace(model, fused, {})
 
 
 def unfuse(model: nn.Module) -> None:
     """Undo `fuse`."""
 
-    def plain(layer: nn.Module) -> nn.Module:
-        return layer.plain() if isinstance(layer, PackedLinear) else layer
+    def plain(module: nn.Module) -> nn.Module:
+        return (
+            module.plain() if isinstance(module, PackedLinear | GatedMLP | FusedRMSNorm) else module
+        )
 
-    _replace(model, plain)
-    for module in list(model.modules()):
-        forward, gated = vars(module).get("forward"), module._modules.get("gate_up")
-        if getattr(forward, "func", None) is rms_norm:
-            del module.forward
-        elif isinstance(gated, GatedLinear):
-            module.gate_proj, module.up_proj = gated.plain()
-            del module.gate_up, module.forward
+    _replace(model, plain, {})
 
 
-def _gated_forward(self: Any, x: Tensor) -> Tensor:
-    found: Tensor = self.down_proj(self.gate_up(x))
-    return found
+def _replace(
+    parent: nn.Module,
+    function: Callable[[nn.Module], nn.Module],
+    made: dict[nn.Module, nn.Module],
+) -> None:
+    """Replace what is below `parent`; one layer may stand in several places."""
+    for name, child in list(parent._modules.items()):
+        if child is None:
+            continue
+        if child not in made:
+            made[child] = function(child)
+            if made[child] is child:
+                _replace(child, function, made)
+        if made[child] is not child:
+            setattr(parent, name, made[child])
 
 
 def _is_plain(layer: Any) -> TypeGuard[nn.Linear]:
     return type(layer) is nn.Linear and layer.weight.dtype == torch.float32
 
 
-def _as_rms_norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def _as_rms_norm(module: nn.Module) -> FusedRMSNorm | None:
     """What does the same as a module, if that is a root mean square norm with a weight."""
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -147,14 +197,14 @@ def _as_rms_norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     ):
         return None
     for scale in (weight.detach(), 1 + weight.detach()):
-        fused = partial(rms_norm, weight=scale, epsilon=epsilon)
-        if _agree(module, fused, len(weight)):
-            return fused
+        norm = FusedRMSNorm(module, scale, epsilon)
+        if _agree(module, norm, len(weight)):
+            return norm
     return None
 
 
-def _as_gated(module: nn.Module) -> GatedLinear | None:
-    """The gated layer of a module, if that is `down_proj(act_fn(gate_proj(x)) * up_proj(x))`."""
+def _gates_with(module: nn.Module) -> str | None:
+    """The activation of a module that does what a `GatedMLP` does."""
     gate, up, down = (getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down"))
     if (
         not (_is_plain(gate) and _is_plain(up) and _is_plain(down))
@@ -169,7 +219,7 @@ def _as_gated(module: nn.Module) -> GatedLinear | None:
             return found
 
         if _agree(module, gated, gate.in_features):
-            return GatedLinear(gate, up, name)
+            return name
     return None
 
 
@@ -186,18 +236,6 @@ def _agree(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], w
         and found.shape == expected.shape
         and bool(((found - expected).norm(dim=-1) <= 1e-5 * expected.norm(dim=-1)).all())
     )
-
-
-def _replace(model: nn.Module, function: Callable[[nn.Module], nn.Module]) -> None:
-    made: dict[nn.Module, nn.Module] = {}  # one layer may stand in several places
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is None:
-                continue
-            if child not in made:
-                made[child] = function(child)
-            if made[child] is not child:
-                setattr(parent, name, made[child])
 
 
 @torch.no_grad()
