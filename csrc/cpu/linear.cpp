@@ -52,6 +52,9 @@ constexpr int64_t kStrideOut = kPanels * kPanel + 16;
 struct Finish {
   const float* bias;             // [features], or null
   const Activation* activation;  // of gates, in every other panel; null without gates
+
+  // Panels that make one panel of the result.
+  int64_t unit() const { return activation ? 2 : 1; }
 };
 
 #if defined(__x86_64__)
@@ -100,10 +103,8 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
                     int64_t features) {
   alignas(64) float some_x[kRows * kStrideX];
   alignas(64) float some_out[kRows * kStrideOut];
-  const int64_t gates = finish.activation ? (last - first) / 2 : 0;
-  const int64_t column = (finish.activation ? first / 2 : first) * kPanel;
-  const int64_t width =
-      std::min(features - column, (finish.activation ? gates : last - first) * kPanel);
+  const int64_t unit = finish.unit(), made = (last - first) / unit, column = first / unit * kPanel;
+  const int64_t width = std::min(features - column, made * kPanel);
   for (int64_t m = begin; m < end; m += kRows) {
     const int64_t rows = std::min(kRows, end - m);
     for (int64_t k = 0; k == 0 || k < K; k += kChain) {
@@ -113,7 +114,7 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
       }
       for (int64_t p = first; p < last; ++p) {
         // gates first, then what they are for
-        const int64_t i = p - first, place = finish.activation ? i / 2 + i % 2 * gates : i;
+        const int64_t place = (p - first) / unit + (p - first) % unit * made;
         avx512::kMultiply[rows](some_x, panels + (p * K + k) * kPanel, depth,
                                 some_out + place * kPanel, k > 0);
       }
@@ -122,7 +123,7 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
       float* row = out + (m + r) * features + column;
       const float* sums = some_out + r * kStrideOut;
       if (finish.activation) {
-        loops().gate(sums, sums + gates * kPanel, *finish.activation, row, width);
+        loops().gate(sums, sums + made * kPanel, *finish.activation, row, width);
       } else {
         for (int64_t j = 0; j < width; ++j) {
           row[j] = finish.bias ? sums[j] + finish.bias[column + j] : sums[j];
@@ -154,7 +155,7 @@ Tensor multiplied(Tensor x, const Tensor& panels, const Finish& finish, int64_t 
   // Threads get equal numbers of tasks, which are equal up to one panel or gate. Where there are
   // fewer panels than threads, these share the rows.
   const int64_t threads = torch::stable::get_num_threads(), blocks = (M + kRows - 1) / kRows;
-  const int64_t unit = finish.activation ? 2 : 1, units = panels.size(0) / unit;
+  const int64_t unit = finish.unit(), units = panels.size(0) / unit;
   const int64_t fitting =
       std::clamp<int64_t>(kTaskValues / std::max<int64_t>(1, K * kPanel), 2, kPanels) / unit;
   int64_t groups = (units + fitting - 1) / fitting, parts = (M + kPartRows - 1) / kPartRows;
@@ -208,10 +209,9 @@ Tensor rms_norm(Tensor x, Tensor weight, double epsilon) {
         "x: expected shape [..., ", width, "] float32");
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
   std::vector<int64_t> shape(rank);
-  int64_t M = 1;
   for (int64_t i = 0; i < rank; ++i) shape[i] = x.size(i);
-  for (int64_t i = 0; i + 1 < rank; ++i) M *= shape[i];
   Tensor out = torch::stable::new_empty(x, shape);
+  const int64_t M = x.numel() / width;
   const float *p_x = x.const_data_ptr<float>(), *p_weight = weight.const_data_ptr<float>();
   float* p_out = out.mutable_data_ptr<float>();
   torch::stable::parallel_for(

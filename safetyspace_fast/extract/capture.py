@@ -96,7 +96,9 @@ class Capture:
             self._model.backbone(
                 input_ids=input_ids, attention_mask=attention_mask, **self._reading
             )
-        return self._pool.finish()
+        out = self._pool.finish()
+        del self._pool
+        return out
 
     def _reduce(self, i_layer: int, stop: bool, hidden_states: torch.Tensor) -> None:
         self._pool(i_layer, hidden_states)

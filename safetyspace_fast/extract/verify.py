@@ -227,7 +227,7 @@ def _engine_states(
     with Capture(model, hookpoints, projection, impl, prefix) as capture:
         for batch in plan:
             out = capture.run(*padded(model, tokens, batch)).cpu().numpy()
-            pooled = out[:, :, batch.source, : model.hidden_size]
+            pooled = batch.for_rows(out)[..., : model.hidden_size]
             states[batch.rows] = pooled.transpose(2, 0, 1, 3)
     return states
 

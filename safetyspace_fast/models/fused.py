@@ -5,6 +5,7 @@ of a block, most is small steps that each pass over the states. See `csrc/cpu/li
 layer does is found out by running it, not by its name.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -139,11 +140,14 @@ def fuse(model: nn.Module) -> None:
 
     Those lose their weights, one after the other: a large model is not in memory twice.
     """
+    uses = Counter(child for parent in model.modules() for child in parent._modules.values())
 
     def fused(module: nn.Module) -> nn.Module:
         if _is_plain(module):
             return PackedLinear(module)
-        if (activation := _gates_with(module)) is not None:
+        # A layer that stands elsewhere too keeps its weight for that place.
+        alone = all(uses[child] == 1 for child in module.children())
+        if alone and (activation := _gates_with(module)) is not None:
             return GatedMLP(module, activation)
         if (norm := _as_rms_norm(module)) is not None:
             return norm

@@ -81,7 +81,9 @@ class PoolProject:
         return self._out
 
     def _chosen(self, hidden_states: Tensor) -> Callable[[int, Tensor], None]:
-        spans, projection, pooled = self._spans, self._projection, self._pooled
+        # What is returned must not hold this object, or the result would live in a circle.
+        spans, projection = self._spans, self._projection
+        pooled, projected = self._pooled, self._projected
         _validate(hidden_states, spans, projection, None)
         kernel = _select.choose("pool_project", self._impl, hidden_states, spans, projection)
         if kernel is _select.IMPLEMENTATIONS["pool_project"]["cpu"].call:
@@ -93,7 +95,7 @@ class PoolProject:
             found = kernel(hidden_states, spans, None if on_cpu else projection)
             pooled[i_layer].copy_(found[0])
             if not on_cpu:
-                self._projected[i_layer].copy_(found[1])
+                projected[i_layer].copy_(found[1])
 
         return pool
 

@@ -183,6 +183,9 @@ def common_share(first: Tensor, second: Tensor) -> Tensor:
     return (trace(first, second) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
+HELD_OUT_DRAWS = 200
+
+
 def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
     """Correlation of two held-out statistics whose directions are noise d of covariance V, from 0.
 
@@ -205,9 +208,6 @@ def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
     draws = shown(first), shown(second)
     scale = spread(draws[0]) * spread(draws[1])
     return (draws_covariance(*draws) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-
-
-HELD_OUT_DRAWS = 200
 
 
 def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

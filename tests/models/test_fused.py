@@ -33,9 +33,15 @@ def test_unpacked_layers_have_the_weights_they_had():
     shared = nn.Linear(8, 8)
     model = nn.ModuleDict({"a": nn.Linear(8, 24), "b": shared, "c": nn.Sequential(shared)})
     model["d"] = Gated(functional.silu)
+    model["e"], model["f"] = Gated(functional.silu), Gated(functional.silu)
+    model["f"].up_proj = model["e"].up_proj
     model.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(2, 6)
+    expected = [model[name](x) for name in "def"]
     fuse(model)
+    for name, states in zip("def", expected, strict=True):
+        torch.testing.assert_close(model[name](x), states, rtol=1e-5, atol=1e-5)
     assert kinds(model) == FUSED
     assert model["b"] is model["c"][0]
     unfuse(model)
