@@ -30,29 +30,29 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}"
 )
 
+# 32 keys and values of a token: what may be packed and fused is.
+_GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 # Sliding windows are shorter than the test texts, so that they take part.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2},
-    "qwen2": {"num_key_value_heads": 2},
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
-    "gemma3_text": {
-        "num_key_value_heads": 2,
-        "head_dim": 8,
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "gemma2": _GROUPED | {"sliding_window": 8},
+    "gemma3_text": _GROUPED
+    | {
         "sliding_window": 8,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     },
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "mistral": _GROUPED | {"sliding_window": 8},
     "phi3": {"num_key_value_heads": 2},
     "gpt2": {},
     "gpt_neox": {},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": HIDDEN_SIZE},
     "bloom": {},
     "falcon": {},
-    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
-_GROUPED = {"num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _SCAN = {
     "mamba_n_heads": 4,
@@ -64,11 +64,10 @@ _SCAN = {
 
 # The rest of what people use; names may differ from transformers' where two variants count.
 FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gemma": _GROUPED | {"head_dim": 8},
+    "gemma": _GROUPED,
     "gptj": {"rotary_dim": 4},
     "llama4_text": _GROUPED
     | {
-        "head_dim": 8,
         "num_local_experts": 2,
         "attention_chunk_size": 8,
         "intermediate_size_mlp": 64,
@@ -79,12 +78,12 @@ FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "smollm3": _GROUPED | {"no_rope_layers": [1, 0, 1]},
     "stablelm": _GROUPED,
     "cohere": _GROUPED,
-    "cohere2": _GROUPED | {"sliding_window": 8, "head_dim": 8},
+    "cohere2": _GROUPED | {"sliding_window": 8},
     "granite": _GROUPED,
     "phi": {},
     "mpt": {"d_model": HIDDEN_SIZE, "n_layers": NUM_BLOCKS, "n_heads": 4, "max_seq_len": 128},
     "qwen2_moe": _GROUPED | _EXPERTS | {"shared_expert_intermediate_size": 32},
-    "qwen3_moe": _GROUPED | _EXPERTS | {"head_dim": 8},
+    "qwen3_moe": _GROUPED | _EXPERTS,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {
         "q_lora_rank": 16,
@@ -99,8 +98,7 @@ FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
     },
-    "gpt_oss": _GROUPED
-    | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "gpt_oss": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "mamba": {"state_size": 4, "time_step_rank": 4},
     "mamba2": {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
     "jamba": _GROUPED
@@ -136,7 +134,6 @@ FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_next": _GROUPED
     | _EXPERTS
     | {
-        "head_dim": 8,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "linear_num_value_heads": 2,
         "linear_num_key_heads": 2,
@@ -159,7 +156,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "model_type": "gemma3_text",
         "use_bidirectional_attention": True,
         "num_key_value_heads": 2,
-        "head_dim": 8,
         "sliding_window": 8,
     },
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8},

@@ -5,10 +5,8 @@
 // between the layers of a model, which evict one another's weights from the caches, that is a good
 // part of a product of a few hundred rows. Here panels of 32 output features lie as [K][32] floats.
 //
-// One task is a few panels, which stay in the second cache, and up to 512 rows. Its inner loop
-// holds 14 rows x 32 features in 28 registers over 192 values of K, and these sums are added up in
-// float32: as many in a chain as in MKL, whose rounding this has. Every row is computed alike in
-// whatever task it lies, so the number of threads changes no bit.
+// One task is a few panels, which stay in the second cache, and up to 512 rows, for the inner loop
+// of panels.h. The number of threads changes no bit.
 //
 // Flops: 2 M N K. Bytes from memory: the weight and x once, the result. The processor fetches a
 // weight from memory as fast as it is used, without being told to.
@@ -16,21 +14,13 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "../common/check.h"
 #include "../ops.h"
 #include "loops.h"
-
-#if defined(__x86_64__)
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own headers
-#endif
-#include <immintrin.h>
-#define AVX512 __attribute__((target("avx512f")))
-#endif
+#include "panels.h"
 
 namespace safetyspace::cpu {
 
@@ -38,14 +28,10 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kRows = 14;
-constexpr int64_t kPanel = 32;              // PANEL of ops/_linear.py
 constexpr int64_t kPanels = 4;              // of a task, at most
 constexpr int64_t kTaskValues = 200 << 10;  // of its panels: they stay in the second cache
 constexpr int64_t kPartRows = 512;          // of a task, at most
-constexpr int64_t kChain = 192;
-constexpr int64_t kStrideX = kChain + 16;  // not a multiple of the first cache's ways
-constexpr int64_t kNormValues = 1 << 14;   // fewer are not worth a thread
+constexpr int64_t kNormValues = 1 << 14;    // fewer are not worth a thread
 constexpr int64_t kStrideOut = kPanels * kPanel + 16;
 
 // What becomes of a row of sums.
@@ -57,68 +43,19 @@ struct Finish {
   int64_t unit() const { return activation ? 2 : 1; }
 };
 
-#if defined(__x86_64__)
-
-namespace avx512 {
-
-// out[r][j] = or += sum_k x[r][k] panel[k][j], for kNumRows rows and 32 features
-template <int kNumRows>
-AVX512 void multiply(const float* x, const float* panel, int64_t depth, float* out, bool add) {
-  __m512 sum[kNumRows][2];
-#pragma GCC unroll 14
-  for (int r = 0; r < kNumRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < depth; ++k) {
-    const __m512 low = _mm512_loadu_ps(panel + k * kPanel);
-    const __m512 high = _mm512_loadu_ps(panel + k * kPanel + 16);
-#pragma GCC unroll 14
-    for (int r = 0; r < kNumRows; ++r) {
-      const __m512 value = _mm512_set1_ps(x[r * kStrideX + k]);
-      sum[r][0] = _mm512_fmadd_ps(value, low, sum[r][0]);
-      sum[r][1] = _mm512_fmadd_ps(value, high, sum[r][1]);
-    }
-  }
-#pragma GCC unroll 14
-  for (int r = 0; r < kNumRows; ++r) {
-    float* row = out + r * kStrideOut;
-    if (add) {
-      sum[r][0] = _mm512_add_ps(_mm512_loadu_ps(row), sum[r][0]);
-      sum[r][1] = _mm512_add_ps(_mm512_loadu_ps(row + 16), sum[r][1]);
-    }
-    _mm512_storeu_ps(row, sum[r][0]);
-    _mm512_storeu_ps(row + 16, sum[r][1]);
-  }
-}
-
-using Multiply = void (*)(const float*, const float*, int64_t, float*, bool);
-constexpr Multiply kMultiply[kRows + 1] = {nullptr,      multiply<1>,  multiply<2>,  multiply<3>,
-                                           multiply<4>,  multiply<5>,  multiply<6>,  multiply<7>,
-                                           multiply<8>,  multiply<9>,  multiply<10>, multiply<11>,
-                                           multiply<12>, multiply<13>, multiply<14>};
-
-}  // namespace avx512
-
 // Rows [begin, end) of x against the panels [first, last), which hold features below `features`.
 void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const float* panels,
                     int64_t first, int64_t last, const Finish& finish, float* out,
                     int64_t features) {
-  alignas(64) float some_x[kRows * kStrideX];
   alignas(64) float some_out[kRows * kStrideOut];
   const int64_t unit = finish.unit(), made = (last - first) / unit, column = first / unit * kPanel;
   const int64_t width = std::min(features - column, made * kPanel);
+  const auto panel = [&](int64_t i) { return panels + (first + i) * K * kPanel; };
+  // gates first, then what they are for
+  const auto place = [&](int64_t i) { return some_out + (i / unit + i % unit * made) * kPanel; };
   for (int64_t m = begin; m < end; m += kRows) {
     const int64_t rows = std::min(kRows, end - m);
-    for (int64_t k = 0; k == 0 || k < K; k += kChain) {
-      const int64_t depth = std::min(kChain, K - k);
-      for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(some_x + r * kStrideX, x + (m + r) * K + k, depth * sizeof(float));
-      }
-      for (int64_t p = first; p < last; ++p) {
-        // gates first, then what they are for
-        const int64_t place = (p - first) / unit + (p - first) % unit * made;
-        avx512::kMultiply[rows](some_x, panels + (p * K + k) * kPanel, depth,
-                                some_out + place * kPanel, k > 0);
-      }
-    }
+    multiply_rows(x + m * K, K, rows, K, last - first, panel, place, kStrideOut);
     for (int64_t r = 0; r < rows; ++r) {
       float* row = out + (m + r) * features + column;
       const float* sums = some_out + r * kStrideOut;
@@ -132,13 +69,6 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
     }
   }
 }
-
-#else
-
-void multiply_block(const float*, int64_t, int64_t, int64_t, const float*, int64_t, int64_t,
-                    const Finish&, float*, int64_t) {}
-
-#endif
 
 Tensor multiplied(Tensor x, const Tensor& panels, const Finish& finish, int64_t features) {
   const int64_t K = panels.size(1), rank = x.dim();

@@ -70,6 +70,13 @@ struct Loops {
 
   // out[k] = weight[k] * x[k] / sqrt(mean(x^2) + epsilon)
   void (*rms_norm)(const float* x, const float* weight, float epsilon, float* out, int64_t width);
+
+  // Turns every pair (x[j], x[j + half]) by its angle, and scales it.
+  void (*turn)(const float* x, const float* cos, const float* sin, float scale, float* out,
+               int64_t half);
+
+  // values[j] = exp(values[j] - the largest); returns their sum.
+  float (*exponentials)(float* values, int64_t width);
 };
 
 // The widest set that this processor has; ATEN_CPU_CAPABILITY=default|avx2 lowers it, as it does

@@ -6,7 +6,8 @@ layer does is found out by running it, not by its name.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from ..errors import first_line
 from ..ops import (
     ACTIVATIONS,
+    PANEL,
     can_pack,
     gated_linear,
     linear,
     pack_gated,
     pack_linear,
     rms_norm,
+    rotary_attention,
     unpack_linear,
 )
 
@@ -34,13 +37,19 @@ class PackedLinear(nn.Module):
     weight: Tensor
     bias: nn.Parameter | None
 
-    def __init__(self, plain: nn.Linear) -> None:
-        """Take over a plain layer, which loses its weight."""
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, out_features: int) -> None:
+        """Take a packed weight."""
         super().__init__()
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.register_buffer("weight", pack_linear(plain.weight.detach()))
-        self.bias = plain.bias
+        self.in_features, self.out_features = weight.shape[1], out_features
+        self.register_buffer("weight", weight)
+        self.bias = bias
+
+    @classmethod
+    def of(cls, plain: nn.Linear) -> "PackedLinear":
+        """Take over a plain layer, which loses its weight."""
+        weight = pack_linear(plain.weight.detach())
         del plain.weight
+        return cls(weight, plain.bias, plain.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply: [..., in_features] to [..., out_features]."""
@@ -89,7 +98,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         layers: Any = plain
         self.gate_up = GatedLinear(layers.gate_proj, layers.up_proj, activation)
-        self.down_proj = PackedLinear(layers.down_proj)
+        self.down_proj = PackedLinear.of(layers.down_proj)
         self._of = (plain,)  # in a tuple: no submodule
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,12 +135,87 @@ class FusedRMSNorm(nn.Module):
         return self._of[0]
 
 
+class FusedAttention(nn.Module):
+    """Causal attention with rotary positions; with a mask or a cache, as the module had it."""
+
+    def __init__(self, plain: nn.Module, norms: "tuple[FusedRMSNorm, FusedRMSNorm] | None") -> None:
+        """Take over a module, whose layers lose their weights; `norms`: of queries and keys."""
+        super().__init__()
+        layers: Any = plain
+        parts = [PackedLinear.of(getattr(layers, name)) for name in _QKV]
+        biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
+        bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+        weight = torch.cat([part.weight for part in parts])
+        self.qkv_proj = PackedLinear(weight, bias, sum(part.out_features for part in parts))
+        panels = torch.split(weight, [len(part.weight) for part in parts])
+        for name, part, own in zip(_QKV, parts, panels, strict=True):
+            part.weight = own
+            setattr(layers, name, part)
+        self.o_proj = layers.o_proj = PackedLinear.of(layers.o_proj)
+        self.mix = _mixing(layers, norms)
+        self._of = (plain,)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **rest: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, T, D] to [B, T, D], and no weights."""
+        if (
+            position_embeddings is None
+            or attention_mask is not None
+            or past_key_values is not None
+            or not rest.keys() <= {"position_ids", "use_cache"}
+        ):
+            found: tuple[Tensor, Tensor | None] = self._of[0](
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **rest,
+            )
+            return found
+        return self.o_proj(self.mix(self.qkv_proj(hidden_states), *position_embeddings)), None
+
+    def plain(self) -> nn.Module:
+        """The module as it was."""
+        layers: Any = self._of[0]
+        for name in (*_QKV, "o_proj"):
+            setattr(layers, name, getattr(layers, name).plain())
+        return self._of[0]
+
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def _mixing(
+    attention: Any, norms: tuple[FusedRMSNorm, FusedRMSNorm] | None
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What makes mixed values of queries, keys and values, and cos and sin of the positions."""
+    dim = attention.head_dim
+    return partial(
+        rotary_attention,
+        num_heads=attention.q_proj.out_features // dim,
+        num_kv_heads=attention.k_proj.out_features // dim,
+        scaling=attention.scaling,
+        q_norm=norms and norms[0].weight,
+        k_norm=norms and norms[1].weight,
+        epsilon=norms[0].epsilon if norms else 0.0,
+    )
+
+
 def _plain_linear(panels: Tensor, features: int, bias: nn.Parameter | None = None) -> nn.Linear:
     with torch.device("meta"):
         plain = nn.Linear(panels.shape[1], features, bias=False)
     plain.weight = nn.Parameter(unpack_linear(panels, features), requires_grad=False)
     plain.register_parameter("bias", bias)
     return plain
+
+
+FUSED = (PackedLinear, GatedMLP, FusedRMSNorm, FusedAttention)
 
 
 @torch.no_grad()
@@ -144,11 +228,13 @@ def fuse(model: nn.Module) -> None:
 
     def fused(module: nn.Module) -> nn.Module:
         if _is_plain(module):
-            return PackedLinear(module)
+            return PackedLinear.of(module)
         # A layer that stands elsewhere too keeps its weight for that place.
         alone = all(uses[child] == 1 for child in module.children())
         if alone and (activation := _gates_with(module)) is not None:
             return GatedMLP(module, activation)
+        if alone and (attention := _as_attention(module)) is not None:
+            return attention
         if (norm := _as_rms_norm(module)) is not None:
             return norm
         return module
@@ -160,9 +246,7 @@ def unfuse(model: nn.Module) -> None:
     """Undo `fuse`."""
 
     def plain(module: nn.Module) -> nn.Module:
-        return (
-            module.plain() if isinstance(module, PackedLinear | GatedMLP | FusedRMSNorm) else module
-        )
+        return module.plain() if isinstance(module, FUSED) else module
 
     _replace(model, plain, {})
 
@@ -227,10 +311,61 @@ def _gates_with(module: nn.Module) -> str | None:
     return None
 
 
-def _agree(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], width: int) -> bool:
+def _as_attention(module: Any) -> FusedAttention | None:
+    """What does the same as a module, if that is causal attention with rotary positions."""
+    layers: list[Any] = [getattr(module, name, None) for name in (*_QKV, "o_proj")]
+    dim, scaling = getattr(module, "head_dim", None), getattr(module, "scaling", None)
+    if not all(map(_is_plain, layers)) or type(dim) is not int or type(scaling) is not float:
+        return None
+    q, k, v, o = layers
+    if (
+        len({(layer.bias is None, layer.in_features) for layer in (q, k, v)}) > 1
+        or k.out_features != v.out_features
+        or q.out_features % k.out_features
+        or k.out_features % dim
+        or k.out_features % PANEL
+    ):
+        return None
+    norms = None
+    of_heads = [norm for name in ("q_norm", "k_norm") if (norm := getattr(module, name, None))]
+    if of_heads:
+        q_norm, k_norm = (_as_rms_norm(norm) for norm in (of_heads[0], of_heads[-1]))
+        if q_norm is None or k_norm is None or q_norm.epsilon != k_norm.epsilon:
+            return None
+        norms = q_norm, k_norm
+    known = [weight for layer in (*layers, *of_heads) for weight in layer.parameters()]
+    if set(module.parameters()) != set(known):  # sinks, say
+        return None
+    T = 5
+    angles = torch.randn(2, 1, T, dim, generator=torch.Generator().manual_seed(1)).unbind()
+    mix = _mixing(module, norms)
+
+    def attend(states: Tensor) -> Tensor:
+        found: Tensor = o(mix(torch.cat([q(states), k(states), v(states)], -1), *angles))
+        return found
+
+    def theirs(states: Tensor) -> Tensor:
+        found: Tensor = module(states, position_embeddings=angles, attention_mask=None)[0]
+        return found
+
+    # Not of the largest sizes: there the rounding of a score decides who is attended to.
+    if _agree(theirs, attend, q.in_features, (1e-3, 1), T, tolerance=1e-4):
+        return FusedAttention(module, norms)
+    return None
+
+
+def _agree(
+    one: Callable[[Tensor], Tensor],
+    other: Callable[[Tensor], Tensor],
+    width: int,
+    sizes: Sequence[float] = (1e-3, 1, 100),
+    num_tokens: int = 2,
+    tolerance: float = 1e-5,
+) -> bool:
     """Whether two functions of `[B, T, width]` agree up to rounding, on states of many sizes."""
-    states = torch.randn(3, 2, width, generator=torch.Generator().manual_seed(0))
-    states *= torch.tensor([1e-3, 1, 100])[:, None, None]
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(len(sizes), num_tokens, width, generator=generator)
+    states *= torch.tensor(sizes)[:, None, None]
     try:
         found, expected = one(states), other(states)
     except Exception:  # a model's own code may do anything
@@ -238,7 +373,7 @@ def _agree(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], w
     return (
         isinstance(found, Tensor)
         and found.shape == expected.shape
-        and bool(((found - expected).norm(dim=-1) <= 1e-5 * expected.norm(dim=-1)).all())
+        and bool(((found - expected).norm(dim=-1) <= tolerance * expected.norm(dim=-1)).all())
     )
 
 

@@ -11,12 +11,14 @@ None of them has a gradient.
 from ._labels import label_sums, pack_labels
 from ._linear import (
     ACTIVATIONS,
+    PANEL,
     can_pack,
     gated_linear,
     linear,
     pack_gated,
     pack_linear,
     rms_norm,
+    rotary_attention,
     unpack_linear,
 )
 from ._native import simd_level
@@ -43,6 +45,7 @@ __all__ = [
     "ACTIVATIONS",
     "METRICS",
     "PAIRWISE_BLOCK",
+    "PANEL",
     "ClassMoments",
     "PairwiseResult",
     "PoolProject",
@@ -64,6 +67,7 @@ __all__ = [
     "pairwise_update",
     "pool_project",
     "rms_norm",
+    "rotary_attention",
     "silhouette_samples",
     "simd_level",
     "unpack_linear",

@@ -1,4 +1,4 @@
-"""Layers of a model on the CPU: products with packed weights, and norms. Inference only."""
+"""Layers of a model on the CPU: products with packed weights, norms, attention. Inference only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -98,4 +98,39 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         [..., D] float32.
     """
     found: Tensor = torch.ops.safetyspace_fast.rms_norm(x, weight, epsilon)
+    return found
+
+
+def rotary_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    scaling: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    epsilon: float = 0.0,
+) -> Tensor:
+    """Causal attention with rotary position embeddings (Su et al. 2021), without a gradient.
+
+    The halves x, y of a head are turned to x cos - y sin and y cos + x sin. Several heads of
+    queries may share one of keys and values (Ainslie et al. 2023).
+
+    Args:
+        qkv: [B, T, (num_heads + 2 num_kv_heads) dim] float32: queries, keys and values side by
+            side, a multiple of `num_kv_heads` of the first.
+        cos, sin: [1 or B, T, dim] float32.
+        scaling: of the products of queries and keys.
+        q_norm, k_norm: [dim] float32, weights of root mean square norms of queries and keys over
+            each head, before they are turned; or None.
+        epsilon: of these norms.
+
+    Returns:
+        [B, T, num_heads dim] float32.
+    """
+    found: Tensor = torch.ops.safetyspace_fast.rotary_attention(
+        qkv, cos, sin, num_heads, num_kv_heads, scaling, q_norm, k_norm, epsilon
+    )
     return found

@@ -18,7 +18,7 @@ from safetyspace_fast.models import (
     parse_model,
     unfuse,
 )
-from safetyspace_fast.models.fused import FusedRMSNorm, try_fusing
+from safetyspace_fast.models.fused import FusedAttention, FusedRMSNorm, try_fusing
 
 pytestmark = pytest.mark.skipif(
     not ops.can_pack(), reason="no AVX-512 here, or nothing is compiled: layers stay as they are"
@@ -59,12 +59,17 @@ def norms(model):
     return {type(m) for m in model.modules() if "RMSNorm" in type(m).__name__}
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3"])
+def attentions(model):
+    return {type(m) for m in model.modules() if "Attention" in type(m).__name__}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen2", "qwen3"])
 def test_a_loaded_model_is_fused_on_a_cpu(kind, tmp_path):
     path = save_tiny(kind, tmp_path / kind)
     backbone = load_model(parse_model(str(path))).backbone
     assert kinds(backbone) == FUSED
     assert norms(backbone) == {FusedRMSNorm}
+    assert attentions(backbone) == {FusedAttention}
     half = load_model(parse_model(str(path)), dtype="bfloat16").backbone
     assert kinds(half) == {nn.Linear}
     assert FusedRMSNorm not in norms(half)
@@ -73,6 +78,7 @@ def test_a_loaded_model_is_fused_on_a_cpu(kind, tmp_path):
     unfuse(backbone)
     assert kinds(backbone) == {nn.Linear}
     assert norms(backbone) == norms(half)
+    assert attentions(backbone) == attentions(half)
     plain = backbone(tokens).last_hidden_state
     assert not torch.equal(fused, plain)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
@@ -136,6 +142,92 @@ def test_what_a_layer_does_decides_and_not_how_it_looks(module, fits):
     if expected is not None:
         gap = (model(x) - expected).norm(dim=-1)
         assert (gap <= 1e-5 * expected.norm(dim=-1)).all()
+
+
+class Attention(nn.Module):
+    """What the blocks of most models have, with a difference."""
+
+    def __init__(self, bias=(False, False, False), scaling=0.3, head_dim=16, change=None):
+        super().__init__()
+        self.head_dim, self.scaling, self.change = head_dim, scaling, change
+        widths = zip(("q_proj", "k_proj", "v_proj"), (96, 32, 32), bias, strict=True)
+        for name, features, with_bias in widths:
+            setattr(self, name, nn.Linear(6, features, bias=with_bias))
+        self.o_proj = nn.Linear(96, 6)
+
+    def forward(self, states, position_embeddings, attention_mask=None, past_key_values=None):
+        heads = (*states.shape[:2], -1, self.head_dim)
+        q, k, v = (layer(states).view(heads).transpose(1, 2) for layer in self.layers())
+        q, k, scores = (
+            self.turned(q, *position_embeddings),
+            self.turned(k, *position_embeddings),
+            {},
+        )
+        if self.change == "full":
+            scores["is_causal"] = False
+        if attention_mask is not None:
+            scores = {"attn_mask": attention_mask, "is_causal": False}
+        scores = {"is_causal": True, "scale": self.scaling, "enable_gqa": True} | scores
+        mixed = functional.scaled_dot_product_attention(q, k, v, **scores)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.o_proj(mixed * (1.01 if self.change == "gate" else 1)), None
+
+    def layers(self):
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def turned(self, x, cos, sin):
+        a, b = x.chunk(2, -1)
+        other = torch.cat([-b, a], -1)
+        if self.change == "pairs":
+            other = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        if self.change == "still":
+            return x
+        return x * cos[:, None] + other * sin[:, None]
+
+
+class WithSinks(Attention):
+    def __init__(self):
+        super().__init__()
+        self.sinks = nn.Parameter(torch.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("module", "fits"),
+    [
+        (Attention(), True),
+        (Attention(bias=(True, True, True)), True),
+        (Attention(scaling=1.0), True),
+        (Attention(bias=(True, True, False)), False),
+        (Attention(head_dim=8), True),
+        (Attention(head_dim=64), False),
+        (Attention(scaling=None), False),
+        (Attention(change="full"), False),
+        (Attention(change="gate"), False),
+        (Attention(change="pairs"), False),
+        (Attention(change="still"), False),
+        (WithSinks(), False),
+    ],
+)
+def test_what_attention_does_decides(module, fits):
+    model = nn.Sequential(module).requires_grad_(False)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x, angles = torch.randn(4, 20, 6), torch.rand(4, 20, module.head_dim)
+    calls = [{}, {"attention_mask": torch.rand(20, 20) > 0.2}]
+    given = {"position_embeddings": (angles.cos(), angles.sin())}
+    run = module.head_dim != 64  # keys of half a head
+    expected = [model[0](x, **given, **call)[0] for call in calls] if run else []
+    fuse(model)
+    assert (type(model[0]) is FusedAttention) == fits
+    for call, states in zip(calls, expected, strict=False):
+        torch.testing.assert_close(model[0](x, **given, **call)[0], states, rtol=1e-4, atol=1e-5)
+    if fits:  # the layers by themselves are parts of the one product
+        parts = [layer.weight.untyped_storage().data_ptr() for layer in module.layers()]
+        assert set(parts) == {model[0].qkv_proj.weight.untyped_storage().data_ptr()}
+    unfuse(model)
+    assert model[0] is module
+    after = model.state_dict()
+    assert state.keys() == after.keys()
+    assert all(torch.equal(state[name], after[name]) for name in state)
 
 
 class Model(nn.Module):
