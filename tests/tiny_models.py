@@ -76,7 +76,7 @@ FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "falcon_alibi": {"model_type": "falcon", "alibi": True, "parallel_attn": False},
     "olmo2": _GROUPED,
     "smollm3": _GROUPED | {"no_rope_layers": [1, 0, 1]},
-    "stablelm": _GROUPED,
+    "stablelm": {"num_key_value_heads": 2},
     "cohere": _GROUPED,
     "cohere2": _GROUPED | {"sliding_window": 8},
     "granite": _GROUPED,

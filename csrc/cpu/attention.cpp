@@ -4,8 +4,9 @@
 // One task is one sample and one head of keys and values, with all heads of queries that share it
 // (or one of these, where there are few tasks). Keys are rotated into panels of 32 [dim][32],
 // values copied into panels of 32 dimensions [T][32], and the rows of queries, by token, 14 at a
-// time, go against both with the inner loop of panels.h. Up to the last of 14 tokens all scores are
-// there at once, so that softmax is the plain one. The number of threads changes no bit.
+// time, go against both with the inner loop of panels.h. Keys and values of tokens before all
+// samples may be given. Up to the last of 14 tokens all scores are there at once, so that softmax
+// is the plain one. The number of threads changes no bit.
 //
 // Flops: 2 T^2 dim a head of queries, half of the square. Bytes: qkv once, the result once; the
 // panels stay in the caches up to some thousand tokens.
@@ -33,9 +34,10 @@ constexpr int64_t kTasksPerThread = 4;  // fewer, and heads that share keys are 
 
 struct Attention {
   const float *qkv, *cos, *sin;
-  const float *q_norm, *k_norm;  // weights, or null
+  const float *q_norm, *k_norm;          // weights, or null
+  const float *past_keys, *past_values;  // of P tokens before every sample
   float* out;
-  int64_t T, dim, num_heads, num_kv_heads;
+  int64_t P, T, dim, num_heads, num_kv_heads;
   int64_t sample_angles;  // from a sample's angles to the next one's: 0 where all have the same
   float epsilon, scaling;
 
@@ -51,10 +53,11 @@ class Worker {
  public:
   explicit Worker(const Attention& a)
       : a_(a),
-        score_stride_(panels_for(a.T) * kPanel + 16),
+        S_(a.P + a.T),
+        score_stride_(panels_for(S_) * kPanel + 16),
         mixed_stride_(panels_for(a.dim) * kPanel + 16),
-        keys_(new float[panels_for(a.T) * a.dim * kPanel]()),
-        values_(new float[panels_for(a.dim) * a.T * kPanel]()),
+        keys_(new float[panels_for(S_) * a.dim * kPanel]()),
+        values_(new float[panels_for(a.dim) * S_ * kPanel]()),
         queries_(new float[kRows * a.dim]),
         normed_(new float[a.dim]),
         turned_(new float[a.dim]),
@@ -74,7 +77,8 @@ class Worker {
         turn(a_.token(b, token[r]) + head[r] * a_.dim, a_.q_norm, b, token[r], a_.scaling,
              queries_.get() + r * a_.dim);
       }
-      const int64_t seen = token[rows - 1] + 1, width = (seen + kLanes - 1) / kLanes * kLanes;
+      const int64_t seen = a_.P + token[rows - 1] + 1,
+                    width = (seen + kLanes - 1) / kLanes * kLanes;
       multiply_rows(
           queries_.get(), a_.dim, rows, a_.dim, panels_for(seen),
           [&](int64_t i) { return keys_.get() + i * a_.dim * kPanel; },
@@ -82,12 +86,12 @@ class Worker {
       float factor[kRows];
       for (int64_t r = 0; r < rows; ++r) {
         float* row = scores_.get() + r * score_stride_;
-        std::fill(row + token[r] + 1, row + width, -std::numeric_limits<float>::infinity());
+        std::fill(row + a_.P + token[r] + 1, row + width, -std::numeric_limits<float>::infinity());
         factor[r] = 1.0f / loops().exponentials(row, width);
       }
       multiply_rows(
           scores_.get(), score_stride_, rows, seen, panels_for(a_.dim),
-          [&](int64_t i) { return values_.get() + i * a_.T * kPanel; },
+          [&](int64_t i) { return values_.get() + i * S_ * kPanel; },
           [&](int64_t i) { return mixed_.get() + i * kPanel; }, mixed_stride_);
       for (int64_t r = 0; r < rows; ++r) {
         const float* mixed = mixed_.get() + r * mixed_stride_;
@@ -99,15 +103,22 @@ class Worker {
 
  private:
   void load(int64_t b, int64_t kv) {
+    for (int64_t p = 0; p < a_.P; ++p) {
+      const int64_t from = (kv * a_.P + p) * a_.dim;
+      put(p, a_.past_keys + from, a_.past_values + from);
+    }
     for (int64_t t = 0; t < a_.T; ++t) {
       const float* key = a_.token(b, t) + (a_.num_heads + kv) * a_.dim;
-      const float* value = key + a_.num_kv_heads * a_.dim;
       turn(key, a_.k_norm, b, t, 1.0f, turned_.get());
-      float* column = keys_.get() + t / kPanel * a_.dim * kPanel + t % kPanel;
-      for (int64_t j = 0; j < a_.dim; ++j) column[j * kPanel] = turned_[j];
-      for (int64_t j = 0; j < a_.dim; j += kPanel) {
-        std::copy_n(value + j, std::min(kPanel, a_.dim - j), values_.get() + j * a_.T + t * kPanel);
-      }
+      put(a_.P + t, turned_.get(), key + a_.num_kv_heads * a_.dim);
+    }
+  }
+
+  void put(int64_t s, const float* key, const float* value) {
+    float* column = keys_.get() + s / kPanel * a_.dim * kPanel + s % kPanel;
+    for (int64_t j = 0; j < a_.dim; ++j) column[j * kPanel] = key[j];
+    for (int64_t j = 0; j < a_.dim; j += kPanel) {
+      std::copy_n(value + j, std::min(kPanel, a_.dim - j), values_.get() + j * S_ + s * kPanel);
     }
   }
 
@@ -122,7 +133,7 @@ class Worker {
   }
 
   const Attention& a_;
-  const int64_t score_stride_, mixed_stride_;
+  const int64_t S_, score_stride_, mixed_stride_;  // S: tokens with those before
   const std::unique_ptr<float[]> keys_, values_, queries_, normed_, turned_, scores_, mixed_;
 };
 
@@ -138,7 +149,8 @@ const float* norm_weight(const std::optional<Tensor>& weight, int64_t dim, const
 
 Tensor rotary_attention(Tensor qkv, Tensor cos, Tensor sin, int64_t num_heads, int64_t num_kv_heads,
                         double scaling, std::optional<Tensor> q_norm, std::optional<Tensor> k_norm,
-                        double epsilon) {
+                        double epsilon, std::optional<Tensor> past_keys,
+                        std::optional<Tensor> past_values) {
   check(loops().name == std::string("avx512"), "rotary_attention: this processor has no AVX-512");
   check(num_kv_heads > 0 && num_heads > 0 && num_heads % num_kv_heads == 0,
         "num_heads: expected a multiple of num_kv_heads, got ", num_heads, " and ", num_kv_heads);
@@ -157,6 +169,13 @@ Tensor rotary_attention(Tensor qkv, Tensor cos, Tensor sin, int64_t num_heads, i
   }
   const float* p_q_norm = norm_weight(q_norm, dim, "q_norm");
   const float* p_k_norm = norm_weight(k_norm, dim, "k_norm");
+  check(past_keys.has_value() == past_values.has_value(), "past_values: missing, or past_keys are");
+  for (const std::optional<Tensor>* past : {&past_keys, &past_values}) {
+    check(!*past || ((*past)->scalar_type() == ScalarType::Float && (*past)->dim() == 3 &&
+                     (*past)->size(0) == num_kv_heads && (*past)->size(2) == dim &&
+                     (*past)->size(1) == past_keys->size(1) && (*past)->is_contiguous()),
+          "past_keys, past_values: expected shape [", num_kv_heads, ", P, ", dim, "] float32");
+  }
   if (!qkv.is_contiguous()) qkv = torch::stable::contiguous(qkv);
   if (!cos.is_contiguous()) cos = torch::stable::contiguous(cos);
   if (!sin.is_contiguous()) sin = torch::stable::contiguous(sin);
@@ -166,7 +185,10 @@ Tensor rotary_attention(Tensor qkv, Tensor cos, Tensor sin, int64_t num_heads, i
                             sin.const_data_ptr<float>(),
                             p_q_norm,
                             p_k_norm,
+                            past_keys ? past_keys->const_data_ptr<float>() : nullptr,
+                            past_values ? past_values->const_data_ptr<float>() : nullptr,
                             out.mutable_data_ptr<float>(),
+                            past_keys ? past_keys->size(1) : 0,
                             T,
                             dim,
                             num_heads,

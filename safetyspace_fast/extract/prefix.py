@@ -58,7 +58,8 @@ def _keys_and_values(model: LoadedModel, ids: torch.Tensor) -> Any:
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
     ):
         raise _CannotShare("the model keeps more than keys and values of them")
-    kept = [(layer.keys, layer.values) for layer in cache.layers]
+    kept = [(layer.keys.contiguous(), layer.values.contiguous()) for layer in cache.layers]
+    cache.shared_prefix = kept  # read by fused attention, which has no use for `update`
     cache.update = torch.compiler.disable(partial(_followed_by, kept))  # type: ignore[no-untyped-call]
 
     ends = torch.tensor(_PROBES, device=ids.device)

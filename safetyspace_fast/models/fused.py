@@ -136,7 +136,11 @@ class FusedRMSNorm(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """Causal attention with rotary positions; with a mask or a cache, as the module had it."""
+    """Causal attention with rotary positions; with other masks or caches, as the module had it.
+
+    Of caches, it knows the one with a `shared_prefix`: keys and values [1, heads, P, dim] of each
+    layer, before all samples.
+    """
 
     def __init__(self, plain: nn.Module, norms: "tuple[FusedRMSNorm, FusedRMSNorm] | None") -> None:
         """Take over a module, whose layers lose their weights; `norms`: of queries and keys."""
@@ -164,10 +168,10 @@ class FusedAttention(nn.Module):
         **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, D] to [B, T, D], and no weights."""
+        past = self._past(past_key_values, attention_mask)
         if (
-            position_embeddings is None
-            or attention_mask is not None
-            or past_key_values is not None
+            past is None
+            or position_embeddings is None
             or not rest.keys() <= {"position_ids", "use_cache"}
         ):
             found: tuple[Tensor, Tensor | None] = self._of[0](
@@ -178,7 +182,18 @@ class FusedAttention(nn.Module):
                 **rest,
             )
             return found
-        return self.o_proj(self.mix(self.qkv_proj(hidden_states), *position_embeddings)), None
+        qkv = self.qkv_proj(hidden_states)
+        return self.o_proj(self.mix(qkv, *position_embeddings, **past)), None
+
+    def _past(self, past_key_values: Any, mask: Tensor | None) -> dict[str, Tensor] | None:
+        """What `mix` takes of a cache; None where it cannot, or a mask hides more than it does."""
+        if past_key_values is None:
+            return {} if mask is None else None
+        shared = getattr(past_key_values, "shared_prefix", None)
+        if shared is None or mask is None or not _is_causal(mask):
+            return None
+        keys, values = shared[self._of[0].layer_idx]
+        return {"past_keys": keys[0], "past_values": values[0]}
 
     def plain(self) -> nn.Module:
         """The module as it was."""
@@ -186,6 +201,17 @@ class FusedAttention(nn.Module):
         for name in (*_QKV, "o_proj"):
             setattr(layers, name, getattr(layers, name).plain())
         return self._of[0]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _is_causal(mask: Tensor) -> bool:
+    """Whether a boolean mask [..., T, S] lets the last T of S tokens see all before them."""
+    notes = vars(mask)  # all layers of a pass have one mask
+    if "is_causal" not in notes:
+        T, S = mask.shape[-2:]
+        plain = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+        notes["is_causal"] = mask.dtype == torch.bool and bool((mask == plain).all())
+    return bool(notes["is_causal"])
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")

@@ -112,6 +112,8 @@ def rotary_attention(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     epsilon: float = 0.0,
+    past_keys: Tensor | None = None,
+    past_values: Tensor | None = None,
 ) -> Tensor:
     """Causal attention with rotary position embeddings (Su et al. 2021), without a gradient.
 
@@ -126,11 +128,14 @@ def rotary_attention(
         q_norm, k_norm: [dim] float32, weights of root mean square norms of queries and keys over
             each head, before they are turned; or None.
         epsilon: of these norms.
+        past_keys, past_values: [num_kv_heads, P, dim] float32, of tokens before all samples, the
+            keys turned already; or None.
 
     Returns:
         [B, T, num_heads dim] float32.
     """
     found: Tensor = torch.ops.safetyspace_fast.rotary_attention(
-        qkv, cos, sin, num_heads, num_kv_heads, scaling, q_norm, k_norm, epsilon
-    )
+        qkv, cos, sin, num_heads, num_kv_heads, scaling, q_norm, k_norm, epsilon,
+        past_keys, past_values,
+    )  # fmt: skip
     return found

@@ -128,10 +128,12 @@ _LAYERS: dict[str, tuple[str, Callable[..., Any]]] = {
         "(Tensor x, Tensor weight, float epsilon) -> Tensor",
         lambda x, weight, epsilon: x.new_empty(x.shape),
     ),
-    # qkv [B, T, (H + 2 K) dim] f32, cos, sin [1 or B, T, dim], norms [dim] -> [B, T, H dim]
+    # qkv [B, T, (H + 2 K) dim] f32, cos, sin [1 or B, T, dim], norms [dim], past [K, P, dim]
+    # -> [B, T, H dim]
     "rotary_attention": (
         "(Tensor qkv, Tensor cos, Tensor sin, int num_heads, int num_kv_heads, float scaling, "
-        "Tensor? q_norm, Tensor? k_norm, float epsilon) -> Tensor",
+        "Tensor? q_norm, Tensor? k_norm, float epsilon, "
+        "Tensor? past_keys, Tensor? past_values) -> Tensor",
         lambda qkv, cos, sin, num_heads, *rest: qkv.new_empty(
             (*qkv.shape[:2], num_heads * cos.shape[2])
         ),

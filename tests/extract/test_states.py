@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, ENCODERS, FURTHER_ARCHITECTURES, save_tiny
+from tiny_models import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    ENCODERS,
+    FURTHER_ARCHITECTURES,
+    NUM_BLOCKS,
+    save_tiny,
+)
+from torch.nn import functional
 
 from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import Capture, make_plan, seeded_projection, share_prefix
 from safetyspace_fast.extract.loop import padded
 from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
-from safetyspace_fast.ops import PoolProject
+from safetyspace_fast.ops import PoolProject, can_pack
 
 POOLINGS = ("mean", "last", "last_text")
 TEXTS = [
@@ -127,6 +135,23 @@ def test_a_prefix_runs_once_where_keys_and_values_are_all_there_is(
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.skipif(not can_pack(), reason="no AVX-512 here, or nothing is compiled")
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_attention_behind_a_prefix_is_fused_where_nothing_is_hidden(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
+    model = load_model(parse_model(str(path)))
+    steps = []  # of attention as transformers does it
+    sdpa = functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional, "scaled_dot_product_attention", lambda *a, **k: steps.append(1) or sdpa(*a, **k)
+    )
+    assert pooled_states(model, "chat", 100).size
+    # The prefix itself is run once with transformers' cache; mistral's window hides some of it.
+    assert (len(steps) > NUM_BLOCKS) == (name == "mistral")
 
 
 def test_a_model_that_goes_on_otherwise_behind_a_prefix_runs_whole_prompts(

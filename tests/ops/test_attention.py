@@ -29,7 +29,10 @@ def norms(dim):
     return {"q_norm": q_norm, "k_norm": k_norm, "epsilon": 0.1}
 
 
-def in_steps(qkv, cos, sin, num_heads, num_kv_heads, scaling, q_norm=None, k_norm=None, epsilon=0):
+def in_steps(
+    qkv, cos, sin, num_heads, num_kv_heads, scaling,
+    q_norm=None, k_norm=None, epsilon=0, past_keys=None, past_values=None,
+):  # fmt: skip
     B, T, dim = *qkv.shape[:2], cos.shape[-1]
     heads = qkv.view(B, T, num_heads + 2 * num_kv_heads, dim).split(
         [num_heads, num_kv_heads, num_kv_heads], 2
@@ -40,11 +43,22 @@ def in_steps(qkv, cos, sin, num_heads, num_kv_heads, scaling, q_norm=None, k_nor
         x, (a, b) = x.transpose(1, 2), x.transpose(1, 2).chunk(2, -1)
         return x * cos[:, None] + torch.cat([-b, a], -1) * sin[:, None]
 
+    q, k, v = turned(heads[0], q_norm), turned(heads[1], k_norm), heads[2].transpose(1, 2)
+    if past_keys is not None:
+        k = torch.cat([past_keys.expand(B, -1, -1, -1), k], 2)
+        v = torch.cat([past_values.expand(B, -1, -1, -1), v], 2)
+    S = k.shape[2]
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
     mixed = functional.scaled_dot_product_attention(
-        turned(heads[0], q_norm), turned(heads[1], k_norm), heads[2].transpose(1, 2),
-        is_causal=True, scale=scaling, enable_gqa=True,
-    )  # fmt: skip
+        q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True
+    )
     return mixed.transpose(1, 2).flatten(2)
+
+
+def past(K, P, dim):
+    generator = torch.Generator().manual_seed(P)
+    keys, values = torch.randn(2, K, P, dim, generator=generator)
+    return {"past_keys": keys, "past_values": values}
 
 
 def doubles(operands):
@@ -59,6 +73,15 @@ def test_mixed_values_are_those_of_the_steps(sizes, own_angles, normed):
     exact = in_steps(**doubles(operands))
     found = rotary_attention(**operands)
     assert (found.shape, found.dtype) == (exact.shape, torch.float32)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("P", [0, 1, 31, 200])
+def test_tokens_before_all_samples(sizes, P):
+    _, _, _, K, dim = sizes
+    operands = drawn(*sizes) | norms(dim) | past(K, P, dim)
+    found, exact = rotary_attention(**operands), in_steps(**doubles(operands))
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=3e-6)
 
 
@@ -138,6 +161,12 @@ def test_threads_samples_and_length_change_no_bit():
         ({"sin": torch.zeros(1, 3, 4).double()}, "cos, sin: expected"),
         ({"q_norm": torch.zeros(3)}, "q_norm: expected"),
         ({"k_norm": torch.zeros(4).double()}, "k_norm: expected"),
+        (past(2, 5, 6), "past_keys, past_values: expected"),
+        (past(4, 5, 4), "past_keys, past_values: expected"),
+        (doubles(past(2, 5, 4)), "past_keys, past_values: expected"),
+        (past(2, 5, 4) | {"past_values": torch.zeros(2, 6, 4)}, "past_keys, past_values: expected"),
+        ({"past_keys": torch.zeros(2, 5, 4)}, "past_values: missing"),
+        ({"past_values": torch.zeros(2, 5, 4)}, "past_values: missing"),
     ],
 )
 def test_bad_operands_are_named(change, what):
@@ -146,7 +175,7 @@ def test_bad_operands_are_named(change, what):
 
 
 def test_the_compiler_sees_one_call():
-    operands = drawn(2, 5, 4, 2, 8) | norms(8)
+    operands = drawn(2, 5, 4, 2, 8) | norms(8) | past(2, 3, 8)
     compiled = torch.compile(rotary_attention, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(**operands), rotary_attention(**operands))
     torch.library.opcheck(
