@@ -410,7 +410,12 @@ def _chat(tokenizer: Any, text: str) -> tuple[list[int], int, int]:
     encoding = turn(text, tokenize=True, return_dict=True)
     tokens = [encoding.char_to_token(i) for i in range(start, start + len(text))]
     known = [token for token in tokens if token is not None]
-    return list(encoding["input_ids"]), min(known), max(known) + 1
+    ids, first, stop = list(encoding["input_ids"]), min(known), max(known) + 1
+    # A character may be several tokens, and only the first of them was found.
+    end = start + len(text)
+    while stop < len(ids) and (chars := encoding.token_to_chars(stop)) and chars.start < end:
+        stop += 1
+    return ids, first, stop
 
 
 def _plain(tokenizer: Any, text: str) -> tuple[list[int], int, int]:

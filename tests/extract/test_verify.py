@@ -33,7 +33,7 @@ from safetyspace_fast.models import layers, load_model, parse_model
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 TEXTS = [
-    "short",
+    "ends in several tokens of one character: 🦜",
     "a text of middling length, with a comma",
     "привет, как дела?",
     " white space before it: not taken",
