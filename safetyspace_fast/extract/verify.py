@@ -407,15 +407,12 @@ def _chat(tokenizer: Any, text: str) -> tuple[list[int], int, int]:
         )
 
     start = turn(_PLACEHOLDER, tokenize=False).index(_PLACEHOLDER)
-    encoding = turn(text, tokenize=True, return_dict=True)
-    tokens = [encoding.char_to_token(i) for i in range(start, start + len(text))]
-    known = [token for token in tokens if token is not None]
-    ids, first, stop = list(encoding["input_ids"]), min(known), max(known) + 1
-    # A character may be several tokens, and only the first of them was found.
     end = start + len(text)
-    while stop < len(ids) and (chars := encoding.token_to_chars(stop)) and chars.start < end:
-        stop += 1
-    return ids, first, stop
+    encoding = turn(text, tokenize=True, return_dict=True)
+    ids = list(encoding["input_ids"])
+    chars = [encoding.token_to_chars(i) for i in range(len(ids))]
+    own = [i for i, held in enumerate(chars) if held and held.start < end and held.end > start]
+    return ids, own[0], own[-1] + 1
 
 
 def _plain(tokenizer: Any, text: str) -> tuple[list[int], int, int]:

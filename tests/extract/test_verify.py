@@ -33,7 +33,7 @@ from safetyspace_fast.models import layers, load_model, parse_model
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 TEXTS = [
-    "ends in several tokens of one character: 🦜",
+    "short",
     "a text of middling length, with a comma",
     "привет, как дела?",
     " white space before it: not taken",
@@ -42,6 +42,7 @@ TEXTS = [
     "the same text twice",
     "the same text twice",
 ]
+LAST_CHARACTER_OF_SEVERAL_TOKENS = "a bird 🦜"
 
 
 def check(path: Path, texts: list[str] = TEXTS, **options: Any) -> Verification:
@@ -131,14 +132,16 @@ def test_half_precision_is_held_to_its_own_rounding(llama: Path, dtype: str) -> 
 
 def test_all_poolings_with_and_without_template(llama: Path) -> None:
     for template in ("chat", "none"):
-        found = check(llama, template=template, poolings=("last_text", "mean", "last"))
+        texts = [*TEXTS, LAST_CHARACTER_OF_SEVERAL_TOKENS]
+        found = check(llama, texts, template=template, poolings=("last_text", "mean", "last"))
         assert_supported(found)
         assert found.template == template
 
 
 @pytest.mark.parametrize("template", ["none", "chat"])
 def test_a_real_model(smollm2: Path, template: str) -> None:
-    found = check(smollm2, TEXTS[:3], template=template, layers="embed,block.0,block.20,-2,-1")
+    texts = [*TEXTS[:3], LAST_CHARACTER_OF_SEVERAL_TOKENS]
+    found = check(smollm2, texts, template=template, layers="embed,block.0,block.20,-2,-1")
     assert_supported(found)
 
 
