@@ -5,13 +5,14 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from . import terminal
 from .config import (
     DTYPES,
     IMPLEMENTATIONS,
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 a clear error, 2 wrong usage, 130 interrupted with everything so far saved.
     """
-    warnings.showwarning = _warn
+    warnings.showwarning = terminal.warn
     try:
         arguments = _parser().parse_args(argv)
         arguments.command(arguments)
@@ -101,10 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return 0
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"safetyspace-fast: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,7 +249,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, _as_interrupt)
     done: list[api.ModelDone] = []
-    with _Progress() as progress, closing(api.iter_run(config)) as events:
+    with terminal.RunDisplay() as progress, closing(api.iter_run(config)) as events:
         for event in events:
             progress.show(event)
             if isinstance(event, api.ModelDone):
@@ -260,75 +257,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"out": str(config.out), "models": [asdict(event) for event in done]}))
         return
-    for event in done:
-        seconds = event.forward_seconds + event.finish_seconds
-        print(
-            f"{event.model}: {event.texts:,} texts, {event.tokens:,} tokens in {seconds:.1f} s "
-            f"({event.tokens / max(event.forward_seconds, 1e-9):,.0f} tokens/s)"
-        )
-    print(f"store: {config.out}")
-    print(f"next:  safetyspace-fast separation {config.out}")
-
-
-class _Progress:
-    """Shows events of a run on stderr: lines for news, a bar for tokens."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, event: Any) -> None:
-        from tqdm import tqdm
-
-        from . import api
-
-        if isinstance(event, api.Planned):
-            resumed = f", {event.texts_done:,} done before" if event.texts_done else ""
-            padding = event.padded_tokens / max(event.tokens, 1) - 1
-            truncated = f", {event.truncated:,} texts cut to fit" if event.truncated else ""
-            prefix = f" behind {event.prefix_tokens} shared ones" if event.prefix_tokens else ""
-            self._say(
-                f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} different{resumed}"
-                f"{truncated}), {event.tokens:,} tokens{prefix} (+{padding:.1%} padding) in "
-                f"{event.batches:,} batches, {event.hookpoints} hookpoints x {event.hidden_size}; "
-                f"pooled states on disk until a language is done: {_size(event.segment_bytes)}"
-            )
-            self._bar = tqdm(
-                total=event.texts,
-                initial=event.texts_done,
-                unit="text",
-                desc=event.model,
-                file=sys.stderr,
-                mininterval=0.5,
-                smoothing=0.1,
-                dynamic_ncols=True,
-                disable=None,
-            )
-            self._tokens = 0
-        elif isinstance(event, api.Progressed):
-            self._tokens += event.tokens
-            self._bar.update(event.texts)
-            elapsed = self._bar.format_dict["elapsed"]
-            if elapsed:
-                rate = f"{self._tokens / elapsed:,.0f} tokens/s"
-                self._bar.set_postfix_str(rate, refresh=False)
-        elif isinstance(event, api.ModelDone):
-            self._bar.close()
-        elif isinstance(event, api.Verified):
-            self._say(f"{event.model}: {_verdict_line(event.verification)}")
-        elif isinstance(event, api.Note):
-            self._say(f"{event.model}: {event.message}" if event.model else event.message)
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        print(line, file=sys.stderr)
+    terminal.show_done(done, config.out)
 
 
 def _add_separation(commands: Any) -> None:
@@ -557,7 +486,7 @@ def _with_bar(
     """Call a function of a store with the selection that was typed, behind a progress bar."""
     if arguments.format == "parquet" and arguments.output is None:
         raise ConfigError("--format parquet: is binary; name a file with -o")
-    with _bar("resampling", "step") as show:
+    with terminal.bar("resampling", "step") as show:
         return function(
             run,
             layers=arguments.layers,
@@ -566,20 +495,6 @@ def _with_bar(
             progress=show,
             **options,
         )
-
-
-@contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, as a function of what is done and how much there is."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterable[str]) -> None:
@@ -605,7 +520,7 @@ def _sampled(
     unit: str,
 ) -> Any:
     """Call a function on a few texts with what was typed, behind a progress bar."""
-    with _bar(what, unit) as show:
+    with terminal.bar(what, unit) as show:
         return function(
             arguments.model,
             arguments.data,
@@ -633,28 +548,9 @@ def _verify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(asdict(found) | {"verdict": found.verdict}))
     else:
-        print(f"{found.model}: {_verdict_line(found)}")
-        print(f"{'hookpoint':12} {'pooling':10} {'error':>9} {'rounding':>9}  verdict")
-        for cell in found.cells:
-            error, rounding = (
-                f"{'-' if value is None else format(value, '.1e'):>9}"
-                for value in (cell.error, cell.rounding)
-            )
-            print(f"{cell.hookpoint:12} {cell.pooling:10} {error} {rounding}  {cell.verdict}")
+        terminal.show_verification(found)
     if found.problem is not None:
         raise SafetySpaceError(found.problem)
-
-
-def _verdict_line(found: Any) -> str:
-    cells: dict[str, int] = {}
-    for cell in found.cells:
-        cells[cell.verdict] = cells.get(cell.verdict, 0) + 1
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in cells.items())
-    odd = f"; tokens of {len(found.odd_tokens)} texts differ" if found.odd_tokens else ""
-    return (
-        f"{found.verdict}: {counts}{odd} ({found.texts} texts, template {found.template}; engine "
-        f"in {found.dtype} against transformers in {found.exact_dtype})"
-    )
 
 
 def _add_bench(commands: Any) -> None:
@@ -675,17 +571,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(asdict(found) | {"ratio": found.ratio, "all_s": found.all_s}))
         return
-    rate = found.share_of_matrix_rate
-    share = f", {rate:.0%} of the rate of its matrix products alone" if rate is not None else ""
-    print(
-        f"{found.model}: {found.texts:,} texts, template {found.template}, {found.dtype} on "
-        f"{found.device}\n"
-        f"output_hidden_states  {found.usual_s:8.2f} s {found.texts / found.usual_s:9.1f} texts/s\n"
-        f"safetyspace-fast      {found.ours_s:8.2f} s {found.texts / found.ours_s:9.1f} texts/s  "
-        f"{found.ratio:.2f}x, {found.tokens / found.ours_s:,.0f} tokens/s{share}\n"
-        f"all {found.all_texts:,} texts ({found.all_tokens:,} tokens): about {found.all_s:,.0f} s "
-        "of forward passes"
-    )
+    terminal.show_bench(found)
 
 
 def _add_check(commands: Any) -> None:
@@ -704,12 +590,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from . import api
 
     report = api.check(arguments.run, repair=arguments.repair)
-    for name in report.complete:
-        print(f"{name}: complete")
-    for name, state in report.incomplete.items():
-        print(f"{name}: not complete: {state}")
-    for damage in report.damage:
-        print(f"{damage.file}: {damage.reason}")
+    terminal.show_check(report)
     if report.damage and not arguments.repair:
         raise StoreError(f"{arguments.run}: {len(report.damage)} damaged; --repair marks them")
     if report.damage:
@@ -733,22 +614,7 @@ def _info(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
-    for name, version in facts["versions"].items():
-        print(f"{name:18} {version or 'not installed'}")
-    print(f"{'python':18} {facts['python']} on {facts['system']}")
-    print(f"{'threads':18} {facts['threads']} ({facts['cpu_capability']})")
-    for device in facts["cuda_devices"]:
-        print(f"{'cuda':18} {device['name']}, {_size(device['memory_bytes'])}")
-    if not facts["cuda_devices"]:
-        print(f"{'cuda':18} no device")
-    for key, value in (facts["build"] or {"build": "no record: run from a source tree"}).items():
-        print(f"{key:18} {value}")
-    for op, implementations in facts["implementations"].items():
-        print(f"\n{op}")
-        for name, reasons in implementations.items():
-            print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
-    fused = "fused, on our kernels" if facts["fused_layers"] else "torch's own"
-    print(f"\nnorms, gates and linear layers of float32 models on the CPU: {fused}")
+    terminal.show_environment(facts)
 
 
 def _command(
@@ -792,11 +658,6 @@ class _Version(argparse.Action):
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
     """A scheduler that stops a job sends SIGTERM: save as for Ctrl-C."""
     raise KeyboardInterrupt
-
-
-def _size(n_bytes: int) -> str:
-    power = min(len(str(n_bytes)) - 1, 14) // 3
-    return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 if __name__ == "__main__":

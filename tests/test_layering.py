@@ -25,7 +25,8 @@ ALLOWED = {
     "bench": {"data", "models", "extract"},
     "api": {"bench", "config", "errors", "info", "data", "models", "store", "extract"}
     | {"separation"},
-    "cli": {"config", "errors", "info", "presets", "api", "separation"},
+    "terminal": {"api"},
+    "cli": {"config", "errors", "info", "presets", "api", "separation", "terminal"},
     "__init__": {"api", "ops"},
 }
 
