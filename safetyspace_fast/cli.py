@@ -275,8 +275,8 @@ def _add_separation(commands: Any) -> None:
 
 def _separation(arguments: argparse.Namespace) -> None:
     from . import api
+    from .analysis import tables
     from .errors import StoreError
-    from .separation import tables
 
     run = api.open_run(arguments.run)
     options = _statistics(arguments)
@@ -310,7 +310,7 @@ def _add_compare(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     from . import api
-    from .separation import tables
+    from .analysis import tables
 
     run = api.open_run(arguments.run)
     options = _statistics(arguments)
@@ -372,7 +372,7 @@ def _languages(arguments: argparse.Namespace) -> None:
     import xarray
 
     from . import api
-    from .separation import tables
+    from .analysis import tables
 
     run = api.open_run(arguments.run)
     found = [
@@ -390,7 +390,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from .separation import explain
+    from .analysis import explain
 
     print(explain(arguments.metric))
 
@@ -474,7 +474,7 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
-    from .separation.languages import GROUPS, with_groups
+    from .analysis.languages import GROUPS, with_groups
 
     asked = {"high": arguments.high, "low": arguments.low}
     return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})
