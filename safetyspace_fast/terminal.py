@@ -15,7 +15,7 @@ def warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 class RunDisplay:
-    """Shows events of a run on stderr: lines for news, a bar for tokens."""
+    """Shows the events of a run on stderr: one progress bar a model, and lines for notes."""
 
     def __init__(self) -> None:
         """Start without a bar."""
@@ -31,7 +31,7 @@ class RunDisplay:
             self._bar.close()
 
     def show(self, event: "Event") -> None:
-        """Print what is new, or move the bar."""
+        """Show one event."""
         from tqdm import tqdm
 
         from . import api
@@ -39,13 +39,17 @@ class RunDisplay:
         if isinstance(event, api.Planned):
             resumed = f", {event.texts_done:,} done before" if event.texts_done else ""
             padding = event.padded_tokens / max(event.tokens, 1) - 1
-            truncated = f", {event.truncated:,} texts cut to fit" if event.truncated else ""
-            prefix = f" behind {event.prefix_tokens} shared ones" if event.prefix_tokens else ""
+            truncated = f", {event.truncated:,} cut to fit" if event.truncated else ""
+            prefix = (
+                f" after {event.prefix_tokens} shared tokens that run once"
+                if event.prefix_tokens
+                else ""
+            )
             self._say(
-                f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} different{resumed}"
+                f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} distinct{resumed}"
                 f"{truncated}), {event.tokens:,} tokens{prefix} (+{padding:.1%} padding) in "
-                f"{event.batches:,} batches, {event.hookpoints} hookpoints x {event.hidden_size}; "
-                f"pooled states on disk until a language is done: {size(event.segment_bytes)}"
+                f"{event.batches:,} batches; {event.hookpoints} hookpoints x {event.hidden_size} "
+                f"dimensions; up to {size(event.segment_bytes)} of temporary files"
             )
             self._bar = tqdm(
                 total=event.texts,
@@ -81,14 +85,14 @@ class RunDisplay:
 
 @contextmanager
 def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, as a function of what is done and how much there is."""
+    """A progress bar on stderr; call what this yields with the steps done and their total."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, file=sys.stderr, disable=None, leave=False) as shown:
+    with tqdm(desc=what, unit=unit, file=sys.stderr, disable=None, leave=False) as tqdm_bar:
 
         def show(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
+            tqdm_bar.total = total
+            tqdm_bar.update(done - tqdm_bar.n)
 
         yield show
 
@@ -135,15 +139,15 @@ def show_verification(verification: "Verification") -> None:
 def show_bench(bench: "Bench") -> None:
     """Print both times, their ratio, and how long all texts will take."""
     rate = bench.share_of_matrix_rate
-    share = f", {rate:.0%} of the rate of its matrix products alone" if rate is not None else ""
+    share = f", {rate:.0%} of its matrix products' own rate" if rate is not None else ""
     print(
         f"{bench.model}: {bench.texts:,} texts, template {bench.template}, {bench.dtype} on "
         f"{bench.device}\n"
         f"output_hidden_states  {bench.usual_s:8.2f} s {bench.texts / bench.usual_s:9.1f} texts/s\n"
         f"safetyspace-fast      {bench.ours_s:8.2f} s {bench.texts / bench.ours_s:9.1f} texts/s  "
-        f"{bench.ratio:.2f}x, {bench.tokens / bench.ours_s:,.0f} tokens/s{share}\n"
-        f"all {bench.all_texts:,} texts ({bench.all_tokens:,} tokens): about {bench.all_s:,.0f} s "
-        "of forward passes"
+        f"{bench.ratio:.2f}x as fast, {bench.tokens / bench.ours_s:,.0f} tokens/s{share}\n"
+        f"all {bench.all_texts:,} texts ({bench.all_tokens:,} tokens) would take about "
+        f"{bench.all_s:,.0f} s of forward passes"
     )
 
 
@@ -167,14 +171,16 @@ def show_environment(facts: dict[str, Any]) -> None:  # as `info --json` prints 
         print(f"{'cuda':18} {device['name']}, {size(device['memory_bytes'])}")
     if not facts["cuda_devices"]:
         print(f"{'cuda':18} no device")
-    for key, value in (facts["build"] or {"build": "no record: run from a source tree"}).items():
+    for key, value in (
+        facts["build"] or {"build": "not recorded (run from a source tree)"}
+    ).items():
         print(f"{key:18} {value}")
     for op, implementations in facts["implementations"].items():
         print(f"\n{op}")
         for name, reasons in implementations.items():
             print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
-    fused = "fused, on our kernels" if facts["fused_layers"] else "torch's own"
-    print(f"\nnorms, gates and linear layers of float32 models on the CPU: {fused}")
+    fused = "this package's fused kernels" if facts["fused_layers"] else "torch's own"
+    print(f"\nlinear layers, gates and norms of float32 models on the CPU: {fused}")
 
 
 def size(n_bytes: int) -> str:
