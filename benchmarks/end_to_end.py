@@ -22,7 +22,6 @@ import torch
 from benchmarks import harness
 from benchmarks.peers import PEERS, UsualScript, installed
 from benchmarks.small_models import make
-from safetyspace_fast import api
 from safetyspace_fast.bench import matrix_products
 from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import (
@@ -46,6 +45,7 @@ from safetyspace_fast.models import (
     tokenize,
     unfuse,
 )
+from safetyspace_fast.runner import axis_sizes, sample_columns
 from safetyspace_fast.store import ModelWriter, Progress, create_run
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
@@ -95,10 +95,10 @@ class Ours:
             data_name=samples.name,
             data_sha256=samples.sha256,
             languages=samples.languages,
-            samples=api.sample_columns(samples),
+            samples=sample_columns(samples),
         )
         hookpoints = model.hookpoints
-        sizes = api.axis_sizes(samples, hookpoints, tokens.poolings, model.hidden_size, PROJ_DIM)
+        sizes = axis_sizes(samples, hookpoints, tokens.poolings, model.hidden_size, PROJ_DIM)
         writer = ModelWriter(root, "m", sizes)
         writer.create({"hookpoints": hookpoints, "poolings": tokens.poolings})
         shape = (len(hookpoints), len(tokens.poolings), model.hidden_size + PROJ_DIM)

@@ -23,7 +23,9 @@ ALLOWED = {
     "analysis": {"errors", "ops", "parallel", "data", "store"},
     "info": {"ops"},
     "bench": {"data", "models", "extract"},
-    "api": {"bench", "config", "errors", "info", "data", "models", "store", "extract"}
+    "verify": {"data", "errors", "models", "extract"},
+    "runner": {"config", "data", "errors", "extract", "info", "models", "store", "verify"},
+    "api": {"bench", "config", "data", "errors", "extract", "models", "runner", "store", "verify"}
     | {"analysis"},
     "terminal": {"api"},
     "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},

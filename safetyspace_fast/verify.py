@@ -18,7 +18,6 @@ is then
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,79 +26,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import Samples
-from ..errors import DataError, ModelError
-from ..models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
-from ..models.loading import quiet_transformers
-from ..models.spec import split_revision
-from ..models.tokens import FIXED_DATE
-from .capture import Capture, seeded_projection
-from .loop import padded
-from .plan import make_plan
-from .prefix import share_prefix
+from .data import Samples
+from .errors import DataError, ModelError
+from .extract import Capture, CellCheck, Verification, make_plan, seeded_projection, share_prefix
+from .extract.loop import padded
+from .models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
+from .models.loading import quiet_transformers
+from .models.spec import split_revision
+from .models.tokens import FIXED_DATE
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
 
-VERDICTS = ("supported", "unchecked", "degraded", "wrong")
-"""From good to bad."""
-
 _PLACEHOLDER = "placeholder8"
-
-
-@dataclass(frozen=True)
-class CellCheck:
-    """One hookpoint and pooling.
-
-    error: of the engine, relative, the largest over the texts.
-    rounding: of transformers itself in the working dtype, and of float32, in the same measure.
-    Both are None where transformers gives no such state, either where it is not finite.
-    """
-
-    hookpoint: str
-    pooling: str
-    error: float | None
-    rounding: float | None
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What the comparison found for one model.
-
-    odd_tokens: positions, among all samples, of texts whose token ids or spans differ.
-    """
-
-    model: str
-    texts: int
-    template: str
-    dtype: str
-    exact_dtype: str
-    odd_tokens: tuple[int, ...]
-    cells: tuple[CellCheck, ...]
-
-    @property
-    def verdict(self) -> str:
-        """The worst of all cells; other tokens than transformers' are wrong."""
-        if self.odd_tokens:
-            return "wrong"
-        return max((cell.verdict for cell in self.cells), key=VERDICTS.index)
-
-    @property
-    def problem(self) -> str | None:
-        """What is wrong, in one line, or None."""
-        if self.verdict != "wrong":
-            return None
-        found = []
-        if self.odd_tokens:
-            found.append(f"the tokens of {len(self.odd_tokens)} of {self.texts} texts")
-        wrong = dict.fromkeys(c.hookpoint for c in self.cells if c.verdict == "wrong")
-        if wrong:
-            found.append(f"{len(wrong)} hookpoints (first: {next(iter(wrong))})")
-        return (
-            f"{self.model}: not what transformers gives: {' and '.join(found)}; its numbers would "
-            "be wrong, so do not use them; please report the model"
-        )
 
 
 def verify_model(

@@ -24,11 +24,12 @@ from tiny_models import (
     tiny_tokenizer,
 )
 
-from safetyspace_fast import api
+from safetyspace_fast import api, verify
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import DataError, ModelError
-from safetyspace_fast.extract import Verification, capture, verify, verify_model
+from safetyspace_fast.extract import Verification, capture
 from safetyspace_fast.models import layers, load_model, parse_model
+from safetyspace_fast.verify import verify_model
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
