@@ -14,7 +14,6 @@ from .config import RunConfig
 from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import (
-    COMPONENTS,
     Event,
     Extraction,
     LanguageDone,
@@ -51,6 +50,7 @@ from .store import (
     save_results,
     settle,
 )
+from .store.layout import COMPONENTS
 
 if TYPE_CHECKING:
     import zarr

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import ConfigError
-
-COMPONENTS = 16
-"""Principal components a store keeps for every text; `_pcK` names reach up to here."""
+from ..store.layout import COMPONENTS
 
 BOOTSTRAP = (
     "bootstrap of texts (of pairs on paired data), each with components of its own; normal with "

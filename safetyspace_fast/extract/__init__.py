@@ -2,7 +2,6 @@
 
 from .capture import Capture, seeded_projection
 from .events import Event, LanguageDone, ModelDone, Note, Planned, Progressed, Verified
-from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
 from .prefix import share_prefix
@@ -10,7 +9,6 @@ from .tune import compile_blocks, token_budget
 from .verify import CellCheck, Verification, verify_model
 
 __all__ = [
-    "COMPONENTS",
     "Capture",
     "CellCheck",
     "Event",
