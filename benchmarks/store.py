@@ -42,10 +42,9 @@ from benchmarks import harness
 from benchmarks.small_models import make, small_model
 from safetyspace_fast import api
 from safetyspace_fast.data import NUM_FOLDS, Samples, read_samples
-from safetyspace_fast.extract import COMPONENTS
 from safetyspace_fast.extract.transfer import WriterThread
 from safetyspace_fast.store import ModelWriter, Progress, create_run
-from safetyspace_fast.store.layout import MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
+from safetyspace_fast.store.layout import COMPONENTS, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
 LAYERS, POOLINGS, PROJ = 33, 2, 64

@@ -511,7 +511,7 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
-    from .analysis.languages import GROUPS, with_groups
+    from .analysis import GROUPS, with_groups
 
     asked = {"high": arguments.high, "low": arguments.low}
     return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})

@@ -11,7 +11,6 @@ from .config import RunConfig
 from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import (
-    COMPONENTS,
     Event,
     Extraction,
     ModelDone,
@@ -42,6 +41,7 @@ from .store import (
     resume_run,
     settle,
 )
+from .store.layout import COMPONENTS
 from .verify import verify_model
 
 if TYPE_CHECKING:

@@ -1,8 +1,20 @@
 """How far apart the classes are, from the store alone: metrics, intervals, nulls, comparisons."""
 
-from .between import compare
-from .definitions import METRICS, explain, metric
+from .compare import compare
+from .definitions import METRICS, metric
+from .glossary import GROUPS, explain
+from .groups import with_groups
 from .languages import directions, parallel
 from .separation import separation
 
-__all__ = ["METRICS", "compare", "directions", "explain", "metric", "parallel", "separation"]
+__all__ = [
+    "GROUPS",
+    "METRICS",
+    "compare",
+    "directions",
+    "explain",
+    "metric",
+    "parallel",
+    "separation",
+    "with_groups",
+]

@@ -1,15 +1,12 @@
 """Every metric as data: what it is, where it comes from, how it misleads, how sure it is."""
 
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import ConfigError
-
-COMPONENTS = 16
-"""Principal components a store keeps for every text; `_pcK` names reach up to here."""
+from ..store.layout import COMPONENTS
 
 BOOTSTRAP = (
     "bootstrap of texts (of pairs on paired data), each with components of its own; normal with "
@@ -475,7 +472,7 @@ def metric(name: str) -> Metric:
         family, k = match[1], int(match[2])
         if family in _IN_COMPONENTS and 1 <= k <= COMPONENTS:
             return replace(_in_components(_IN_COMPONENTS[family], k), default=False)
-    raise ConfigError(f"metric: no {name!r}; choose from {', '.join((*METRICS, *_notes()))}")
+    raise ConfigError(f"metric: no {name!r}; choose from {', '.join(METRICS)}")
 
 
 def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
@@ -493,50 +490,3 @@ def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
     if len(set(names)) != len(names):
         raise ConfigError(f"metric: {','.join(names)} names one twice; name each once")
     return tuple(metric(name) for name in names)
-
-
-def _notes() -> dict[str, str]:
-    """What is reported beside the metrics, by name."""
-    from .between import COLUMNS, GEOMETRY
-    from .languages import DEFINITIONS, GROUP_DEFINITION, GROUPS, PARALLEL, PARALLEL_ENDS
-    from .separation import CONFOUNDS
-
-    table = "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
-    groups = f"{GROUP_DEFINITION}. {table} (above or below 1 % of Common Crawl's pages)"
-    ends = {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
-    named = dict.fromkeys(("groups", "group_value", "group_low", "group_high"), groups)
-    return CONFOUNDS | COLUMNS | DEFINITIONS | GEOMETRY | ends | named
-
-
-def explain(name: str) -> str:
-    """What a metric is, in a few lines for the terminal.
-
-    Raises:
-        ConfigError: there is no such metric.
-    """
-    if name in (notes := _notes()):
-        return "\n".join(
-            textwrap.wrap(f"{name}: {notes[name]}", 100, subsequent_indent=" " * (len(name) + 2))
-        )
-    m = metric(name)
-    space = {"full": "full width", "projection": "the seeded random projection"}.get(
-        m.space, f"the language's own first {m.components} principal components"
-    )
-    rows = [
-        ("definition", m.definition),
-        ("space", space),
-        ("source", m.source),
-        ("floor", m.floor),
-        ("interval", f"95 %: {m.interval}" if m.interval != NONE else NONE),
-        ("p", m.null),
-        ("pitfalls", m.pitfalls),
-    ]
-    if m.alias_of:
-        rows.insert(0, ("alias", f"of {m.alias_of}: the same number, no further evidence"))
-    if m.paired:
-        rows.append(("data", "only where every text of the language has a partner"))
-    lines = [f"{m.name}: {m.title}"]
-    for key, text in rows:
-        head, indent = f"  {key:<12}", " " * 14
-        lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=indent)
-    return "\n".join(lines)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..store.layout import COMPONENTS, ROW_ARRAYS
 from . import metrics as m
 from . import uncertainty as u
-from .definitions import COMPONENTS, NONE, Metric
+from .definitions import NONE, Metric
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -102,7 +103,7 @@ class Block:
         whole = self.cache[name]
         layer, pooling = (torch.tensor(axis) for axis in zip(*self.cells, strict=True))
         chosen = whole[layer - self.layers.start, pooling]
-        if name in _BY_TEXT:
+        if name in ROW_ARRAYS:
             chosen = chosen[:, self.kept]
         return chosen.double()
 
@@ -409,12 +410,6 @@ class Block:
     def flips(self) -> Tensor:
         """[1 + permutations, pairs], -1 where a labelling swaps a pair."""
         return 2 * self.resamples.labellings[:, self.partners[:, 1]] - 1
-
-
-_BY_TEXT = {
-    "projected", "pca_coords", "pair_sum", "pair_min", "pair_max",
-    "cos_sum", "class_sqdist", "heldout_score",
-}  # fmt: skip
 
 
 @dataclass

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -318,3 +319,17 @@ def largest_p(observed: Tensor, null: Tensor) -> Tensor:
     scores = torch.where(usable[:, None], (null - centre[:, None]) / scale[:, None], -torch.inf)
     largest = scores.nan_to_num(torch.inf, torch.inf, -torch.inf).amax(0)
     return torch.where(usable, permutation_p(score, largest.expand(len(score), -1)), torch.nan)
+
+
+def family_p(
+    statistics: np.ndarray[Any, np.dtype[Any]], refused: np.ndarray[Any, np.dtype[np.bool_]]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """p over the family of all layers and languages of a metric, model and pooling."""
+    found = np.full(refused.shape, np.nan)
+    n_metrics, n_models, _, n_poolings, _ = refused.shape
+    for place in np.ndindex(n_metrics, n_models, n_poolings):
+        at = (place[0], place[1], slice(None), place[2])
+        cells = np.where(refused[at][..., None], np.nan, statistics[at]).astype(np.float64)
+        flat = torch.from_numpy(cells.reshape(-1, cells.shape[-1]))
+        found[at] = largest_p(flat[:, 0], flat[:, 1:]).numpy().reshape(cells.shape[:-1])
+    return found

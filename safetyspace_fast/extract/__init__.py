@@ -12,14 +12,12 @@ from .events import (
     Verification,
     Verified,
 )
-from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
 from .prefix import share_prefix
 from .tune import compile_blocks, token_budget
 
 __all__ = [
-    "COMPONENTS",
     "Capture",
     "CellCheck",
     "Event",

@@ -7,9 +7,7 @@ import torch
 
 from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
-
-COMPONENTS = 16
-"""Principal components kept for every layer and pooling."""
+from ..store.layout import COMPONENTS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Cell = dict[str, torch.Tensor]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 FORMAT_VERSION = 1
 SHARD_SAMPLES = 256
 """Samples in one Zarr shard: the unit of work, of writing and of resume."""
+COMPONENTS = 16
+"""Principal components kept for every layer and pooling."""
 
 
 @dataclass(frozen=True)

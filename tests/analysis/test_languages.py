@@ -6,10 +6,9 @@ import torch
 from oracle import stand_in
 from sklearn.metrics import silhouette_samples
 
+from safetyspace_fast.analysis import compare, directions, parallel, separation, with_groups
 from safetyspace_fast.analysis import metrics as m
-from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis.between import compare
-from safetyspace_fast.analysis.languages import DEFINITIONS, directions, parallel, with_groups
+from safetyspace_fast.analysis.glossary import DIRECTIONS
 from safetyspace_fast.errors import ConfigError
 
 
@@ -53,7 +52,7 @@ def test_the_diagonal_is_held_out(found):
 def test_matrices_are_what_they_say(found):
     cosine = found["direction_cosine"].to_numpy()
     np.testing.assert_allclose(cosine, np.swapaxes(cosine, -1, -2))
-    for name, text in DEFINITIONS.items():
+    for name, text in DIRECTIONS.items():
         assert found[name].attrs["definition"] == text
 
 

@@ -9,10 +9,8 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import separation, tables
-from safetyspace_fast.analysis.between import compare
-from safetyspace_fast.analysis.languages import with_groups
-from safetyspace_fast.analysis.separation import CONFOUNDS
+from safetyspace_fast.analysis import compare, separation, tables, with_groups
+from safetyspace_fast.analysis.glossary import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
 
 

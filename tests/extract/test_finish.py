@@ -6,11 +6,11 @@ import torch
 
 from safetyspace_fast.data import NUM_FOLDS
 from safetyspace_fast.extract.finish import (
-    COMPONENTS,
     finish_cell,
     merge_bases,
     principal_components,
 )
+from safetyspace_fast.store.layout import COMPONENTS
 
 
 def draw(n: int, width: int, *, outlier: float = 0.0, seed: int = 0) -> torch.Tensor:

@@ -11,8 +11,9 @@ from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.analysis import METRICS, engine, metric, separation
-from safetyspace_fast.analysis.between import GEOMETRY, compare, debiased_cka
+from safetyspace_fast.analysis.compare import compare, debiased_cka
 from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis.glossary import GEOMETRY
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
 

@@ -1,6 +1,6 @@
 """Base against aligned: what preference tuning changed, on the same texts, with error bars."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,76 +13,15 @@ from ..parallel import in_parallel
 from . import engine as e
 from . import metrics as m
 from . import uncertainty as u
+from .confounds import confounds
 from .definitions import Metric, choose
-from .separation import Progress, check_paired, confounds, family_p, names_in, positions
+from .glossary import GEOMETRY, SPACES
+from .selection import check_paired, select
 
 if TYPE_CHECKING:
     import xarray
 
     from ..store import ModelStore, Run
-
-GEOMETRY = {
-    "direction_cosine": "cosine of the harm directions d of both models at full width",
-    "direction_cosine_denoised": "the same with the noise of d taken out of dot product and "
-    "lengths: what infinitely many texts would give",
-    "direction_ceiling": "cosine that two equal directions would show if each were measured on "
-    "texts of its own: sqrt of the product of 1 - tr V/|d|^2",
-    "displacement": "length of the mean move of the texts, in units of the base model's "
-    "within-class standard deviation (root of the total variance)",
-    "displacement_share": "share of that move's squared length along the base model's d",
-    "displacement_rank": "participation ratio of the texts' moves in the projection: how many "
-    "directions they use",
-    "transfer_auc": "held-out AUC of the aligned model's texts along the base model's difference "
-    "of class means, in the projection that both share",
-    "own_auc": "the same along the aligned model's own difference of class means",
-    "cka": "linear CKA of the texts in the projection, debiased (Song et al. 2012; "
-    "Kornblith et al. 2019)",
-}
-"""What is compared beside the metrics, for every (layer, pooling, lang)."""
-
-SPACES = {
-    "base": "base pcK: both models in the first K principal components of the base model's texts "
-    "of the language, inside the seeded projection that both share; `separation` shows each model "
-    "in exact components of its own, other numbers",
-    "own": "own pcK: either model in components of its own, two spaces, for the models share no "
-    "projection (hidden size, its width or its seed differ)",
-}
-"""Where `compare` sees the metrics in components."""
-
-_EXCESS = "of the excess, as for differences"
-COLUMNS = {
-    "value": "the number itself, of the texts as they are",
-    "low": "lower end of the 95 % interval of the value (of the difference, in `compare`): it "
-    "holds the mean at this number of texts",
-    "high": "upper end of the 95 % interval; see low",
-    "floor": "what the value averages without any difference between the classes; every metric's "
-    "own `explain` says how it is known",
-    "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
-    "p_family": "p of the largest statistic over all layers and languages shown, of one metric, "
-    "model and pooling (Westfall & Young 1993): small where a number stands out of them all. Of "
-    "differences and excesses the null turns the signs of what texts or pairs add (Hemerik, Goeman "
-    "& Finos 2020), or takes the bootstrap's draws about their mean",
-    "n0": "harmless texts with finite states",
-    "n1": "harmful texts with finite states",
-    "refused": "why there is no number here; empty where there is one",
-    "space": "where the states are seen: full (every hidden dimension), projection (the seeded "
-    "one), pcK (the language's own first K principal components); of two models "
-    + "; ".join(SPACES.values()),
-    "base": "value of the model before, on the texts that both models have finite states for; in "
-    "components it is not what `separation` shows: see space",
-    "aligned": "value of the model after, on the same texts and in the same space",
-    "difference": "aligned less base on the same texts; low, high from the interval of either "
-    "model, joined by the correlation that the same texts give them (MOVER, Zou 2007); p "
-    "two-sided and normal",
-    "excess": "difference of differences: that of a language less that of the reference language "
-    "(English by default); texts of two languages are independent",
-    "excess_low": f"lower end of the 95 % interval {_EXCESS}",
-    "excess_high": f"upper end of the 95 % interval {_EXCESS}",
-    "excess_p": f"p {_EXCESS}",
-    "excess_p_family": f"p_family {_EXCESS}",
-}
-"""Columns of `separation` and `compare` that are no metrics."""
 
 
 def compare(
@@ -100,7 +39,7 @@ def compare(
     seed: int = 0,
     paired: bool | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
 
@@ -133,7 +72,9 @@ def compare(
     """
     import xarray
 
-    names_in("models", [base, aligned], run.models)
+    chosen = select(
+        run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
+    )
     models = [run.model(base), run.model(aligned)]
     for what in ("hookpoints", "poolings"):
         ours, theirs = (getattr(model, what) for model in models)
@@ -142,15 +83,13 @@ def compare(
                 f"compare: {base!r} and {aligned!r} have different {what}; run both with the same"
             )
     hookpoints, known_poolings = models[0].hookpoints, models[0].poolings
-    langs = names_in("languages", languages, run.languages)
-    chosen_layers = names_in("layers", positions(layers, hookpoints), hookpoints)
-    chosen_poolings = names_in("poolings", poolings, known_poolings)
+    langs = chosen.languages
     with_pairs = check_paired(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
 
-    shape = (len(chosen_layers), len(chosen_poolings), len(langs))
+    shape = (len(chosen.layers), len(chosen.poolings), len(langs))
     names = ("base", "aligned", "difference", "low", "high", "p", "deviation")
     # Influences are turned as often as labels are permuted; draws are as many as bootstraps.
     nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
@@ -171,8 +110,8 @@ def compare(
                     run,
                     model,
                     langs[i_lang],
-                    layers=[hookpoints.index(name) for name in chosen_layers],
-                    poolings=[known_poolings.index(name) for name in chosen_poolings],
+                    layers=[hookpoints.index(name) for name in chosen.layers],
+                    poolings=[known_poolings.index(name) for name in chosen.poolings],
                     bootstraps=bootstraps,
                     permutations=swaps,
                     seed=seed,
@@ -187,8 +126,8 @@ def compare(
                 first.basis = second.basis = first
             signs = u.signs(first.unit, permutations, seed=seed, key=langs[i_lang])
             at = (
-                [chosen_layers.index(hookpoints[layer]) for layer, _ in first.cells],
-                [chosen_poolings.index(known_poolings[pooling]) for _, pooling in first.cells],
+                [chosen.layers.index(hookpoints[layer]) for layer, _ in first.cells],
+                [chosen.poolings.index(known_poolings[pooling]) for _, pooling in first.cells],
             )
             if shared and not first.constant and int(first.count.min()) >= e.MIN_TEXTS:
                 for name, value in _geometry(first, second).items():
@@ -228,8 +167,8 @@ def compare(
         coords={
             "metric": [x.name for x in family],
             "model": [base, aligned],
-            "layer": list(chosen_layers),
-            "pooling": list(chosen_poolings),
+            "layer": list(chosen.layers),
+            "pooling": list(chosen.poolings),
             "lang": list(langs),
             "space": (
                 "metric",
@@ -404,7 +343,7 @@ def _family(
                 left_out = left_out | refused[i][..., i_reference, None]
                 left_out[..., i_reference] = True
             both = np.abs(np.concatenate([columns[of][i][..., None], whole], -1))
-            p = family_p(both[None, None], left_out[None, None])[0, 0]
+            p = u.family_p(both[None, None], left_out[None, None])[0, 0]
             # What cannot vary has no place among the others, and needs none.
             found[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
     return found
