@@ -30,9 +30,9 @@ import torch
 from ..data import Samples
 from ..errors import DataError, ModelError
 from ..models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
-from ..models.loading import quiet_transformers
 from ..models.spec import split_revision
 from ..models.tokens import FIXED_DATE
+from ..models.weights import quiet_transformers
 from .capture import Capture, seeded_projection
 from .loop import padded
 from .plan import make_plan
