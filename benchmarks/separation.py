@@ -20,11 +20,11 @@ from sklearn.metrics import roc_auc_score, silhouette_score
 from sklearn.model_selection import StratifiedKFold
 
 from benchmarks import harness
+from safetyspace_fast.analysis import separation
 from safetyspace_fast.api import open_run
 from safetyspace_fast.data import NUM_FOLDS
 from safetyspace_fast.extract.finish import COMPONENTS, finish_cell
 from safetyspace_fast.ops import label_sums, pack_labels
-from safetyspace_fast.separation import separation
 from safetyspace_fast.store import ModelWriter, create_run
 from safetyspace_fast.store.layout import ROW_ARRAYS
 
@@ -138,7 +138,7 @@ def measure(layers: int, languages: int, texts: int, resamples: int) -> dict[str
             assert set(refused.ravel()) <= {"", "the texts are not paired"}, set(refused.ravel())
         setup = (
             "from safetyspace_fast.api import open_run\n"
-            "from safetyspace_fast.separation import separation\n"
+            "from safetyspace_fast.analysis import separation\n"
             f"run = open_run({str(path)!r})\n"
             "separation(run, metrics=['rho'], layers=['block.0'], languages=['la'])"
         )

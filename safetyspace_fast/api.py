@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import info
+from .analysis import compare, directions, parallel, separation
 from .bench import Bench, bench_model
 from .config import RunConfig
 from .data import NUM_FOLDS, Samples, read_samples
@@ -32,15 +33,13 @@ from .extract import (
     verify_model,
 )
 from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
-from .separation import separation
-from .separation.between import compare
-from .separation.languages import directions, parallel
 from .store import (
     Claim,
     Growth,
     ModelWriter,
     Place,
     Progress,
+    Report,
     Run,
     alone,
     check,
@@ -69,6 +68,7 @@ __all__ = [
     "Note",
     "Planned",
     "Progressed",
+    "Report",
     "Run",
     "RunConfig",
     "Verification",

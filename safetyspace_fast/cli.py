@@ -5,13 +5,14 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from . import terminal
 from .config import (
     DTYPES,
     IMPLEMENTATIONS,
@@ -32,10 +33,12 @@ examples:
       --data pairs.jsonl --template none --poolings last,mean --out pair.zarr
   safetyspace-fast run --model gpt2 --data sample:polite --out try.zarr
 
-A data file has the columns text, label (1 harmful, 0 harmless), lang and, optionally, pair, as JSON
-Lines, CSV, TSV or Parquet. An interrupted run keeps what it has; the same command with --resume
-finishes it. With --resume a further model goes into the same store too, and so do further texts and
-languages: give all the data, and only languages that changed are run.
+A data file is JSON Lines, CSV, TSV or Parquet with the columns text, label (1 harmful, 0 harmless),
+lang (optional) and pair (optional).
+
+An interrupted run keeps its work: repeat the command with --resume to finish it. --resume also adds
+models, texts and languages to a finished store: give the complete data again, and only languages
+with new texts are run.
 """
 
 SEPARATION_EXAMPLES = """\
@@ -61,20 +64,38 @@ BENCH_EXAMPLES = """\
 example:
   safetyspace-fast bench --model DIR/gemma --data texts.jsonl
 
-Forward passes only, in turn, medians of three rounds after one to warm up: with every layer
-captured by the engine, and in padded batches of 32 with output_hidden_states and NumPy means, both
-on the same weights. Language statistics and the store come on top in a run.
+Times forward passes in two ways on the same weights: this package with every layer captured, and
+transformers with output_hidden_states=True in padded batches of 32, averaged in NumPy. The two
+take turns; each time is the median of three rounds after one warm-up round. A run also computes
+the statistics of each language and writes the store, which is not timed here.
 """
 
 VERIFY_EXAMPLES = """\
 example:
   safetyspace-fast verify --model DIR/gemma --data sample:polite --samples 16
 
-Each text also runs alone, without padding, through transformers' output_hidden_states in float64.
-error: the engine's largest relative distance from that, over the texts. rounding: transformers' own
-distance from it in the working dtype, and float32's. supported: up to twice the rounding; degraded:
-up to sqrt(D) times, which a bad order of summation could explain; wrong: more, exit code 1.
-unchecked: transformers gives no such state, or none that is finite.
+The reference is transformers with output_hidden_states=True in float64, one text at a time, without
+padding.
+
+  error      largest relative distance of this package's states from the reference, over all texts
+  rounding   the same for transformers itself in the working dtype, plus float32's own rounding
+  supported  error is at most 2 x rounding
+  degraded   error is at most sqrt(hidden size) x rounding: an inexact order of summation
+  wrong      error is larger: do not use the model's numbers; exit code 1
+  unchecked  transformers gives no such state, or one that is not finite
+"""
+
+
+GUIDE = """\
+safetyspace-fast measures how far apart a language model holds harmful and harmless text, for every
+layer and language. Three commands to begin with:
+
+  safetyspace-fast run --model gpt2 --data sample:polite --out try.zarr   run a model, fill a store
+  safetyspace-fast separation try.zarr                                    read the numbers
+  safetyspace-fast explain rho                                            what a number means
+
+Then: `run --help` for your own data and models, `compare --help` for a model before and after
+tuning, `--help` for all commands.
 """
 
 
@@ -84,10 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 a clear error, 2 wrong usage, 130 interrupted with everything so far saved.
     """
-    warnings.showwarning = _warn
+    warnings.showwarning = terminal.warn
     try:
         arguments = _parser().parse_args(argv)
-        arguments.command(arguments)
+        if arguments.command is None:
+            print(GUIDE, end="")
+        else:
+            arguments.command(arguments)
     except ConfigError as error:
         print(f"safetyspace-fast: {error}", file=sys.stderr)
         return 2
@@ -95,16 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"safetyspace-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("safetyspace-fast: interrupted; --resume goes on from here", file=sys.stderr)
+        print("safetyspace-fast: interrupted; repeat with --resume to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
         sys.stderr.close()
         return 1
     return 0
-
-
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"safetyspace-fast: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         "layer and language.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
     _add_separation(commands)
     _add_compare(commands)
@@ -132,19 +153,20 @@ def _add_run(commands: Any) -> None:
         commands,
         "run",
         _run,
-        "run models over a data set and keep compact statistics of every layer",
+        "run models over a data set and store compact statistics of every layer",
         RUN_EXAMPLES,
     )
-    helps = field_docs()
+    docs = field_docs()
     run.add_argument(
         "--model",
         dest="models",
         action="append",
         metavar="[NAME=]BASE[+ADAPTER]",
-        help="directory, hub id or .gguf file, with a PEFT adapter after a plus; may be repeated",
+        help="directory, hub id or .gguf file; +ADAPTER merges a PEFT adapter; repeat the option "
+        "for several models",
     )
-    run.add_argument("--data", metavar="FILE_OR_ID", help=helps["data"])
-    run.add_argument("--out", required=True, metavar="RUN.zarr", help=helps["out"])
+    run.add_argument("--data", metavar="FILE_OR_ID", help=docs["data"])
+    run.add_argument("--out", required=True, metavar="RUN.zarr", help=docs["out"])
     _add_options(run, _RUN_OPTIONS)
     _add_preset(run)
     run.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -152,17 +174,17 @@ def _add_run(commands: Any) -> None:
 
 def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Add fields of `RunConfig`; None or False where one is not given."""
-    helps = field_docs()
+    docs = field_docs()
     for name in names:
         default = RunConfig.__dataclass_fields__[name].default
         shown = ",".join(default) if isinstance(default, tuple) else default
         suffix = "" if default in (None, False) else f" (default: {shown})"
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, help=helps[name] + suffix, **_RUN_OPTIONS[name])
+        parser.add_argument(flag, help=docs[name] + suffix, **_RUN_OPTIONS[name])
 
 
 def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """What was typed of these options; the rest has its defaults elsewhere."""
+    """Those of these options that were typed; the others keep the defaults of the API."""
     typed = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in typed.items() if value is not None}
 
@@ -171,9 +193,12 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         metavar="NAME[:PAIR]",
-        help="a published study's protocol, for whatever is not given; PAIR: only these two models",
+        help="fill in what you do not give from a published study's protocol; :PAIR takes one of "
+        "its model pairs",
     )
-    parser.add_argument("--list-presets", action=_Presets, nargs=0, help="print them and exit")
+    parser.add_argument(
+        "--list-presets", action=_Presets, nargs=0, help="print all presets and exit"
+    )
 
 
 def _up_to(high: int) -> Callable[[str], int]:
@@ -245,14 +270,14 @@ def _run(arguments: argparse.Namespace) -> None:
         options = fill | options
     for name, flag in (("models", "--model"), ("data", "--data")):
         if name not in options:
-            raise ConfigError(f"run: {flag} is missing; name it, or a --preset that does")
+            raise ConfigError(f"run: {flag} is missing; give it, or a --preset that has it")
     options["models"] = tuple(options["models"])
     config = RunConfig(**options)
     from . import api
 
     signal.signal(signal.SIGTERM, _as_interrupt)
     done: list[api.ModelDone] = []
-    with _Progress() as progress, closing(api.iter_run(config)) as events:
+    with terminal.RunDisplay() as progress, closing(api.iter_run(config)) as events:
         for event in events:
             progress.show(event)
             if isinstance(event, api.ModelDone):
@@ -260,75 +285,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"out": str(config.out), "models": [asdict(event) for event in done]}))
         return
-    for event in done:
-        seconds = event.forward_seconds + event.finish_seconds
-        print(
-            f"{event.model}: {event.texts:,} texts, {event.tokens:,} tokens in {seconds:.1f} s "
-            f"({event.tokens / max(event.forward_seconds, 1e-9):,.0f} tokens/s)"
-        )
-    print(f"store: {config.out}")
-    print(f"next:  safetyspace-fast separation {config.out}")
-
-
-class _Progress:
-    """Shows events of a run on stderr: lines for news, a bar for tokens."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, event: Any) -> None:
-        from tqdm import tqdm
-
-        from . import api
-
-        if isinstance(event, api.Planned):
-            resumed = f", {event.texts_done:,} done before" if event.texts_done else ""
-            padding = event.padded_tokens / max(event.tokens, 1) - 1
-            truncated = f", {event.truncated:,} texts cut to fit" if event.truncated else ""
-            prefix = f" behind {event.prefix_tokens} shared ones" if event.prefix_tokens else ""
-            self._say(
-                f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} different{resumed}"
-                f"{truncated}), {event.tokens:,} tokens{prefix} (+{padding:.1%} padding) in "
-                f"{event.batches:,} batches, {event.hookpoints} hookpoints x {event.hidden_size}; "
-                f"pooled states on disk until a language is done: {_size(event.segment_bytes)}"
-            )
-            self._bar = tqdm(
-                total=event.texts,
-                initial=event.texts_done,
-                unit="text",
-                desc=event.model,
-                file=sys.stderr,
-                mininterval=0.5,
-                smoothing=0.1,
-                dynamic_ncols=True,
-                disable=None,
-            )
-            self._tokens = 0
-        elif isinstance(event, api.Progressed):
-            self._tokens += event.tokens
-            self._bar.update(event.texts)
-            elapsed = self._bar.format_dict["elapsed"]
-            if elapsed:
-                rate = f"{self._tokens / elapsed:,.0f} tokens/s"
-                self._bar.set_postfix_str(rate, refresh=False)
-        elif isinstance(event, api.ModelDone):
-            self._bar.close()
-        elif isinstance(event, api.Verified):
-            self._say(f"{event.model}: {_verdict_line(event.verification)}")
-        elif isinstance(event, api.Note):
-            self._say(f"{event.model}: {event.message}" if event.model else event.message)
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        print(line, file=sys.stderr)
+    terminal.show_done(done, config.out)
 
 
 def _add_separation(commands: Any) -> None:
@@ -336,7 +293,7 @@ def _add_separation(commands: Any) -> None:
         commands,
         "separation",
         _separation,
-        "how far apart the classes are, from a store alone",
+        "measure how far apart harmful and harmless texts are, from a store",
         SEPARATION_EXAMPLES,
     )
     _add_selection(separation)
@@ -346,16 +303,16 @@ def _add_separation(commands: Any) -> None:
 
 def _separation(arguments: argparse.Namespace) -> None:
     from . import api
+    from .analysis import tables
     from .errors import StoreError
-    from .separation import tables
 
     run = api.open_run(arguments.run)
     options = _statistics(arguments)
     dataset = _with_bar(api.separation, arguments, run, models=arguments.models, **options)
     try:
         api.save_results(run, dataset)
-    except StoreError as error:  # a store that others own is still worth a table
-        print(f"safetyspace-fast: not kept: {error}", file=sys.stderr)
+    except StoreError as error:  # a read-only store can still be read
+        print(f"safetyspace-fast: results not saved in the store: {error}", file=sys.stderr)
     tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
 
 
@@ -364,24 +321,24 @@ def _add_compare(commands: Any) -> None:
         commands,
         "compare",
         _compare,
-        "what a model's tuning changed: two models of one store on the same texts",
+        "measure what tuning changed: two models of one store, on the same texts",
         COMPARE_EXAMPLES,
     )
     _add_selection(compare)
     _add_metrics(compare)
-    compare.add_argument("--base", metavar="NAME", help="the model before")
-    compare.add_argument("--aligned", metavar="NAME", help="the model after")
+    compare.add_argument("--base", metavar="NAME", help="the model before tuning")
+    compare.add_argument("--aligned", metavar="NAME", help="the model after tuning")
     compare.add_argument(
         "--reference",
         default="en",
         metavar="LANG",
-        help="language for the difference of differences (default: en)",
+        help="language that every other language's change is compared with (default: en)",
     )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from . import api
-    from .separation import tables
+    from .analysis import tables
 
     run = api.open_run(arguments.run)
     options = _statistics(arguments)
@@ -391,7 +348,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     if None in next(iter(pairs.values())):
         raise ConfigError("compare: --base and --aligned are missing; name two models of the store")
     if len(pairs) > 1 and arguments.format != "table":
-        raise ConfigError(f"--format {arguments.format}: of one pair; choose it with NAME:PAIR")
+        raise ConfigError(
+            f"--format {arguments.format}: holds one pair of models; choose it with "
+            f"--preset {arguments.preset}:PAIR, of {', '.join(pairs)}"
+        )
     for name, (base, aligned) in pairs.items():
         dataset = _with_bar(
             api.compare,
@@ -421,8 +381,8 @@ def _preset_pairs(arguments: argparse.Namespace, run: Any) -> dict[str, tuple[st
     found = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
     if not found:
         raise ConfigError(
-            f"preset: {arguments.run} holds no pair of {arguments.preset}; write one with "
-            "`run --preset`, or name --base and --aligned"
+            f"preset: {arguments.run} holds no model pair of {arguments.preset}; run one with "
+            f"`run --preset {arguments.preset}`, or name --base and --aligned"
         )
     return found
 
@@ -432,7 +392,7 @@ def _add_languages(commands: Any) -> None:
         commands,
         "languages",
         _languages,
-        "do languages share one harm direction: cosines, transfer, content against language",
+        "do languages share one harm direction? Cosines, transfer, content against language",
         LANGUAGES_EXAMPLES,
     )
     _add_selection(languages)
@@ -443,7 +403,7 @@ def _languages(arguments: argparse.Namespace) -> None:
     import xarray
 
     from . import api
-    from .separation import tables
+    from .analysis import tables
 
     run = api.open_run(arguments.run)
     found = [
@@ -455,88 +415,94 @@ def _languages(arguments: argparse.Namespace) -> None:
 
 def _add_explain(commands: Any) -> None:
     explain = _command(
-        commands, "explain", _explain, "what a metric is: definition, source, space, pitfalls"
+        commands, "explain", _explain, "explain a metric: definition, source, pitfalls"
     )
-    explain.add_argument("metric", metavar="METRIC", help="a wrong name lists them")
+    explain.add_argument(
+        "metric", metavar="METRIC", help="a metric or a column; an unknown name lists all"
+    )
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from .separation import explain
+    from .analysis import explain
 
     print(explain(arguments.metric))
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    """Which part of a store, and in which form the numbers come."""
+    """Options that choose a part of a store and an output format."""
     parser.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
     names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
-    parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1 is the last")
+    parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1: the last")
     parser.add_argument("--poolings", **names, help="only these poolings")
     parser.add_argument("--languages", **names, help="only these languages")
     parser.add_argument(
         "--format",
         choices=("table", "json", "csv", "parquet"),
         default="table",
-        help="(default: table; parquet needs -o)",
+        help="output format (default: table; parquet needs -o)",
     )
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="same as --format json"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write to a file (default: stdout)"
+    )
 
 
 def _add_metrics(parser: argparse.ArgumentParser) -> None:
-    """What `separation` and `compare` have in common: which metrics, and how sure they are."""
+    """Options of both `separation` and `compare`: the metrics and their uncertainty."""
     parser.add_argument(
         "--metric",
         dest="metrics",
         action="append",
         metavar="NAME",
-        help="one metric, or `all`; may be repeated (default: the main ones; a wrong name lists "
-        "them)",
+        help="one metric, or `all`; repeat the option for several (default: the main ones; an "
+        "unknown name lists all)",
     )
-    for name in ("bootstraps", "permutations"):
+    for name, purpose in (("bootstraps", "intervals"), ("permutations", "p values")):
         parser.add_argument(
             f"--{name}",
             type=_up_to(MAX_RESAMPLES),
             default=200,
             metavar="N",
-            help="how many (default: 200)",
+            help=f"resamples for {purpose} (default: 200)",
         )
     parser.add_argument(
         "--seed",
         type=_up_to(MAX_SEED),
         default=0,
         metavar="N",
-        help="of the resampling (default: 0)",
+        help="seed of the resampling (default: 0)",
     )
     parser.add_argument(
         "--unpaired",
         action="store_true",
-        help="take paired texts for unpaired, which is wrong: to see how wrong",
+        help="ignore pairing (invalid; for comparison only)",
     )
     for name, other in (("high", "high-resource"), ("low", "low-resource")):
         parser.add_argument(
             f"--{name}",
             type=_names,
             metavar="A,B,..",
-            help=f"the {other} languages (default: see `explain groups`)",
+            help=f"languages that count as {other} (default: see `explain groups`)",
         )
     _add_preset(parser)
 
 
 def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Options of `separation` and `compare`; a preset stands in for what is not given."""
+    """Arguments of `api.separation` and `api.compare`; a preset fills in what was not typed."""
     metrics = "all" if arguments.metrics == ["all"] else arguments.metrics
+    layers, poolings = arguments.layers, arguments.poolings
     if arguments.preset:
         from .presets import preset
 
         chosen, _ = preset(arguments.preset)
         metrics = metrics or chosen.metrics
-        arguments.layers = arguments.layers or (chosen.layers,)
-        arguments.poolings = arguments.poolings or chosen.poolings
+        layers, poolings = layers or (chosen.layers,), poolings or chosen.poolings
     return {
         "metrics": metrics,
+        "layers": layers,
+        "poolings": poolings,
         "bootstraps": arguments.bootstraps,
         "permutations": arguments.permutations,
         "seed": arguments.seed,
@@ -545,7 +511,7 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
-    from .separation.languages import GROUPS, with_groups
+    from .analysis.languages import GROUPS, with_groups
 
     asked = {"high": arguments.high, "low": arguments.low}
     return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})
@@ -554,36 +520,16 @@ def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
 def _with_bar(
     function: Callable[..., Any], arguments: argparse.Namespace, run: Any, **options: Any
 ) -> Any:
-    """Call a function of a store with the selection that was typed, behind a progress bar."""
+    """Call a function of the API with the selection that was typed, and show a progress bar."""
     if arguments.format == "parquet" and arguments.output is None:
-        raise ConfigError("--format parquet: is binary; name a file with -o")
-    with _bar("resampling", "step") as show:
-        return function(
-            run,
-            layers=arguments.layers,
-            poolings=arguments.poolings,
-            languages=arguments.languages,
-            progress=show,
-            **options,
-        )
-
-
-@contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, as a function of what is done and how much there is."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
+        raise ConfigError("--format parquet: Parquet is binary; name a file with -o")
+    with terminal.bar("resampling", "step") as show:
+        selection = {name: getattr(arguments, name) for name in ("layers", "poolings", "languages")}
+        return function(run, progress=show, **(selection | options))
 
 
 def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterable[str]) -> None:
-    """Add what a command on a few texts takes."""
+    """Options of the commands that run a model over a few texts."""
     parser.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
     parser.add_argument("--data", required=True, metavar="FILE_OR_ID", help=field_docs()["data"])
     parser.add_argument(
@@ -604,8 +550,8 @@ def _sampled(
     what: str,
     unit: str,
 ) -> Any:
-    """Call a function on a few texts with what was typed, behind a progress bar."""
-    with _bar(what, unit) as show:
+    """Call a function of the API on a few texts, and show a progress bar."""
+    with terminal.bar(what, unit) as show:
         return function(
             arguments.model,
             arguments.data,
@@ -620,7 +566,7 @@ def _add_verify(commands: Any) -> None:
         commands,
         "verify",
         _verify,
-        "hold a sample against transformers' own hidden states, layer by layer",
+        "compare a sample with transformers' own hidden states, layer by layer",
         VERIFY_EXAMPLES,
     )
     _add_sampled(verify, 32, _VERIFY_OPTIONS)
@@ -633,28 +579,9 @@ def _verify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(asdict(found) | {"verdict": found.verdict}))
     else:
-        print(f"{found.model}: {_verdict_line(found)}")
-        print(f"{'hookpoint':12} {'pooling':10} {'error':>9} {'rounding':>9}  verdict")
-        for cell in found.cells:
-            error, rounding = (
-                f"{'-' if value is None else format(value, '.1e'):>9}"
-                for value in (cell.error, cell.rounding)
-            )
-            print(f"{cell.hookpoint:12} {cell.pooling:10} {error} {rounding}  {cell.verdict}")
+        terminal.show_verification(found)
     if found.problem is not None:
         raise SafetySpaceError(found.problem)
-
-
-def _verdict_line(found: Any) -> str:
-    cells: dict[str, int] = {}
-    for cell in found.cells:
-        cells[cell.verdict] = cells.get(cell.verdict, 0) + 1
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in cells.items())
-    odd = f"; tokens of {len(found.odd_tokens)} texts differ" if found.odd_tokens else ""
-    return (
-        f"{found.verdict}: {counts}{odd} ({found.texts} texts, template {found.template}; engine "
-        f"in {found.dtype} against transformers in {found.exact_dtype})"
-    )
 
 
 def _add_bench(commands: Any) -> None:
@@ -662,7 +589,7 @@ def _add_bench(commands: Any) -> None:
         commands,
         "bench",
         _bench,
-        "time the engine on your model and texts, beside transformers' output_hidden_states",
+        "time this package and transformers' output_hidden_states on your model and texts",
         BENCH_EXAMPLES,
     )
     _add_sampled(bench, 128, _BENCH_OPTIONS)
@@ -675,28 +602,18 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(asdict(found) | {"ratio": found.ratio, "all_s": found.all_s}))
         return
-    rate = found.share_of_matrix_rate
-    share = f", {rate:.0%} of the rate of its matrix products alone" if rate is not None else ""
-    print(
-        f"{found.model}: {found.texts:,} texts, template {found.template}, {found.dtype} on "
-        f"{found.device}\n"
-        f"output_hidden_states  {found.usual_s:8.2f} s {found.texts / found.usual_s:9.1f} texts/s\n"
-        f"safetyspace-fast      {found.ours_s:8.2f} s {found.texts / found.ours_s:9.1f} texts/s  "
-        f"{found.ratio:.2f}x, {found.tokens / found.ours_s:,.0f} tokens/s{share}\n"
-        f"all {found.all_texts:,} texts ({found.all_tokens:,} tokens): about {found.all_s:,.0f} s "
-        "of forward passes"
-    )
+    terminal.show_bench(found)
 
 
 def _add_check(commands: Any) -> None:
     check = _command(
-        commands, "check", _check, "read every file of a store and name what is damaged or missing"
+        commands, "check", _check, "read every file of a store and list damaged or missing ones"
     )
     check.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
     check.add_argument(
         "--repair",
         action="store_true",
-        help="delete what is damaged, so that `run --resume` does that part again and no other",
+        help="delete damaged files, so that `run --resume` computes only these again",
     )
 
 
@@ -704,16 +621,14 @@ def _check(arguments: argparse.Namespace) -> None:
     from . import api
 
     report = api.check(arguments.run, repair=arguments.repair)
-    for name in report.complete:
-        print(f"{name}: complete")
-    for name, state in report.incomplete.items():
-        print(f"{name}: not complete: {state}")
-    for damage in report.damage:
-        print(f"{damage.file}: {damage.reason}")
+    terminal.show_check(report)
     if report.damage and not arguments.repair:
-        raise StoreError(f"{arguments.run}: {len(report.damage)} damaged; --repair marks them")
+        raise StoreError(
+            f"{arguments.run}: {len(report.damage)} damaged files; repeat with --repair to prepare "
+            "them for `run --resume`"
+        )
     if report.damage:
-        print("marked; the `run` command that made the store, with --resume, does the rest")
+        print("next: repeat the `run` command that made the store, with --resume")
 
 
 def _add_info(commands: Any) -> None:
@@ -721,7 +636,7 @@ def _add_info(commands: Any) -> None:
         commands,
         "info",
         _info,
-        "versions, devices, how the kernels were built, which are used here and why not the others",
+        "show versions, devices, and which kernels run here and why the others do not",
     )
     info.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -733,22 +648,7 @@ def _info(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
-    for name, version in facts["versions"].items():
-        print(f"{name:18} {version or 'not installed'}")
-    print(f"{'python':18} {facts['python']} on {facts['system']}")
-    print(f"{'threads':18} {facts['threads']} ({facts['cpu_capability']})")
-    for device in facts["cuda_devices"]:
-        print(f"{'cuda':18} {device['name']}, {_size(device['memory_bytes'])}")
-    if not facts["cuda_devices"]:
-        print(f"{'cuda':18} no device")
-    for key, value in (facts["build"] or {"build": "no record: run from a source tree"}).items():
-        print(f"{key:18} {value}")
-    for op, implementations in facts["implementations"].items():
-        print(f"\n{op}")
-        for name, reasons in implementations.items():
-            print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
-    fused = "fused, on our kernels" if facts["fused_layers"] else "torch's own"
-    print(f"\nnorms, gates and linear layers of float32 models on the CPU: {fused}")
+    terminal.show_environment(facts)
 
 
 def _command(
@@ -770,7 +670,7 @@ def _command(
 
 
 class _Presets(argparse.Action):
-    """Lists the presets, whatever else was typed."""
+    """Print the presets and stop, even where required options are missing."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from .presets import describe
@@ -780,7 +680,7 @@ class _Presets(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Print the version, which is looked up only now, and stop."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
@@ -790,13 +690,8 @@ class _Version(argparse.Action):
 
 
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """A scheduler that stops a job sends SIGTERM: save as for Ctrl-C."""
+    """Treat SIGTERM, which schedulers send before they stop a job, like Ctrl-C."""
     raise KeyboardInterrupt
-
-
-def _size(n_bytes: int) -> str:
-    power = min(len(str(n_bytes)) - 1, 14) // 3
-    return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 if __name__ == "__main__":

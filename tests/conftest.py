@@ -2,15 +2,25 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPO))  # for `benchmarks`; last, so that an installed package comes first
 
 from benchmarks.small_models import small_model  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _float32_by_default() -> Iterator[None]:
+    """Where a CPU has AMX, dtype `auto` is bfloat16; tests ask for the same type everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        yield
 
 
 def _absent(message: str) -> NoReturn:

@@ -93,8 +93,18 @@ def test_errors_are_one_line(
     assert message in lines[0]
 
 
+def test_without_arguments_it_is_a_guide(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    guide, nothing = capfd.readouterr()
+    commands = re.findall(r"^  safetyspace-fast (\w+)", guide, re.MULTILINE)
+    assert commands == ["run", "separation", "explain"]
+    assert "--help" in guide
+    assert not nothing
+    assert max(map(len, guide.splitlines())) <= 100
+
+
 def test_wrong_usage_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["run"], ["fly"], ["run", "--token-budget", "many"]):
+    for arguments in (["run"], ["fly"], ["run", "--token-budget", "many"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
@@ -263,7 +273,7 @@ def test_separation_keeps_its_results_and_goes_on_where_it_cannot(
     assert main(chosen) == 0
     printed, said = capfd.readouterr()
     assert "rho" in printed
-    assert "not kept: read-only" in said
+    assert "not saved in the store: read-only" in said
 
 
 def test_a_wrong_analysis_is_done_with_a_warning(

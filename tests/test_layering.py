@@ -1,4 +1,4 @@
-"""Dependencies point one way: cli -> api -> extract, separation -> models, data, store -> ops."""
+"""Dependencies point one way: cli -> api -> extract, analysis -> models, data, store -> ops."""
 
 import ast
 import subprocess
@@ -20,12 +20,13 @@ ALLOWED = {
     "models": {"config", "errors", "ops"},
     "store": {"errors"},
     "extract": {"errors", "ops", "parallel", "data", "models", "store"},
-    "separation": {"errors", "ops", "parallel", "data", "store"},
+    "analysis": {"errors", "ops", "parallel", "data", "store"},
     "info": {"ops"},
     "bench": {"data", "models", "extract"},
     "api": {"bench", "config", "errors", "info", "data", "models", "store", "extract"}
-    | {"separation"},
-    "cli": {"config", "errors", "info", "presets", "api", "separation"},
+    | {"analysis"},
+    "terminal": {"api"},
+    "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},
     "__init__": {"api", "ops"},
 }
 

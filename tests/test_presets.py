@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny
 
+from safetyspace_fast.analysis import metric
 from safetyspace_fast.cli import main
 from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.models import parse_model
 from safetyspace_fast.presets import preset, presets
-from safetyspace_fast.separation import metric
 
 
 @pytest.mark.parametrize("name", list(presets()))

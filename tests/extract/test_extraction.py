@@ -188,7 +188,7 @@ KILLED = """
 import os, signal, sys
 from safetyspace_fast import api
 config = api.RunConfig(models=("m=" + sys.argv[1],), data=sys.argv[2], out=sys.argv[3],
-                       template="none", resume=True)
+                       template="none", dtype="float32", resume=True)
 steps = int(sys.argv[4])
 for event in api.iter_run(config):
     steps -= 1

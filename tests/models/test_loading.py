@@ -478,6 +478,14 @@ def save_tiny_gguf(directory, target):
     return state
 
 
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_auto_is_bfloat16_on_cpus_with_amx(tmp_path, monkeypatch, has_amx):
+    llama = tiny_models.save_tiny("llama", tmp_path / "tiny")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    model = load_model(parse_model(str(llama)), device="cpu")
+    assert model.dtype == (torch.bfloat16 if has_amx else torch.float32)
+
+
 def test_gguf_unpacks(tmp_path):
     file = tmp_path / "tiny.gguf"
     # transformers reads no size of heads from a GGUF file of this architecture.

@@ -22,6 +22,7 @@ from safetyspace_fast.store import Claim, Place, Progress
 from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 COMMAND = [sys.executable, "-m", "safetyspace_fast.cli", "run", "--template", "none"]
+COMMAND += ["--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")

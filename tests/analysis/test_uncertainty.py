@@ -7,9 +7,10 @@ import pytest
 import torch
 from oracle import stand_in
 
-from safetyspace_fast.separation import METRICS, family_p, separation
-from safetyspace_fast.separation import uncertainty as u
-from safetyspace_fast.separation.definitions import NONE
+from safetyspace_fast.analysis import METRICS, separation
+from safetyspace_fast.analysis import uncertainty as u
+from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis.separation import family_p
 
 
 def drawn(label, pair=None, **options):

@@ -497,9 +497,9 @@ def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
 
 def _notes() -> dict[str, str]:
     """What is reported beside the metrics, by name."""
-    from . import CONFOUNDS
     from .between import COLUMNS, GEOMETRY
     from .languages import DEFINITIONS, GROUP_DEFINITION, GROUPS, PARALLEL, PARALLEL_ENDS
+    from .separation import CONFOUNDS
 
     table = "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
     groups = f"{GROUP_DEFINITION}. {table} (above or below 1 % of Common Crawl's pages)"

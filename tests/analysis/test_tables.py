@@ -9,10 +9,11 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
+from safetyspace_fast.analysis import separation, tables
+from safetyspace_fast.analysis.between import compare
+from safetyspace_fast.analysis.languages import with_groups
+from safetyspace_fast.analysis.separation import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import CONFOUNDS, separation, tables
-from safetyspace_fast.separation.between import compare
-from safetyspace_fast.separation.languages import with_groups
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
+from safetyspace_fast.analysis import METRICS, engine, metric, separation
+from safetyspace_fast.analysis.between import GEOMETRY, compare, debiased_cka
+from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import METRICS, engine, metric, separation
-from safetyspace_fast.separation.between import GEOMETRY, compare, debiased_cka
-from safetyspace_fast.separation.definitions import NONE
-from safetyspace_fast.separation.tables import to_table
 
 QUICK = {"bootstraps": 30, "permutations": 9}
 SCALED = ("rho_adjusted", "bhattacharyya_excess_pc10", "silhouette_pc10", "auc_direction")

@@ -17,7 +17,7 @@ from sklearn.metrics import (
     silhouette_score,
 )
 
-from safetyspace_fast.separation import metrics as m
+from safetyspace_fast.analysis import metrics as m
 
 
 def classes(n0=60, n1=45, width=8, shift=0.7, seed=0):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..parallel import in_parallel
-from . import Progress, check_paired, confounds, family_p, names_in, positions
 from . import engine as e
 from . import metrics as m
 from . import uncertainty as u
 from .definitions import Metric, choose
+from .separation import Progress, check_paired, confounds, family_p, names_in, positions
 
 if TYPE_CHECKING:
     import xarray

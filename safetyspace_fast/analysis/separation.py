@@ -1,22 +1,18 @@
-"""How far apart the classes are, from the store alone: metrics, intervals, nulls, comparisons."""
+"""How far apart the classes of every model, layer, pooling and language are."""
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConfigError
-from .definitions import METRICS, Metric, choose, explain, metric
+from .definitions import Metric, choose
 
 if TYPE_CHECKING:
     import xarray
 
     from ..store import Run
-
-__all__ = ["METRICS", "Metric", "choose", "explain", "metric", "separation"]
 
 CONFOUNDS = {
     "tokens0": "mean tokens of a harmless text",
@@ -275,13 +271,3 @@ def _is_paired(run: "Run", lang: str) -> bool:
     pair = np.asarray(run.samples.pair[run.lang_range(lang)])
     _, sizes = np.unique(pair, return_counts=True)
     return bool(len(pair)) and bool((pair >= 0).all()) and bool((sizes == 2).all())
-
-
-class _Callable(ModuleType):
-    """Lets `safetyspace_fast.separation(run)` work although this module has the same name."""
-
-    def __call__(self, run: "Run", **options: Any) -> "xarray.Dataset":
-        return separation(run, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..parallel import in_parallel
-from . import Progress, confounds, names_in, positions
 from . import engine as e
 from . import metrics as m
 from . import uncertainty as u
+from .separation import Progress, confounds, names_in, positions
 
 if TYPE_CHECKING:
     import xarray

@@ -6,11 +6,11 @@ import torch
 from oracle import stand_in
 from sklearn.metrics import silhouette_samples
 
+from safetyspace_fast.analysis import metrics as m
+from safetyspace_fast.analysis import separation
+from safetyspace_fast.analysis.between import compare
+from safetyspace_fast.analysis.languages import DEFINITIONS, directions, parallel, with_groups
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.separation import metrics as m
-from safetyspace_fast.separation import separation
-from safetyspace_fast.separation.between import compare
-from safetyspace_fast.separation.languages import DEFINITIONS, directions, parallel, with_groups
 
 
 @pytest.fixture(scope="module")

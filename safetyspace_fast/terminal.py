@@ -1,0 +1,189 @@
+"""What a person sees: progress bars and news on stderr, results on stdout."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Bench, Event, ModelDone, Report, Verification
+
+
+def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line; takes the place of `warnings.showwarning`."""
+    print(f"safetyspace-fast: warning: {message}", file=sys.stderr)
+
+
+class RunDisplay:
+    """Shows the events of a run on stderr: one progress bar a model, and lines for notes."""
+
+    def __init__(self) -> None:
+        """Start without a bar."""
+        self._bar: Any = None  # tqdm has no types
+
+    def __enter__(self) -> "RunDisplay":
+        """Show nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, event: "Event") -> None:
+        """Show one event."""
+        from tqdm import tqdm
+
+        from . import api
+
+        if isinstance(event, api.Planned):
+            resumed = f", {event.texts_done:,} done before" if event.texts_done else ""
+            padding = event.padded_tokens / max(event.tokens, 1) - 1
+            truncated = f", {event.truncated:,} cut to fit" if event.truncated else ""
+            prefix = (
+                f" after {event.prefix_tokens} shared tokens that run once"
+                if event.prefix_tokens
+                else ""
+            )
+            self._say(
+                f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} distinct{resumed}"
+                f"{truncated}), {event.tokens:,} tokens{prefix} (+{padding:.1%} padding) in "
+                f"{event.batches:,} batches; {event.hookpoints} hookpoints x {event.hidden_size} "
+                f"dimensions; up to {size(event.segment_bytes)} of temporary files"
+            )
+            self._bar = tqdm(
+                total=event.texts,
+                initial=event.texts_done,
+                unit="text",
+                desc=event.model,
+                file=sys.stderr,
+                mininterval=0.5,
+                smoothing=0.1,
+                dynamic_ncols=True,
+                disable=None,
+            )
+            self._tokens = 0
+        elif isinstance(event, api.Progressed):
+            self._tokens += event.tokens
+            self._bar.update(event.texts)
+            elapsed = self._bar.format_dict["elapsed"]
+            if elapsed:
+                rate = f"{self._tokens / elapsed:,.0f} tokens/s"
+                self._bar.set_postfix_str(rate, refresh=False)
+        elif isinstance(event, api.ModelDone):
+            self._bar.close()
+        elif isinstance(event, api.Verified):
+            self._say(f"{event.model}: {verdict_line(event.verification)}")
+        elif isinstance(event, api.Note):
+            self._say(f"{event.model}: {event.message}" if event.model else event.message)
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, file=sys.stderr)
+
+
+@contextmanager
+def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; call what this yields with the steps done and their total."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, file=sys.stderr, disable=None, leave=False) as tqdm_bar:
+
+        def show(done: int, total: int) -> None:
+            tqdm_bar.total = total
+            tqdm_bar.update(done - tqdm_bar.n)
+
+        yield show
+
+
+def show_done(done: Iterable["ModelDone"], out: object) -> None:
+    """Print a line for every model, the store, and what to type next."""
+    for event in done:
+        seconds = event.forward_seconds + event.finish_seconds
+        print(
+            f"{event.model}: {event.texts:,} texts, {event.tokens:,} tokens in {seconds:.1f} s "
+            f"({event.tokens / max(event.forward_seconds, 1e-9):,.0f} tokens/s)"
+        )
+    print(f"store: {out}")
+    print(f"next:  safetyspace-fast separation {out}")
+
+
+def verdict_line(verification: "Verification") -> str:
+    """One line: the verdict, and how many cells have each."""
+    cells: dict[str, int] = {}
+    for cell in verification.cells:
+        cells[cell.verdict] = cells.get(cell.verdict, 0) + 1
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in cells.items())
+    n_odd = len(verification.odd_tokens)
+    odd = f"; tokens of {n_odd} texts differ" if n_odd else ""
+    return (
+        f"{verification.verdict}: {counts}{odd} ({verification.texts} texts, template "
+        f"{verification.template}; engine in {verification.dtype} against transformers in "
+        f"{verification.exact_dtype})"
+    )
+
+
+def show_verification(verification: "Verification") -> None:
+    """Print the verdict, then a line for every hookpoint and pooling."""
+    print(f"{verification.model}: {verdict_line(verification)}")
+    print(f"{'hookpoint':12} {'pooling':10} {'error':>9} {'rounding':>9}  verdict")
+    for cell in verification.cells:
+        error, rounding = (
+            f"{'-' if value is None else format(value, '.1e'):>9}"
+            for value in (cell.error, cell.rounding)
+        )
+        print(f"{cell.hookpoint:12} {cell.pooling:10} {error} {rounding}  {cell.verdict}")
+
+
+def show_bench(bench: "Bench") -> None:
+    """Print both times, their ratio, and how long all texts will take."""
+    rate = bench.share_of_matrix_rate
+    share = f", {rate:.0%} of its matrix products' own rate" if rate is not None else ""
+    print(
+        f"{bench.model}: {bench.texts:,} texts, template {bench.template}, {bench.dtype} on "
+        f"{bench.device}\n"
+        f"output_hidden_states  {bench.usual_s:8.2f} s {bench.texts / bench.usual_s:9.1f} texts/s\n"
+        f"safetyspace-fast      {bench.ours_s:8.2f} s {bench.texts / bench.ours_s:9.1f} texts/s  "
+        f"{bench.ratio:.2f}x as fast, {bench.tokens / bench.ours_s:,.0f} tokens/s{share}\n"
+        f"all {bench.all_texts:,} texts ({bench.all_tokens:,} tokens) would take about "
+        f"{bench.all_s:,.0f} s of forward passes"
+    )
+
+
+def show_check(report: "Report") -> None:
+    """Print how far every model is, then every damaged file."""
+    for name in report.complete:
+        print(f"{name}: complete")
+    for name, state in report.incomplete.items():
+        print(f"{name}: not complete: {state}")
+    for damage in report.damage:
+        print(f"{damage.file}: {damage.reason}")
+
+
+def show_environment(facts: dict[str, Any]) -> None:  # as `info --json` prints it
+    """Print versions, devices, the build, and which kernels can be used."""
+    for name, version in facts["versions"].items():
+        print(f"{name:18} {version or 'not installed'}")
+    print(f"{'python':18} {facts['python']} on {facts['system']}")
+    print(f"{'threads':18} {facts['threads']} ({facts['cpu_capability']})")
+    for device in facts["cuda_devices"]:
+        print(f"{'cuda':18} {device['name']}, {size(device['memory_bytes'])}")
+    if not facts["cuda_devices"]:
+        print(f"{'cuda':18} no device")
+    for key, value in (
+        facts["build"] or {"build": "not recorded (run from a source tree)"}
+    ).items():
+        print(f"{key:18} {value}")
+    for op, implementations in facts["implementations"].items():
+        print(f"\n{op}")
+        for name, reasons in implementations.items():
+            print(f"  {name:16} {'; '.join(reasons) or 'usable'}")
+    fused = "this package's fused kernels" if facts["fused_layers"] else "torch's own"
+    print(f"\nlinear layers, gates and norms of float32 models on the CPU: {fused}")
+
+
+def size(n_bytes: int) -> str:
+    """A size in three digits with its unit."""
+    power = min(len(str(n_bytes)) - 1, 14) // 3
+    return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
