@@ -1,5 +1,6 @@
 """What a run is told to do: one frozen, validated dataclass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -106,6 +107,15 @@ class RunConfig:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
         if "://" not in str(self.out):
             object.__setattr__(self, "out", Path(self.out))
+
+
+def layer_name(asked: str, hookpoints: Sequence[str]) -> str:
+    """The name of a layer: `-1` is the last of `hookpoints`, `-2` the one before; a name is itself.
+
+    Names that are not among the hookpoints are returned as they are.
+    """
+    counted = {str(i - len(hookpoints)): name for i, name in enumerate(hookpoints)}
+    return counted.get(asked, asked)
 
 
 def field_docs() -> dict[str, str]:

@@ -31,9 +31,9 @@ from .errors import DataError, ModelError
 from .extract import Capture, CellCheck, Verification, make_plan, seeded_projection, share_prefix
 from .extract.loop import padded
 from .models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
-from .models.loading import quiet_transformers
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
+from .models.weights import quiet_transformers
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]

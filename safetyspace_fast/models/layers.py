@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..config import layer_name
 from ..errors import ConfigError, ModelError, first_line
 
 
@@ -30,18 +31,15 @@ def resolve_layers(text: str, hookpoints: Sequence[str]) -> tuple[str, ...]:
     if text.strip() == "all":
         return tuple(hookpoints)
     chosen = set()
-    counts = {str(i) for i in range(1, len(hookpoints) + 1)}
     for part in (part.strip() for part in text.split(",")):
-        if part in hookpoints:
-            chosen.add(part)
-        elif part[:1] == "-" and part[1:] in counts:
-            chosen.add(hookpoints[int(part)])
-        else:
+        name = layer_name(part, hookpoints)
+        if name not in hookpoints:
             raise ConfigError(
                 f"layer {part!r} of {text!r}: expected 'all', or names and negative numbers from "
                 f"{hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, {hookpoints[-1]} "
                 f"(-1 .. -{len(hookpoints)})"
             )
+        chosen.add(name)
     return tuple(name for name in hookpoints if name in chosen)
 
 
