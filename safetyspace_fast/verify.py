@@ -46,7 +46,7 @@ def verify_model(
     samples: Samples,
     *,
     num_texts: int = 32,
-    layers: str = "all",
+    layers: str | Sequence[str] = "all",
     poolings: Sequence[str] = ("mean", "last"),
     template: str = "auto",
     device: str = "auto",
