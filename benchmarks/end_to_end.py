@@ -33,7 +33,7 @@ from safetyspace_fast.extract import (
     seeded_projection,
     share_prefix,
 )
-from safetyspace_fast.extract.loop import padded
+from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.extract.transfer import WriterThread
 from safetyspace_fast.extract.tune import BUDGETS
@@ -123,7 +123,7 @@ class Ours:
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:
             for batch in plan:
-                out = capture.run(*padded(self.model, tokens, batch))
+                out = capture.run(tokens, batch)
                 states = out[:, 0, :, :width].transpose(0, 1).numpy()
                 result[batch.rows] = states[batch.source]
         return result
@@ -183,7 +183,7 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
             started = time.perf_counter()
             with Capture(model, model.hookpoints, projection, None, prefix) as capture:
                 for batch in plan:
-                    out = capture.run(*padded(model, tokens, batch)).numpy()
+                    out = capture.run(tokens, batch).numpy()
                     thread.put(partial(append, progress, batch, out))
             thread.flush()
             seconds = time.perf_counter() - started

@@ -11,7 +11,6 @@ import torch
 
 from .data import Samples
 from .extract import Capture, make_plan, seeded_projection, share_prefix, token_budget
-from .extract.loop import padded
 from .models import (
     GatedLinear,
     LoadedModel,
@@ -95,7 +94,7 @@ def bench_model(
     def ours() -> None:
         with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
             for batch in plan:
-                capture.run(*padded(model, tokens, batch)).cpu()
+                capture.run(tokens, batch).cpu()
 
     fused = any(isinstance(module, PackedLinear) for module in model.blocks.modules())
 

@@ -29,7 +29,6 @@ import torch
 from .data import Samples
 from .errors import DataError, ModelError
 from .extract import Capture, CellCheck, Verification, make_plan, seeded_projection, share_prefix
-from .extract.loop import padded
 from .models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
@@ -165,7 +164,7 @@ def _engine_states(
     states = np.full(shape, np.nan, np.float32)
     with Capture(model, hookpoints, projection, impl, prefix) as capture:
         for batch in plan:
-            out = capture.run(*padded(model, tokens, batch)).cpu().numpy()
+            out = capture.run(tokens, batch).cpu().numpy()
             pooled = batch.for_rows(out)[..., : model.hidden_size]
             states[batch.rows] = pooled.transpose(2, 0, 1, 3)
     return states

@@ -199,8 +199,8 @@ def left_padding_is_pooled(patch: pytest.MonkeyPatch) -> None:
         spans[:, 1] = torch.tensor([ids.shape[1] - 1, ids.shape[1]])
         return ids, spans, mask
 
-    right = verify.padded
-    patch.setattr(verify, "padded", padded)
+    right = capture.padded
+    patch.setattr(capture, "padded", padded)
 
 
 def _with_spans(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:

@@ -160,7 +160,7 @@ class Extraction:
                 continue
             started = time.perf_counter()
             try:
-                out = capture.run(*padded(self._model, self._tokens, batch))
+                out = capture.run(self._tokens, batch)
             except torch.OutOfMemoryError as error:
                 if len(batch.unique) == 1:
                     raise ModelError(
@@ -245,32 +245,6 @@ class Extraction:
             parts = (torch.from_numpy(x[place]) for x in (centre, variance, components))
             basis[place] = merge_bases(counts[place].tolist(), *parts).numpy()
         self._writer.write("pca_basis", basis)
-
-
-def padded(
-    model: LoadedModel, tokens: Tokenized, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The input of one batch, on the model's device, as `Capture.run` takes it.
-
-    Returns:
-        input ids `[B, T] int64`, spans `[B, S, 2] int32`, and the attention mask `[B, T] int64` of
-        a model that is not causal, else None.
-    """
-    ids = torch.full((len(batch.unique), batch.length), model.pad_token_id, dtype=torch.int64)
-    mask = None if model.causal else torch.zeros_like(ids)
-    for i_row, row in enumerate(batch.unique):
-        prompt = tokens.prompt(row)
-        ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
-        if mask is not None:
-            mask[i_row, : len(prompt)] = 1
-
-    def on_device(tensor: torch.Tensor) -> torch.Tensor:
-        if model.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(model.device, non_blocking=True)
-
-    spans = on_device(torch.from_numpy(tokens.spans[batch.unique]))
-    return on_device(ids), spans, None if mask is None else on_device(mask)
 
 
 def _fold_means(projected: Array, cell_of: Array) -> dict[str, Array]:

@@ -9,7 +9,6 @@ import torch
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized
 from .capture import Capture, seeded_projection
-from .loop import padded
 from .plan import Batch
 
 BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (16_384, 32_768, 65_536)}
@@ -47,7 +46,7 @@ def compile_blocks(model: LoadedModel, tokens: Tokenized, prefix: Any = None) ->
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     try:
         with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
-            capture.run(*padded(model, tokens, two))
+            capture.run(tokens, two)
     except Exception as error:
         raise ModelError(
             f"{model.name}: cannot be compiled here ({type(error).__name__}: {first_line(error)}); "
@@ -79,9 +78,9 @@ def token_budget(model: LoadedModel, tokens: Tokenized, prefix: Any = None) -> i
         for budget in budgets:
             size = max(1, budget // length)
             chosen = np.resize(rows[: middle + 1][-size:], size)
-            inputs = padded(model, tokens, Batch(chosen, np.arange(size), chosen, length))
+            batch = Batch(chosen, np.arange(size), chosen, length)
             try:
-                seconds = min(_seconds(capture, inputs) for _ in range(_ROUNDS))
+                seconds = min(_seconds(capture, tokens, batch) for _ in range(_ROUNDS))
             except torch.OutOfMemoryError:
                 break
             rates[budget] = size * length / seconds
@@ -92,7 +91,7 @@ def token_budget(model: LoadedModel, tokens: Tokenized, prefix: Any = None) -> i
     return best
 
 
-def _seconds(capture: Capture, inputs: tuple[Any, ...]) -> float:
+def _seconds(capture: Capture, tokens: Tokenized, batch: Batch) -> float:
     started = time.perf_counter()
-    capture.run(*inputs).sum().item()  # waits for a GPU
+    capture.run(tokens, batch).sum().item()  # waits for a GPU
     return time.perf_counter() - started

@@ -19,7 +19,7 @@ from safetyspace_fast.extract import (
     token_budget,
     tune,
 )
-from safetyspace_fast.extract.loop import padded
+from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.models import LoadedModel, Tokenized, load_model, parse_model, tokenize
 
 TEXTS = ["one text", "another one", "a longer text than the two before it", "short", "the last"]
@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> LoadedModel:
 def states(model: LoadedModel, tokens: Tokenized, prefix: Any) -> list[torch.Tensor]:
     plan = make_plan(tokens, part_samples=8, token_budget=40)
     with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), prefix=prefix) as capture:
-        return [capture.run(*padded(model, tokens, batch)) for batch in plan]
+        return [capture.run(tokens, batch) for batch in plan]
 
 
 @pytest.mark.parametrize("template", [pytest.param("none", marks=pytest.mark.slow), "chat"])
@@ -79,9 +79,9 @@ def test_the_budget_is_the_smallest_that_no_larger_one_beats(
     speed = cycle(np.repeat(seconds_per_token, tune._ROUNDS))
     seen = []
 
-    def seconds(_capture: Capture, inputs: tuple[Any, ...]) -> float:
-        seen.append(inputs[0].numel())
-        return float(next(speed)) * inputs[0].numel()
+    def seconds(_capture: Capture, _tokens: Tokenized, batch: Batch) -> float:
+        seen.append(batch.padded_tokens)
+        return float(next(speed)) * batch.padded_tokens
 
     monkeypatch.setattr(tune, "_seconds", seconds)
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
