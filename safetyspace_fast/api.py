@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Unpack, overload
+from typing import TYPE_CHECKING, Unpack, overload
 
 from .analysis import compare, directions, parallel, separation
 from .bench import Bench, bench_model
@@ -21,8 +21,12 @@ from .extract import (
 )
 from .models import load_model, parse_model
 from .runner import run_models
-from .store import Report, Run, check, save_results
+from .store import Report, Run, check
+from .store import save_results as store_results
 from .verify import verify_model
+
+if TYPE_CHECKING:
+    import xarray
 
 API_VERSION = 1
 """Grows when a name of this module changes its meaning."""
@@ -127,6 +131,15 @@ def open_run(path: str | Path) -> Run:
         StoreError: there is no store, or a newer version of this package wrote it.
     """
     return Run(path)
+
+
+def save_results(run: Run, results: "xarray.Dataset") -> None:
+    """Keep what `separation` returned in the store, in place of what is there of these models.
+
+    Raises:
+        StoreError: the store cannot be written to, or is an object store.
+    """
+    store_results(run.place, results)
 
 
 def verify(

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .data import Samples
 from .errors import DataError, ModelError
@@ -34,7 +35,6 @@ from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
 from .models.weights import quiet_transformers
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
 
 _PLACEHOLDER = "placeholder8"
@@ -155,7 +155,7 @@ def _engine_states(
     hookpoints: tuple[str, ...],
     token_budget: int,
     impl: str | None,
-) -> Array:
+) -> NDArray[np.float32]:
     """What a run would keep: `[N, L, S, D] float32`."""
     prefix, tokens, _ = share_prefix(model, tokens)
     plan = make_plan(tokens, token_budget=token_budget)
@@ -170,11 +170,17 @@ def _engine_states(
     return states
 
 
-def _check(hookpoint: str, pooling: str, ours: Array, truth: Array, theirs: Array) -> CellCheck:
+def _check(
+    hookpoint: str,
+    pooling: str,
+    ours: NDArray[np.float32],
+    truth: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+) -> CellCheck:
     """Compare `[N, D]` states of one cell; those of transformers are float64."""
     size = np.maximum(np.linalg.norm(truth, axis=-1), np.finfo(np.float64).tiny)
 
-    def distance(states: Array) -> float:
+    def distance(states: NDArray[np.floating]) -> float:
         with np.errstate(invalid="ignore", over="ignore"):
             relative = np.linalg.norm(states - truth, axis=-1) / size
         return float(np.where(np.isnan(relative), np.inf, relative).max())
@@ -249,7 +255,7 @@ class _Oracle:
         prompts: list[tuple[list[int], list[list[int]]]],
         dtype: torch.dtype,
         tick: Callable[[], None],
-    ) -> dict[str, Array]:
+    ) -> dict[str, NDArray[np.float64]]:
         """Pooled states of every hookpoint that transformers gives: `[N, S, D] float64`."""
         model = self._load(dtype)
         deeper = None
@@ -257,7 +263,7 @@ class _Oracle:
             with suppress(Exception):  # then the last block's own output stays unchecked
                 deeper = self._load(dtype, extra_blocks=1)
         embedded = self._begins_with_embedding(model)
-        pooled: dict[str, list[Array]] = {}
+        pooled: dict[str, list[NDArray[np.float64]]] = {}
         for ids, spans in prompts:
             for name, state in self._hookpoints(model, deeper, ids, embedded):
                 # float32 sums for the usual script's sake, which the working dtype stands for

@@ -1,15 +1,11 @@
 """What is computed from the pooled states of one language when all of them are there."""
 
-from typing import Any
-
-import numpy as np
 import torch
 
 from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
 from ..store.layout import COMPONENTS
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Cell = dict[str, torch.Tensor]
 
 

@@ -14,14 +14,12 @@ from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
 from ..parallel import in_parallel
 from ..store import ModelWriter, Progress
-from ..store.layout import COMPONENTS, ROW_ARRAYS, shards_of
+from ..store.layout import COMPONENTS, ROW_ARRAYS, Array, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import finish_cell, merge_bases
 from .plan import Batch, Part, Plan
 from .transfer import HostCopy, WriterThread
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Extraction:

@@ -10,11 +10,7 @@ import zarr
 from zarr.core.sync import sync
 
 from ..errors import StoreError
-from .layout import MODEL, SAMPLES, ArraySpec, shards_of
-from .lock import Claim, alone
-from .place import SEAL, Place
-from .progress import clear, rewrite_journal, written
-from .reader import (
+from .access import (
     below,
     damaged_chunks,
     names_of,
@@ -24,6 +20,10 @@ from .reader import (
     read_array,
     refuse_misfit,
 )
+from .layout import MODEL, SAMPLES, ArraySpec, shards_of
+from .lock import Claim, alone
+from .place import SEAL, Place
+from .progress import clear, rewrite_journal, written
 from .writer import consolidate, write_bare_group
 
 _UNREADABLE = (StoreError, KeyError)

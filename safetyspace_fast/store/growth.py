@@ -17,14 +17,13 @@ import zarr
 
 from ..errors import StoreError
 from . import files
-from .layout import MODEL, shards_of
+from .access import below, open_group, read_array
+from .layout import MODEL, Array, shards_of
 from .lock import Claim
 from .place import Place
 from .progress import clear, written
-from .reader import Run, below, open_group, read_array
+from .reader import Run
 from .writer import create_run, resume_run
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # No model has a name that begins with a dot.
 _GROWN = ".grown"

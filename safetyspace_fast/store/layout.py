@@ -1,7 +1,12 @@
 """The on-disk format as data: every array of a store, its axes, type, unit and meaning."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Values of one array, whose `ArraySpec` says of which type they are."""
 FORMAT_VERSION = 1
 SHARD_SAMPLES = 256
 """Samples in one Zarr shard: the unit of work, of writing and of resume."""

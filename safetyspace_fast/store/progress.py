@@ -17,14 +17,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from . import files
+from .layout import Array
 from .place import Place
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _JOURNAL = "journal.jsonl"
 _SYNC_BYTES = 4 << 20
 """A segment is made durable each time it grew by this much."""

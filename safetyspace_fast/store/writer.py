@@ -16,11 +16,9 @@ from zarr.core.sync import sync
 
 from ..errors import StoreError
 from . import files
-from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec, shards_of
+from .access import below, open_group, read_array
+from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, Array, ArraySpec, shards_of
 from .place import Place
-from .reader import below, open_group, read_array
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def create_run(
