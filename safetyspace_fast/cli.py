@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from . import terminal
 from .config import (
@@ -24,6 +24,14 @@ from .config import (
     field_docs,
 )
 from .errors import ConfigError, SafetySpaceError, StoreError
+
+if TYPE_CHECKING:
+    import xarray
+
+    from .api import Run
+
+Result = TypeVar("Result")
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 RUN_EXAMPLES = """\
 examples:
@@ -148,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(commands: _Commands) -> None:
     run = _command(
         commands,
         "run",
@@ -288,7 +296,7 @@ def _run(arguments: argparse.Namespace) -> None:
     terminal.show_done(done, config.out)
 
 
-def _add_separation(commands: Any) -> None:
+def _add_separation(commands: _Commands) -> None:
     separation = _command(
         commands,
         "separation",
@@ -316,7 +324,7 @@ def _separation(arguments: argparse.Namespace) -> None:
     tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
 
 
-def _add_compare(commands: Any) -> None:
+def _add_compare(commands: _Commands) -> None:
     compare = _command(
         commands,
         "compare",
@@ -371,7 +379,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             print(tables.beside_published(dataset, known, chosen.source))
 
 
-def _preset_pairs(arguments: argparse.Namespace, run: Any) -> dict[str, tuple[str, str]]:
+def _preset_pairs(arguments: argparse.Namespace, run: "Run") -> dict[str, tuple[str, str]]:
     """The preset's pairs whose models are both in the store."""
     from .presets import preset
 
@@ -387,7 +395,7 @@ def _preset_pairs(arguments: argparse.Namespace, run: Any) -> dict[str, tuple[st
     return found
 
 
-def _add_languages(commands: Any) -> None:
+def _add_languages(commands: _Commands) -> None:
     languages = _command(
         commands,
         "languages",
@@ -413,7 +421,7 @@ def _languages(arguments: argparse.Namespace) -> None:
     tables.write(xarray.merge(found), arguments.format, arguments.output)
 
 
-def _add_explain(commands: Any) -> None:
+def _add_explain(commands: _Commands) -> None:
     explain = _command(
         commands, "explain", _explain, "explain a metric: definition, source, pitfalls"
     )
@@ -510,7 +518,7 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
+def _grouped(dataset: "xarray.Dataset", arguments: argparse.Namespace) -> "xarray.Dataset":
     from .analysis import GROUPS, with_groups
 
     asked = {"high": arguments.high, "low": arguments.low}
@@ -518,8 +526,8 @@ def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
 
 
 def _with_bar(
-    function: Callable[..., Any], arguments: argparse.Namespace, run: Any, **options: Any
-) -> Any:
+    function: Callable[..., Result], arguments: argparse.Namespace, run: "Run", **options: object
+) -> Result:
     """Call a function of the API with the selection that was typed, and show a progress bar."""
     if arguments.format == "parquet" and arguments.output is None:
         raise ConfigError("--format parquet: Parquet is binary; name a file with -o")
@@ -544,12 +552,12 @@ def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterabl
 
 
 def _sampled(
-    function: Callable[..., Any],
+    function: Callable[..., Result],
     arguments: argparse.Namespace,
     options: Iterable[str],
     what: str,
     unit: str,
-) -> Any:
+) -> Result:
     """Call a function of the API on a few texts, and show a progress bar."""
     with terminal.bar(what, unit) as show:
         return function(
@@ -561,7 +569,7 @@ def _sampled(
         )
 
 
-def _add_verify(commands: Any) -> None:
+def _add_verify(commands: _Commands) -> None:
     verify = _command(
         commands,
         "verify",
@@ -584,7 +592,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         raise SafetySpaceError(found.problem)
 
 
-def _add_bench(commands: Any) -> None:
+def _add_bench(commands: _Commands) -> None:
     bench = _command(
         commands,
         "bench",
@@ -605,7 +613,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     terminal.show_bench(found)
 
 
-def _add_check(commands: Any) -> None:
+def _add_check(commands: _Commands) -> None:
     check = _command(
         commands, "check", _check, "read every file of a store and list damaged or missing ones"
     )
@@ -631,7 +639,7 @@ def _check(arguments: argparse.Namespace) -> None:
         print("next: repeat the `run` command that made the store, with --resume")
 
 
-def _add_info(commands: Any) -> None:
+def _add_info(commands: _Commands) -> None:
     info = _command(
         commands,
         "info",
@@ -652,13 +660,13 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _command(
-    commands: Any,
+    commands: _Commands,
     name: str,
     function: Callable[[argparse.Namespace], None],
     summary: str,
     epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
@@ -672,7 +680,7 @@ def _command(
 class _Presets(argparse.Action):
     """Print the presets and stop, even where required options are missing."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from .presets import describe
 
         print(describe())
@@ -682,7 +690,7 @@ class _Presets(argparse.Action):
 class _Version(argparse.Action):
     """Print the version, which is looked up only now, and stop."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
         print(f"safetyspace-fast {version('safetyspace-fast')}")

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ class Preset:
     """Data sets; a run takes the first unless told otherwise."""
     pairs: dict[str, tuple[str, str]] | None = None
     """Name -> reference and aligned model, as hub ids with a revision."""
-    published: tuple[dict[str, Any], ...] = ()
-    """Published numbers: pair, lang, metric and base, aligned or difference."""
+    published: tuple[Mapping[str, str | float], ...] = ()
+    """Published numbers, each with pair, lang, metric, and base, aligned or difference."""
     notes: tuple[str, ...] = ()
 
     def models(self, pair: str | None) -> tuple[str, ...]:
