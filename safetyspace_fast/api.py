@@ -134,7 +134,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def save_results(run: Run, results: "xarray.Dataset") -> None:
-    """Keep what `separation` returned in the store, in place of what is there of these models.
+    """Keep what `separation` returned in the store, in place of earlier results of these models.
 
     Raises:
         StoreError: the store cannot be written to, or is an object store.

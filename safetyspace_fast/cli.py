@@ -185,8 +185,8 @@ def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     docs = field_docs()
     for name in names:
         default = RunConfig.__dataclass_fields__[name].default
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        suffix = "" if default in (None, False) else f" (default: {shown})"
+        value = ",".join(default) if isinstance(default, tuple) else default
+        suffix = "" if default in (None, False) else f" (default: {value})"
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, help=docs[name] + suffix, **_RUN_OPTIONS[name])
 
@@ -386,13 +386,13 @@ def _preset_pairs(arguments: argparse.Namespace, run: "Run") -> dict[str, tuple[
     chosen, only = preset(arguments.preset)
     names = [name for name in chosen.pairs or {} if only in (None, name)]
     pairs = {name: (f"{name}.base", f"{name}.aligned") for name in names}
-    found = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
-    if not found:
+    in_store = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
+    if not in_store:
         raise ConfigError(
             f"preset: {arguments.run} holds no model pair of {arguments.preset}; run one with "
             f"`run --preset {arguments.preset}`, or name --base and --aligned"
         )
-    return found
+    return in_store
 
 
 def _add_languages(commands: _Commands) -> None:
@@ -414,11 +414,11 @@ def _languages(arguments: argparse.Namespace) -> None:
     from .analysis import tables
 
     run = api.open_run(arguments.run)
-    found = [
+    parts = [
         _with_bar(function, arguments, run, models=arguments.models)
         for function in (api.directions, api.parallel)
     ]
-    tables.write(xarray.merge(found), arguments.format, arguments.output)
+    tables.write(xarray.merge(parts), arguments.format, arguments.output)
 
 
 def _add_explain(commands: _Commands) -> None:
@@ -583,13 +583,13 @@ def _add_verify(commands: _Commands) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from . import api
 
-    found = _sampled(api.verify, arguments, _VERIFY_OPTIONS, "verifying", "text")
+    verification = _sampled(api.verify, arguments, _VERIFY_OPTIONS, "verifying", "text")
     if arguments.json:
-        print(json.dumps(asdict(found) | {"verdict": found.verdict}))
+        print(json.dumps(asdict(verification) | {"verdict": verification.verdict}))
     else:
-        terminal.show_verification(found)
-    if found.problem is not None:
-        raise SafetySpaceError(found.problem)
+        terminal.show_verification(verification)
+    if verification.problem is not None:
+        raise SafetySpaceError(verification.problem)
 
 
 def _add_bench(commands: _Commands) -> None:
@@ -606,11 +606,11 @@ def _add_bench(commands: _Commands) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from . import api
 
-    found = _sampled(api.bench, arguments, _BENCH_OPTIONS, "timing", "round")
+    times = _sampled(api.bench, arguments, _BENCH_OPTIONS, "timing", "round")
     if arguments.json:
-        print(json.dumps(asdict(found) | {"ratio": found.ratio, "all_s": found.all_s}))
+        print(json.dumps(asdict(times) | {"ratio": times.ratio, "all_s": times.all_s}))
         return
-    terminal.show_bench(found)
+    terminal.show_bench(times)
 
 
 def _add_check(commands: _Commands) -> None:
