@@ -35,13 +35,12 @@ def directions(
 
     Args:
         run: an open store.
-        models, layers, poolings, languages, progress: as in `separation`; layers and poolings must
-            be the same in all models.
+        models, layers, poolings, languages, progress: as in `separation`.
 
     Returns:
         The variables of `DIRECTIONS` (model, layer, pooling, lang, other_lang); NaN where a class
-        of either language has fewer than ten texts or its states do not vary. And those of
-        `CONFOUNDS` (model, lang).
+        of either language has fewer than ten texts, its states do not vary, or the model has no
+        such layer or pooling. And those of `CONFOUNDS` (model, lang).
 
     Raises:
         ConfigError: a name is not in the store.
@@ -133,8 +132,8 @@ def parallel(
 
     Returns:
         The variables of `PARALLEL` and their 95 % intervals (normal, from the spread of whole
-        contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner, or
-        all are of one language.
+        contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner,
+        all are of one language, or the model has no such layer or pooling.
 
     Raises:
         ConfigError: a name is not in the store.
@@ -157,9 +156,13 @@ def parallel(
 
     def fill(i_model: int, i_layer: int) -> None:
         store = run.model(chosen.models[i_model])
+        if chosen.layers[i_layer] not in store.hookpoints:
+            return
         layer = store.hookpoints.index(chosen.layers[i_layer])
         states = torch.from_numpy(np.ascontiguousarray(store.read("projected", layer=layer)))
         for i_pooling, pooling in enumerate(chosen.poolings):
+            if pooling not in store.poolings:
+                continue
             x = states[store.poolings.index(pooling), torch.from_numpy(used)].double()
             finite = x.isfinite().all(-1)
             x = x[finite] - x[finite].mean(0)
