@@ -17,7 +17,7 @@ from .families import choose
 from .geometry import geometry
 from .glossary import GEOMETRY, SPACES
 from .metric import Metric
-from .selection import check_paired, select
+from .selection import paired_languages, select
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -95,7 +95,7 @@ def compare(
     )
     langs = chosen.languages
     _require_alike(run, base, aligned)
-    with_pairs = check_paired(run, langs, paired)
+    with_pairs = paired_languages(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
@@ -119,7 +119,7 @@ def compare(
             poolings=chosen.poolings,
             bootstraps=bootstraps,
             # Only the floors of paired data need permutations here.
-            permutations=permutations if lang in with_pairs and paired is not False else 0,
+            permutations=permutations if lang in with_pairs else 0,
             seed=seed,
             paired=paired is not False,
             force=force,
@@ -172,7 +172,7 @@ def compare(
             "lang": list(langs),
             "space": ("metric", spaces),
             "definition": ("metric", [x.definition for x in family]),
-            "paired": ("lang", [lang in with_pairs and paired is not False for lang in langs]),
+            "paired": ("lang", [lang in with_pairs for lang in langs]),
         },
         attrs={
             "base": base,

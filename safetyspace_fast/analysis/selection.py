@@ -89,11 +89,15 @@ def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in ordered for name in names))
 
 
-def check_paired(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
-    """Languages whose texts are all paired; warns if `paired` is False and there are any."""
+def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
+    """Languages to analyse as pairs: those whose texts are all paired.
+
+    If `paired` is False there are none, with a warning if texts are paired.
+    """
     with_pairs = [lang for lang in langs if _is_paired(run, lang)]
     if paired is False and with_pairs:
         warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=3)
+        return []
     return with_pairs
 
 
