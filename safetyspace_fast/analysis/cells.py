@@ -1,7 +1,7 @@
-"""The texts of one language as some layers and poolings of a model hold them.
+"""The states of one language's texts in some layers and poolings of a model.
 
-A cell is one layer and pooling. Cells that hold the same texts are worked on together, so that one
-product serves all of them.
+A cell is one layer and pooling. Cells with the same texts are computed together: one matrix product
+serves all of them.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from ..store import ModelStore, Run
 
 MIN_TEXTS = 10
-"""Fewer texts in a class than this, and every number would be noise."""
+"""Below this many texts in a class every number would be noise."""
 WORKING_BYTES = 64 << 20
-"""Stored rows of one language held at once."""
+"""Stored rows of one language that are in memory at once."""
 
 
 class Refusal(Exception):  # noqa: N818 - not an error: an answer
-    """A metric cannot be computed here; the message is the reason, shown in the number's place."""
+    """A metric cannot be computed; results show the message instead of the number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Arrays of one model for one language and some neighbouring layers, each read once."""
+    """Stored arrays of one model, one language and some neighbouring layers; each is read once."""
 
     model: "ModelStore"
     lang: int
@@ -49,43 +49,43 @@ class Window:
 
 
 class Resampled(NamedTuple):
-    """A function of class moments: of the texts as they are, and of their resamples."""
+    """A function of class moments, for the texts themselves and for every resample."""
 
     value: Tensor
     """[cell, ...]."""
     draws: Tensor
     """[cell, ..., bootstraps]."""
     null: Tensor
-    """[cell, ..., 1 + permutations], the labels as they are first."""
+    """[cell, ..., 1 + permutations], the true labels first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Some layers and poolings that hold the same texts; arrays are [cell, ...]."""
+    """Some layers and poolings with the same n texts; arrays are [cell, ...]."""
 
     window: Window
     index: list[tuple[int, int]]
-    """Layer and pooling of every cell, as they are numbered in the store."""
+    """Layer and pooling of each cell, as numbers of the store."""
     kept: Tensor
-    """[texts of the language] bool: those with finite states."""
+    """[texts of the language] bool, True for the n texts whose states are finite."""
     resamples: Resamples
-    """Of the n texts that are kept."""
+    """Of the n texts."""
     fold: Tensor
     """[n] int64."""
     force: bool = False
-    """Compute covariances of more components than the texts are enough for."""
+    """Compute covariances even with fewer than ten texts per class and component."""
     constant: bool = False
-    """Whether all states of every cell are the same, so that nothing can be said."""
+    """Whether all states of a cell are identical: then no metric is defined."""
     base: "Cells | None" = None
-    """The same cells of the model compared with: its kernels, and in a shared projection its
-    components, stand for both models."""
+    """The same cells of the base model in a comparison. Both models then use its kernel widths, and
+    in a shared projection its components."""
     in_projection: bool = False
-    """Components are found inside the projection that both models share, not in the store."""
+    """Compute components inside the projection that both models share; False reads stored ones."""
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """Layer and pooling of every cell by name."""
+        """Layer and pooling of each cell, by name."""
         model = self.window.model
         return [(model.hookpoints[layer], model.poolings[pooling]) for layer, pooling in self.index]
 
@@ -96,7 +96,7 @@ class Cells:
 
     @property
     def unit(self) -> Tensor:
-        """[n] int64, texts of a pair share a number."""
+        """[n] int64, both texts of a pair have the same number."""
         return self.resamples.unit
 
     @cached_property
@@ -105,14 +105,14 @@ class Cells:
         return torch.bincount(self.labels, minlength=2).double()
 
     def refusal(self) -> str:
-        """Why no metric has a value here; empty where they have."""
+        """Why no metric is defined for these cells, or an empty string."""
         smaller = int(self.count.min())
         if smaller < MIN_TEXTS:
             return f"any number needs {MIN_TEXTS} texts a class, the smaller has {smaller}"
         return "the states do not vary" if self.constant else ""
 
     def stored(self, name: str) -> Tensor:
-        """A stored array, [cell, ...] float64, texts that are left out removed."""
+        """A stored array, [cell, ...] float64, without the texts that are left out."""
         layer, pooling = (torch.tensor(axis) for axis in zip(*self.index, strict=True))
         chosen = self.window.read(name)[layer - self.window.layers.start, pooling]
         if name in ROW_ARRAYS:
@@ -123,29 +123,29 @@ class Cells:
 
     @cached_property
     def paired(self) -> bool:
-        """Whether every text has its partner."""
+        """Whether every text has a partner."""
         return bool((torch.bincount(self.unit) == 2).all())
 
     @cached_property
     def partners(self) -> Tensor:
-        """[pairs, 2] int64, the harmless and the harmful text of every pair."""
+        """[pairs, 2] int64, index of the harmless and of the harmful text of each pair."""
         order = torch.argsort(self.unit * 2 + self.labels)
         return order.reshape(-1, 2)
 
     @cached_property
     def flips(self) -> Tensor:
-        """[1 + permutations, pairs], -1 where a labelling swaps a pair."""
+        """[1 + permutations, pairs], -1 where a permutation swaps a pair, else 1."""
         return 2 * self.resamples.labellings[:, self.partners[:, 1]] - 1
 
     def pair_differences(self, values: Tensor) -> Tensor:
-        """Harmful minus harmless text of every pair: values [..., n] -> [..., pairs]."""
+        """Harmful minus harmless text of each pair: values [..., n] -> [..., pairs]."""
         return values[..., self.partners[:, 1]] - values[..., self.partners[:, 0]]
 
     # Full width ------------------------------------------------------------------------------
 
     @cached_property
     def shift(self) -> Tensor:
-        """[cell, D], d: difference of the class means."""
+        """[cell, D], d: mean of class 1 minus mean of class 0."""
         mean = self.stored("class_mean")
         return mean[:, 1] - mean[:, 0]
 
@@ -174,7 +174,7 @@ class Cells:
 
     @cached_property
     def unit_shift(self) -> Tensor:
-        """[cell, unit, P], what every unit adds to the projected d."""
+        """[cell, unit, P], influence of each unit on the projected d."""
         x, y = self.projected, self.labels
         sign = (2.0 * y - 1) / self.count[y]
         part = (self.about_class_means(x) * sign[:, None]).transpose(-1, -2)
@@ -186,7 +186,7 @@ class Cells:
         return shift_noise(self.unit_shift, self.projected.shape[-1])
 
     def about_class_means(self, x: Tensor) -> Tensor:
-        """Every text less the mean of its class: x [cell, n, k]."""
+        """Subtract from each text the mean of its class: x [cell, n, k]."""
         means = torch.stack([x[:, self.labels == c].mean(-2) for c in (0, 1)], -2)
         return x - means[:, self.labels]
 
@@ -194,12 +194,12 @@ class Cells:
 
     @property
     def basis(self) -> "Cells":
-        """The cells whose components these are."""
+        """The cells that define the components: the base model's in a shared projection."""
         return self if self.base is None or not self.in_projection else self.base
 
     @cached_property
     def coords(self) -> Tensor:
-        """[cell, n, component], coordinates in all components, those of largest variance first."""
+        """[cell, n, component], coordinates in all principal components, largest variance first."""
         if not self.in_projection:
             return self.stored("pca_coords")
         x = self.basis.projected
@@ -239,24 +239,23 @@ class Cells:
     def moments(self) -> Moments:
         """Class moments in the leading components, [cell, R]; see `Resamples.class_sums`.
 
-        Every bootstrap has components of its own, as another sample of texts would: those of its
-        texts (of the basis, if that is another model's) inside `coords`. Permutations leave them as
-        they are.
+        A bootstrap has its own components, as a new sample of texts would: those of its texts in
+        `basis`, computed inside `coords`. A permutation keeps the components.
         """
         return self._moments[0]
 
     @property
     def axes(self) -> Tensor:
-        """[cell, bootstraps, coordinate, component], each bootstrap's components as columns."""
+        """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
         return self._moments[1]
 
     def resampled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Resampled:
-        """A function of class moments in the first `k` components, for every resample.
+        """Apply a function to the class moments of every resample, in the first `k` components.
 
         Raises:
             Refusal: there are fewer components.
         """
-        self.components(k)  # or a refusal
+        self.components(k)  # refuses if there are fewer
         every = statistic(self.moments.leading(k))
         end = 1 + len(self.resamples.counts)
         null = torch.cat([every[..., :1], every[..., end:]], -1)
@@ -268,7 +267,7 @@ T = TypeVar("T")
 
 
 def once(function: Callable[Concatenate[Cells, P], T]) -> Callable[Concatenate[Cells, P], T]:
-    """Let a function of cells and hashable arguments run once; later calls get its result."""
+    """Cache the result of a function of cells and hashable arguments in the cells."""
 
     @wraps(function)
     def remembered(cells: Cells, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -294,19 +293,19 @@ def read_cells(
     force: bool = False,
     in_projection: bool = False,
 ) -> Iterator[tuple[Cells, ...]]:
-    """Read one language of one or more models, some layers at a time.
+    """Read one language of one or two models, some layers at a time.
 
     Args:
         run: an open store.
-        models: names; the first is the base of the others, which must have its layers.
+        models: names; of two, the first is the base, and both have the same layers and poolings.
         lang: a name.
-        layers, poolings: names; what the models do not have is left out.
+        layers, poolings: names; those that a model does not have are left out.
         bootstraps, permutations, seed: see `uncertainty.draw`.
-        paired: resample pairs as wholes where the data have them.
+        paired: resample pairs as units where texts have partners.
         force, in_projection: see `Cells`.
 
     Yields:
-        Cells of every model, the same cells and texts.
+        The cells of each model; all have the same layers, poolings and texts.
     """
     stores = [run.model(name) for name in models]
     i_lang = run.languages.index(lang)
@@ -350,13 +349,13 @@ def read_cells(
 
 
 _TEXT_BYTES = 8 * 128
-"""About what the arrays of one text, layer and pooling take in float64."""
+"""About the size of all arrays of one text, layer and pooling in float64."""
 _RESAMPLE_BYTES = 8 * 2 * 2 * COMPONENTS**2
-"""Likewise the class moments of one resample, and what is made of them."""
+"""About the size of the class moments of one resample, and of what is computed from them."""
 
 
 def _neighbours(layers: list[int], layer_bytes: int) -> list[list[int]]:
-    """Runs of neighbouring layers that fit `WORKING_BYTES` together."""
+    """Group neighbouring layers so that each group fits `WORKING_BYTES`."""
     most = max(1, WORKING_BYTES // max(1, layer_bytes))
     runs: list[list[int]] = []
     for layer in layers:

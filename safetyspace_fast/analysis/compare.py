@@ -1,4 +1,4 @@
-"""Base against aligned: what preference tuning changed, on the same texts, with error bars."""
+"""What tuning changed: two models on the same texts, with intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .families import choose
 from .geometry import geometry
 from .glossary import GEOMETRY, SPACES
 from .metric import Metric
-from .selection import check_paired, select
+from .selection import paired_languages, select
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -95,7 +95,7 @@ def compare(
     )
     langs = chosen.languages
     _require_alike(run, base, aligned)
-    with_pairs = check_paired(run, langs, paired)
+    with_pairs = paired_languages(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
@@ -104,7 +104,7 @@ def compare(
     columns = {name: np.full((len(family), *shape), np.nan) for name in _NUMBERS}
     refused = np.full((len(family), *shape), "", object)
     moved = {name: np.full(shape, np.nan) for name in GEOMETRY}
-    # Influences are turned as often as labels are permuted; draws are as many as bootstraps.
+    # A null has as many entries as permutations (from influences) or bootstraps (from draws).
     nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
     sizes = [0] * len(family)
     shared = _projection(run.model(base)) == _projection(run.model(aligned))
@@ -118,8 +118,8 @@ def compare(
             layers=chosen.layers,
             poolings=chosen.poolings,
             bootstraps=bootstraps,
-            # Label swaps are for what paired data put in the place of a floor.
-            permutations=permutations if lang in with_pairs and paired is not False else 0,
+            # Only the floors of paired data need permutations here.
+            permutations=permutations if lang in with_pairs else 0,
             seed=seed,
             paired=paired is not False,
             force=force,
@@ -172,7 +172,7 @@ def compare(
             "lang": list(langs),
             "space": ("metric", spaces),
             "definition": ("metric", [x.definition for x in family]),
-            "paired": ("lang", [lang in with_pairs and paired is not False for lang in langs]),
+            "paired": ("lang", [lang in with_pairs for lang in langs]),
         },
         attrs={
             "base": base,
@@ -188,7 +188,7 @@ def compare(
 
 
 def _require_alike(run: "Run", base: str, aligned: str) -> None:
-    """Both models must have the same hookpoints and poolings."""
+    """Raise ConfigError unless both models have the same hookpoints and poolings."""
     models = run.model(base), run.model(aligned)
     for what in ("hookpoints", "poolings"):
         first, second = (getattr(model, what) for model in models)
@@ -199,7 +199,7 @@ def _require_alike(run: "Run", base: str, aligned: str) -> None:
 
 
 def _projection(model: "ModelStore") -> tuple[int, ...]:
-    """What decides a model's projection: width before and after it, and its seed."""
+    """What determines the projection of a model: width before and after it, and the seed."""
     arrays = (
         model.read(name, layer=0, samples=slice(1), lang=0) for name in ("class_mean", "projected")
     )
@@ -208,7 +208,7 @@ def _projection(model: "ModelStore") -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Aligned less base of one metric; all tensors [cell] float64 unless said."""
+    """One metric of both models, and aligned - base. Tensors are [cell] float64 unless noted."""
 
     base: Tensor
     aligned: Tensor
@@ -218,18 +218,18 @@ class Difference:
     p: Tensor
     deviation: Tensor
     null: Tensor | None
-    """[cell, R], the difference as it varies by chance, in deviations; None without an interval."""
+    """[cell, R], the difference under chance, in standard deviations; None without an interval."""
 
 
 def _difference(
     base: Cells, aligned: Cells, metric: Metric, signs: Tensor
 ) -> tuple[Difference, list[str]]:
-    """Aligned minus base for every cell, from what both intervals rest on.
+    """Compare a metric in each cell, and say for each cell why not, or "".
 
     Args:
         base, aligned: the same cells of both models.
         metric: what to compare.
-        signs: [R, unit], 1 and -1: a text's (or pair's) influence is turned where it is -1.
+        signs: [R, unit], 1 or -1: random signs for the influence of each text (or pair).
     """
     (first, reasons), (second, others) = metric.estimate(base), metric.estimate(aligned)
     if metric.alias_of:
@@ -252,7 +252,7 @@ def _difference(
 
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
-    """Correlation of two estimates from the same texts, part by part as their variances are."""
+    """Correlation of two estimates from the same texts: of linear and of quadratic parts."""
     if first.influence is not None and second.influence is not None:
         seen = influence_covariance(first.influence, second.influence, unit)
         excess = INFLUENCE_EXCESS
@@ -266,7 +266,7 @@ def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     most = (_known(first.linear) * _known(second.linear)).sqrt()
     linear = (seen - (1 + excess) * common).clamp(-most, most)
     rho = (linear + common) / (first.variance * second.variance).sqrt()
-    rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # rounding is no noise
+    rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # below 1 only by rounding
     return rho.nan_to_num(0.0)
 
 
@@ -276,10 +276,10 @@ def _known(tensor: Tensor | None) -> Tensor:
 
 
 def _null(first: Estimate, second: Estimate, unit: Tensor, signs: Tensor) -> Tensor:
-    """The difference as it varies by chance, in deviations: [cell, R].
+    """The difference under chance, in standard deviations: [cell, R].
 
-    Influences with their signs turned at random (Hemerik, Goeman & Finos 2020), or the bootstrap's
-    draws about their mean.
+    It comes from influences with random signs (Hemerik, Goeman & Finos 2020), or from bootstrap
+    draws minus their mean.
     """
     if first.influence is not None and second.influence is not None:
         chance = unit_sums(second.influence - first.influence, unit) @ signs.T
@@ -292,7 +292,7 @@ def _null(first: Estimate, second: Estimate, unit: Tensor, signs: Tensor) -> Ten
 
 
 def _excess(columns: dict[str, Floats], i_reference: int) -> dict[str, Floats]:
-    """Difference of differences against one language; texts of two languages are independent."""
+    """Difference of each language minus that of the reference; languages are independent."""
     others = [torch.from_numpy(columns[name]) for name in ("difference", "low", "high")]
     reference = [part[..., i_reference, None] for part in others]
     value = others[0] - reference[0]
@@ -319,13 +319,14 @@ def _family_p(
     refused: "np.ndarray[Any, np.dtype[np.bool_]]",
     i_reference: int | None,
 ) -> dict[str, Floats]:
-    """p over the family of all layers and languages, of differences and of their excess.
+    """p corrected over all layers and languages, for differences and for excesses.
 
     Args:
-        nulls: of every metric, [layer, pooling, lang, R], in deviations.
+        nulls: one for each metric, [layer, pooling, lang, R], in standard deviations.
         deviation, columns, refused: [metric, layer, pooling, lang].
+        i_reference: index of the reference language, None without one.
     """
-    deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # a side without an end
+    deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # an infinite end
     excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
     p_family = {}
     for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():
@@ -340,6 +341,6 @@ def _family_p(
                 left_out[..., i_reference] = True
             both = np.abs(np.concatenate([columns[of][i][..., None], chance], -1))
             p = family_p(both[None, None], left_out[None, None])[0, 0]
-            # What cannot vary has no place among the others, and needs none.
+            # A difference that cannot vary has no score in the family: it keeps its own p.
             p_family[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
     return p_family

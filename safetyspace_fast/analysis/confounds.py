@@ -1,4 +1,4 @@
-"""What differs between languages beside the model's view of them: lengths, copies, balance."""
+"""Differences between languages that are not due to the model: lengths, copies, class balance."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def confounds(
     run: "Run", models: Sequence[str], langs: Sequence[str]
 ) -> dict[str, tuple[tuple[str, str], Any, dict[str, str]]]:
-    """The variables of `CONFOUNDS` (model, lang)."""
-    found = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
+    """Compute the variables of `CONFOUNDS`, each (model, lang), for `xarray.Dataset`."""
+    columns = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
         label = np.asarray(run.samples.label[span])
@@ -26,10 +26,12 @@ def confounds(
             tokens = run.model(model).read("n_tokens", samples=span)
             for c in (0, 1):
                 if (label == c).any():
-                    found[f"tokens{c}"][i, j] = tokens[label == c].mean()
-            found["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
-            found["duplicates"][i, j] = copies
-            found["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
-            found["harmful"][i, j] = label.mean() if len(label) else np.nan
+                    columns[f"tokens{c}"][i, j] = tokens[label == c].mean()
+            columns["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
+            columns["duplicates"][i, j] = copies
+            columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
+            columns["harmful"][i, j] = label.mean() if len(label) else np.nan
     dims = ("model", "lang")
-    return {name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in found.items()}
+    return {
+        name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
+    }

@@ -1,4 +1,4 @@
-"""A number with its floor, its interval and its p, from what each text or each draw adds to it."""
+"""A number with its floor, interval and p value, made from influences or from bootstrap draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .uncertainty import (
 )
 
 Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Makes an interval of value and deviation."""
+"""Gives low and high from value and standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Square:
     variance: Tensor
     """[cell]."""
     noise: Callable[[], Tensor]
-    """[cell, unit, any], what every unit adds to that noise, in any units."""
+    """[cell, unit, any], what each unit adds to the noise, on any scale."""
     common: Callable[[Tensor, Tensor], Tensor] = common_share
-    """Correlation of this part of two estimates, from the noise of each."""
+    """Correlation of this part between two estimates, from the noise of each."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One metric for every cell; all tensors [cell] float64 unless said."""
+    """One metric for every cell. Tensors are [cell] float64 unless noted."""
 
     value: Tensor
     floor: Tensor
@@ -44,24 +44,24 @@ class Estimate:
     low: Tensor
     high: Tensor
     influence: Tensor | None = None
-    """[cell, n], what every text adds; None where the interval comes from draws or is none."""
+    """[cell, n], influence of each text; None if the interval does not come from influences."""
     draws: Tensor | None = None
     """[cell, bootstraps]."""
     linear: Tensor | None = None
-    """Variance less that of the quadratic parts."""
+    """Variance without that of the quadratic parts; None without an interval."""
     squares: tuple[Square, ...] = ()
     null: Tensor | None = None
-    """[cell, 1 + permutations], test statistic of the labels as they are, then of every
-    permutation; large is far apart."""
+    """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
+    larger means further apart."""
 
     @property
     def variance(self) -> Tensor:
-        """[cell], of an estimate with an interval."""
+        """[cell], variance of an estimate that has an interval."""
         assert self.linear is not None
         return sum((part.variance for part in self.squares), self.linear)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
-        """The same estimate on another, monotone scale."""
+        """The estimate on another scale, by a monotone function."""
         low, high = function(self.low), function(self.high)
         return Estimate(
             function(self.value),
@@ -84,16 +84,18 @@ def make_estimate(
     squares: tuple[Square, ...] = (),
     ends: Ends = interval,
 ) -> Estimate:
-    """Put an estimate together.
+    """Compute p, floor and interval of a metric.
 
     Args:
-        cells: where it was made.
+        cells: the cells that the value belongs to.
         value: [cell].
-        null, influence, draws, squares: see `Estimate`; the interval comes from influences or from
-            draws, and there is none without them.
-        floor: the value without any difference between the classes; None takes the mean of the
-            permutations.
-        ends: the interval's ends from value and deviation.
+        null: see `Estimate`; without it there is no p.
+        floor: value that is expected without any difference between the classes; None takes the
+            mean of the permutations.
+        influence, draws: see `Estimate`; the interval comes from one of them, and without both
+            there is no interval.
+        squares: parts of the value that are quadratic in noise.
+        ends: gives low and high from value and standard deviation.
     """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
@@ -114,5 +116,5 @@ def make_estimate(
 
 
 def swap_floor(cells: Cells, exact: float, null: Tensor) -> float | None:
-    """An exact floor for independent texts; on paired data what label swaps leave."""
+    """`floor` for `make_estimate`: exact for independent texts, from label swaps on paired data."""
     return None if cells.paired and null.shape[-1] > 1 else exact

@@ -1,4 +1,4 @@
-"""Do languages share one harm direction? Cosines with their ceiling, and transfer, as matrices."""
+"""Do languages share one harm direction? Do layers group texts by content or by language?"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,17 +31,16 @@ def directions(
     languages: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
-    """Compare the harm directions of all languages with each other, within every model.
+    """Compare the harm directions of all languages with each other, in each model.
 
     Args:
         run: an open store.
-        models, layers, poolings, languages, progress: as in `separation`; layers and poolings must
-            be the same in all models.
+        models, layers, poolings, languages, progress: as in `separation`.
 
     Returns:
         The variables of `DIRECTIONS` (model, layer, pooling, lang, other_lang); NaN where a class
-        of either language has fewer than ten texts or its states do not vary. And those of
-        `CONFOUNDS` (model, lang).
+        of either language has fewer than ten texts, its states do not vary, or the model has no
+        such layer or pooling. And those of `CONFOUNDS` (model, lang).
 
     Raises:
         ConfigError: a name is not in the store.
@@ -86,7 +85,7 @@ def directions(
 
 
 def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
-    """Texts of one language, cell i, along the direction of another, cell j of `fitted`."""
+    """Compare cell i of one language with cell j of another, which gives the direction."""
     a, b = texts.shift[i], fitted.shift[j]
     x = texts.projected[i]
     if texts is fitted:
@@ -111,7 +110,7 @@ def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
 
 
 def _reliability(cells: Cells, i: int) -> Tensor:
-    """Share of |d|^2 that is not noise."""
+    """Share of |d|^2 of cell i that is not noise."""
     noise = cells.unit_shift[i].square().sum()
     return (1 - noise / cells.shift_sq[i]).clamp_min(0)
 
@@ -133,8 +132,8 @@ def parallel(
 
     Returns:
         The variables of `PARALLEL` and their 95 % intervals (normal, from the spread of whole
-        contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner, or
-        all are of one language.
+        contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner,
+        all are of one language, or the model has no such layer or pooling.
 
     Raises:
         ConfigError: a name is not in the store.
@@ -151,15 +150,19 @@ def parallel(
     among = np.isin(
         run.samples.lang_index, [run.languages.index(lang) for lang in chosen.languages]
     )
-    _, place, size = np.unique(content, return_inverse=True, return_counts=True)
-    used = np.flatnonzero(among & (content >= 0) & (size[place] > 1))
+    _, i_content, size = np.unique(content, return_inverse=True, return_counts=True)
+    used = np.flatnonzero(among & (content >= 0) & (size[i_content] > 1))
     by = {"semantic": content[used], "language": np.asarray(run.samples.lang_index)[used]}
 
     def fill(i_model: int, i_layer: int) -> None:
         store = run.model(chosen.models[i_model])
+        if chosen.layers[i_layer] not in store.hookpoints:
+            return
         layer = store.hookpoints.index(chosen.layers[i_layer])
         states = torch.from_numpy(np.ascontiguousarray(store.read("projected", layer=layer)))
         for i_pooling, pooling in enumerate(chosen.poolings):
+            if pooling not in store.poolings:
+                continue
             x = states[store.poolings.index(pooling), torch.from_numpy(used)].double()
             finite = x.isfinite().all(-1)
             x = x[finite] - x[finite].mean(0)
@@ -191,7 +194,7 @@ def parallel(
 
 
 def _contents(run: "Run") -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """A number for the content of every text: its item, else its pair, else -1."""
+    """A number for the content of each text: of its item, else of its pair, else -1."""
     item = np.asarray(run.samples.item).astype(np.int64)
     pair = np.asarray(run.samples.pair).astype(np.int64)
     of_pair = np.where(pair >= 0, pair + item.max(initial=0) + 1, -1)

@@ -1,4 +1,4 @@
-"""What a metric is: its number, and everything that a reader must know to use it."""
+"""What a metric is: what a reader must know to use its number, and how it is computed."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from .cells import Cells, Refusal
 from .estimate import Estimate
 
 NONE = "none"
-"""Stands in a record where a metric has no interval, no null or no floor."""
+"""Text of `interval`, `null` or `floor` for a metric that has none."""
 
 # How an interval is known.
 BOOTSTRAP = (
@@ -32,12 +32,12 @@ OWN_COMPONENTS = (
     "Components are the language's own, of both classes together: values of different models or "
     "languages stand in different spaces; `compare` sees both models in the base model's."
 )
-"""A pitfall of every metric in components."""
+"""Pitfall of all metrics in components."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: everything that a reader must know to use its number, and how it is computed."""
+    """One metric: its definition, how certain its number is, and the function that computes it."""
 
     name: str
     title: str
@@ -47,7 +47,7 @@ class Metric:
     kind: Literal["A", "B", "C"]
     """A: counts, means and moments; B: a second look at every text; C: pairs of texts."""
     unit: Literal["1", "state", "state^2"]
-    """Unit of the value; `1` where it has none."""
+    """Unit of the value; `1` if it has none."""
     definition: str
     source: str
     pitfalls: str
@@ -60,14 +60,14 @@ class Metric:
     """K of a `pcK` space, 0 elsewhere."""
     alias_of: str = ""
     paired: bool = False
-    """Only defined on paired data."""
+    """Defined for paired data only."""
     default: bool = False
-    """Computed when no metrics are named."""
+    """Computed if no metrics are named."""
     grows: bool = True
     """Whether a larger value means classes further apart."""
 
     def estimate(self, cells: Cells) -> tuple[Estimate, list[str]]:
-        """This metric for every cell, and per cell why it is refused, "" where it is not."""
+        """Compute the metric in each cell, and say for each cell why it is refused, or ""."""
         try:
             if reason := cells.refusal():
                 raise Refusal(reason)
@@ -99,4 +99,4 @@ class Metric:
 
 
 InComponents = Callable[[int], Metric]
-"""Makes a metric of the first K principal components, `NAME_pcK`, from K."""
+"""Gives the metric `NAME_pcK`, in the first K principal components, for a K."""

@@ -1,8 +1,8 @@
-"""Class means and covariances of every resample, and what each text adds to their difference.
+"""Class means and covariances of every resample, and the influence of each text on them.
 
-Class 0 is harmless, class 1 harmful; d is the mean of class 1 less that of class 0. Every function
-takes leading batch axes. A bootstrap or a permutation is a row of weights: the moments of all
-resamples are one matrix product, and no text is copied.
+Class 0 is harmless, class 1 harmful; d is the mean of class 1 minus the mean of class 0. Leading
+axes `...` are batches. A bootstrap or a permutation is a row of weights: one matrix product gives
+the moments of all resamples, and no text is copied.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ class Moments:
         return self.cov.diagonal(dim1=-2, dim2=-1).sum(-1)
 
     def leading(self, k: int) -> "Moments":
-        """Those of the first `k` dimensions."""
+        """The moments of the first `k` dimensions."""
         return Moments(self.count, self.mean[..., :k], self.cov[..., :k, :k])
 
     def axes(self) -> Tensor:
-        """Principal axes of all texts of every resample, largest first: [..., R, k, k] columns.
+        """Principal axes of the texts of every resample: [..., R, k, k], one a column.
 
-        Dimensions without values come last.
+        The axis of the largest variance comes first; dimensions that are NaN come last.
         """
         n = self.count.sum(-1)
         between = self.shift[..., :, None] * self.shift[..., None, :]
@@ -50,16 +50,16 @@ class Moments:
         return axes
 
     def along(self, axes: Tensor) -> "Moments":
-        """The same in other coordinates: axes [..., R, k, k], columns."""
+        """The moments in other coordinates: axes [..., R, k, j], one a column."""
         mean = self.mean.nan_to_num(0.0) @ axes
         turn = axes[..., None, :, :]
         return Moments(self.count, mean, turn.transpose(-1, -2) @ self.cov.nan_to_num(0.0) @ turn)
 
 
 def products(x: Tensor) -> Tensor:
-    """Every coordinate and every product of two: x [..., n, k] -> [..., n, k + k(k+1)/2].
+    """All coordinates and all products of two: x [..., n, k] -> [..., n, k + k(k+1)/2].
 
-    Class sums of these columns (`Resamples.class_sums`) are the moments of every resample.
+    The class sums of these columns (`Resamples.class_sums`) hold the moments of every resample.
     """
     i_row, i_col = torch.triu_indices(x.shape[-1], x.shape[-1])
     return torch.cat([x, x[..., i_row] * x[..., i_col]], dim=-1)
@@ -102,19 +102,19 @@ def diagonal_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 def varies(mean: Tensor, var: Tensor) -> Tensor:
     """Whether a dimension varies by more than the rounding of its own mean.
 
-    Moments of a constant are not exactly those of a constant. mean, var: [..., 2, D] -> [..., D].
+    Rounding gives a constant dimension a tiny variance. mean, var: [..., 2, D] -> [..., D] bool.
     """
     spread = var.sum(-2) + (mean[..., 1, :] - mean[..., 0, :]).square()
     return spread > 1e-26 * mean.square().sum(-2)
 
 
 def centred(values: Tensor) -> Tensor:
-    """Values less their mean over the last axis."""
+    """Subtract the mean over the last axis."""
     return values - values.mean(-1, keepdim=True)
 
 
 def direction_scores(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Every text along d, and its squared distance to its own mean, from stored distances.
+    """Coordinate of every text along d, and its squared distance to its class mean.
 
     Args:
         sqdist: [..., n, 2], squared distance to each class mean.
@@ -144,20 +144,22 @@ def shift_influence(
     count = torch.bincount(labels, minlength=2).to(sqdist.dtype)
     on_shift = torch.empty_like(along)
     for label, sign in ((0, -2), (1, 2)):
-        mine = labels == label
-        on_shift[..., mine] = sign * centred(along[..., mine]) / count[label]
+        inside = labels == label
+        on_shift[..., inside] = sign * centred(along[..., inside]) / count[label]
     on_within = (own - trace[..., labels]) * ((count - 1) / count)[labels]
     return on_shift, on_within
 
 
 def shift_noise(unit: Tensor, width: int) -> Tensor:
-    """tr V^2 of the covariance V of d, from projected texts: what |d|^2 varies by when d is small.
+    """tr V^2 of the covariance V of d, from projected texts.
 
-    Unbiased for the sampling (pairs of distinct units, as in Chen & Qin 2010) and for a Gaussian
-    projection to `width` dimensions, whose dot products are too large by known moments.
+    2 tr V^2 is the variance of |d|^2 where the classes do not differ.
+
+    Sums over pairs of distinct units make it unbiased for the sampling (Chen & Qin 2010). The known
+    moments of a Gaussian projection to `width` dimensions make it unbiased for the projection.
 
     Args:
-        unit: [..., U, P] float64, what every text (or pair) adds to the projected d.
+        unit: [..., U, P] float64, what each text (or pair) adds to the projected d.
         width: P of the projection, 0 for coordinates that were not projected.
     """
     gram_sq = (unit.transpose(-1, -2) @ unit).square().sum((-1, -2))

@@ -1,4 +1,4 @@
-"""Which models, layers, poolings and languages of a store are asked for."""
+"""The models, layers, poolings and languages that a user asked for."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ class Selection:
     languages: tuple[str, ...]
 
     def positions(self, names: Iterable[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Where layers and poolings, given in pairs, stand in this selection."""
+        """Indices of the layers and of the poolings of (layer, pooling) pairs in this selection."""
         pairs = [
             (self.layers.index(layer), self.poolings.index(pooling)) for layer, pooling in names
         ]
@@ -45,9 +45,10 @@ def select(
     poolings: Sequence[str] | None,
     languages: Sequence[str] | None,
 ) -> Selection:
-    """Look up what is asked for; None keeps all.
+    """Look up names in a store; None selects all.
 
-    Layers and poolings are those of any chosen model. `-1` is the last layer, `-2` the one before.
+    Layers and poolings may belong to any of the selected models. `-1` is the last layer, `-2` the
+    one before.
 
     Raises:
         ConfigError: a name is not in the store.
@@ -67,7 +68,7 @@ def select(
 
 
 def _named(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The names asked for, in the order of `known`."""
+    """The names that were asked for, in the order of `known`."""
     if asked is None:
         return tuple(known)
     wanted = _listed(asked)
@@ -78,26 +79,30 @@ def _named(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tup
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
-    """Several names, or one string with commas between them."""
+    """A list of names, from a list or from one string with commas."""
     return names.split(",") if isinstance(names, str) else list(names)
 
 
 def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names of all lists, in the order of the longest; those it lacks at the end."""
+    """Names of all lists, in the order of the longest; names that it lacks come last."""
     ordered = sorted(lists, key=len, reverse=True)
     return tuple(dict.fromkeys(name for names in ordered for name in names))
 
 
-def check_paired(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
-    """The languages whose texts are paired; warns if that was asked to be ignored."""
-    found = [lang for lang in langs if _is_paired(run, lang)]
-    if paired is False and found:
-        warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(found)), stacklevel=3)
-    return found
+def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
+    """Languages to analyse as pairs: those whose texts are all paired.
+
+    If `paired` is False there are none, with a warning if texts are paired.
+    """
+    with_pairs = [lang for lang in langs if _is_paired(run, lang)]
+    if paired is False and with_pairs:
+        warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=3)
+        return []
+    return with_pairs
 
 
 def _is_paired(run: "Run", lang: str) -> bool:
-    """Whether every text of a language has exactly one partner."""
+    """Whether each text of a language has exactly one partner."""
     pair = np.asarray(run.samples.pair[run.lang_range(lang)])
     _, sizes = np.unique(pair, return_counts=True)
     return bool(len(pair)) and bool((pair >= 0).all()) and bool((sizes == 2).all())

@@ -10,7 +10,7 @@ from .cells import read_cells
 from .confounds import confounds
 from .families import choose
 from .metric import Metric
-from .selection import check_paired, select
+from .selection import paired_languages, select
 from .uncertainty import family_p
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def separation(
     import xarray
 
     chosen = select(run, models=models, layers=layers, poolings=poolings, languages=languages)
-    with_pairs = check_paired(run, chosen.languages, paired)
+    with_pairs = paired_languages(run, chosen.languages, paired)
     family = choose(metrics)
-    if metrics is None and (not with_pairs or paired is False):
+    if metrics is None and not with_pairs:
         family = tuple(metric for metric in family if not metric.paired)
     axes = (chosen.models, chosen.layers, chosen.poolings, chosen.languages)
     shape = (len(family), *(len(names) for names in axes))
@@ -120,10 +120,7 @@ def separation(
             "metric": [metric.name for metric in family],
             **{dim: list(names) for dim, names in zip(dims[1:], axes, strict=True)},
             **_described(family),
-            "paired": (
-                "lang",
-                [lang in with_pairs and paired is not False for lang in chosen.languages],
-            ),
+            "paired": ("lang", [lang in with_pairs for lang in chosen.languages]),
         },
         attrs={
             "confidence": 0.95,

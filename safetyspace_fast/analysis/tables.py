@@ -1,9 +1,5 @@
-"""Results as a table for the terminal, or as JSON, CSV and Parquet, one row a number."""
+"""Results as tables for the terminal; `write` also writes JSON, CSV and Parquet."""
 
-import csv
-import io
-import itertools
-import json
 import math
 import sys
 import textwrap
@@ -12,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .rows import numbers_of, to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
     import xarray
@@ -19,33 +16,21 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "csv", "parquet")
 WIDTH = 100
 MOST_LAYERS = 3
-"""Tables of several languages show every layer up to this many, else the last one only."""
+"""With several languages, tables show all layers up to this number, else the last one only."""
 CHANCE = 0.05
-"""Numbers whose p is above this are marked."""
-NUMBERS = ("value", "low", "high", "floor", "p", "p_family")
-DEFINITION = (
-    "title",
-    "space",
-    "kind",
-    "unit",
-    "definition",
-    "source",
-    "interval",
-    "null",
-    "alias_of",
-)
+"""Numbers with a larger p are marked as consistent with chance."""
 
 
 def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = None) -> None:
     """Write results to a file, or to stdout.
 
     Args:
-        dataset: what `separation` returned.
+        dataset: what `separation`, `compare`, `directions` or `parallel` returned.
         form: one of `FORMATS`.
-        output: a file; None prints.
+        output: a file; None prints to stdout.
 
     Raises:
-        ConfigError: the form is unknown, Parquet without a file, or a file that cannot be written.
+        ConfigError: the form is unknown, Parquet has no file, or the file cannot be written.
     """
     if form not in FORMATS:
         raise ConfigError(f"format: got {form!r}, expected one of {', '.join(FORMATS)}")
@@ -64,127 +49,12 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
         raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
-def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
-    """Every number with all that belongs to it; what is not there is None.
-
-    After the metrics come means over groups of languages, the group in the language's place, and
-    what is known beside the metrics, by its name and its `value`.
-    """
-    if "metric" not in dataset.dims:
-        frame = dataset.to_dataframe().reset_index()
-        for row in frame.to_dict("records"):
-            yield {str(k): _number(v) if isinstance(v, float) else v for k, v in row.items()}
-        return
-    dims = [str(dim) for dim in dataset["refused"].dims]
-    spaces = dict(zip(dataset["metric"].to_numpy(), dataset["space"].to_numpy(), strict=True))
-    numbers = numbers_of(dataset)
-    counts = [name for name in ("n0", "n1") if name in dataset]
-    others = {name: dataset[name] for name in beside(dataset)}
-    more_dims = (str(dim) for variable in others.values() for dim in variable.dims)
-    names = (*dims, *more_dims, "space", *numbers, "value", *counts, "refused")
-    columns: dict[str, Any] = dict.fromkeys(names)
-    table = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
-    for place, cell in _cells(dataset["refused"]):
-        yield {
-            **columns,
-            **cell,
-            "space": str(spaces[cell["metric"]]),
-            **{name: _number(table[name][place]) for name in numbers},
-            **{name: int(table[name][place[1:]]) for name in counts},
-            "refused": str(table["refused"][place]),
-        }
-    if "group_value" in dataset:
-        middle = "difference" if "difference" in dataset else "value"
-        ends = {middle: "group_value", "low": "group_low", "high": "group_high"}
-        table = {name: dataset[of].to_numpy() for name, of in ends.items()}
-        for place, cell in _cells(dataset["group_value"]):
-            cell["lang"] = cell.pop("group")
-            here = {name: _number(array[place]) for name, array in table.items()}
-            yield {**columns, **cell, "space": str(spaces[cell["metric"]]), **here}
-    for name, variable in others.items():
-        array = variable.to_numpy()
-        for place, cell in _cells(variable):
-            yield {**columns, "metric": name, **cell, "value": _number(array[place])}
-
-
-def beside(dataset: "xarray.Dataset") -> list[str]:
-    """Names of the variables that are known beside the metrics."""
-    return [
-        str(name)
-        for name, variable in dataset.data_vars.items()
-        if "metric" not in variable.dims and name not in ("n0", "n1")
-    ]
-
-
-def _cells(variable: "xarray.DataArray") -> Iterator[tuple[tuple[int, ...], dict[str, str]]]:
-    """Every place of a variable, and the names there."""
-    names = [[str(name) for name in variable[dim].to_numpy()] for dim in variable.dims]
-    for place in itertools.product(*(range(len(part)) for part in names)):
-        chosen = (part[i] for part, i in zip(names, place, strict=True))
-        yield place, {str(dim): name for dim, name in zip(variable.dims, chosen, strict=True)}
-
-
-def numbers_of(dataset: "xarray.Dataset") -> list[str]:
-    """Names of the variables that hold a number of every metric."""
-    return [
-        str(name)
-        for name, variable in dataset.data_vars.items()
-        if "metric" in variable.dims and name != "refused" and "group" not in variable.dims
-    ]
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
-    """What every metric of the results is, and all beside them, from the results themselves."""
-    found = {name: {"definition": dataset[name].attrs["definition"]} for name in beside(dataset)}
-    if "metric" not in dataset.dims:
-        return found
-    metrics = {
-        str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION if key in dataset}
-        for i, name in enumerate(dataset["metric"].to_numpy())
-    }
-    return metrics | found
-
-
-def to_json(dataset: "xarray.Dataset") -> str:
-    """Settings, definitions and all rows."""
-    whole = {
-        "settings": dict(dataset.attrs),
-        "definitions": definitions(dataset),
-        "rows": list(rows(dataset)),
-    }
-    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
-
-
-def to_csv(dataset: "xarray.Dataset") -> str:
-    """One line a number."""
-    found = list(rows(dataset))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(found[0]) if found else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return out.getvalue()
-
-
-def to_parquet(dataset: "xarray.Dataset", path: Path) -> None:
-    """One row a number; settings and definitions as JSON in the file's metadata."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pylist(list(rows(dataset)))
-    facts = {"settings": dict(dataset.attrs), "definitions": definitions(dataset)}
-    table = table.replace_schema_metadata({"safetyspace_fast": json.dumps(facts)})
-    pyarrow.parquet.write_table(table, path)
-
-
 def to_table(dataset: "xarray.Dataset") -> str:
-    """A table of at most 100 columns, of what `separation` or `compare` returned.
+    """Tables of at most `WIDTH` columns.
 
-    Several languages: a row each, a block per layer (the last one only where there are many). One
-    language: a row per layer. Metrics that do not fit beside each other go below.
+    With several languages there is a table for each layer, and a row for each language. With one
+    language there is one table with a row for each layer. Metrics that do not fit go into another
+    table below.
     """
     if "metric" not in dataset.dims:
         return _matrices(dataset)
@@ -204,11 +74,11 @@ def to_table(dataset: "xarray.Dataset") -> str:
             view = model_view.sel(pooling=pooling)
             title = f"{name} | pooling {pooling}"
             if len(langs) == 1:
-                lines += _block(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
+                lines += _metrics(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
             else:
                 for layer in shown:
                     at = f"{title} | layer {layer}"
-                    lines += _block(view.sel(layer=layer), "lang", at)
+                    lines += _metrics(view.sel(layer=layer), "lang", at)
                     if reference:
                         lines += _excess(view.sel(layer=layer), f"{at} | more than {reference}")
             if compared:
@@ -241,7 +111,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
 
 
 def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[str]:
-    """What `compare` finds beside the metrics: a row per layer and language."""
+    """Variables of `GEOMETRY`: a row for each layer and language."""
     names = [
         str(name)
         for name, variable in view.data_vars.items()
@@ -266,7 +136,7 @@ def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[str]:
 def beside_published(
     dataset: "xarray.Dataset", published: Sequence[Mapping[str, Any]], source: str
 ) -> str:
-    """Published numbers of one pair of models beside those of `compare`.
+    """A table of published numbers beside those of `compare`.
 
     Args:
         dataset: what `compare` returned, for one layer and pooling.
@@ -291,7 +161,7 @@ def beside_published(
 
 
 def _matrices(dataset: "xarray.Dataset") -> str:
-    """What `languages` finds: matrices of the last layer, and both silhouettes of every layer."""
+    """Tables of `directions` and `parallel`: matrices of languages, silhouettes of all layers."""
     lines = []
     layers = [str(name) for name in dataset["layer"].to_numpy()]
     langs = [str(name) for name in dataset["lang"].to_numpy()]
@@ -324,8 +194,8 @@ def _matrices(dataset: "xarray.Dataset") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
-    """One table: a row per name along `row_dim`, a column per metric."""
+def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
+    """A row for each name along `row_dim`, a column for each metric."""
     compared = "difference" in view
     first = [row_dim, "", *(str(name) for name in view[row_dim].to_numpy())]
     leading = [first]
@@ -364,7 +234,7 @@ def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
 
 
 def _values(numbers: dict[str, list[float]]) -> list[str]:
-    """Cells of one metric, and its floor below them."""
+    """Entries of one metric, then its floor."""
     names = ("value", "low", "high", "p", "p_family")
     shown = list(zip(*(numbers[name] for name in names), strict=True))
     grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
@@ -374,7 +244,7 @@ def _values(numbers: dict[str, list[float]]) -> list[str]:
 
 
 def _differences(numbers: dict[str, list[float]]) -> list[str]:
-    """Cells of one metric of both models with the difference."""
+    """Entries of one metric of two models, with the difference."""
     names = ("base", "aligned", "difference", "low", "high", "p", "p_family")
     shown = list(zip(*(numbers[name] for name in names), strict=True))
     grain = _median(_grain(low, high, value) for _, _, value, low, high, *_ in shown)
@@ -385,7 +255,7 @@ def _differences(numbers: dict[str, list[float]]) -> list[str]:
 
 
 def _excess(view: "xarray.Dataset", title: str) -> list[str]:
-    """Differences of differences of one layer: a row per language, a column per metric."""
+    """Differences of differences of one layer: a row for each language."""
     langs = [str(name) for name in view["lang"].to_numpy() if name != view.attrs["reference"]]
     columns = []
     for metric in view["metric"].to_numpy():
@@ -412,7 +282,7 @@ def _group_cell(value: float, low: float, high: float) -> str:
 
 
 def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
-    """Groups of columns that fit the width."""
+    """Split columns into groups that fit `WIDTH` beside the columns that take `taken`."""
     part: list[list[str]] = []
     width = taken
     for column in columns:
@@ -426,7 +296,7 @@ def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
 
 
 def _confounds(dataset: "xarray.Dataset") -> list[str]:
-    """What else differs between the languages, beside every table that compares them."""
+    """Variables of `CONFOUNDS`; nothing for one language."""
     langs = [str(name) for name in dataset["lang"].to_numpy()]
     if len(langs) == 1:
         return []
@@ -471,19 +341,22 @@ def _median(numbers: Iterable[float]) -> float:
 
 
 def _grain(low: float, high: float, value: float) -> float:
-    """What an interval leaves open, or a tenth of a number without one."""
+    """Half of the interval, or a tenth of a number without one: its uncertainty."""
     open_ = (high - low) / 2 if math.isfinite(high - low) else abs(value) / 10
     return open_ if open_ > 0 and math.isfinite(open_) else math.nan
 
 
 def _form(grain: float) -> str:
-    """A format that shows two digits of `grain`."""
+    """A format that shows two digits of the uncertainty `grain`."""
     decimals = 2 if math.isnan(grain) else max(0, 1 - math.floor(math.log10(grain)))
     return ".3g" if decimals > 6 or grain > 1e5 else f".{decimals}f"
 
 
 def _cell(numbers: Sequence[float], grain: float) -> str:
-    """Value, low, high, p and p_family, in the column's format unless that would hide them."""
+    """One entry from value, low, high, p and p_family.
+
+    It has the format of its column, unless that would show no digit that matters.
+    """
     value, low, high, p, p_family = numbers
     own = _grain(low, high, value)
     form = _form(own if own < grain / 10 or own > 1e5 else grain)
@@ -495,7 +368,7 @@ def _cell(numbers: Sequence[float], grain: float) -> str:
 
 
 def _padded(cells: list[str]) -> list[str]:
-    """Room for the star where another cell of the column has one."""
+    """Add a blank where another entry of the column ends with a star."""
     if not any(cell.endswith("*") for cell in cells):
         return cells
     return [cell if cell.endswith("*") else f"{cell} " for cell in cells]

@@ -373,6 +373,20 @@ def test_texts_left_out_of_one_model_are_left_out_of_both():
     assert abs(float(found["difference"].sel(metric="auc_direction").squeeze())) < 0.01
 
 
+def test_ignored_pairs_leave_the_metrics_of_pairs_out():
+    label, pair = np.tile([0, 1], 30), np.repeat(np.arange(30), 2)
+    x = np.random.default_rng(0).standard_normal((1, 1, 60, 12))
+    run = stand_in(
+        {"base": {"en": x}, "aligned": {"en": x[..., ::-1]}}, {"en": label}, pair={"en": pair}
+    )
+    models = {"base": "base", "aligned": "aligned"}
+    assert "paired_shift" in compare(run, **models, **QUICK)["metric"]
+    with pytest.warns(UserWarning, match="en are paired"):
+        found = compare(run, **models, paired=False, **QUICK)
+    assert not any(METRICS[name].paired for name in found["metric"].to_numpy())
+    assert not found["paired"].any()
+
+
 def test_aliases_and_refusals_give_reasons():
     run = pair_of_models(n=60)
     found = compare(

@@ -69,6 +69,23 @@ def test_small_languages_are_left_out_and_unknown_ones_named():
         directions(run, languages=["zz"])
 
 
+def test_a_model_without_a_layer_has_no_number_there():
+    run = parallel_run(1.0, 1.0)
+    label = np.tile([0, 1], 20)
+    states = np.random.default_rng(0).standard_normal((3, 1, 40, 16))
+    deep = stand_in(
+        {"deep": dict.fromkeys(run.languages, states)}, dict.fromkeys(run.languages, label)
+    )
+    run._models["deep"] = deep.model("deep")
+    run.models = ("m", "deep")
+    for found, name in ((directions(run), "transfer_auc"), (parallel(run), "semantic")):
+        assert found["layer"].to_numpy().tolist() == ["embed", "block.0", "block.1"]
+        numbers = found[name]
+        assert np.isfinite(numbers.sel(model="deep")).all()
+        assert np.isfinite(numbers.sel(model="m", layer="embed")).all()
+        assert np.isnan(numbers.sel(model="m", layer=["block.0", "block.1"])).all()
+
+
 def test_grouped_silhouettes_are_scikit_learns(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 5))

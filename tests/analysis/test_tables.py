@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import compare, separation, tables, with_groups
+from safetyspace_fast.analysis import compare, rows, separation, tables, with_groups
 from safetyspace_fast.analysis.glossary import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
 
@@ -64,13 +64,13 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     assert "~0" in text  # German has not moved
     assert "base pc10" in text
     assert "\nbase pcK: both models in the first K" in text
-    rows = json.loads(tables.to_json(found), parse_constant=pytest.fail)["rows"]
-    assert rows[0]["excess"] == 0
-    known = {(row["metric"], row["lang"]): row for row in rows}
+    parsed = json.loads(rows.to_json(found), parse_constant=pytest.fail)["rows"]
+    assert parsed[0]["excess"] == 0
+    known = {(row["metric"], row["lang"]): row for row in parsed}
     assert known["cka", "de"]["value"] == pytest.approx(1)
     assert known["tokens1", "en"]["model"] == "tuned"
     grouped = with_groups(found, {"high": ["en"], "low": ["de"]})
-    known = {(row["metric"], row["lang"]): row for row in tables.rows(grouped)}
+    known = {(row["metric"], row["lang"]): row for row in rows.rows(grouped)}
     gap = known["auc_direction", "high - low"]
     assert gap["difference"] == known["auc_direction", "en"]["difference"]
     assert gap["low"] < gap["difference"] < gap["high"]
@@ -87,7 +87,7 @@ def test_columns_line_up():
 
 
 def test_rows_hold_every_number(results):
-    found = list(tables.rows(results))
+    found = list(rows.rows(results))
     size = results["value"].size
     for row in (found[0], found[17], found[size - 1]):
         place = {dim: row[dim] for dim in results["value"].dims}
@@ -104,24 +104,24 @@ def test_rows_hold_every_number(results):
 
 
 def test_json_is_strict_and_carries_definitions(results):
-    whole = json.loads(tables.to_json(results), parse_constant=pytest.fail)
-    assert whole["rows"] == list(tables.rows(results))
+    whole = json.loads(rows.to_json(results), parse_constant=pytest.fail)
+    assert whole["rows"] == list(rows.rows(results))
     assert whole["settings"]["permutations"] == 39
     assert "B/(B+W)" in whole["definitions"]["rho"]["definition"]
 
 
 def test_csv_and_parquet_hold_the_same_rows(results, tmp_path):
-    expected = list(tables.rows(results))
-    parsed = list(csv.DictReader(io.StringIO(tables.to_csv(results))))
+    expected = list(rows.rows(results))
+    parsed = list(csv.DictReader(io.StringIO(rows.to_csv(results))))
     assert [row["metric"] for row in parsed] == [row["metric"] for row in expected]
-    for name in tables.NUMBERS:
+    for name in ("value", "low", "high", "floor", "p", "p_family"):
         numbers = [float(row[name]) if row[name] else None for row in parsed]
         assert numbers == [row[name] for row in expected]
     tables.write(results, "parquet", tmp_path / "r.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "r.parquet")
     assert table.to_pylist() == expected
     facts = json.loads(table.schema.metadata[b"safetyspace_fast"])
-    assert facts["definitions"] == tables.definitions(results)
+    assert facts["definitions"] == rows.definitions(results)
 
 
 def test_write_prints_or_writes_and_names_bad_forms(results, tmp_path, capsys):

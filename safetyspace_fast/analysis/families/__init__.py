@@ -1,4 +1,4 @@
-"""Every metric: one file a family, and in it record, formula and estimator of each metric."""
+"""All metrics. A family is one file, with definition, formula and estimator of each metric."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ METRICS: dict[str, Metric] = {
     for entry in _ENTRIES
     for metric in ((entry,) if isinstance(entry, Metric) else (entry(10), entry(2)))
 }
-"""Every metric by name. Those in principal components also exist for any other K up to 16."""
+"""All metrics by name. Those in components are listed for K = 10 and 2; see `metric`."""
 
 
 def metric(name: str) -> Metric:
@@ -39,7 +39,7 @@ def metric(name: str) -> Metric:
 
 
 def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
-    """Metrics by name; None gives the default ones, `all` every one.
+    """Metrics by name; None gives the default ones, `all` gives all.
 
     Raises:
         ConfigError: a name is unknown or given twice.

@@ -37,10 +37,10 @@ TILE_BYTES = 5 << 19
 
 
 def mean_distances(pair_sum: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Every text's mean distance to its own class (itself left out) and to the other.
+    """Mean distance of each text to its own class (itself left out) and to the other class.
 
     Args:
-        pair_sum: [..., n, 2], sums of distances to each class, the text itself left out.
+        pair_sum: [..., n, 2], sums of distances to each class, without the text itself.
         labels: [n] int64.
 
     Returns:
@@ -55,15 +55,15 @@ def mean_distances(pair_sum: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @once
 def _full_width(cells: Cells) -> tuple[Tensor, Tensor]:
-    """Mean Euclidean distance to the own and to the other class, [cell, n] each."""
+    """`mean_distances` at full width, [cell, n] each."""
     return mean_distances(cells.stored("pair_sum"), cells.labels)
 
 
 def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the Euclidean distance matrix, as many at once as fit `TILE_BYTES`.
+    """Rows of the Euclidean distance matrix, as many at a time as fit `TILE_BYTES`.
 
-    One product gives squares: of rows [x, |x|^2, 1] with [-2x, 1, |x|^2]. The next tile takes the
-    place of the one before.
+    The product of [x, |x|^2, 1] with [-2y, 1, |y|^2] is |x - y|^2. Each tile overwrites the one
+    before.
     """
     n = x.shape[0]
     norm_sq = x.square().sum(-1, keepdim=True)
@@ -81,11 +81,11 @@ def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 @dataclass(frozen=True)
 class LabelledDistances:
-    """What one pass over the distances of one layer's texts gives for many labellings.
+    """Results of one pass over all distances, for R labellings.
 
-    pair_sum: [n, 2] float64, sums to each class under the first labelling, itself left out;
-    silhouette, energy: [R] float64, of every labelling, from sums in float32;
-    nearest: [n] int64, every text's nearest other text, if asked for.
+    pair_sum: [n, 2] float64, sums of distances to each class under the first labelling;
+    silhouette, energy: [R] float64, of each labelling, from sums in float32;
+    nearest: [n] int64, nearest other text of each text; empty unless `neighbours`.
     """
 
     pair_sum: Tensor
@@ -97,18 +97,18 @@ class LabelledDistances:
 def labelled_distances(
     x: Tensor, labels: Tensor, *, bandwidth: float | None = None, neighbours: bool = False
 ) -> LabelledDistances:
-    """Silhouette and energy distance of many labellings from one pass over the distances.
+    """Silhouette and energy distance of many labellings, from one pass over all distances.
 
-    Sums to a class are a product of distances and labellings, a tile of rows at a time:
-    2 n^2 R flops, which is nearly all of the work. The labellings serve as a null and are compared
-    with each other only: float32 is enough for them.
+    Sums over a class are the product of distances and labellings, one tile of rows at a time. Its
+    2 n^2 R flops are nearly all of the work. Labellings are a null and are compared only with each
+    other, so float32 is exact enough.
 
     Args:
         x: [n, k] float64, roughly centred.
         labels: [R, n] float64, one labelling a row, each with the same number of ones.
-        bandwidth: minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) stands for the distance,
-            so that `energy` is the MMD^2.
-        neighbours: find `nearest`, too.
+        bandwidth: use minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) as the distance;
+            `energy` is then the MMD^2.
+        neighbours: also find `nearest`.
     """
     n1 = float(labels[0].sum())
     n0 = len(x) - n1
@@ -118,7 +118,7 @@ def labelled_distances(
     pair_sum = torch.empty(len(x), 2, dtype=x.dtype)
     near = torch.empty(len(x) if neighbours else 0, dtype=torch.int64)
     silhouette, within1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(2))
-    # Float32 overflows where float64 does not; every statistic scales with the distances.
+    # Scaled to fit float32; every statistic scales with the distances.
     scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
     for rows, distance in _distance_tiles(x / scale):
         if bandwidth is not None:
@@ -130,11 +130,11 @@ def labelled_distances(
             near[rows] = distance.argmin(-1)
             distance.diagonal(rows.start).zero_()
         to1 = label_sums(distance, packed)[:, : len(labels)]
-        mine = single[rows]
-        within1 += (to1 * mine).sum(0)
+        member = single[rows]
+        within1 += (to1 * member).sum(0)
         if bandwidth is None:
             to0 = pair_sum[rows].sum(-1, keepdim=True).float() - to1
-            silhouette += _signed_silhouettes(to0, to1, mine, n0, n1).sum(0)
+            silhouette += _signed_silhouettes(to0, to1, member, n0, n1).sum(0)
     row_sum = pair_sum.sum(-1)
     across = labels @ row_sum - within1
     within0 = row_sum.sum() - 2 * across - within1
@@ -142,21 +142,21 @@ def labelled_distances(
     return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale, near)
 
 
-def _signed_silhouettes(to0: Tensor, to1: Tensor, mine: Tensor, n0: float, n1: float) -> Tensor:
-    """Silhouettes from sums of distances to both classes; overwrites its arguments `to0`, `to1`.
+def _signed_silhouettes(to0: Tensor, to1: Tensor, member: Tensor, n0: float, n1: float) -> Tensor:
+    """Silhouettes from sums of distances to both classes; overwrites `to0` and `to1`.
 
-    With q = a/b, (b - a)/max(a, b) = min(1/q, 1) - min(q, 1), and 1/q has the opposite sign: one
-    formula serves both classes, and no branch on the label is left.
+    With q = a/b, (b - a)/max(a, b) = min(1/q, 1) - min(q, 1). Swapping the classes turns q into 1/q
+    and changes only the sign: one formula serves both classes without a branch.
 
     Args:
-        to0, to1: [n, R] float32; mine: [n, R] float32, 1 where a text is in class 1.
+        to0, to1: [n, R] float32; member: [n, R] float32, 1 where a text is in class 1.
         n0, n1: texts in each class.
     """
     in1, in0 = n0 / (n1 - 1), (n0 - 1) / n1
-    weight = mine.mul(in1 - in0).add_(in0)
+    weight = member.mul(in1 - in0).add_(in0)
     ratio = to1.div_(to0).mul_(weight)
     toward = torch.reciprocal(ratio, out=to0).clamp_max_(1).sub_(ratio.clamp_max_(1))
-    return toward.nan_to_num_(0.0).mul_(torch.mul(mine, 2, out=weight).sub_(1))
+    return toward.nan_to_num_(0.0).mul_(torch.mul(member, 2, out=weight).sub_(1))
 
 
 Space = int | Literal["projection", "kernel"]
@@ -165,7 +165,7 @@ Space = int | Literal["projection", "kernel"]
 
 @once
 def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
-    """One pass over the distances of every cell, for all labellings."""
+    """`labelled_distances` of each cell, for the true labels and every permutation."""
     x = cells.components(space) if isinstance(space, int) else cells.projected
     widths = _kernel_widths(cells) if space == "kernel" else [None] * len(x)
     return [
@@ -177,7 +177,7 @@ def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
 
 
 def _pair_sums(labelled: list[LabelledDistances], cells: Cells) -> tuple[Tensor, Tensor]:
-    """Mean distance to the own and to the other class, [cell, n] each, from a pass over all."""
+    """`mean_distances` from a pass over all distances, [cell, n] each."""
     return mean_distances(torch.stack([cell.pair_sum for cell in labelled]), cells.labels)
 
 
@@ -190,10 +190,11 @@ def silhouette_samples(own: Tensor, other: Tensor) -> Tensor:
 
 
 def silhouette_influence(own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
-    """What every text adds to the mean silhouette: its own value, and its pull on all others.
+    """Influence of each text on the mean silhouette.
 
-    A text moves its own class's `a` and the other class's `b`. The slopes of (b - a)/max(a, b)
-    differ between texts; each class's mean slope stands for them, and then stored sums suffice.
+    A text adds its own value, and changes `a` of the texts in its class and `b` of the others. The
+    slopes of (b - a)/max(a, b) differ between texts; they are replaced by their class mean, so that
+    stored sums are enough.
 
     Args:
         own, other: [..., n], see `mean_distances`.
@@ -216,7 +217,7 @@ def silhouette_influence(own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
 
 
 def _silhouette_slopes(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes of every text's (b - a)/max(a, b) by its a and by its b."""
+    """Derivatives of (b - a)/max(a, b) by a and by b, for each text."""
     largest = torch.maximum(own, other)
     near = own < other
     by_own = torch.where(near, -1 / largest, -other / largest**2).nan_to_num(0.0, 0.0, 0.0)
@@ -225,12 +226,12 @@ def _silhouette_slopes(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def silhouette_turning(x: Tensor, k: int, own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
-    """Slopes of the mean silhouette of `k` coordinates as each turns towards each of the rest.
+    """Derivatives of the mean silhouette in `k` coordinates, as these turn towards the rest.
 
     Args:
         x: [n, p] float64, roughly centred.
-        k: how many coordinates the silhouette sees.
-        own, other: [n], see `mean_distances`, in those; labels: [n] int64.
+        k: how many coordinates the silhouette uses.
+        own, other: [n], `mean_distances` in these coordinates; labels: [n] int64.
 
     Returns:
         [k, p - k] float64, by the angle that turns coordinate i into x_i + angle x_j.
@@ -239,25 +240,25 @@ def silhouette_turning(x: Tensor, k: int, own: Tensor, other: Tensor, labels: Te
     n, count = len(x), torch.bincount(labels, minlength=2)
     by_own, by_other = _silhouette_slopes(own, other)
     near, far = by_own / (count - 1)[labels] / n, by_other / count[1 - labels] / n
-    found = x.new_zeros(k, rest.shape[-1])
+    slopes = x.new_zeros(k, rest.shape[-1])
     for rows, distance in _distance_tiles(seen):
         same = labels[rows, None] == labels
         pull = torch.where(same, near[rows, None], far[rows, None]) / distance
         pull = torch.where(distance > 0, pull, 0.0)
         # Each pair adds pull * (difference in seen) (difference in rest)'.
-        found += seen[rows].T @ (pull.sum(1)[:, None] * rest[rows] - pull @ rest)
-        found += seen.T @ (pull.sum(0)[:, None] * rest - pull.T @ rest[rows])
-    return found
+        slopes += seen[rows].T @ (pull.sum(1)[:, None] * rest[rows] - pull @ rest)
+        slopes += seen.T @ (pull.sum(0)[:, None] * rest - pull.T @ rest[rows])
+    return slopes
 
 
 def labelled_cosine(x: Tensor, labels: Tensor) -> Tensor:
-    """Cosine silhouette of many labellings, from sums of unit vectors instead of pairs of texts.
+    """Cosine silhouette of many labellings, from class sums of unit vectors.
 
     Args:
         x: [n, k] float64, not centred; labels: [R, n] float64, each with the same number of ones.
 
     Returns:
-        [R] float64; sums to a class are exact, silhouettes of texts float32.
+        [R] float64; class sums are float64, silhouettes of texts float32.
     """
     n1 = float(labels[0].sum())
     n0 = len(x) - n1
@@ -266,19 +267,19 @@ def labelled_cosine(x: Tensor, labels: Tensor) -> Tensor:
     sums = labels @ unit
     total = unit.sum(0)
     alone = (norm == 0).double()  # at distance 1 from all, but 0 from itself
-    found = torch.zeros(len(labels), dtype=x.dtype)
+    silhouette = torch.zeros(len(labels), dtype=x.dtype)
     size = max(1, TILE_BYTES // (8 * len(labels)))
     for rows in (slice(i, i + size) for i in range(0, len(x), size)):
-        mine = labels[:, rows].T
-        to1 = n1 - unit[rows] @ sums.T - alone[rows] * mine
+        member = labels[:, rows].T
+        to1 = n1 - unit[rows] @ sums.T - alone[rows] * member
         to0 = (n0 - unit[rows] @ total + n1 - alone[rows, 0])[:, None] - to1
         sums0, sums1 = to0.clamp_min_(0).float(), to1.clamp_min_(0).float()
-        found += _signed_silhouettes(sums0, sums1, mine.float(), n0, n1).sum(0)
-    return found / len(x)
+        silhouette += _signed_silhouettes(sums0, sums1, member.float(), n0, n1).sum(0)
+    return silhouette / len(x)
 
 
 def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
-    """Silhouette of every text for any number of groups, as scikit-learn's; alone in one: 0.
+    """Silhouette of each text for any number of groups, as in scikit-learn; 0 in a group of one.
 
     Args:
         x: [n, k] float64, roughly centred; group: [n] int64, 0 .. G - 1.
@@ -286,28 +287,28 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
     order = torch.argsort(group, stable=True)
     count = torch.bincount(group)
     ends = count.cumsum(0)
-    found = torch.empty(len(x), dtype=x.dtype)
+    silhouette = torch.empty(len(x), dtype=x.dtype)
     for rows, distance in _distance_tiles(x[order]):
         total = torch.nn.functional.pad(distance.cumsum(-1), (1, 0))
         sums = total[:, ends] - total[:, ends - count]
-        mine = group[order[rows]][:, None]
-        own = sums.gather(-1, mine).squeeze(-1) / (count[mine.squeeze(-1)] - 1)
-        other = (sums / count).scatter(-1, mine, torch.inf).amin(-1)
+        own_group = group[order[rows]][:, None]
+        own = sums.gather(-1, own_group).squeeze(-1) / (count[own_group.squeeze(-1)] - 1)
+        other = (sums / count).scatter(-1, own_group, torch.inf).amin(-1)
         value = silhouette_samples(own, other)
-        found[order[rows]] = torch.where(count[mine.squeeze(-1)] > 1, value, 0.0)
-    return found
+        silhouette[order[rows]] = torch.where(count[own_group.squeeze(-1)] > 1, value, 0.0)
+    return silhouette
 
 
 def _turning(cells: Cells, slopes: Tensor) -> Tensor:
-    """[cell, n], what every text adds to an estimate by turning the components of the basis.
+    """[cell, n], influence of each text that comes from turning the components of the basis.
 
-    A text turns component i towards j by its product of both over their difference in variance
-    (first-order perturbation of eigenvectors; Anderson 1963).
+    A text x turns component i towards component j by x_i x_j over the difference of their variances
+    (first-order perturbation of eigenvectors, Anderson 1963).
 
     Args:
-        cells: where.
-        slopes: [cell, k, rest], of the estimate, by the angle of each of `k` components towards
-            each of the others.
+        cells: in a shared projection.
+        slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards each of
+            the rest.
     """
     k = slopes.shape[-2]
     coords = cells.basis.coords
@@ -320,7 +321,7 @@ def _turning(cells: Cells, slopes: Tensor) -> Tensor:
 def _mean_silhouette(
     cells: Cells, own: Tensor, other: Tensor, null: Tensor, turning: Tensor | float = 0.0
 ) -> Estimate:
-    """The mean silhouette of mean distances to either class, [cell, n] each."""
+    """The mean silhouette from `mean_distances`, [cell, n] each."""
     return make_estimate(
         cells,
         silhouette_samples(own, other).mean(-1),
@@ -417,7 +418,7 @@ def _silhouette_in_components(k: int) -> Metric:
 
 
 def davies_bouldin(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Davies-Bouldin index and every text's influence on it, scikit-learn's convention.
+    """Davies-Bouldin index in scikit-learn's convention, and the influence of each text.
 
     Args:
         sqdist: [..., n, 2], squared distance to each class mean.
@@ -430,10 +431,10 @@ def davies_bouldin(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Te
     along, _ = direction_scores(sqdist, shift_sq, labels)
     influence = torch.empty_like(radius)
     for label, sign in ((0, -1), (1, 1)):
-        mine = labels == label
-        by_gap = -(spread / gap**3)[..., None] * sign * along[..., mine]
-        by_radius = centred(radius[..., mine]) / gap[..., None]
-        influence[..., mine] = (by_radius + by_gap) / mine.sum()
+        inside = labels == label
+        by_gap = -(spread / gap**3)[..., None] * sign * along[..., inside]
+        by_radius = centred(radius[..., inside]) / gap[..., None]
+        influence[..., inside] = (by_radius + by_gap) / inside.sum()
     return spread / gap, influence
 
 
@@ -464,10 +465,10 @@ _DAVIES_BOULDIN = Metric(
 
 
 def dunn(pair_min: Tensor, pair_max: Tensor, labels: Tensor) -> Tensor:
-    """Smallest distance between the classes over the largest inside one (Dunn 1974).
+    """Smallest distance between the classes over the largest inside a class (Dunn 1974).
 
     Args:
-        pair_min, pair_max: [..., n, 2], a text's smallest and largest distance to each class.
+        pair_min, pair_max: [..., n, 2], smallest and largest distance of each text to each class.
         labels: [n] int64.
     """
     index = labels.expand(pair_min.shape[:-1])[..., None]
@@ -500,7 +501,7 @@ _DUNN = Metric(
 
 
 def nn_hits(pair_min: Tensor, labels: Tensor) -> Tensor:
-    """1 where a text's nearest other text is of its class, 1/2 in a tie, else 0: [..., n]."""
+    """1 if the nearest other text is of the same class, 1/2 in a tie, else 0: [..., n]."""
     index = labels.expand(pair_min.shape[:-1])[..., None]
     gap = pair_min.gather(-1, 1 - index) - pair_min.gather(-1, index)
     return (gap.sign().squeeze(-1) + 1) / 2
@@ -512,7 +513,7 @@ def _nn_accuracy(cells: Cells) -> Estimate:
     labels = cells.resamples.labellings
     neighbours = [cell.nearest for cell in _labelled(cells, "projection")]
     null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
-    # Two texts that are each other's nearest hit or miss together.
+    # Two texts that are the nearest of each other are both hits or both misses.
     mutual = torch.stack(
         [(near[near] == torch.arange(len(near))).double().mean() for near in neighbours]
     )
@@ -541,10 +542,10 @@ _NN_ACCURACY = Metric(
 
 
 def energy_distance(own: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy distance over distinct texts and every text's influence on it.
+    """Energy distance over distinct texts, and the influence of each text.
 
-    2E|X-Y| - E|X-X'| - E|Y-Y'| (Szekely & Rizzo 2013). With kernel values in place of distances
-    it is minus the MMD^2 (Gretton et al. 2012).
+    2E|X-Y| - E|X-X'| - E|Y-Y'| (Szekely & Rizzo 2013). With minus a kernel as the distance it is
+    the MMD^2 (Gretton et al. 2012).
 
     Args:
         own, other: [..., n], see `mean_distances`.
@@ -556,10 +557,10 @@ def energy_distance(own: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor,
     influence = torch.empty_like(own)
     value = torch.zeros_like(own[..., 0])
     for label in (0, 1):
-        mine = labels == label
-        value = value + other[..., mine].mean(-1) - own[..., mine].mean(-1)
-        pull = other[..., mine] - own[..., mine]
-        influence[..., mine] = 2 * centred(pull) / mine.sum()
+        inside = labels == label
+        value = value + other[..., inside].mean(-1) - own[..., inside].mean(-1)
+        pull = other[..., inside] - own[..., inside]
+        influence[..., inside] = 2 * centred(pull) / inside.sum()
     return value, influence
 
 
@@ -591,14 +592,14 @@ _ENERGY_DISTANCE = Metric(
 
 
 def median_distance(x: Tensor, most: int = 1000) -> float:
-    """Median distance of distinct texts, of at most `most` evenly spaced ones: x [n, k]."""
+    """Median distance between distinct texts, of at most `most` evenly spaced ones: x [n, k]."""
     some = x[:: -(-x.shape[0] // most)]
     return float(torch.pdist(some).median())
 
 
 @once
 def _kernel_widths(cells: Cells) -> list[float]:
-    """Bandwidth of the Gaussian kernel for every cell: one for all models that are compared."""
+    """Bandwidth of the Gaussian kernel of each cell: in a comparison the base model's."""
     if cells.base is not None:
         return _kernel_widths(cells.base)
     return [median_distance(x) for x in cells.projected]

@@ -16,7 +16,7 @@ from ..metric import BOOTSTRAP, NULL_MEAN, OWN_COMPONENTS, SHUFFLE, InComponents
 from ..moments import Moments, products
 
 TEXTS_PER_COMPONENT = 10
-"""A covariance needs this many texts of each class for every component."""
+"""Texts per class that a covariance needs for each component."""
 SINGULAR = 1e-6
 """Smallest pivot of a correlation matrix's Cholesky factor that counts as full rank."""
 
@@ -25,10 +25,10 @@ SINGULAR = 1e-6
 
 
 def require_texts(cells: Cells, k: int) -> None:
-    """Refuse a covariance in `k` components of too few texts, unless it is forced.
+    """Refuse a covariance in `k` components of too few texts, unless `cells.force`.
 
     Raises:
-        Refusal: a class has fewer than `TEXTS_PER_COMPONENT` texts for every component.
+        Refusal: a class has fewer than `TEXTS_PER_COMPONENT` texts per component.
     """
     least, smaller = TEXTS_PER_COMPONENT * k, int(cells.count.min())
     if smaller < least and not cells.force:
@@ -38,7 +38,7 @@ def require_texts(cells: Cells, k: int) -> None:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor, NaN where the matrix is not of full rank."""
+    """Lower Cholesky factor; NaN if the matrix does not have full rank."""
     clean = matrix.nan_to_num(0.0, 0.0, 0.0)
     factor, info = torch.linalg.cholesky_ex(clean)
     scale = clean.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -48,7 +48,7 @@ def _cholesky(matrix: Tensor) -> Tensor:
 
 
 def square_length(vectors: Tensor, cov: Tensor) -> Tensor:
-    """tr A' cov^-1 A for A [..., k, j], by Cholesky in units of the deviations; NaN if singular."""
+    """tr A' cov^-1 A for A [..., k, j], scaled by the standard deviations; NaN if singular."""
     scale = cov.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
     factor = _cholesky(cov / (scale * scale.transpose(-1, -2)))
     whitened: Tensor = torch.linalg.solve_triangular(factor, vectors / scale, upper=False)
@@ -56,14 +56,14 @@ def square_length(vectors: Tensor, cov: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor) -> Tensor:
-    """Centred x [..., n, k] turned and scaled so that its second moments are the identity's."""
+    """Transform centred x [..., n, k] linearly so that x'x is the identity."""
     left: Tensor = torch.linalg.svd(x, full_matrices=False)[0]
     return left
 
 
 @once
 def _whitened(cells: Cells, k: int) -> Tensor:
-    """[cell, n, k], components less their class's mean, uncorrelated and of equal variance."""
+    """[cell, n, k], whitened components after subtracting the class means."""
     return whiten(cells.about_class_means(cells.components(k)))
 
 
@@ -71,11 +71,11 @@ def _whitened(cells: Cells, k: int) -> Tensor:
 
 
 def bhattacharyya(shift: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Both terms of the Bhattacharyya distance for the first 1, 2, .. k dimensions at once.
+    """Both terms of the Bhattacharyya distance in the first 1, 2, .. k dimensions.
 
-    One Cholesky factor holds those of all leading blocks, so that the curve over k is free.
-    Dimensions are scaled to unit average variance first: only the geometry decides what is
-    singular, not the units.
+    One Cholesky factor contains the factors of all leading submatrices, so the curve over k costs
+    nothing extra. Dimensions are first scaled to unit average variance: whether a covariance counts
+    as singular then does not depend on units.
 
     Args:
         shift: [..., k] difference of the class means.
@@ -98,12 +98,12 @@ def bhattacharyya(shift: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_det_curve(matrix: Tensor) -> Tensor:
-    """Log-determinants of all leading blocks: [..., k]."""
+    """Log-determinants of all leading submatrices: [..., k]."""
     return 2 * _cholesky(matrix).diagonal(dim1=-2, dim2=-1).log().cumsum(-1)
 
 
 def bhattacharyya_floor(k: int, n0: float, n1: float) -> tuple[float, float]:
-    """Mean of both Bhattacharyya terms for two samples of one Gaussian.
+    """Expected value of both Bhattacharyya terms if both classes come from one Gaussian.
 
     E T1 = k(1/n0+1/n1)/8 * nu/(nu-k-1), nu = n0+n1-2 (mean of an inverse Wishart matrix);
     E T2 = (L(nu) - L(n0-1)/2 - L(n1-1)/2)/2, L(v) = sum_i psi((v+1-i)/2) + k ln(2/v) (mean of a
@@ -123,7 +123,7 @@ def bhattacharyya_floor(k: int, n0: float, n1: float) -> tuple[float, float]:
 
 
 def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor) -> Tensor:
-    """Share of the identity in the Ledoit-Wolf covariance (Ledoit & Wolf 2004), between 0 and 1.
+    """Weight of the identity in the Ledoit-Wolf covariance (Ledoit & Wolf 2004), between 0 and 1.
 
     Args:
         cov: [..., k, k] (ddof 1), fourth: [...], mean of |x - mean|^4, count: texts.
@@ -142,7 +142,7 @@ def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor) -> Tensor:
 
 
 def shrink(cov: Tensor, share: Tensor) -> Tensor:
-    """Move `share` [...] of covariances [..., k, k] to the identity of the same trace."""
+    """Replace a share [...] of covariances [..., k, k] by an identity of the same trace."""
     k = cov.shape[-1]
     level = cov.diagonal(dim1=-2, dim2=-1).mean(-1)
     identity = torch.eye(k, dtype=cov.dtype) * level[..., None, None]
@@ -151,7 +151,7 @@ def shrink(cov: Tensor, share: Tensor) -> Tensor:
 
 @once
 def _shrinkage(cells: Cells, k: int) -> Tensor:
-    """[cell, R, 2], share of the identity in the Ledoit-Wolf covariances of `cells.moments`."""
+    """[cell, R, 2], Ledoit-Wolf weights of the identity for the covariances of `cells.moments`."""
     x = cells.about_class_means(cells.components(k))
     fourth = x.square().sum(-1, keepdim=True).square()
     count = cells.moments.count
@@ -174,7 +174,7 @@ def _terms(cells: Cells, k: int, shrunk: bool) -> Resampled:
 def _distance(
     cells: Cells, k: int, *, terms: tuple[int, ...] = (0, 1), shrunk: bool = False
 ) -> Estimate:
-    """The sum of T1 and T2, or one of the two `terms`."""
+    """The sum of `terms`: 0 is T1, 1 is T2."""
     require_texts(cells, k)
     value, draws, null = (part[:, list(terms)].sum(1) for part in _terms(cells, k, shrunk))
     if bool(value.isnan().all()):
@@ -195,10 +195,11 @@ def _distance(
 def _distance_squares(
     cells: Cells, k: int, exact: tuple[float, float], shrunk: bool
 ) -> tuple[Square, ...]:
-    """Both terms are close to sums of squares, of k and of k(k+1)/2 normal deviates.
+    """Quadratic parts: T1 is close to a sum of k squares of normal deviates, T2 of k(k+1)/2.
 
     Args:
-        exact: floors of both terms.
+        cells, k, shrunk: as in `_terms`.
+        exact: exact floors of T1 and T2.
     """
     t1, t2 = exact
     if cells.paired or not math.isfinite(t1):
@@ -215,10 +216,10 @@ def _distance_squares(
 
 
 def _damping(cells: Cells, k: int) -> tuple[Tensor, Tensor]:
-    """What shrinkage leaves of the variance of both terms' quadratic parts, [cell] each.
+    """Factors by which shrinkage reduces the variance of the quadratic parts, [cell] each.
 
-    Along an axis of variance s that counts as s' noise is s/s' as strong; noise of covariances is
-    also scaled down by what is moved to the identity.
+    If shrinkage changes the variance along an axis from s to s', noise along it is s/s' as strong.
+    Noise of covariances is also reduced by the weight of the identity.
     """
     cov, shares = cells.moments.leading(k).cov[:, 0], _shrinkage(cells, k)[:, 0]
     ratio, _ = torch.linalg.solve_ex(shrink(cov, shares).mean(1), cov.mean(1))
@@ -229,7 +230,7 @@ def _damping(cells: Cells, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _centred_products(x: Tensor) -> Tensor:
-    """Products of two coordinates, less their mean: [..., n, k] -> [..., n, k(k+1)/2]."""
+    """Centred products of two coordinates: x [..., n, k] -> [..., n, k(k+1)/2]."""
     pairs = products(x)[..., x.shape[-1] :]
     return pairs - pairs.mean(-2, keepdim=True)
 
@@ -376,10 +377,10 @@ def _bhattacharyya_coefficient(k: int) -> Metric:
 
 
 def mahalanobis(moments: Moments) -> Tensor:
-    """Cross-validated squared Mahalanobis distance, [..., R]; mean 0 without any difference.
+    """Cross-validated squared Mahalanobis distance: [..., R]; 0 on average without a difference.
 
-    The mean of d_A' Sp^-1 d_B over every choice of disjoint texts A and B, in closed form:
-    d'Sp^-1 d - tr Sp^-1 (S0/n0 + S1/n1) (crossnobis, Walther et al. 2016, one text a fold).
+    The mean of d_A' Sp^-1 d_B over all choices of disjoint texts A and B, in closed form:
+    d'Sp^-1 d - tr Sp^-1 (S0/n0 + S1/n1) (crossnobis with one text a fold, Walther et al. 2016).
     """
     freedom = moments.count - 1
     pooled = (moments.cov * freedom[..., None, None]).sum(-3) / freedom.sum(-1)[..., None, None]
@@ -419,8 +420,8 @@ def _mahalanobis(k: int) -> Metric:
 def frechet(shift: Tensor, cov: Tensor) -> Tensor:
     """Squared Frechet distance of two Gaussians (Dowson & Landau 1982).
 
-    tr (S0^1/2 S1 S0^1/2)^1/2 is the sum of the singular values of A0' A1 for any S = A A'; roots
-    come from eigenvectors, so that singular covariances are as good as any.
+    tr (S0^1/2 S1 S0^1/2)^1/2 is the sum of the singular values of A0' A1, for any S = A A'. The
+    roots A come from eigenvectors, so covariances may be singular.
 
     Args:
         shift: [..., k], cov: [..., 2, k, k].

@@ -1,7 +1,7 @@
-"""Metrics of texts that are scored along a direction fitted to the other texts.
+"""Metrics of texts that are scored along a direction fitted to other texts.
 
-The texts are in ten folds. Every fold is scored along a direction fitted to the other nine: the
-difference d of their class means at full width, or a logistic probe in the projection.
+The texts are in ten folds. Each fold is scored along a direction fitted to the other nine: d, the
+difference of their class means at full width, or a logistic probe in the projection.
 """
 
 import math
@@ -19,9 +19,9 @@ from ..moments import centred, shift_influence, shift_noise
 from ..uncertainty import common_held_out, influence_variance, interval, share_interval
 
 RIDGE = 1.0
-"""Strength of the ridge probe behind the null of the logistic one, which has the same."""
+"""Penalty of the ridge probe that stands for the logistic probe in nulls; the same as its own."""
 FIT_BYTES = 64 << 20
-"""Working rows of the fits of one call held at once."""
+"""Working memory of the logistic fits of one call."""
 
 Direction = Literal["mean difference", "probe"]
 """What the texts are scored along."""
@@ -31,13 +31,13 @@ Direction = Literal["mean difference", "probe"]
 
 
 def fold_slices(fold: Tensor) -> list[slice]:
-    """The texts of every fold that has any, where they stand in the order of their folds."""
+    """The texts of each fold that is not empty, as slices: fold [n] int64, ascending."""
     ends = torch.bincount(fold).cumsum(0).tolist()
     return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
 
 
 def fold_texts(fold: Tensor) -> list[Tensor]:
-    """The texts of every fold that has any: fold [n] int64."""
+    """The texts of each fold that is not empty, as indices: fold [n] int64."""
     number = torch.bincount(fold)
     order = torch.argsort(fold, stable=True)
     return [part for part in torch.split(order, number.tolist()) if part.numel()]
@@ -57,11 +57,12 @@ class _LogisticFit:
     def minimise(
         self, weight: Tensor, train: Tensor, penalty: Tensor, hessian: Tensor | None, refresh: int
     ) -> tuple[Tensor, Tensor]:
-        """Newton steps with halving until no weight moves; `refresh` steps share a curvature.
+        """Newton steps, halved while they raise the cost, until no weight changes.
 
         Args:
             weight, penalty: [B, F, P]; train: [F, n], 1 for the texts of a fit.
-            hessian: [B, F, P, P] to start with, without the penalty; None computes it.
+            hessian: [B, F, P, P] at the start, without the penalty; None computes it.
+            refresh: compute the curvature again after this many steps.
 
         Returns:
             weight [B, F, P] and scores [B, F, n] of all texts.
@@ -101,17 +102,17 @@ def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1
     """Held-out scores of an L2 logistic probe, all layers and folds fitted together.
 
     Minimises sum log(1 + exp(-y s)) + strength/2 |w|^2 over the training folds with features
-    standardised there (scikit-learn's C = 1/strength); the intercept is free. Scaling the penalty
-    by the training variances stands for standardising.
+    standardised there (C = 1/strength in scikit-learn); the intercept is not penalised. Scaling the
+    penalty by the training variances has the effect of standardising.
 
-    Newton's method fits all texts first. Every fold starts there, where its curvature is that of
-    all texts less that of the texts left out: ten folds for little more than the price of one.
+    Newton's method first fits all texts. Each fold starts from this fit, where its curvature is
+    that of all texts minus that of the texts left out: ten folds cost little more than one.
 
     Args:
         x: [B, n, P] float64, labels: [n] int64, fold: [n] int64.
 
     Returns:
-        [B, n] float64, log odds of class 1 from the probe that never saw the text; NaN for the
+        [B, n] float64, log odds of class 1, from a probe that was not trained on the text; NaN in
         folds whose training texts are all of one class.
     """
     centred = x - x.mean(-2, keepdim=True)
@@ -119,11 +120,11 @@ def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1
     design = torch.where(spread > 0, centred / spread, 0.0)
     design = torch.cat([design, torch.ones_like(design[..., :1])], dim=-1)
     target = labels.to(x.dtype)
-    inside = fold_texts(fold)
-    place = torch.empty_like(fold)
-    for f, texts in enumerate(inside):
-        place[texts] = f
-    train = (place != torch.arange(len(inside))[:, None]).to(x.dtype)
+    folds = fold_texts(fold)
+    i_fold = torch.empty_like(fold)
+    for f, texts in enumerate(folds):
+        i_fold[texts] = f
+    train = (i_fold != torch.arange(len(folds))[:, None]).to(x.dtype)
     n_train = train.sum(-1)[:, None]
     mean = train @ design / n_train
     penalty = strength * (train @ design.square() / n_train - mean.square())
@@ -141,12 +142,12 @@ def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1
     odds = score.sigmoid()
     curve = odds * (1 - odds)
     left_out = torch.stack(
-        [fit.curvature(curve[..., texts], design[:, texts]).squeeze(1) for texts in inside], dim=1
+        [fit.curvature(curve[..., texts], design[:, texts]).squeeze(1) for texts in folds], dim=1
     )
     hessian = left_out.sum(1, keepdim=True) - left_out
     _, score = fit.minimise(start.expand_as(penalty), train, penalty, hessian, refresh=8)
-    held_out = score.gather(-2, place.expand(x.shape[0], 1, -1)).squeeze(-2)
-    return torch.where(known[place], held_out, torch.nan)
+    held_out = score.gather(-2, i_fold.expand(x.shape[0], 1, -1)).squeeze(-2)
+    return torch.where(known[i_fold], held_out, torch.nan)
 
 
 def heldout_scores(source: Tensor, target: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def heldout_scores(source: Tensor, target: Tensor, labels: Tensor, fold: Tensor)
         source, target: [..., n, P] float64, the same texts; labels: [n] int64, fold: [n] int64.
 
     Returns:
-        [..., n] float64; offsets differ between folds, as directions do.
+        [..., n] float64; only scores of one fold can be compared.
     """
     scores = torch.empty(target.shape[:-1], dtype=target.dtype)
     for inside in fold_texts(fold):
@@ -169,7 +170,7 @@ def heldout_scores(source: Tensor, target: Tensor, labels: Tensor, fold: Tensor)
 
 @once
 def _scores(cells: Cells, direction: Direction) -> Tensor:
-    """[cell, n], held-out scores: stored ones, or log odds of the logistic probe.
+    """[cell, n], held-out scores: the stored ones, or the log odds of the logistic probe.
 
     Raises:
         Refusal: a class has all its texts in one fold.
@@ -199,7 +200,7 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
             standardised features, whose weights are one linear solve for all labellings.
 
     Returns:
-        [R, n] float64, place along the direction from the midpoint of the training folds' means.
+        [R, n] float64, coordinate along the direction, 0 midway between the training class means.
     """
     x = x - x.mean(0)
     if ridge is not None:
@@ -228,7 +229,7 @@ def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None
 
 
 def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
-    """`fold_auc` with another labelling in every row; ties are broken by order.
+    """`fold_auc` of many labellings, one a row; ties are broken by order.
 
     Args:
         scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64, ascending.
@@ -249,7 +250,11 @@ def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
 
 @once
 def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
-    """Held-out statistics of every labelling, fitted again: [cell, 1 + R] each."""
+    """Held-out statistics of the true labels and every permutation, each fitted again.
+
+    Returns:
+        Tensors [cell, 1 + permutations] by name; those of pairs only where texts are paired.
+    """
     order = torch.argsort(cells.fold, stable=True)
     fold, labels = cells.fold[order], cells.resamples.labellings[:, order]
     ridge = RIDGE if direction == "probe" else None
@@ -261,8 +266,8 @@ def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
             "accuracy": ((scores > 0) == (labels > 0.5)).double().mean(-1),
         }
         if cells.paired:
-            place = torch.argsort(order)[cells.partners]
-            gap = (scores[:, place[:, 1]] - scores[:, place[:, 0]]) * cells.flips
+            partners = torch.argsort(order)[cells.partners]
+            gap = (scores[:, partners[:, 1]] - scores[:, partners[:, 0]]) * cells.flips
             statistics["paired_accuracy"] = ((gap.sign() + 1) / 2).mean(-1)
             statistics["paired_effect"] = gap.mean(-1) / gap.std(-1)
         parts.append(statistics)
@@ -273,11 +278,11 @@ def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
 
 
 def along_scores(influence: Tensor, scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
-    """The part of an influence that goes with the texts' scores, by regression in every class.
+    """The part of an influence that is linear in the scores, by regression in each class.
 
     Args:
         influence, scores: [..., n] float64; labels: [n] int64.
-        group: [n] int64, inside of which scores are compared: classes, or parts of them.
+        group: [n] int64, scores are centred in each: a class, or a part of it.
     """
 
     def sums(values: Tensor, index: Tensor) -> Tensor:
@@ -290,12 +295,13 @@ def along_scores(influence: Tensor, scores: Tensor, labels: Tensor, group: Tenso
 
 
 def whitened_shift(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) -> Tensor:
-    """d and what every unit adds to it where all directions vary alike inside the classes.
+    """d and the influence of each unit on it, in coordinates where Sp is the identity.
 
-    There the direction Sp^-1 d of a probe is d itself.
+    Sp is the covariance inside the classes. In these coordinates the direction Sp^-1 d of a probe
+    is d itself.
 
     Args:
-        shift: [P] float64, d; unit: [U, P], what every text (or pair) adds to it.
+        shift: [P] float64, d; unit: [U, P], influence of each text (or pair) on it.
         classes: texts of each class, [n, P] float64.
 
     Returns:
@@ -305,7 +311,7 @@ def whitened_shift(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) 
     scale = within.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     freedom = sum(len(x) for x in classes)
-    # As the probe's own penalty does, keep directions without variance from counting as noise.
+    # Like the penalty of the probe: directions without variance must not count as noise.
     ridge = 4 / freedom * torch.eye(len(shift), dtype=shift.dtype)
     factor = torch.linalg.cholesky(within / (scale[:, None] * scale) + ridge)
     columns = torch.cat([shift[None], unit]) / scale
@@ -315,7 +321,7 @@ def whitened_shift(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) 
 
 @once
 def _whitened_shift(cells: Cells) -> Tensor:
-    """[cell, 1 + unit, P], see `whitened_shift`."""
+    """[cell, 1 + unit, P], `whitened_shift` of each cell."""
     parts = []
     for x, unit in zip(cells.projected, cells.unit_shift, strict=True):
         low, high = (x[cells.labels == c] for c in (0, 1))
@@ -324,19 +330,16 @@ def _whitened_shift(cells: Cells) -> Tensor:
 
 
 def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
-    """[cell, unit, P], what every unit adds to the direction fitted.
-
-    Of a probe it is seen where all directions vary alike inside the classes.
-    """
+    """[cell, unit, P], influence of each unit on the direction (whitened for a probe)."""
     return cells.unit_shift if direction == "mean difference" else _whitened_shift(cells)[:, 1:]
 
 
 @once
 def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
-    """[cell], share of the variance along a fitted direction that comes from its own noise.
+    """[cell], share of the variance along a direction that comes from the noise of the direction.
 
-    With V the covariance of d, scores along d vary by d'Vd, of which tr V^2 is there without
-    any difference: the share goes from 1 on noise (on average: it is not cut there) to 0.
+    Let V be the covariance of d. The variance along d is d'Vd, of which tr V^2 remains without any
+    difference between the classes: the share is 1 on average for noise, and 0 for a large d.
     """
     if direction == "mean difference":
         on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
@@ -359,19 +362,19 @@ def _held_out(
     moved: Tensor,
     ends: Ends = share_interval,
 ) -> Estimate:
-    """Put a held-out statistic together.
+    """`make_estimate` for a held-out statistic; its interval includes the noise of the direction.
 
-    Folds judge each other's texts: along d the classes differ by q = |d|^2 - tr V in units of
-    sqrt(d'Vd), V the covariance of d. With s the share of that noise in |d|^2, the ratio grows with
-    q by 1 + s of what it does where the direction is given, which is what influences see.
+    Let V be the covariance of d and s the share of noise in |d|^2. Along the d of other folds the
+    classes differ by q = |d|^2 - tr V, in units of sqrt(d'Vd). This ratio grows with q by 1 + s
+    times what it would along a fixed direction, and the influences assume a fixed one.
 
     Args:
-        cells, value, null, floor, influence, ends: see `make_estimate`.
+        cells, value, null, floor, influence, ends: as in `make_estimate`.
         direction: what the texts are scored along.
-        moved: [cell, n], the part of the influence that goes with where texts stand along d.
+        moved: [cell, n], the part of the influence that is linear in the scores.
     """
     noise = _direction_noise(cells, direction)
-    # Below its noise |d|^2 is no scale any more.
+    # A |d|^2 below its own noise is no scale to measure with.
     growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
     grown = growth[:, None] * moved
     square = Square(
@@ -405,10 +408,10 @@ _PITFALLS = (
 
 
 def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
-    """AUC within folds, weighted by their pairs of texts, and DeLong's influence of every text.
+    """AUC within folds, weighted by their number of text pairs, and the influence of each text.
 
-    Scores of different folds come from different directions and are never compared. Ties count
-    half (DeLong, DeLong & Clarke-Pearson 1988).
+    Scores of different folds belong to different directions and are not compared. Ties count half
+    (DeLong, DeLong & Clarke-Pearson 1988).
 
     Args:
         scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
@@ -428,10 +431,10 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
         above = _share_below(scores[..., high], scores[..., low])
         below = 1 - _share_below(scores[..., low], scores[..., high])
         auc += above.sum(-1) * low.numel()
-        # A fold holds few texts: their spread about their own mean is too small by (n - 1)/n.
-        for mine, wins, others in ((high, above, low), (low, below, high)):
-            n = mine.numel()
-            influence[..., mine] = centred(wins) * others.numel() * math.sqrt(n / max(n - 1, 1))
+        # In a small fold the variance about the mean of the fold is too small by (n - 1)/n.
+        for texts, wins, others in ((high, above, low), (low, below, high)):
+            n = texts.numel()
+            influence[..., texts] = centred(wins) * others.numel() * math.sqrt(n / max(n - 1, 1))
     auc[scores.isnan().any(-1)] = torch.nan
     return auc / total, influence / total
 
@@ -558,7 +561,13 @@ def _held_out_pairs(
     gap: Tensor,
     ends: Ends,
 ) -> Estimate:
-    """`_held_out` of pairs' differences `gap` along d; influence and gap are [cell, pairs]."""
+    """`_held_out` for differences of scores inside pairs.
+
+    Args:
+        cells, value, floor, ends: as in `_held_out`.
+        name: of the null in `_refitted`.
+        influence, gap: [cell, pairs], influence and difference of scores of each pair.
+    """
     alone = torch.zeros(gap.shape[-1], dtype=torch.int64)
     moved = along_scores(influence, gap, alone, alone)
     return _held_out(
@@ -574,7 +583,7 @@ def _held_out_pairs(
 
 
 def _spread_over_pairs(cells: Cells, influence: Tensor) -> Tensor:
-    """Half of a pair's influence to each of its texts: [cell, pairs] -> [cell, n]."""
+    """Give each text of a pair half of its influence: [cell, pairs] -> [cell, n]."""
     halves = torch.empty(len(influence), cells.labels.numel(), dtype=influence.dtype)
     halves[:, cells.partners] = influence[..., None] / 2
     return halves

@@ -1,4 +1,4 @@
-"""Metrics of paired texts that no direction is fitted for: from differences inside pairs."""
+"""Metrics of the differences inside pairs: harmful text minus its harmless partner."""
 
 from collections.abc import Callable
 from functools import partial
@@ -67,8 +67,8 @@ def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tens
 
     Args:
         diff: [..., n, k] float64, differences inside pairs.
-        weights: [R, n] float64, how often a pair stands in a resample; negative: labels swapped.
-        axes: [..., R, k, j], coordinates of every resample's own, or None for those of `diff`.
+        weights: [R, n] float64, how often a resample holds a pair; negative if labels are swapped.
+        axes: [..., R, k, j], coordinates of each resample, one a column; None for those of `diff`.
     """
     times = weights.abs()
     count = times.sum(-1)
@@ -84,14 +84,14 @@ def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tens
 
 def _t_squared(cells: Cells, k: int) -> Estimate:
     require_texts(cells, k)
-    cells.components(k)  # or a refusal
+    cells.components(k)  # refuses if there are fewer
     coords = cells.coords.nan_to_num(0.0).transpose(-1, -2)
     gap = cells.pair_differences(coords).transpose(-1, -2)
     counts = cells.resamples.counts[:, cells.partners[:, 1]].double()
     draws = _in_parts(
         lambda rows: hotelling(gap, counts[rows], cells.axes[:, rows, :, :k]), len(counts)
     )
-    # A resample's S^-1 is larger once more by what the inverse of a Wishart matrix is on average.
+    # S^-1 of a resample is too large once more, by the expected inverse of a Wishart matrix.
     n = len(cells.partners)
     draws = draws * max(n - k - 2, 1) / (n - 1)
     null = _in_parts(lambda rows: hotelling(gap[..., :k], cells.flips[rows]), len(cells.flips))
@@ -104,7 +104,7 @@ def _t_squared(cells: Cells, k: int) -> Estimate:
 
 
 def _in_parts(function: Callable[[slice], Tensor], rows: int, size: int = 256) -> Tensor:
-    """`function` of some rows at a time, put together along the last axis."""
+    """Apply `function` to `size` rows at a time and join the results along the last axis."""
     starts = range(0, max(rows, 1), size)
     return torch.cat([function(slice(i, min(i + size, rows))) for i in starts], -1)
 

@@ -1,4 +1,4 @@
-"""How much of the variance, or how long a shift, stands between the classes.
+"""Metrics of the variance between the classes, and of the distance of their means.
 
 d is the difference of the class means, S0 and S1 are the class covariances. B = (n0 n1/N)|d|^2 is
 the sum of squares between the classes, W = (n0-1) tr S0 + (n1-1) tr S1 the one within them.
@@ -45,13 +45,17 @@ def between_ratio(shift_sq: Tensor, trace: Tensor, count: Tensor) -> Tensor:
 
 
 def shift_square(cells: Cells, scale: Tensor | float = 1.0) -> Square:
-    """The part of |d|^2, times `scale`, that is quadratic in noise."""
+    """The part of `scale` |d|^2 that is quadratic in noise."""
     return Square(2 * scale * cells.shift_noise, lambda: cells.unit_shift)
 
 
 @once
 def _projection_null(cells: Cells) -> dict[str, Tensor]:
-    """rho and the squared mean shift in the projection, of every labelling: [cell, 1 + R]."""
+    """rho and mean_shift in the projection, for the true labels and every permutation.
+
+    Returns:
+        Tensors [cell, 1 + permutations] by name.
+    """
     x = cells.projected
     sums = cells.resamples.class_sums(torch.cat([x, x.square()], -1), bootstrap=False)
     count = cells.resamples.class_counts(bootstrap=False)
@@ -67,7 +71,7 @@ def _projection_null(cells: Cells) -> dict[str, Tensor]:
 
 
 def adjusted_ratio(rho: Tensor, n: Tensor | float) -> Tensor:
-    """Ratio with its null mean of 1/(N-1) taken out (Ezekiel 1930)."""
+    """Ratio without its expected value under the null, 1/(N-1) (Ezekiel 1930)."""
     return 1 - (1 - rho) * (n - 1) / (n - 2)
 
 
@@ -218,7 +222,7 @@ def xie_beni(rho: Tensor, count: Tensor) -> Tensor:
 
 def _xie_beni(cells: Cells) -> Estimate:
     rho = _rho(cells)
-    # The scale has a pole at 0: an interval that reaches it has no upper end.
+    # The index is infinite at rho = 0: an interval that reaches 0 has no upper end.
     return replace(rho, low=rho.low.clamp_min(0)).mapped(lambda x: xie_beni(x, cells.count))
 
 
@@ -244,7 +248,7 @@ _XIE_BENI = Metric(
 
 
 def standardized_ratio(mean: Tensor, var: Tensor, count: Tensor) -> Tensor:
-    """Mean over dimensions of the between-class ratio of each; constant dimensions left out.
+    """Mean of the between-class ratios of all dimensions; constant dimensions are left out.
 
     Args:
         mean: [..., 2, D], var: [..., 2, D] (ddof 1), count: [..., 2].
@@ -289,7 +293,7 @@ _RHO_STANDARDIZED = Metric(
 
 
 def mean_shift(shift_sq: Tensor, trace: Tensor, count: Tensor) -> Tensor:
-    """Unbiased squared distance of the class means (Chen & Qin 2010), linear-kernel MMD^2."""
+    """Unbiased squared distance of the class means (Chen & Qin 2010): MMD^2 of a linear kernel."""
     return shift_sq - (trace / count).sum(-1)
 
 
