@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack, overload
 
 from .analysis import compare, directions, parallel, separation
 from .bench import Bench, bench_model
-from .config import RunConfig
+from .config import DType, Implementation, Pooling, RunConfig, RunFields, TemplateMode
 from .data import Samples, read_samples
-from .errors import ConfigError
+from .errors import ConfigError, SafetySpaceError
 from .extract import (
     Event,
     LanguageDone,
@@ -43,6 +43,7 @@ __all__ = [
     "Report",
     "Run",
     "RunConfig",
+    "SafetySpaceError",
     "Verification",
     "Verified",
     "bench",
@@ -59,32 +60,75 @@ __all__ = [
 ]
 
 
-def run(config: RunConfig, on_event: Callable[[Event], None] | None = None) -> Run:
-    """Run every model over the data and return the finished store.
+@overload
+def run(config: RunConfig, *, on_event: Callable[[Event], None] | None = None) -> Run: ...
+
+
+@overload
+def run(*, on_event: Callable[[Event], None] | None = None, **fields: Unpack[RunFields]) -> Run: ...
+
+
+def run(
+    config: RunConfig | None = None,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    **fields: object,
+) -> Run:
+    """Run every model over the data, and return the finished store.
 
     Args:
-        config: what to run.
+        config: what to run; or give its fields: `run(models="gpt2", data="texts.jsonl",
+            out="run.zarr")`.
         on_event: called with every event, in order.
+        fields: of `RunConfig`.
 
     Raises:
-        SafetySpaceError: a clear reason; what was written before it is kept for `resume`.
+        SafetySpaceError: the reason, in one line. Finished work is kept: run again with
+            `resume=True`.
     """
-    for event in iter_run(config):
+    config = _config(config, fields)
+    for event in run_models(config):
         if on_event is not None:
             on_event(event)
     return open_run(config.out)
 
 
-def iter_run(config: RunConfig) -> Generator[Event, None, None]:
-    """The same as `run`, event by event; closing the iterator stops cleanly, to be resumed."""
-    return run_models(config)
+@overload
+def iter_run(config: RunConfig) -> Generator[Event, None, None]: ...
+
+
+@overload
+def iter_run(**fields: Unpack[RunFields]) -> Generator[Event, None, None]: ...
+
+
+def iter_run(config: RunConfig | None = None, **fields: object) -> Generator[Event, None, None]:
+    """The same as `run`, one event after the other.
+
+    Closing the iterator stops the run; run again with `resume=True` to go on.
+    """
+    return run_models(_config(config, fields))
+
+
+def _config(config: RunConfig | None, fields: dict[str, object]) -> RunConfig:
+    if config is None:
+        missing = {"models", "data", "out"} - fields.keys()
+        if missing:
+            raise ConfigError(f"run: {', '.join(sorted(missing))} missing")
+        if unknown := fields.keys() - RunConfig.__dataclass_fields__.keys():
+            raise ConfigError(f"run: no argument {', '.join(sorted(unknown))}; see `RunConfig`")
+        return RunConfig(**fields)  # type: ignore[arg-type]  # the overloads have the types
+    if fields:
+        raise ConfigError(
+            f"run: got a config and {', '.join(sorted(fields))}; give one or the other"
+        )
+    return config
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a store, lazily and read-only.
+    """Open a store for reading; arrays are read when they are used.
 
     Raises:
-        StoreError: no store is there, or its format is newer than this package.
+        StoreError: there is no store, or a newer version of this package wrote it.
     """
     return Run(path)
 
@@ -104,26 +148,47 @@ def verify(
     *,
     samples: int = 32,
     languages: Sequence[str] | None = None,
+    layers: str | Sequence[str] = "all",
+    poolings: Sequence[Pooling] = ("mean", "last"),
+    template: TemplateMode = "auto",
+    device: str = "auto",
+    dtype: DType = "auto",
+    max_tokens: int | None = None,
+    impl: Implementation = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
 ) -> Verification:
-    """Hold the engine against transformers' own `output_hidden_states` on a few texts.
+    """Compare the engine's states of a few texts with transformers' `output_hidden_states`.
 
     Args:
         model: `[NAME=]BASE[+ADAPTER]`.
         data: data file, directory, hub id or `sample:polite`.
-        samples: how many texts, taken evenly over languages and lengths.
-        languages: only these.
-        progress: called with the texts done and their number, over all passes.
-        options: `layers`, `poolings`, `template`, `device`, `dtype` and others of
-            `verify.verify_model`.
+        samples: how many texts, spread evenly over languages and lengths.
+        languages: keep only these.
+        layers, poolings, template, device, dtype, max_tokens, impl, allow_pickle,
+            trust_remote_code: as in `RunConfig`.
+        progress: called with the number of texts done and their total, over all passes.
 
     Raises:
-        SafetySpaceError: the model or the data cannot be read. What is found wrong is no error
-            here: see `Verification.verdict`.
+        SafetySpaceError: the model or the data cannot be read. A wrong state raises nothing: see
+            `Verification.verdict`.
     """
-    texts = _texts_for(data, samples, languages)
-    return verify_model(parse_model(model), texts, num_texts=samples, progress=progress, **options)
+    return verify_model(
+        parse_model(model),
+        _texts_for(data, samples, languages),
+        num_texts=samples,
+        layers=layers,
+        poolings=poolings,
+        template=template,
+        device=device,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        impl=None if impl == "auto" else impl,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
 
 
 def bench(
@@ -132,26 +197,34 @@ def bench(
     *,
     samples: int = 128,
     languages: Sequence[str] | None = None,
-    template: str = "auto",
+    template: TemplateMode = "auto",
+    device: str = "auto",
+    dtype: DType = "auto",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **loading: Any,
 ) -> Bench:
-    """Time the engine on a few of the texts, beside `output_hidden_states` in padded batches.
+    """Time the engine on a few texts, in turn with `output_hidden_states` in padded batches.
 
     Args:
         model: `[NAME=]BASE[+ADAPTER]`.
         data: data file, directory, hub id or `sample:polite`.
-        samples: how many texts, taken evenly over languages and lengths.
-        languages: only these.
-        template: as in a run.
-        progress: called with the steps done and their number.
-        loading: `device`, `dtype` and others of `models.load_model`.
+        samples: how many texts, spread evenly over languages and lengths.
+        languages: keep only these.
+        template, device, dtype, allow_pickle, trust_remote_code: as in `RunConfig`.
+        progress: called with the number of rounds done and their total.
 
     Raises:
         SafetySpaceError: the model or the data cannot be read.
     """
     texts = _texts_for(data, samples, languages)
-    loaded = load_model(parse_model(model), **({"device": "auto"} | loading))
+    loaded = load_model(
+        parse_model(model),
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
     return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
 
 

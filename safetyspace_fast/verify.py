@@ -31,9 +31,9 @@ from .data import Samples
 from .errors import DataError, ModelError
 from .extract import Capture, CellCheck, Verification, make_plan, seeded_projection, share_prefix
 from .models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
-from .models.loading import quiet_transformers
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
+from .models.weights import quiet_transformers
 
 Progress = Callable[[int, int], None]
 
@@ -45,7 +45,7 @@ def verify_model(
     samples: Samples,
     *,
     num_texts: int = 32,
-    layers: str = "all",
+    layers: str | Sequence[str] = "all",
     poolings: Sequence[str] = ("mean", "last"),
     template: str = "auto",
     device: str = "auto",

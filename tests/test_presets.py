@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny
 
-from safetyspace_fast.analysis import metric
+from safetyspace_fast.analysis.families import metric
 from safetyspace_fast.cli import main
 from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ConfigError

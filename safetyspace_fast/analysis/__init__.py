@@ -1,7 +1,6 @@
 """How far apart the classes are, from the store alone: metrics, intervals, nulls, comparisons."""
 
 from .compare import compare
-from .definitions import METRICS, metric
 from .glossary import GROUPS, explain
 from .groups import with_groups
 from .languages import directions, parallel
@@ -9,11 +8,9 @@ from .separation import separation
 
 __all__ = [
     "GROUPS",
-    "METRICS",
     "compare",
     "directions",
     "explain",
-    "metric",
     "parallel",
     "separation",
     "with_groups",

@@ -10,18 +10,36 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..parallel import in_parallel
-from . import engine as e
-from . import metrics as m
-from . import uncertainty as u
+from .cells import Cells, read_cells
 from .confounds import confounds
-from .definitions import Metric, choose
+from .estimate import Estimate
+from .families import choose
+from .geometry import geometry
 from .glossary import GEOMETRY, SPACES
+from .metric import Metric
 from .selection import check_paired, select
+from .uncertainty import (
+    DRAWS_EXCESS,
+    INFLUENCE_EXCESS,
+    Z95,
+    difference_interval,
+    draws_covariance,
+    family_p,
+    influence_covariance,
+    random_signs,
+    spread,
+    two_sided,
+    unit_sums,
+)
 
 if TYPE_CHECKING:
     import xarray
 
     from ..store import ModelStore, Run
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+_NUMBERS = ("base", "aligned", "difference", "low", "high", "p", "deviation")
+"""What a `Difference` holds of every cell."""
 
 
 def compare(
@@ -75,78 +93,58 @@ def compare(
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
-    models = [run.model(base), run.model(aligned)]
-    for what in ("hookpoints", "poolings"):
-        ours, theirs = (getattr(model, what) for model in models)
-        if tuple(ours) != tuple(theirs):
-            raise ConfigError(
-                f"compare: {base!r} and {aligned!r} have different {what}; run both with the same"
-            )
-    hookpoints, known_poolings = models[0].hookpoints, models[0].poolings
     langs = chosen.languages
+    _require_alike(run, base, aligned)
     with_pairs = check_paired(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
 
     shape = (len(chosen.layers), len(chosen.poolings), len(langs))
-    names = ("base", "aligned", "difference", "low", "high", "p", "deviation")
+    columns = {name: np.full((len(family), *shape), np.nan) for name in _NUMBERS}
+    refused = np.full((len(family), *shape), "", object)
+    moved = {name: np.full(shape, np.nan) for name in GEOMETRY}
     # Influences are turned as often as labels are permuted; draws are as many as bootstraps.
     nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
     sizes = [0] * len(family)
-    columns = {name: np.full((len(family), *shape), np.nan) for name in names}
-    refused = np.full((len(family), *shape), "", object)
-    geometry = {name: np.full(shape, np.nan) for name in GEOMETRY}
-    shared = len({_projection(model) for model in models}) == 1
-    whose = "base" if shared else "own"
+    shared = _projection(run.model(base)) == _projection(run.model(aligned))
 
     def fill(_: int, i_lang: int) -> None:
-        # Label swaps are for what paired data put in the place of a floor.
-        swaps = permutations if langs[i_lang] in with_pairs and paired is not False else 0
-
-        def cut(model: str, beside: str) -> list[e.Block]:
-            return list(
-                e.blocks(
-                    run,
-                    model,
-                    langs[i_lang],
-                    layers=[hookpoints.index(name) for name in chosen.layers],
-                    poolings=[known_poolings.index(name) for name in chosen.poolings],
-                    bootstraps=bootstraps,
-                    permutations=swaps,
-                    seed=seed,
-                    paired=paired is not False,
-                    force=force,
-                    beside=beside,
-                )
-            )
-
-        for first, second in zip(cut(base, aligned), cut(aligned, base), strict=True):
-            if shared:
-                first.basis = second.basis = first
-            signs = u.signs(first.unit, permutations, seed=seed, key=langs[i_lang])
-            at = (
-                [chosen.layers.index(hookpoints[layer]) for layer, _ in first.cells],
-                [chosen.poolings.index(known_poolings[pooling]) for _, pooling in first.cells],
-            )
-            if shared and not first.constant and int(first.count.min()) >= e.MIN_TEXTS:
-                for name, value in _geometry(first, second).items():
-                    geometry[name][(*at, i_lang)] = value.numpy()
-            for i_metric, entry in enumerate(family):
-                found, reasons = _difference(first, second, entry, signs)
-                place = (i_metric, *at, i_lang)
-                for name in names:
-                    columns[name][place] = getattr(found, name).numpy()
-                refused[place] = reasons
-                if found.null is not None:
-                    sizes[i_metric] = found.null.shape[-1]
-                    nulls[(*place, slice(sizes[i_metric]))] = found.null.numpy()
+        lang = langs[i_lang]
+        for first, second in read_cells(
+            run,
+            [base, aligned],
+            lang,
+            layers=chosen.layers,
+            poolings=chosen.poolings,
+            bootstraps=bootstraps,
+            # Label swaps are for what paired data put in the place of a floor.
+            permutations=permutations if lang in with_pairs and paired is not False else 0,
+            seed=seed,
+            paired=paired is not False,
+            force=force,
+            in_projection=shared,
+        ):
+            signs = random_signs(first.unit, permutations, seed=seed, key=lang)
+            i_layers, i_poolings = chosen.positions(first.names)
+            if shared and not first.refusal():
+                for name, value in geometry(first, second).items():
+                    moved[name][i_layers, i_poolings, i_lang] = value.numpy()
+            for i_metric, metric in enumerate(family):
+                difference, reasons = _difference(first, second, metric, signs)
+                at = (i_metric, i_layers, i_poolings, i_lang)
+                for name in _NUMBERS:
+                    columns[name][at] = getattr(difference, name).numpy()
+                refused[at] = reasons
+                if difference.null is not None:
+                    sizes[i_metric] = difference.null.shape[-1]
+                    nulls[(*at, slice(sizes[i_metric]))] = difference.null.numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     i_reference = langs.index(reference) if reference in langs else None
     if i_reference is not None:
         columns |= _excess(columns, i_reference)
-    columns |= _family(
+    columns |= _family_p(
         [null[..., :size] for null, size in zip(nulls, sizes, strict=True)],
         columns.pop("deviation"),
         columns,
@@ -154,13 +152,15 @@ def compare(
         i_reference,
     )
     dims = ("metric", "layer", "pooling", "lang")
+    whose = "base" if shared else "own"
+    spaces = [f"{whose} {x.space}" if x.components else x.space for x in family]
     return xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
             **{
                 name: (dims[1:], column, {"definition": GEOMETRY[name]})
-                for name, column in geometry.items()
+                for name, column in moved.items()
             },
             **confounds(run, [base, aligned], langs),
         },
@@ -170,10 +170,7 @@ def compare(
             "layer": list(chosen.layers),
             "pooling": list(chosen.poolings),
             "lang": list(langs),
-            "space": (
-                "metric",
-                [f"{whose} {x.space}" if x.components else x.space for x in family],
-            ),
+            "space": ("metric", spaces),
             "definition": ("metric", [x.definition for x in family]),
             "paired": ("lang", [lang in with_pairs and paired is not False for lang in langs]),
         },
@@ -188,6 +185,17 @@ def compare(
             "seed": seed,
         },
     )
+
+
+def _require_alike(run: "Run", base: str, aligned: str) -> None:
+    """Both models must have the same hookpoints and poolings."""
+    models = run.model(base), run.model(aligned)
+    for what in ("hookpoints", "poolings"):
+        first, second = (getattr(model, what) for model in models)
+        if tuple(first) != tuple(second):
+            raise ConfigError(
+                f"compare: {base!r} and {aligned!r} have different {what}; run both with the same"
+            )
 
 
 def _projection(model: "ModelStore") -> tuple[int, ...]:
@@ -214,17 +222,16 @@ class Difference:
 
 
 def _difference(
-    base: e.Block, aligned: e.Block, metric: Metric, signs: Tensor
+    base: Cells, aligned: Cells, metric: Metric, signs: Tensor
 ) -> tuple[Difference, list[str]]:
     """Aligned minus base for every cell, from what both intervals rest on.
 
     Args:
+        base, aligned: the same cells of both models.
+        metric: what to compare.
         signs: [R, unit], 1 and -1: a text's (or pair's) influence is turned where it is -1.
     """
-    if metric.name == "mmd" and not base.constant and int(base.count.min()) >= e.MIN_TEXTS:
-        # One kernel for both models, or the kernel would be what is compared.
-        aligned.bandwidths = dict(zip(base.cells, base.kernel_widths, strict=True))
-    (first, reasons), (second, others) = e.estimate(base, metric), e.estimate(aligned, metric)
+    (first, reasons), (second, others) = metric.estimate(base), metric.estimate(aligned)
     if metric.alias_of:
         reasons = [f"an alias: compare {metric.alias_of}"] * len(reasons)
     reasons = [one or other for one, other in zip(reasons, others, strict=True)]
@@ -233,34 +240,25 @@ def _difference(
     low = high = torch.full_like(value, torch.nan)
     null = None
     if first.linear is not None and second.linear is not None:
-        low, high = u.difference_interval(
+        low, high = difference_interval(
             (first.value, first.low, first.high),
             (second.value, second.low, second.high),
             _correlation(first, second, base.unit),
         )
         low, high = (torch.where(known, end, torch.nan) for end in (low, high))
         null = _null(first, second, base.unit, signs)
-    found = Difference(
-        first.value,
-        second.value,
-        value,
-        low,
-        high,
-        u.two_sided(value, low, high),
-        (high - low) / (2 * u.Z95),
-        null,
-    )
-    return found, reasons
+    p, deviation = two_sided(value, low, high), (high - low) / (2 * Z95)
+    return Difference(first.value, second.value, value, low, high, p, deviation, null), reasons
 
 
-def _correlation(first: e.Estimate, second: e.Estimate, unit: Tensor) -> Tensor:
+def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     """Correlation of two estimates from the same texts, part by part as their variances are."""
     if first.influence is not None and second.influence is not None:
-        seen = u.influence_covariance(first.influence, second.influence, unit)
-        excess = u.INFLUENCE_EXCESS
+        seen = influence_covariance(first.influence, second.influence, unit)
+        excess = INFLUENCE_EXCESS
     else:
-        seen = u.draws_covariance(_known(first.draws), _known(second.draws))
-        excess = u.DRAWS_EXCESS
+        seen = draws_covariance(_known(first.draws), _known(second.draws))
+        excess = DRAWS_EXCESS
     common = torch.zeros_like(seen)
     for one, other in zip(first.squares, second.squares, strict=True):
         share = one.common(one.noise(), other.noise())
@@ -277,52 +275,50 @@ def _known(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _null(first: e.Estimate, second: e.Estimate, unit: Tensor, signs: Tensor) -> Tensor:
+def _null(first: Estimate, second: Estimate, unit: Tensor, signs: Tensor) -> Tensor:
     """The difference as it varies by chance, in deviations: [cell, R].
 
     Influences with their signs turned at random (Hemerik, Goeman & Finos 2020), or the bootstrap's
     draws about their mean.
     """
     if first.influence is not None and second.influence is not None:
-        found = u.unit_sums(second.influence - first.influence, unit) @ signs.T
-        scale = found.square().mean(-1, keepdim=True).sqrt()
+        chance = unit_sums(second.influence - first.influence, unit) @ signs.T
+        scale = chance.square().mean(-1, keepdim=True).sqrt()
     else:
-        found = _known(second.draws) - _known(first.draws)
-        found = found - found.nanmean(-1, keepdim=True)
-        scale = u.spread(found)[:, None]
-    return torch.where(scale > 0, found / scale, 0.0)
+        chance = _known(second.draws) - _known(first.draws)
+        chance = chance - chance.nanmean(-1, keepdim=True)
+        scale = spread(chance)[:, None]
+    return torch.where(scale > 0, chance / scale, 0.0)
 
 
-def _excess(
-    columns: dict[str, "np.ndarray[Any, np.dtype[np.float64]]"], i_reference: int
-) -> dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]:
+def _excess(columns: dict[str, Floats], i_reference: int) -> dict[str, Floats]:
     """Difference of differences against one language; texts of two languages are independent."""
     others = [torch.from_numpy(columns[name]) for name in ("difference", "low", "high")]
     reference = [part[..., i_reference, None] for part in others]
     value = others[0] - reference[0]
-    low, high = u.difference_interval(
+    low, high = difference_interval(
         (reference[0], reference[1], reference[2]),
         (others[0], others[1], others[2]),
         torch.zeros(()),
     )
     own = torch.arange(value.shape[-1]) == i_reference
     low, high = (torch.where(own, value, end) for end in (low, high))
-    found = {
+    excess = {
         "excess": value,
         "excess_low": low,
         "excess_high": high,
-        "excess_p": u.two_sided(value, low, high),
+        "excess_p": two_sided(value, low, high),
     }
-    return {name: column.numpy() for name, column in found.items()}
+    return {name: column.numpy() for name, column in excess.items()}
 
 
-def _family(
+def _family_p(
     nulls: Sequence["np.ndarray[Any, np.dtype[np.float32]]"],
-    deviation: "np.ndarray[Any, np.dtype[np.float64]]",
-    columns: dict[str, "np.ndarray[Any, np.dtype[np.float64]]"],
+    deviation: Floats,
+    columns: dict[str, Floats],
     refused: "np.ndarray[Any, np.dtype[np.bool_]]",
     i_reference: int | None,
-) -> dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]:
+) -> dict[str, Floats]:
     """p over the family of all layers and languages, of differences and of their excess.
 
     Args:
@@ -331,77 +327,19 @@ def _family(
     """
     deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # a side without an end
     excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
-    found = {}
+    p_family = {}
     for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():
-        found[name] = np.full(refused.shape, np.nan)
+        p_family[name] = np.full(refused.shape, np.nan)
         for i, null in enumerate(nulls):
             if null.shape[-1] == 0:
                 continue
-            whole, left_out = null * deviation[i][..., None], refused[i]
+            chance, left_out = null * deviation[i][..., None], refused[i]
             if of == "excess":
-                whole = whole - whole[:, :, i_reference, None]
+                chance = chance - chance[:, :, i_reference, None]
                 left_out = left_out | refused[i][..., i_reference, None]
                 left_out[..., i_reference] = True
-            both = np.abs(np.concatenate([columns[of][i][..., None], whole], -1))
-            p = u.family_p(both[None, None], left_out[None, None])[0, 0]
+            both = np.abs(np.concatenate([columns[of][i][..., None], chance], -1))
+            p = family_p(both[None, None], left_out[None, None])[0, 0]
             # What cannot vary has no place among the others, and needs none.
-            found[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
-    return found
-
-
-def _geometry(base: e.Block, aligned: e.Block) -> dict[str, Tensor]:
-    """The entries of `GEOMETRY` for every cell."""
-    pair = (base, aligned)
-    dots = (base.gap * aligned.gap).sum(-1)
-    noise = (base.unit_shift * aligned.unit_shift).sum((-1, -2))
-    own_noise = [block.unit_shift.square().sum((-1, -2)) for block in pair]
-    clean = [
-        (block.shift_sq - own).clamp_min(0) for block, own in zip(pair, own_noise, strict=True)
-    ]
-    lengths = (base.shift_sq * aligned.shift_sq).sqrt()
-    denoised = (dots - noise) / (clean[0] * clean[1]).sqrt()
-    move = aligned.stored("class_mean") - base.stored("class_mean")
-    move = (move * (base.count / base.count.sum())[:, None]).sum(-2)
-    move_sq = move.square().sum(-1)
-    within = (base.trace * base.count).sum(-1) / base.count.sum()
-    moves = aligned.stored("projected") - base.stored("projected")
-    eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
-    along = (move * base.gap).sum(-1).square() / (move_sq * base.shift_sq)
-    return {
-        "direction_cosine": dots / lengths,
-        "direction_cosine_denoised": torch.where(denoised.isfinite(), denoised, torch.nan),
-        "direction_ceiling": (clean[0] * clean[1]).sqrt() / lengths,
-        "displacement": (move_sq / within).sqrt(),
-        "displacement_share": along,
-        "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
-        "transfer_auc": _heldout_auc(base, aligned),
-        "own_auc": _heldout_auc(aligned, aligned),
-        "cka": debiased_cka(base.projected, aligned.projected),
-    }
-
-
-def _heldout_auc(source: e.Block, target: e.Block) -> Tensor:
-    scores = m.heldout_scores(source.projected, target.projected, target.labels, target.fold)
-    auc, _ = m.fold_auc(scores, target.labels, target.fold)
-    return auc
-
-
-def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear CKA from unbiased HSIC, without an n x n matrix.
-
-    Song et al. 2012, equation 5, with K = X X' written out in features; Kornblith et al. 2019.
-
-    Args:
-        x: [..., n, p] float64, y: [..., n, q] float64, the same texts.
-    """
-    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).clamp_min(0).sqrt()
-
-
-def _hsic(x: Tensor, y: Tensor) -> Tensor:
-    n = x.shape[-2]
-    x_sq, y_sq = x.square().sum(-1), y.square().sum(-1)
-    x_row = (x @ x.sum(-2)[..., None]).squeeze(-1) - x_sq
-    y_row = (y @ y.sum(-2)[..., None]).squeeze(-1) - y_sq
-    trace = (x.transpose(-1, -2) @ y).square().sum((-1, -2)) - (x_sq * y_sq).sum(-1)
-    sums = x_row.sum(-1) * y_row.sum(-1) / ((n - 1) * (n - 2))
-    return (trace + sums - 2 / (n - 2) * (x_row * y_row).sum(-1)) / (n * (n - 3))
+            p_family[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
+    return p_family

@@ -3,7 +3,8 @@
 import textwrap
 
 from ..errors import ConfigError
-from .definitions import METRICS, NONE, metric
+from .families import METRICS, metric
+from .metric import NONE
 
 CONFOUNDS = {
     "tokens0": "mean tokens of a harmless text",

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..parallel import in_parallel
-from . import engine as e
-from . import metrics as m
-from . import uncertainty as u
+from .cells import Cells, read_cells
 from .confounds import confounds
+from .families.distances import grouped_silhouettes
+from .families.held_out import fold_auc, heldout_scores
 from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
 from .selection import select
+from .uncertainty import influence_variance, interval
 
 if TYPE_CHECKING:
     import xarray
@@ -55,34 +56,24 @@ def directions(
     columns = {name: np.full(shape, np.nan) for name in DIRECTIONS}
 
     def fill(i_model: int, i_layer: int) -> None:
-        store = run.model(chosen.models[i_model])
+        model, layer = chosen.models[i_model], chosen.layers[i_layer]
         by_lang = [
             {
-                cell: (block, i)
-                for block in e.blocks(
-                    run,
-                    chosen.models[i_model],
-                    lang,
-                    layers=[store.hookpoints.index(chosen.layers[i_layer])],
-                    poolings=[store.poolings.index(name) for name in chosen.poolings],
-                    bootstraps=0,
-                    permutations=0,
-                    seed=0,
-                    paired=True,
-                    force=False,
+                pooling: (cells, i)
+                for (cells,) in read_cells(
+                    run, [model], lang, layers=[layer], poolings=chosen.poolings
                 )
-                if not block.constant and int(block.count.min()) >= e.MIN_TEXTS
-                for i, cell in enumerate(block.cells)
+                if not cells.refusal()
+                for i, (_, pooling) in enumerate(cells.names)
             }
             for lang in langs
         ]
-        for i_lang, ours in enumerate(by_lang):
-            for i_other, theirs in enumerate(by_lang):
-                for cell in ours.keys() & theirs.keys():
-                    pooling = chosen.poolings.index(store.poolings[cell[1]])
-                    found = _pair(*ours[cell], *theirs[cell])
-                    for name, value in found.items():
-                        columns[name][i_model, i_layer, pooling, i_lang, i_other] = value
+        for i_lang, texts in enumerate(by_lang):
+            for i_other, directions in enumerate(by_lang):
+                for pooling in texts.keys() & directions.keys():
+                    at = (i_model, i_layer, chosen.poolings.index(pooling), i_lang, i_other)
+                    for name, value in _pair(*texts[pooling], *directions[pooling]).items():
+                        columns[name][at] = value
 
     jobs = [(i, j) for i in range(len(chosen.models)) for j in range(len(chosen.layers))]
     in_parallel(fill, jobs, progress)
@@ -94,22 +85,22 @@ def directions(
     )
 
 
-def _pair(ours: e.Block, i: int, theirs: e.Block, j: int) -> dict[str, float]:
-    """One cell of two languages: texts of `ours` along the direction of `theirs`."""
-    a, b = ours.gap[i], theirs.gap[j]
-    x = ours.projected[i]
-    if ours is theirs:
-        scores = m.heldout_scores(x, x, ours.labels, ours.fold)
-        fold = ours.fold
+def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
+    """Texts of one language, cell i, along the direction of another, cell j of `fitted`."""
+    a, b = texts.shift[i], fitted.shift[j]
+    x = texts.projected[i]
+    if texts is fitted:
+        scores = heldout_scores(x, x, texts.labels, texts.fold)
+        fold = texts.fold
     else:
-        y = theirs.projected[j]
-        low, high = (y[theirs.labels == c].mean(0) for c in (0, 1))
+        y = fitted.projected[j]
+        low, high = (y[fitted.labels == c].mean(0) for c in (0, 1))
         scores = x @ (high - low)
-        fold = torch.zeros_like(ours.fold)
-    auc, influence = m.fold_auc(scores, ours.labels, fold)
-    deviation = u.influence_variance(influence, ours.unit).sqrt()
-    lower, upper = u.interval(auc, deviation)
-    ceiling = (_reliability(ours, i) * _reliability(theirs, j)).sqrt()
+        fold = torch.zeros_like(texts.fold)
+    auc, influence = fold_auc(scores, texts.labels, fold)
+    deviation = influence_variance(influence, texts.unit).sqrt()
+    lower, upper = interval(auc, deviation)
+    ceiling = (_reliability(texts, i) * _reliability(fitted, j)).sqrt()
     return {
         "direction_cosine": float((a @ b) / (a.norm() * b.norm())),
         "direction_ceiling": float(ceiling),
@@ -119,10 +110,10 @@ def _pair(ours: e.Block, i: int, theirs: e.Block, j: int) -> dict[str, float]:
     }
 
 
-def _reliability(block: e.Block, i: int) -> Tensor:
+def _reliability(cells: Cells, i: int) -> Tensor:
     """Share of |d|^2 that is not noise."""
-    noise = block.unit_shift[i].square().sum()
-    return (1 - noise / block.shift_sq[i]).clamp_min(0)
+    noise = cells.unit_shift[i].square().sum()
+    return (1 - noise / cells.shift_sq[i]).clamp_min(0)
 
 
 def parallel(
@@ -180,10 +171,10 @@ def parallel(
             for name, group in groupings.items():
                 if len(group) == 0 or int(group.max()) == 0:
                     continue
-                value = m.grouped_silhouettes(x, group)
+                value = grouped_silhouettes(x, group)
                 mean = value.mean()
-                spread = u.influence_variance((value - mean) / len(value), unit).sqrt()
-                numbers = (mean, *u.interval(mean, spread))
+                spread = influence_variance((value - mean) / len(value), unit).sqrt()
+                numbers = (mean, *interval(mean, spread))
                 for end, number in zip(PARALLEL_ENDS, numbers, strict=True):
                     columns[f"{name}{end}"][i_model, i_layer, i_pooling] = float(number)
 

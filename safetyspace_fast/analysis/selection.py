@@ -1,7 +1,7 @@
 """Which models, layers, poolings and languages of a store are asked for."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,13 @@ class Selection:
     layers: tuple[str, ...]
     poolings: tuple[str, ...]
     languages: tuple[str, ...]
+
+    def positions(self, names: Iterable[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Where layers and poolings, given in pairs, stand in this selection."""
+        pairs = [
+            (self.layers.index(layer), self.poolings.index(pooling)) for layer, pooling in names
+        ]
+        return [layer for layer, _ in pairs], [pooling for _, pooling in pairs]
 
 
 def select(

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..parallel import in_parallel
-from . import engine
+from .cells import read_cells
 from .confounds import confounds
-from .definitions import Metric, choose
+from .families import choose
+from .metric import Metric
 from .selection import check_paired, select
 from .uncertainty import family_p
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import xarray
 
     from ..store import Run
+
+_NUMBERS = ("value", "low", "high", "floor", "p")
+"""What an `Estimate` holds of every cell."""
 
 
 def separation(
@@ -66,48 +69,38 @@ def separation(
     with_pairs = check_paired(run, chosen.languages, paired)
     family = choose(metrics)
     if metrics is None and (not with_pairs or paired is False):
-        family = tuple(m for m in family if not m.paired)
+        family = tuple(metric for metric in family if not metric.paired)
     axes = (chosen.models, chosen.layers, chosen.poolings, chosen.languages)
-    shape = tuple(len(names) for names in axes)
-    columns = {
-        name: np.full((len(family), *shape), np.nan)
-        for name in ("value", "low", "high", "floor", "p", "p_family")
-    }
-    statistics = np.full((len(family), *shape, 1 + permutations), np.nan, np.float32)
-    refused = np.full((len(family), *shape), "the model has no such layer or pooling", object)
-    counts = np.zeros((2, *shape), np.int64)
+    shape = (len(family), *(len(names) for names in axes))
+    columns = {name: np.full(shape, np.nan) for name in (*_NUMBERS, "p_family")}
+    statistics = np.full((*shape, 1 + permutations), np.nan, np.float32)
+    refused = np.full(shape, "the model has no such layer or pooling", object)
+    counts = np.zeros((2, *shape[1:]), np.int64)
 
     def fill(i_model: int, i_lang: int) -> None:
-        store = run.model(chosen.models[i_model])
-        layer_place = _places(store.hookpoints, chosen.layers)
-        pooling_place = _places(store.poolings, chosen.poolings)
-        for block in engine.blocks(
+        for (cells,) in read_cells(
             run,
-            chosen.models[i_model],
+            [chosen.models[i_model]],
             chosen.languages[i_lang],
-            layers=list(layer_place),
-            poolings=list(pooling_place),
+            layers=chosen.layers,
+            poolings=chosen.poolings,
             bootstraps=bootstraps,
             permutations=permutations,
             seed=seed,
             paired=paired is not False,
             force=force,
         ):
-            at = (
-                [layer_place[layer] for layer, _ in block.cells],
-                [pooling_place[pooling] for _, pooling in block.cells],
-            )
-            counts[:, i_model, at[0], at[1], i_lang] = block.count.numpy()[:, None]
-            for i_metric, entry in enumerate(family):
-                found, reasons = engine.estimate(block, entry)
-                place = (i_metric, i_model, *at, i_lang)
-                for name in ("value", "low", "high", "floor", "p"):
-                    columns[name][place] = getattr(found, name).numpy()
-                refused[place] = reasons
-                if found.null is not None:
-                    labellings = torch.cat([found.null[0][:, None], found.null[1]], -1)
-                    largest = labellings.abs().amax(-1, keepdim=True).clamp_min(1e-300)
-                    statistics[place] = labellings / largest  # every cell is scaled later anyway
+            i_layers, i_poolings = chosen.positions(cells.names)
+            counts[:, i_model, i_layers, i_poolings, i_lang] = cells.count.numpy()[:, None]
+            for i_metric, metric in enumerate(family):
+                estimate, reasons = metric.estimate(cells)
+                at = (i_metric, i_model, i_layers, i_poolings, i_lang)
+                for name in _NUMBERS:
+                    columns[name][at] = getattr(estimate, name).numpy()
+                refused[at] = reasons
+                if estimate.null is not None:
+                    largest = estimate.null.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+                    statistics[at] = estimate.null / largest  # every cell is scaled later anyway
 
     jobs = [(i, j) for i in range(len(chosen.models)) for j in range(len(chosen.languages))]
     in_parallel(fill, jobs, progress)
@@ -124,12 +117,9 @@ def separation(
             **confounds(run, chosen.models, chosen.languages),
         },
         coords={
-            "metric": [m.name for m in family],
-            "model": list(chosen.models),
-            "layer": list(chosen.layers),
-            "pooling": list(chosen.poolings),
-            "lang": list(chosen.languages),
-            **_describe(family),
+            "metric": [metric.name for metric in family],
+            **{dim: list(names) for dim, names in zip(dims[1:], axes, strict=True)},
+            **_described(family),
             "paired": (
                 "lang",
                 [lang in with_pairs and paired is not False for lang in chosen.languages],
@@ -144,14 +134,9 @@ def separation(
     )
 
 
-def _places(known: Sequence[str], chosen: Sequence[str]) -> dict[int, int]:
-    """Index of a name in the store -> index in the result, ascending."""
-    return {i: chosen.index(name) for i, name in enumerate(known) if name in chosen}
-
-
-def _describe(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
+def _described(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
     """The definitions as coordinates along `metric`, so that every number carries its own."""
     fields = (
         "title", "space", "kind", "unit", "definition", "source", "interval", "null", "alias_of",
     )  # fmt: skip
-    return {name: ("metric", [getattr(m, name) for m in family]) for name in fields}
+    return {name: ("metric", [getattr(metric, name) for metric in family]) for name in fields}

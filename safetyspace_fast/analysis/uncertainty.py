@@ -123,7 +123,7 @@ def draw(
     return Resamples(labels, *(torch.from_numpy(a) for a in (unit, counts, permuted)))
 
 
-def signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
+def random_signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
     """Random signs of every unit, 1 and -1 alike: unit [n] int64 -> [number, U] float64."""
     rng = np.random.Generator(np.random.PCG64([seed, 1, *key.encode()]))
     drawn = rng.integers(0, 2, size=(number, int(unit.max()) + 1), dtype=np.int8)
@@ -198,7 +198,7 @@ def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
     Args:
         first, second: as in `common_share`.
     """
-    turned = signs(torch.arange(first.shape[-2]), HELD_OUT_DRAWS, seed=0, key="held out")
+    turned = random_signs(torch.arange(first.shape[-2]), HELD_OUT_DRAWS, seed=0, key="held out")
 
     def shown(unit: Tensor) -> Tensor:
         d, cov = turned @ unit, unit.transpose(-1, -2) @ unit

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..config import layer_name
 from ..errors import ConfigError, ModelError, first_line
 
 
@@ -21,27 +22,29 @@ def hookpoint_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *(f"block.{i}" for i in range(num_blocks)), "final_norm")
 
 
-def resolve_layers(text: str, hookpoints: Sequence[str]) -> tuple[str, ...]:
-    """Read a selection such as `all` or `embed,block.3,-1`: names, or negative counts from the end.
+def resolve_layers(asked: str | Sequence[str], hookpoints: Sequence[str]) -> tuple[str, ...]:
+    """The hookpoints that a selection such as `all` or `embed,block.3,-1` names, in depth order.
 
-    Returns the chosen hookpoints in depth order, each once. Raises ConfigError for one that does
-    not exist.
+    Args:
+        asked: names, or negative numbers that count from the end; a list, or joined by commas.
+        hookpoints: all of the model, in depth order.
+
+    Raises:
+        ConfigError: there is no such hookpoint.
     """
-    if text.strip() == "all":
+    parts = [part.strip() for part in (asked.split(",") if isinstance(asked, str) else asked)]
+    if parts == ["all"]:
         return tuple(hookpoints)
     chosen = set()
-    counts = {str(i) for i in range(1, len(hookpoints) + 1)}
-    for part in (part.strip() for part in text.split(",")):
-        if part in hookpoints:
-            chosen.add(part)
-        elif part[:1] == "-" and part[1:] in counts:
-            chosen.add(hookpoints[int(part)])
-        else:
+    for part in parts:
+        name = layer_name(part, hookpoints)
+        if name not in hookpoints:
             raise ConfigError(
-                f"layer {part!r} of {text!r}: expected 'all', or names and negative numbers from "
-                f"{hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, {hookpoints[-1]} "
-                f"(-1 .. -{len(hookpoints)})"
+                f"layer {part!r} of {','.join(parts)!r}: expected 'all', or names and negative "
+                f"numbers from {hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, "
+                f"{hookpoints[-1]} (-1 .. -{len(hookpoints)})"
             )
+        chosen.add(name)
     return tuple(name for name in hookpoints if name in chosen)
 
 

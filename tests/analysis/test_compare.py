@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
-from safetyspace_fast.analysis import METRICS, engine, metric, separation
-from safetyspace_fast.analysis.compare import compare, debiased_cka
-from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis import compare, separation
+from safetyspace_fast.analysis.cells import read_cells
+from safetyspace_fast.analysis.families import METRICS, metric
+from safetyspace_fast.analysis.geometry import debiased_cka
 from safetyspace_fast.analysis.glossary import GEOMETRY
+from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
 
@@ -118,15 +120,11 @@ def test_both_models_stand_in_the_components_of_base():
         for of, value in expected.items():
             assert float(found[name].sel(metric=of)) == pytest.approx(value, rel=1e-9), (name, of)
 
-    options = {"layers": [0], "poolings": [0], "bootstraps": 5, "permutations": 0, "seed": 0}
-    first, second = (
-        next(engine.blocks(run, *pair, paired=True, force=False, beside=other, **options))
-        for pair, other in ((("base", "en"), "aligned"), (("aligned", "en"), "base"))
-    )
-    first.basis = second.basis = first
-    for block, z in ((first, centred["base"]), (second, centred["aligned"])):
-        draws = engine.estimate(block, metric("rho_pc3"))[0].draws[0].tolist()
-        for times, drawn in zip(first.resamples.counts.double().numpy(), draws, strict=True):
+    options = {"layers": ["embed"], "poolings": ["mean"], "bootstraps": 5, "in_projection": True}
+    both = next(read_cells(run, ["base", "aligned"], "en", **options))
+    for cells, z in zip(both, (centred["base"], centred["aligned"]), strict=True):
+        draws = metric("rho_pc3").estimate(cells)[0].draws[0].tolist()
+        for times, drawn in zip(cells.resamples.counts.double().numpy(), draws, strict=True):
             mean = times @ centred["base"] / n
             scatter = (centred["base"] - mean).T @ ((centred["base"] - mean) * times[:, None])
             leading = np.linalg.eigh(scatter)[1][:, -3:]

@@ -7,7 +7,7 @@ from oracle import stand_in
 from sklearn.metrics import silhouette_samples
 
 from safetyspace_fast.analysis import compare, directions, parallel, separation, with_groups
-from safetyspace_fast.analysis import metrics as m
+from safetyspace_fast.analysis.families import distances
 from safetyspace_fast.analysis.glossary import DIRECTIONS
 from safetyspace_fast.errors import ConfigError
 
@@ -75,8 +75,8 @@ def test_grouped_silhouettes_are_scikit_learns(monkeypatch):
     x[3] = x[4]
     group = np.unique(np.r_[rng.integers(0, 25, 58), 90, 91], return_inverse=True)[1]
     for tile_bytes in (1, 10 << 20):
-        monkeypatch.setattr(m, "TILE_BYTES", tile_bytes)
-        found = m.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
+        monkeypatch.setattr(distances, "TILE_BYTES", tile_bytes)
+        found = distances.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
         np.testing.assert_allclose(found, silhouette_samples(x, group), atol=1e-7)
 
 

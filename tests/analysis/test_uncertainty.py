@@ -7,9 +7,10 @@ import pytest
 import torch
 from oracle import stand_in
 
-from safetyspace_fast.analysis import METRICS, separation
+from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
-from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis.families import METRICS
+from safetyspace_fast.analysis.metric import NONE
 
 
 def drawn(label, pair=None, **options):

@@ -1,0 +1,178 @@
+"""Where a model lies: a directory, a GGUF file or a hub id; its files, checked and hashed.
+
+Only safetensors and GGUF weights pass, unless the caller allows pickles by name.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError, first_line
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model or an adapter lies: a directory, and the GGUF file in it if it is one."""
+
+    asked: str  # as the user named it, for messages
+    directory: Path
+    gguf: str | None = None
+    commit: str | None = None
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold weights, in name order."""
+        if self.gguf is not None:
+            return [self.directory / self.gguf]
+        indexes = sorted(self.directory.glob("*.safetensors.index.json"))
+        if indexes:
+            names = _index_files(indexes[0])
+            return [self.directory / name for name in names]
+        found = [
+            path
+            for name in ("model.safetensors", "adapter_model.safetensors")
+            if (path := self.directory / name).is_file()
+        ]
+        return found or sorted(p for pattern in _PICKLES for p in self.directory.glob(pattern))
+
+    def check(self, allow_pickle: bool) -> None:
+        """Raise ModelError unless this is a whole model whose weights may be opened."""
+        if self.gguf is not None:
+            with (self.directory / self.gguf).open("rb") as file:
+                if (magic := file.read(4)) != b"GGUF":
+                    raise ModelError(
+                        f"{self.asked}: expected a GGUF file, beginning with b'GGUF', got {magic!r}"
+                    )
+            return
+        if not (self.directory / "config.json").is_file():
+            hint = "no config.json in it"
+            if (self.directory / "adapter_config.json").is_file():
+                hint = f"it holds an adapter; write BASE+{self.asked}"
+            elif any(self.directory.glob("*.gguf")):
+                hint = "it holds GGUF files; name one of them"
+            raise ModelError(f"{self.asked}: not a model directory: {hint}")
+        read_json(self.directory / "config.json")
+        self._check_weights(allow_pickle)
+
+    def check_adapter(self, allow_pickle: bool) -> None:
+        """Raise ModelError unless this is a whole PEFT adapter whose weights may be opened."""
+        if not (self.directory / "adapter_config.json").is_file():
+            raise ModelError(f"{self.asked}: not a PEFT adapter: no adapter_config.json in it")
+        self._check_weights(allow_pickle)
+
+    def _check_weights(self, allow_pickle: bool) -> None:
+        files = self.weight_files()
+        if not files:
+            raise ModelError(f"{self.asked}: no weights in it: expected *.safetensors files")
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{file}: named by the index beside it, but missing")
+            if file.suffix == ".safetensors":
+                _check_safetensors(file)
+            elif not allow_pickle:
+                raise ModelError(
+                    f"{file}: pickled weights can run code when they are opened; expected "
+                    "safetensors; convert them, or allow pickle by name if you trust their origin"
+                )
+
+    def tokenizer_files(self) -> list[Path]:
+        """The files that hold a tokenizer's vocabulary, the most specific first."""
+        files = (self.directory / name for name in _TOKENIZER_FILES)
+        return [file for file in files if file.is_file()]
+
+
+def find_source(
+    asked: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> Source:
+    """Find a model or an adapter; one on the hub is downloaded into the hub's own cache.
+
+    asked: a directory, a `.gguf` file, or a hub id.
+    revision: branch, tag or commit; only of a hub id.
+    allow_pickle, trust_remote_code: also download pickled weights, and Python files.
+
+    Raises ModelError.
+    """
+    path = Path(os.path.expanduser(asked))
+    # Asked through os.path, which takes any string, however long or odd.
+    if os.path.isfile(path) and path.suffix == ".gguf":
+        return Source(asked, path.parent, gguf=path.name)
+    if os.path.isdir(path):
+        if revision is not None:
+            raise ModelError(f"{asked}: a directory has no revision, got {revision!r}")
+        return Source(asked, path)
+    if os.path.exists(path):
+        raise ModelError(f"{asked}: expected a directory, a .gguf file or a hub id, got a file")
+    if asked.startswith(("/", ".", "~")) or asked.count("/") > 1 or path.suffix == ".gguf":
+        raise ModelError(f"{asked}: no such directory or file")
+    return _download(asked, revision, allow_pickle, trust_remote_code)
+
+
+def _download(
+    repo_id: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> Source:
+    """Fetch what loading needs from the hub, or find it in the hub's cache."""
+    import huggingface_hub
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted += _PICKLES if allow_pickle else ()
+    wanted += ["*.py"] if trust_remote_code else ()
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=wanted,
+            # Copies of the same weights in other formats.
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except Exception as error:
+        at_revision = f" at revision {revision}" if revision else ""
+        advice = ""
+        if isinstance(error, huggingface_hub.errors.GatedRepoError):
+            advice = "; ask for access on its page, then log in with `hf auth login`"
+        raise ModelError(
+            f"{repo_id}: no such directory, and not to be had from the model hub{at_revision} "
+            f"({type(error).__name__}: {first_line(error)}){advice}"
+        ) from error
+    return Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
+
+
+def _check_safetensors(file: Path) -> None:
+    """Read a file's header, which also holds it to the file's length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(
+            f"{file}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def read_json(file: Path) -> Any:  # whatever the file holds
+    """Parse a JSON file; ModelError names one that cannot be read."""
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({first_line(error)})") from error
+
+
+def _index_files(index: Path) -> list[str]:
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(
+            f"{index}: expected a 'weight_map' from weights to files; copy or download it again"
+        )
+    return sorted(set(names.values()))
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
