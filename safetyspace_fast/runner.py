@@ -1,10 +1,12 @@
 """All models of a run, one after the other, from what is asked for to a complete store."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import zarr
 
 from . import info
 from .config import RunConfig
@@ -15,19 +17,15 @@ from .extract import (
     Extraction,
     ModelDone,
     Note,
-    Plan,
     Planned,
     Verified,
-    compile_blocks,
-    make_plan,
-    seeded_projection,
-    share_prefix,
-    token_budget,
 )
-from .models import LoadedModel, ModelSpec, load_model, parse_model, resolve_layers, tokenize
+from .extract.prepare import Prepared, prepare
+from .models import LoadedModel, ModelSpec, load_model, parse_model
 from .store import (
     Claim,
     Growth,
+    Kept,
     ModelWriter,
     Place,
     Progress,
@@ -43,9 +41,6 @@ from .store import (
 )
 from .store.layout import COMPONENTS
 from .verify import verify_model
-
-if TYPE_CHECKING:
-    import zarr
 
 
 def run_models(config: RunConfig) -> Generator[Event, None, None]:
@@ -120,17 +115,12 @@ def sample_columns(samples: Samples) -> dict[str, Any]:
     }
 
 
-def axis_sizes(
-    samples: Samples,
-    hookpoints: Sequence[str],
-    poolings: Sequence[str],
-    hidden_size: int,
-    proj_dim: int,
-) -> dict[str, int]:
+def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
     """Length of every axis of a model's arrays."""
+    hidden_size, proj_dim = work.projection.shape
     return {
-        "layer": len(hookpoints),
-        "pooling": len(poolings),
+        "layer": len(work.hookpoints),
+        "pooling": len(work.tokens.poolings),
         "sample": len(samples),
         "lang": len(samples.languages),
         "hidden": hidden_size,
@@ -143,142 +133,148 @@ def axis_sizes(
 
 
 def _run_model(
-    spec: ModelSpec,
+    spec: ModelSpec, config: RunConfig, samples: Samples, root: zarr.Group, growth: Growth | None
+) -> Iterator[Event]:
+    """One model: load, prepare, begin, extract, finish."""
+    name = spec.name
+    stored = _attributes(root, name)
+    if stored.get("complete"):
+        clear(Place(config.out).work / name)  # an interrupt may have come before `close`
+        yield Note(name, "complete in the store already; nothing to do")
+        return
+    if config.verify:
+        yield _verified(spec, config, samples)
+    kept = growth.kept(name) if growth else Kept()
+    earlier = stored.get("manifest", kept.manifest)
+    notes: list[str] = []
+    model = _load(spec, config, notes.append)
+    work = _prepare(model, config, samples, earlier.get("token_budget"), notes.append)
+    writer, progress = _begin(model, config, samples, work, root, stored.get("manifest"), kept)
+    extraction = Extraction(
+        model,
+        samples,
+        work,
+        writer,
+        progress,
+        kept=kept.languages,
+        impl=_implementation(config),
+    )
+    yield _planned(name, samples, work, extraction)
+    if growth:
+        notes.append(_what_is_kept(samples.languages, kept))
+    for note in notes:
+        yield Note(name, note)
+    yield from extraction
+    yield _finish(model, config, samples, writer, progress, extraction)
+
+
+def _attributes(root: zarr.Group, name: str) -> dict[str, Any]:
+    """What the store says of a model; nothing if it was not begun."""
+    group = f"models/{name}"
+    return dict(root[group].attrs) if group in root else {}
+
+
+def _implementation(config: RunConfig) -> str | None:
+    return None if config.impl == "auto" else config.impl
+
+
+def _verified(spec: ModelSpec, config: RunConfig, samples: Samples) -> Verified:
+    """Compare a few texts with transformers.
+
+    Raises:
+        ModelError: something is wrong.
+    """
+    verification = verify_model(
+        spec,
+        samples,
+        layers=config.layers,
+        poolings=config.poolings,
+        template=config.template,
+        max_tokens=config.max_tokens,
+        device=config.device,
+        dtype=config.dtype,
+        impl=_implementation(config),
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if verification.problem is not None:
+        raise ModelError(verification.problem)
+    return Verified(spec.name, verification)
+
+
+def _load(spec: ModelSpec, config: RunConfig, on_note: Callable[[str], None]) -> LoadedModel:
+    return load_model(
+        spec,
+        device=config.device,
+        dtype=config.dtype,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        on_note=on_note,
+    )
+
+
+def _prepare(
+    model: LoadedModel,
     config: RunConfig,
     samples: Samples,
-    root: "zarr.Group",
-    growth: Growth | None,
-) -> Iterator[Event]:
-    group = f"models/{spec.name}"
-    attributes: dict[str, Any] = dict(root[group].attrs) if group in root else {}
-    if attributes.get("complete"):
-        clear(Place(config.out).work / spec.name)  # an interrupt may have come before `close`
-        yield Note(spec.name, "complete in the store already; nothing to do")
-        return
-    impl = None if config.impl == "auto" else config.impl
-    loading: dict[str, Any] = {
-        "device": config.device,
-        "dtype": config.dtype,
-        "allow_pickle": config.allow_pickle,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    reading: dict[str, Any] = {
-        "template": config.template,
-        "poolings": config.poolings,
-        "max_tokens": config.max_tokens,
-    }
-    if config.verify:
-        verification = verify_model(
-            spec, samples, layers=config.layers, impl=impl, **loading, **reading
-        )
-        if verification.problem is not None:
-            raise ModelError(verification.problem)
-        yield Verified(spec.name, verification)
-    notes: list[str] = []
-    model = load_model(spec, on_note=notes.append, **loading)
-    hookpoints = resolve_layers(config.layers, model.hookpoints)
-    tokens = tokenize(model, samples.texts, **reading)
-    whole = tokens
-    prefix, tokens, reason = share_prefix(model, whole)
-    if reason is not None:
-        notes.append(reason)
-    if config.compile:
-        compile_blocks(model, tokens, prefix)
-    before, kept = growth.kept(spec.name) if growth else ({}, {})
-    begun = attributes.get("manifest", before)
-    budget = config.token_budget or begun.get("token_budget")
-    budget = budget or token_budget(model, tokens, prefix)
-    plan = make_plan(tokens, samples.lang_ranges, token_budget=budget)
-    projection = seeded_projection(model.hidden_size, config.proj_dim, config.seed)
-    manifest = _manifest(config, samples, model, hookpoints, tokens.template.sha256, plan, budget)
-    sizes = axis_sizes(samples, hookpoints, config.poolings, model.hidden_size, config.proj_dim)
-    writer = ModelWriter(root, spec.name, sizes)
-    if before and "manifest" not in attributes:  # where texts are new, data and plan are too
-        plans = manifest["plan_sha256"] | {lang: before["plan_sha256"][lang] for lang in kept}
-        begun = before | {"data_sha256": samples.sha256, "plan_sha256": plans}
-    if begun and (differing := [key for key in manifest if begun.get(key) != manifest[key]]):
+    earlier_budget: int | None,
+    on_note: Callable[[str], None],
+) -> Prepared:
+    return prepare(
+        model,
+        samples.texts,
+        samples.lang_ranges,
+        layers=config.layers,
+        poolings=config.poolings,
+        template=config.template,
+        max_tokens=config.max_tokens,
+        proj_dim=config.proj_dim,
+        seed=config.seed,
+        token_budget=config.token_budget or earlier_budget,
+        compiled=config.compile,
+        on_note=on_note,
+    )
+
+
+def _begin(
+    model: LoadedModel,
+    config: RunConfig,
+    samples: Samples,
+    work: Prepared,
+    root: zarr.Group,
+    begun: dict[str, Any] | None,
+    kept: Kept,
+) -> tuple[ModelWriter, Progress]:
+    """Make the model's arrays, or go on with those that an earlier run began.
+
+    Raises:
+        StoreError: the earlier run had other settings.
+    """
+    manifest = _manifest(model, config, samples, work)
+    sizes = axis_sizes(samples, work)
+    writer = ModelWriter(root, model.name, sizes)
+    earlier = kept.manifest_with(manifest) if begun is None else begun
+    if earlier and (differing := [key for key in manifest if earlier.get(key) != manifest[key]]):
         raise StoreError(
-            f"{config.out}: model {spec.name!r} was begun with another {', '.join(differing)}; "
+            f"{config.out}: model {model.name!r} was begun with another {', '.join(differing)}; "
             "resume with the same settings, or give it another NAME="
         )
     writer.create(
         {
-            "hookpoints": hookpoints,
+            "hookpoints": work.hookpoints,
             "poolings": config.poolings,
             "model": model.identity,
             "manifest": manifest,
         }
     )
-    writer.write("n_tokens", tokens.n_text_tokens)  # each time: a crash may have come before it
-    writer.write("truncated", tokens.truncated)
-    row_shape = (len(hookpoints), len(config.poolings), model.hidden_size + config.proj_dim)
-    progress = Progress(config.out, spec.name, row_shape)
-    extraction = Extraction(
-        model,
-        samples,
-        tokens,
-        plan,
-        hookpoints,
-        projection,
-        writer,
-        progress,
-        kept={samples.languages.index(lang): arrays for lang, arrays in kept.items()},
-        impl=impl,
-        prefix=prefix,
-    )
-    yield Planned(
-        spec.name,
-        hookpoints=len(hookpoints),
-        hidden_size=model.hidden_size,
-        texts=len(samples.texts),
-        unique_texts=plan.unique_texts,
-        texts_done=extraction.texts_done,
-        prefix_tokens=whole.prefix_length if prefix is not None else 0,
-        tokens=plan.tokens,
-        padded_tokens=plan.padded_tokens,
-        batches=sum(1 for _ in plan),
-        truncated=int(tokens.truncated.sum()),
-        segment_bytes=extraction.segment_bytes,
-    )
-    for note in notes:
-        yield Note(spec.name, note)
-    if growth:
-        new = ", ".join(lang for lang in samples.languages if lang not in kept) or "none"
-        yield Note(
-            spec.name, f"languages kept from the store: {', '.join(kept) or 'none'}; to run: {new}"
-        )
-    yield from extraction
-    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    writer.finish(
-        {
-            "versions": info.package_versions(),
-            "device": str(model.device),
-            "impl": config.impl,
-            "forward_seconds": extraction.forward_seconds,
-            "finish_seconds": extraction.finish_seconds,
-            "tokens": extraction.tokens,
-            "ended": ended,
-        }
-    )
-    progress.close()
-    yield ModelDone(
-        spec.name,
-        texts=len(samples.texts),
-        tokens=extraction.tokens,
-        forward_seconds=extraction.forward_seconds,
-        finish_seconds=extraction.finish_seconds,
-        peak_device_bytes=extraction.peak_device_bytes,
-    )
+    writer.write("n_tokens", work.tokens.n_text_tokens)  # each time: a crash may have come before
+    writer.write("truncated", work.tokens.truncated)
+    row_shape = (sizes["layer"], sizes["pooling"], sizes["hidden"] + sizes["proj"])
+    return writer, Progress(config.out, model.name, row_shape)
 
 
 def _manifest(
-    config: RunConfig,
-    samples: Samples,
-    model: LoadedModel,
-    hookpoints: tuple[str, ...],
-    template_sha256: str,
-    plan: Plan,
-    budget: int,
+    model: LoadedModel, config: RunConfig, samples: Samples, work: Prepared
 ) -> dict[str, Any]:
     """All that decides the numbers of a model; a resumed run must agree in every entry."""
     return {
@@ -287,13 +283,67 @@ def _manifest(
         "tokenizer_sha256": model.identity["tokenizer_sha256"],
         "dtype": str(model.dtype).removeprefix("torch."),
         "template": config.template,
-        "template_sha256": template_sha256,
-        "hookpoints": list(hookpoints),
+        "template_sha256": work.tokens.template.sha256,
+        "hookpoints": list(work.hookpoints),
         "poolings": list(config.poolings),
         "max_tokens": config.max_tokens,
         "proj_dim": config.proj_dim,
         "seed": config.seed,
         "compile": config.compile,
-        "token_budget": budget,
-        "plan_sha256": dict(zip(samples.languages, plan.sha256, strict=True)),
+        "token_budget": work.token_budget,
+        "plan_sha256": dict(zip(samples.languages, work.plan.sha256, strict=True)),
     }
+
+
+def _planned(name: str, samples: Samples, work: Prepared, extraction: Extraction) -> Planned:
+    return Planned(
+        name,
+        hookpoints=len(work.hookpoints),
+        hidden_size=len(work.projection),
+        texts=len(samples),
+        unique_texts=work.plan.unique_texts,
+        texts_done=extraction.texts_done,
+        prefix_tokens=work.prefix_tokens,
+        tokens=work.plan.tokens,
+        padded_tokens=work.plan.padded_tokens,
+        batches=sum(1 for _ in work.plan),
+        truncated=int(work.tokens.truncated.sum()),
+        segment_bytes=extraction.segment_bytes,
+    )
+
+
+def _what_is_kept(languages: Sequence[str], kept: Kept) -> str:
+    old = ", ".join(kept.languages) or "none"
+    new = ", ".join(lang for lang in languages if lang not in kept.languages) or "none"
+    return f"languages kept from the store: {old}; to run: {new}"
+
+
+def _finish(
+    model: LoadedModel,
+    config: RunConfig,
+    samples: Samples,
+    writer: ModelWriter,
+    progress: Progress,
+    extraction: Extraction,
+) -> ModelDone:
+    """Mark the model complete and say what it took."""
+    writer.finish(
+        {
+            "versions": info.package_versions(),
+            "device": str(model.device),
+            "impl": config.impl,
+            "forward_seconds": extraction.forward_seconds,
+            "finish_seconds": extraction.finish_seconds,
+            "tokens": extraction.tokens,
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    )
+    progress.close()
+    return ModelDone(
+        model.name,
+        texts=len(samples),
+        tokens=extraction.tokens,
+        forward_seconds=extraction.forward_seconds,
+        finish_seconds=extraction.finish_seconds,
+        peak_device_bytes=extraction.peak_device_bytes,
+    )

@@ -18,7 +18,6 @@ is then
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from numpy.typing import NDArray
 
 from .data import Samples
 from .errors import DataError, ModelError
-from .extract import Capture, CellCheck, Verification, make_plan, seeded_projection, share_prefix
-from .models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
+from .extract import Capture, CellCheck, Verification
+from .extract.prepare import Prepared, prepare
+from .models import LoadedModel, ModelSpec, load_model, tokenize
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
 from .models.weights import quiet_transformers
@@ -85,25 +85,33 @@ def verify_model(
             f"{spec.name}: its weights are quantised ({model.identity['quantization']}) and run in "
             "one way only; expected weights that also run in float64, to compare with"
         )
-    hookpoints = resolve_layers(layers, model.hookpoints)
     chosen = _choose(samples.texts, num_texts)
-    read = partial(tokenize, model, template=template, poolings=poolings, max_tokens=max_tokens)
-    tokens = read([samples.texts[i] for i in chosen])
+    texts = [samples.texts[i] for i in chosen]
+    tokens = tokenize(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
     usable = np.flatnonzero(~tokens.truncated & (tokens.n_text_tokens > 0))
     if not len(usable):
         raise DataError(f"{samples.name}: no text fits into the window of {spec.name} uncut")
     chosen = [chosen[i] for i in usable]
     texts = [samples.texts[i] for i in chosen]
-    tokens = read(texts)
-    ours = _engine_states(model, tokens, hookpoints, token_budget, impl)
+    work = prepare(
+        model,
+        texts,
+        layers=layers,
+        poolings=poolings,
+        template=template,
+        max_tokens=max_tokens,
+        proj_dim=2,
+        token_budget=token_budget,
+    )
+    ours = _engine_states(model, work, impl)
     working, target, causal = model.dtype, model.device, model.causal
     num_blocks, home = len(model.blocks), str(model.identity["tokenizer"])
-    del model, read  # the memory is needed
+    del model  # the memory is needed
     exact = torch.float64 if working == torch.float32 else torch.float32
 
     with quiet_transformers():
         oracle = _Oracle(spec, num_blocks, target, allow_pickle, trust_remote_code)
-        prompts = oracle.prompts(home, texts, tokens.template.kind, poolings)
+        prompts = oracle.prompts(home, texts, work.prompts.template.kind, poolings)
         passes = iter(count(1))
 
         def tick() -> None:
@@ -113,7 +121,7 @@ def verify_model(
         truth = oracle.states(prompts, exact, tick)
         theirs = oracle.states(prompts, working, tick)
     cells = []
-    for i_layer, hookpoint in enumerate(hookpoints):
+    for i_layer, hookpoint in enumerate(work.hookpoints):
         for i_pooling, pooling in enumerate(poolings):
             cells.append(
                 _check(
@@ -127,13 +135,13 @@ def verify_model(
             )
     odd: list[int] = []
     for i, (ids, spans) in enumerate(prompts):
-        run = tokens.prompt(i).tolist()  # of a causal model, up to the last token pooled
-        if run != (ids[: len(run)] if causal else ids) or spans != tokens.spans[i].tolist():
+        run = work.prompts.prompt(i).tolist()  # of a causal model, up to the last token pooled
+        if run != (ids[: len(run)] if causal else ids) or spans != work.prompts.spans[i].tolist():
             odd.append(chosen[i])
     return Verification(
         model=spec.name,
         texts=len(texts),
-        template=tokens.template.kind,
+        template=work.prompts.template.kind,
         dtype=str(working).removeprefix("torch."),
         exact_dtype=str(exact).removeprefix("torch."),
         odd_tokens=tuple(odd),
@@ -149,21 +157,13 @@ def _choose(texts: Sequence[str], number: int) -> list[int]:
     return [plain[i] for i in picks]
 
 
-def _engine_states(
-    model: LoadedModel,
-    tokens: Tokenized,
-    hookpoints: tuple[str, ...],
-    token_budget: int,
-    impl: str | None,
-) -> NDArray[np.float32]:
+def _engine_states(model: LoadedModel, work: Prepared, impl: str | None) -> NDArray[np.float32]:
     """What a run would keep: `[N, L, S, D] float32`."""
-    prefix, tokens, _ = share_prefix(model, tokens)
-    plan = make_plan(tokens, token_budget=token_budget)
-    projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
-    shape = (len(tokens), len(hookpoints), len(tokens.poolings), model.hidden_size)
+    tokens = work.tokens
+    shape = (len(tokens), len(work.hookpoints), len(tokens.poolings), model.hidden_size)
     states = np.full(shape, np.nan, np.float32)
-    with Capture(model, hookpoints, projection, impl, prefix) as capture:
-        for batch in plan:
+    with Capture(model, work.hookpoints, work.projection, impl, work.prefix) as capture:
+        for batch in work.plan:
             out = capture.run(tokens, batch).cpu().numpy()
             pooled = batch.for_rows(out)[..., : model.hidden_size]
             states[batch.rows] = pooled.transpose(2, 0, 1, 3)

@@ -27,7 +27,7 @@ from tiny_models import (
 from safetyspace_fast import api, verify
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import DataError, ModelError
-from safetyspace_fast.extract import Verification, capture
+from safetyspace_fast.extract import Verification, capture, prepare
 from safetyspace_fast.models import layers, load_model, parse_model
 from safetyspace_fast.verify import verify_model
 
@@ -209,8 +209,8 @@ def _with_spans(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> Non
         change(tokens)
         return tokens
 
-    original = verify.tokenize
-    patch.setattr(verify, "tokenize", tokenize)
+    original = prepare.tokenize
+    patch.setattr(prepare, "tokenize", tokenize)
 
 
 def bos_is_averaged(patch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ def bos_is_there_twice(patch: pytest.MonkeyPatch) -> None:
             spans=tokens.spans + 1,
         )
 
-    original = verify.tokenize
-    patch.setattr(verify, "tokenize", tokenize)
+    original = prepare.tokenize
+    patch.setattr(prepare, "tokenize", tokenize)
 
 
 def sums_are_bfloat16(patch: pytest.MonkeyPatch) -> None:
@@ -281,8 +281,8 @@ def samples_are_in_another_order(patch: pytest.MonkeyPatch) -> None:
     def plan(*args: Any, **options: Any) -> Any:
         return [dataclasses.replace(b, source=b.source[::-1]) for b in original(*args, **options)]
 
-    original = verify.make_plan
-    patch.setattr(verify, "make_plan", plan)
+    original = prepare.make_plan
+    patch.setattr(prepare, "make_plan", plan)
 
 
 def positions_are_off_by_the_padding(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from .events import (
 from .loop import Extraction
 from .plan import Plan, make_plan
 from .prefix import share_prefix
-from .tune import compile_blocks, token_budget
+from .tune import compile_blocks, find_token_budget
 
 __all__ = [
     "Capture",
@@ -31,8 +31,8 @@ __all__ = [
     "Verification",
     "Verified",
     "compile_blocks",
+    "find_token_budget",
     "make_plan",
     "seeded_projection",
     "share_prefix",
-    "token_budget",
 ]

@@ -4,21 +4,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
-from ..models import LoadedModel, Tokenized
+from ..models import LoadedModel
 from ..parallel import in_parallel
 from ..store import ModelWriter, Progress
 from ..store.layout import COMPONENTS, ROW_ARRAYS, Array, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import finish_cell, merge_bases
-from .plan import Batch, Part, Plan
+from .plan import Batch, Part
+from .prepare import Prepared
 from .transfer import HostCopy, WriterThread
 
 
@@ -33,45 +33,34 @@ class Extraction:
         self,
         model: LoadedModel,
         samples: Samples,
-        tokens: Tokenized,
-        plan: Plan,
-        hookpoints: tuple[str, ...],
-        projection: torch.Tensor,
+        work: Prepared,
         writer: ModelWriter,
         progress: Progress,
         *,
-        kept: Mapping[int, Callable[[], dict[str, Array]]] | None = None,
+        kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
-        prefix: Any = None,
     ) -> None:
         """Gather what the work needs and read how far an earlier run came.
 
         Args:
             model: the loaded model.
             samples: labels, folds and languages.
-            tokens: prompts and spans of the samples, without the prefix.
-            plan: the batches.
-            hookpoints: wanted hookpoints, in order of depth.
-            projection: `[D, P] float32`.
+            work: what runs, prepared.
             writer: the model's arrays.
             progress: segments and journal.
-            kept: languages, by index, whose arrays are had elsewhere and not computed.
+            kept: languages whose arrays are read elsewhere and not computed.
             impl: a forced kernel implementation.
-            prefix: keys and values of what every prompt begins with, of `share_prefix`.
         """
         self._model = model
         self._name = model.name
         self._samples = samples
-        self._tokens = tokens
+        self._work = work
         self._ranges = samples.lang_ranges
-        self._plan = plan
-        self._hookpoints = hookpoints
-        self._projection = projection.to(model.device)
         self._writer = writer
         self._progress = progress
-        self._kept = kept or {}
+        names = samples.languages
+        self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
-        self._prefix = prefix
         self._rows_per_pass: int | None = None
         self.tokens = 0
         self.forward_seconds = 0.0
@@ -80,7 +69,7 @@ class Extraction:
         self._written = progress.written()
         writer.skip_shards(self._written)
         numbers = count()
-        self._parts = [[(next(numbers), part) for part in parts] for parts in plan.languages]
+        self._parts = [[(next(numbers), part) for part in parts] for parts in work.plan.languages]
         self._rows_done = {
             number: progress.rows_done(number)
             for i_lang, parts in enumerate(self._parts)
@@ -105,8 +94,8 @@ class Extraction:
         for there in self._ranges:  # those before it stay while they wait for a shard they share
             waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(there)[0]]
             rows = max(rows, there.stop - waiting[0].start)
-        values = len(self._hookpoints) * len(self._tokens.poolings)
-        return int(4 * rows * values * sum(self._projection.shape))
+        values = len(self._work.hookpoints) * len(self._work.tokens.poolings)
+        return int(4 * rows * values * sum(self._work.projection.shape))
 
     @property
     def peak_device_bytes(self) -> int | None:
@@ -118,9 +107,10 @@ class Extraction:
         """Run everything that is not done yet."""
         thread = WriterThread()
         copy = HostCopy(self._model.device)
+        work = self._work
         try:
             with Capture(
-                self._model, self._hookpoints, self._projection, self._impl, self._prefix
+                self._model, work.hookpoints, work.projection, self._impl, work.prefix
             ) as capture:
                 for i_lang, lang in enumerate(self._samples.languages):
                     if self._is_written(i_lang):
@@ -158,7 +148,7 @@ class Extraction:
                 continue
             started = time.perf_counter()
             try:
-                out = capture.run(self._tokens, batch)
+                out = capture.run(self._work.tokens, batch)
             except torch.OutOfMemoryError as error:
                 if len(batch.unique) == 1:
                     raise ModelError(
@@ -173,7 +163,7 @@ class Extraction:
             host = copy.start(out)
             thread.put(partial(host, partial(self._append, number, batch)))
             self.forward_seconds += time.perf_counter() - started
-            tokens = int(self._tokens.lengths[batch.unique].sum())
+            tokens = int(self._work.tokens.lengths[batch.unique].sum())
             self.tokens += tokens
             yield Progressed(self._name, len(batch.rows), tokens)
         thread.put(partial(self._progress.sync, number))
@@ -184,8 +174,8 @@ class Extraction:
     def _finished(self, i_lang: int) -> dict[str, Array]:
         """All arrays of a language, from the segments of its parts; those by language lack it."""
         samples = self._ranges[i_lang]
-        n_layers, n_poolings = len(self._hookpoints), self._tokens.spans.shape[1]
-        width, proj = self._projection.shape
+        n_layers, n_poolings = len(self._work.hookpoints), self._work.tokens.spans.shape[1]
+        width, proj = self._work.projection.shape
         device = self._model.device
         labels = torch.from_numpy(self._samples.labels[samples].astype(np.int64)).to(device)
         folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
@@ -228,7 +218,8 @@ class Extraction:
 
     def _write_rest(self) -> None:
         """Write what sums up all languages, from the store."""
-        there = (self._tokens.spans[..., 0] < self._tokens.spans[..., 1]).sum()
+        spans = self._work.tokens.spans
+        there = (spans[..., 0] < spans[..., 1]).sum()
         of_class = self._writer.read("count").sum(4)  # [L, S, lang, label]
         self._writer.write("nonfinite", there - of_class.sum((1, 2, 3)))
         # The centre of a language without a finite state counts for nothing.

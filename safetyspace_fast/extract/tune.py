@@ -54,7 +54,7 @@ def compile_blocks(model: LoadedModel, tokens: Tokenized, prefix: Any = None) ->
         ) from error
 
 
-def token_budget(model: LoadedModel, tokens: Tokenized, prefix: Any = None) -> int:
+def find_token_budget(model: LoadedModel, tokens: Tokenized, prefix: Any = None) -> int:
     """The smallest batch size, in padded tokens, whose rate no larger one beats clearly.
 
     Args:

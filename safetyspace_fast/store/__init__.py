@@ -1,7 +1,7 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
 from .check import Damage, Report, check
-from .growth import Growth, discard, settle
+from .growth import Growth, Kept, discard, settle
 from .lock import Claim, alone
 from .place import Place
 from .progress import Progress, Record, clear
@@ -13,6 +13,7 @@ __all__ = [
     "Claim",
     "Damage",
     "Growth",
+    "Kept",
     "ModelStore",
     "ModelWriter",
     "Place",

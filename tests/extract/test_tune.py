@@ -13,10 +13,10 @@ from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import (
     Capture,
     compile_blocks,
+    find_token_budget,
     make_plan,
     seeded_projection,
     share_prefix,
-    token_budget,
     tune,
 )
 from safetyspace_fast.extract.plan import Batch
@@ -85,7 +85,7 @@ def test_the_budget_is_the_smallest_that_no_larger_one_beats(
 
     monkeypatch.setattr(tune, "_seconds", seconds)
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
-    assert token_budget(model, tokenize(model, TEXTS, template="none")) == expected
+    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == expected
     assert all(
         0.8 * budget < size <= budget
         for budget, size in zip(np.repeat(tune.BUDGETS["cpu"], tune._ROUNDS), seen, strict=True)
@@ -99,9 +99,9 @@ def test_short_runs_and_full_memories_take_the_smallest_budget(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(tune, "_seconds", never)
-    assert token_budget(model, tokenize(model, TEXTS, template="none")) == 512
+    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == 512
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
-    assert token_budget(model, tokenize(model, TEXTS, template="none")) == 512
+    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == 512
 
 
 def test_a_real_try_finds_one_of_the_budgets(
@@ -109,4 +109,4 @@ def test_a_real_try_finds_one_of_the_budgets(
 ) -> None:
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
     tokens = tokenize(model, TEXTS, template="none")
-    assert token_budget(model, tokens) in tune.BUDGETS["cpu"]
+    assert find_token_budget(model, tokens) in tune.BUDGETS["cpu"]
