@@ -1,11 +1,11 @@
 """Running a model over texts and reducing its hidden states while the forward pass runs."""
 
+from ..models import share_prefix
 from .capture import Capture, seeded_projection
 from .events import Event, LanguageDone, ModelDone, Note, Planned, Progressed, Verified
 from .finish import COMPONENTS
 from .loop import Extraction
 from .plan import Plan, make_plan
-from .prefix import share_prefix
 from .tune import compile_blocks, token_budget
 from .verify import CellCheck, Verification, verify_model
 

@@ -3,13 +3,16 @@
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import ModelError
 from ..models import LoadedModel
 from ..ops import PoolProject
+
+if TYPE_CHECKING:
+    from ..models.prefix import SharedPrefix
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
@@ -25,7 +28,7 @@ class Capture:
         hookpoints: tuple[str, ...],
         projection: torch.Tensor,
         impl: str | None = None,
-        prefix: Any = None,
+        prefix: "SharedPrefix | None" = None,
     ) -> None:
         """Say what to capture.
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from .events import Event, LanguageDone, Note, Progressed
 from .finish import COMPONENTS, finish_cell, merge_bases
 from .plan import Batch, Part, Plan
 from .transfer import HostCopy, WriterThread
+
+if TYPE_CHECKING:
+    from ..models.prefix import SharedPrefix
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,7 +47,7 @@ class Extraction:
         *,
         kept: Mapping[int, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
-        prefix: Any = None,
+        prefix: "SharedPrefix | None" = None,
     ) -> None:
         """Gather what the work needs and read how far an earlier run came.
 

@@ -29,14 +29,21 @@ import torch
 
 from ..data import Samples
 from ..errors import DataError, ModelError
-from ..models import LoadedModel, ModelSpec, Tokenized, load_model, resolve_layers, tokenize
+from ..models import (
+    LoadedModel,
+    ModelSpec,
+    Tokenized,
+    load_model,
+    resolve_layers,
+    share_prefix,
+    tokenize,
+)
 from ..models.spec import split_revision
 from ..models.tokens import FIXED_DATE
 from ..models.weights import quiet_transformers
 from .capture import Capture, seeded_projection
 from .loop import padded
 from .plan import make_plan
-from .prefix import share_prefix
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]

@@ -160,7 +160,7 @@ def test_a_model_that_goes_on_otherwise_behind_a_prefix_runs_whole_prompts(
     path = save_tiny("llama", tmp_path / "llama", chat_template=CHAT_TEMPLATE)
     model = load_model(parse_model(str(path)))
     tokens = tokenize(model, TEXTS, template="chat")
-    monkeypatch.setattr(transformers.DynamicCache, "get_query_offset", lambda *_, **__: 0)
+    monkeypatch.setattr(transformers.Cache, "get_query_offset", lambda *_, **__: 0)
     prefix, rest, reason = share_prefix(model, tokens)
     assert prefix is None
     assert rest is tokens
