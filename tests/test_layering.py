@@ -29,7 +29,7 @@ ALLOWED = {
     "runner": {"config", "data", "errors", "extract", "info", "models", "store", "verify"},
     "api": {"bench", "config", "data", "errors", "extract", "models", "runner", "store", "verify"}
     | {"analysis"},
-    "terminal": {"api"},
+    "terminal": {"api", "info"},
     "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},
     "__init__": {"api", "ops"},
 }

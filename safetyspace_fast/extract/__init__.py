@@ -14,7 +14,6 @@ from .events import (
 )
 from .loop import Extraction
 from .plan import Plan, make_plan
-from .prefix import share_prefix
 from .tune import compile_blocks, find_token_budget
 
 __all__ = [
@@ -34,5 +33,4 @@ __all__ = [
     "find_token_budget",
     "make_plan",
     "seeded_projection",
-    "share_prefix",
 ]

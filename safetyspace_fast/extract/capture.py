@@ -3,7 +3,7 @@
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from ..errors import ModelError
 from ..models import LoadedModel, Tokenized
 from ..ops import PoolProject
 from .plan import Batch
+
+if TYPE_CHECKING:
+    from ..models.prefix import SharedPrefix
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
@@ -26,7 +29,7 @@ class Capture:
         hookpoints: tuple[str, ...],
         projection: torch.Tensor,
         impl: str | None = None,
-        prefix: Any = None,
+        prefix: "SharedPrefix | None" = None,
     ) -> None:
         """Say what to capture.
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..models import LoadedModel, Tokenized, resolve_layers, tokenize
+from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
 from .capture import seeded_projection
 from .plan import Plan, make_plan
-from .prefix import share_prefix
 from .tune import compile_blocks, find_token_budget
+
+if TYPE_CHECKING:
+    from ..models.prefix import SharedPrefix
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Prepared:
     """Whole prompts."""
     tokens: Tokenized
     """What runs: the prompts without the prefix."""
-    prefix: Any
+    prefix: "SharedPrefix | None"
     """Keys and values of the tokens that all prompts begin with; None: nothing is shared."""
     token_budget: int
     """Padded tokens in a batch."""

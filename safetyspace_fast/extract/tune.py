@@ -1,7 +1,7 @@
 """The forward pass made fast on this machine: compiled blocks, and batches of the right size."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized
 from .capture import Capture, seeded_projection
 from .plan import Batch
+
+if TYPE_CHECKING:
+    from ..models.prefix import SharedPrefix
 
 BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (16_384, 32_768, 65_536)}
 """What is tried; the first is taken where a try would not pay."""
@@ -22,7 +25,9 @@ GAIN = 0.02
 _ROUNDS = 3  # the first one warms up
 
 
-def compile_blocks(model: LoadedModel, tokens: Tokenized, prefix: Any = None) -> None:
+def compile_blocks(
+    model: LoadedModel, tokens: Tokenized, prefix: "SharedPrefix | None" = None
+) -> None:
     """Compile every block of a model, for any number and length of texts.
 
     Hooks stay outside: blocks alike share one graph, and hooks may come and go.
@@ -54,7 +59,9 @@ def compile_blocks(model: LoadedModel, tokens: Tokenized, prefix: Any = None) ->
         ) from error
 
 
-def find_token_budget(model: LoadedModel, tokens: Tokenized, prefix: Any = None) -> int:
+def find_token_budget(
+    model: LoadedModel, tokens: Tokenized, prefix: "SharedPrefix | None" = None
+) -> int:
     """The smallest batch size, in padded tokens, whose rate no larger one beats clearly.
 
     Args:

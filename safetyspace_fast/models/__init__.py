@@ -4,7 +4,7 @@ from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import resolve_layers
 from .loading import LoadedModel, load_model
 from .spec import ModelSpec, parse_model
-from .tokens import Template, Tokenized, tokenize
+from .tokens import Template, Tokenized, share_prefix, tokenize
 
 __all__ = [
     "GatedLinear",
@@ -17,6 +17,7 @@ __all__ = [
     "load_model",
     "parse_model",
     "resolve_layers",
+    "share_prefix",
     "tokenize",
     "unfuse",
 ]

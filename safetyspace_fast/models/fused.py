@@ -136,10 +136,9 @@ class FusedRMSNorm(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """Causal attention with rotary positions; with other masks or caches, as the module had it.
+    """Causal attention with rotary positions, after a `SharedPrefix` or none.
 
-    Of caches, it knows the one with a `shared_prefix`: keys and values [1, heads, P, dim] of each
-    layer, before all samples.
+    With other masks or caches it runs as the module had it.
     """
 
     def __init__(self, plain: nn.Module, norms: "tuple[FusedRMSNorm, FusedRMSNorm] | None") -> None:
@@ -189,11 +188,12 @@ class FusedAttention(nn.Module):
         """What `mix` takes of a cache; None where it cannot, or a mask hides more than it does."""
         if past_key_values is None:
             return {} if mask is None else None
-        shared = getattr(past_key_values, "shared_prefix", None)
-        if shared is None or mask is None or not _is_causal(mask):
+        from .prefix import SharedPrefix  # imports transformers
+
+        if mask is None or not isinstance(past_key_values, SharedPrefix):
             return None
-        keys, values = shared[self._of[0].layer_idx]
-        return {"past_keys": keys[0], "past_values": values[0]}
+        past = past_key_values.before(self._of[0].layer_idx, mask)
+        return None if past is None else {"past_keys": past[0], "past_values": past[1]}
 
     def plain(self) -> nn.Module:
         """The module as it was."""
@@ -201,17 +201,6 @@ class FusedAttention(nn.Module):
         for name in (*_QKV, "o_proj"):
             setattr(layers, name, getattr(layers, name).plain())
         return self._of[0]
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _is_causal(mask: Tensor) -> bool:
-    """Whether a boolean mask [..., T, S] lets the last T of S tokens see all before them."""
-    notes = vars(mask)  # all layers of a pass have one mask
-    if "is_causal" not in notes:
-        T, S = mask.shape[-2:]
-        plain = torch.ones(T, S, dtype=torch.bool).tril(S - T)
-        notes["is_causal"] = mask.dtype == torch.bool and bool((mask == plain).all())
-    return bool(notes["is_causal"])
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")

@@ -11,14 +11,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..config import POOLINGS, TEMPLATES
 from ..errors import ConfigError, ModelError, first_line
 from .loading import LoadedModel
+
+if TYPE_CHECKING:
+    from .prefix import SharedPrefix
+
+MIN_SHARED_TOKENS = 4
+"""A shorter prefix costs more than it saves: attention after one needs a mask, otherwise none."""
 
 # Some templates print today's date, but a result must not depend on the day it was made: this takes
 # the place of transformers' function. The line break after it is dropped as after any block.
@@ -147,6 +154,31 @@ def tokenize(
         template=chosen,
         prefix_length=_shared_prefix(flat, starts, text_spans),
     )
+
+
+def share_prefix(
+    model: LoadedModel, tokens: Tokenized
+) -> "tuple[SharedPrefix | None, Tokenized, str | None]":
+    """Take off the prompts what they all begin with, where the model can go on from there.
+
+    tokens: whole prompts.
+
+    Returns the keys and values of the prefix, for `Capture`, or None; the tokens that are left to
+    run; and the reason why a prefix that is there is not shared.
+    """
+    length = tokens.prefix_length
+    if length < MIN_SHARED_TOKENS or not model.causal:
+        return None, tokens, None
+    from .prefix import SharedPrefix
+
+    ids = torch.from_numpy(tokens.prompt(0)[:length].astype(np.int64)).to(model.device)
+    try:
+        prefix = SharedPrefix.of(model.backbone, ids)
+    except Exception as error:  # a model's own code may raise anything
+        kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        reason = f"{kind}{first_line(error)}"
+        return None, tokens, f"the {length} tokens that all prompts share run each time: {reason}"
+    return prefix, tokens.without_prefix(), None
 
 
 _Encoded = list[tuple[NDArray[np.int32], int, int]]  # ids, first text token, one past the last

@@ -19,7 +19,7 @@ from tiny_models import (
 from torch.nn import functional
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.extract import Capture, make_plan, seeded_projection, share_prefix
+from safetyspace_fast.extract import Capture, make_plan, seeded_projection
 from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.models import (
@@ -28,6 +28,7 @@ from safetyspace_fast.models import (
     Tokenized,
     load_model,
     parse_model,
+    share_prefix,
     tokenize,
 )
 from safetyspace_fast.ops import PoolProject, can_pack
@@ -184,7 +185,7 @@ def test_a_model_that_goes_on_otherwise_behind_a_prefix_runs_whole_prompts(
     path = save_tiny("llama", tmp_path / "llama", chat_template=CHAT_TEMPLATE)
     model = load_model(parse_model(str(path)))
     tokens = tokenize(model, TEXTS, template="chat")
-    monkeypatch.setattr(transformers.DynamicCache, "get_query_offset", lambda *_, **__: 0)
+    monkeypatch.setattr(transformers.Cache, "get_query_offset", lambda *_, **__: 0)
     prefix, rest, reason = share_prefix(model, tokens)
     assert prefix is None
     assert rest is tokens

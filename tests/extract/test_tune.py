@@ -16,11 +16,17 @@ from safetyspace_fast.extract import (
     find_token_budget,
     make_plan,
     seeded_projection,
-    share_prefix,
     tune,
 )
 from safetyspace_fast.extract.plan import Batch
-from safetyspace_fast.models import LoadedModel, Tokenized, load_model, parse_model, tokenize
+from safetyspace_fast.models import (
+    LoadedModel,
+    Tokenized,
+    load_model,
+    parse_model,
+    share_prefix,
+    tokenize,
+)
 
 TEXTS = ["one text", "another one", "a longer text than the two before it", "short", "the last"]
 

@@ -1,0 +1,86 @@
+"""Tokens that all prompts begin with (BOS, a chat template's start), run once for all of them.
+
+A causal model's keys and values of the first tokens do not depend on what follows. They are kept
+from one forward pass over the prefix and read by every batch, so that only the tokens after the
+prefix run.
+
+This module imports transformers, which takes seconds: import it inside functions.
+"""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..errors import ModelError
+
+_PROBES = ((5, 6, 7), (9, 8, 5))  # what follows the prefix when it is tried out
+
+
+class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transformers
+    """Keys and values of the tokens before every prompt, for each layer of a model.
+
+    Give it to a backbone as `past_key_values`, with `use_cache=True`, in any number of forward
+    passes: none changes it, and what a batch adds is not kept.
+    """
+
+    def __init__(self, layers: list[DynamicLayer]) -> None:
+        """Take the layers of a cache after the prefix ran: keys and values [1, heads, P, dim]."""
+        super().__init__(layers=layers)
+        for layer in layers:
+            layer.keys, layer.values = layer.keys.contiguous(), layer.values.contiguous()
+        # All layers of a forward pass get the same mask, which is looked through once.
+        self._is_causal: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, backbone: nn.Module, ids: Tensor) -> "SharedPrefix":
+        """Run a prefix, and try out whether the model goes on from it.
+
+        ids: [P] int64, on the backbone's device.
+
+        Raises ModelError where the states after the prefix would differ by more than rounding.
+        """
+        cache = getattr(backbone(input_ids=ids[None], use_cache=True), "past_key_values", None)
+        if not isinstance(cache, DynamicCache) or not all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
+        ):
+            raise ModelError("the model keeps more than keys and values of them")
+        prefix = cls(cache.layers)
+        ends = torch.tensor(_PROBES, device=ids.device)
+        whole = torch.cat([ids.expand(len(ends), -1), ends], 1)
+        expected = backbone(input_ids=whole, use_cache=False).last_hidden_state[:, len(ids) :]
+        got = backbone(input_ids=ends, past_key_values=prefix, use_cache=True).last_hidden_state
+        gap = torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected)
+        if not gap <= torch.finfo(got.dtype).eps ** 0.5:  # wrong positions or masks: far more
+            raise ModelError("the states after it would be others")
+        return prefix
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What attention reads: a layer's keys and values before a batch's [B, heads, T, dim]."""
+        layer, batch = self.layers[layer_idx], len(key_states)
+        first, second = (kept.expand(batch, -1, -1, -1) for kept in (layer.keys, layer.values))
+        return torch.cat([first, key_states], 2), torch.cat([second, value_states], 2)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, layer_idx: int, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+        """A layer's keys and values [heads, P, dim], for attention that reads them by itself.
+
+        mask: [.., T, P + T] boolean, True where a token is seen. Where it hides any token that
+            stands before another, there is no result.
+        """
+        causal = self._is_causal.get(mask)
+        if causal is None:
+            T, S = mask.shape[-2:]
+            full = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+            causal = mask.dtype == torch.bool and bool((mask == full).all())
+            self._is_causal[mask] = causal
+        layer = self.layers[layer_idx]
+        return (layer.keys[0], layer.values[0]) if causal else None
