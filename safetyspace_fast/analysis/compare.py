@@ -233,7 +233,7 @@ def _difference(
     """
     (first, reasons), (second, others) = metric.estimate(base), metric.estimate(aligned)
     if metric.alias_of:
-        reasons = [f"an alias: compare {metric.alias_of}"] * len(reasons)
+        reasons = [f"a transformation of {metric.alias_of}: compare that"] * len(reasons)
     reasons = [one or other for one, other in zip(reasons, others, strict=True)]
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)

@@ -34,7 +34,7 @@ def with_groups(
 
     chosen = dict(GROUPS if groups is None else groups)
     if set(chosen) != set(GROUPS) or set(chosen["high"]) & set(chosen["low"]):
-        raise ConfigError("groups: expected high=A,B,.. and low=C,D,.. without a language in both")
+        raise ConfigError("groups: expected high=A,B,.. and low=C,D,.., without a language in both")
     langs = [str(lang) for lang in dataset["lang"].to_numpy()]
     inside = {name: [lang for lang in langs if lang in chosen[name]] for name in GROUPS}
     if not all(inside.values()):

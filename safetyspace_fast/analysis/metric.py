@@ -15,22 +15,24 @@ NONE = "none"
 
 # How an interval is known.
 BOOTSTRAP = (
-    "bootstrap of texts (of pairs on paired data), each with components of its own; normal with "
-    "the bootstrap's deviation, less the noise that draws add to noise where its size is known"
+    "bootstrap of texts (of pairs on paired data), with new components in each draw; normal, with "
+    "the standard deviation of the draws, corrected for the noise that drawing adds where that is "
+    "known"
 )
-INFLUENCE = "delta method from exact per-text influences (summed over pairs on paired data)"
-BINOMIAL = "from the texts' own spread (pairs' on paired data), normal on the log odds"
+INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
+BINOMIAL = "normal on the log odds, from the spread over texts (over pairs on paired data)"
 
 # How a null is known.
-SHUFFLE = "permuted labels (swapped inside pairs on paired data)"
-SHUFFLE_PROJECTION = f"the same statistic in the projection, {SHUFFLE}"
+SHUFFLE = "label permutations (swaps inside pairs on paired data)"
+SHUFFLE_PROJECTION = f"{SHUFFLE} of the same statistic in the projection"
 
 # How a floor is known.
 NULL_MEAN = "mean over the permutations"
 
 OWN_COMPONENTS = (
-    "Components are the language's own, of both classes together: values of different models or "
-    "languages stand in different spaces; `compare` sees both models in the base model's."
+    "Components are computed for each language, from both classes: values of different models or "
+    "languages are in different spaces. `compare` uses the components of the base model for both "
+    "models."
 )
 """Pitfall of all metrics in components."""
 
@@ -84,7 +86,7 @@ class Metric:
         for one, lower, chance, level in zip(*(part.tolist() for part in parts), strict=True):
             if not math.isfinite(one):
                 reasons.append(
-                    "no finite value: constant or collinear features, or no spread in a class"
+                    "no finite value: constant or collinear features, or a class without spread"
                 )
             elif (bounded and math.isnan(lower)) or (not math.isnan(chance) and math.isnan(level)):
                 reasons.append("too few different texts: most resamples have no finite value")

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from ..store import Run
 
 UNPAIRED_WARNING = (
-    "languages {langs} are paired, and an unpaired analysis was asked for: shuffling labels freely "
-    "keeps what the two texts of a pair share as noise, so that its null and intervals are far too "
-    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave out --unpaired "
-    "(paired=False in Python)"
+    "languages {langs} are paired, but pairs are ignored: what both texts of a pair share then "
+    "counts as noise, and nulls and intervals are far too wide (in a toy case the mean of the null "
+    "is 0.041 for a value of 0.0003). To use pairs, leave out --unpaired (paired=False in Python)"
 )
 
 

@@ -247,7 +247,7 @@ def test_small_groups_are_refused_with_the_reason():
     found = refusals(x[0, 0], label)
     assert found["rho"] == ""
     assert found["bhattacharyya_pc2"] == ""
-    reason = "a covariance in 10 components needs 100 texts a class, the smaller has 20"
+    reason = "a covariance in 10 components needs 100 texts per class; the smaller class has 20"
     assert found["bhattacharyya_pc10"] == reason
     assert refusals(x[0, 0], label, force=True)["bhattacharyya_pc10"] == ""
 
@@ -258,7 +258,7 @@ def test_a_class_of_few_is_refused(few):
     label = np.repeat([0, 1], [50, few])
     found = refusals(rng.standard_normal((50 + few, 12)), label)
     assert set(found.values()) == {
-        f"any number needs {cells.MIN_TEXTS} texts a class, the smaller has {few}"
+        f"metrics need {cells.MIN_TEXTS} texts per class; the smaller class has {few}"
     }
 
 

@@ -25,7 +25,7 @@ def results():
 def test_the_table_fits_and_says_what_is_refused_and_what_is_chance(results):
     text = tables.to_table(results)
     assert max(map(len, text.splitlines())) <= tables.WIDTH
-    assert "(a) refused: a covariance in 10 components needs 100 texts a class" in text
+    assert "(a) refused: a covariance in 10 components needs 100 texts per class" in text
     assert "m | pooling last | layer block.3" in text
     assert "layer embed" not in text
     assert "110+110" in text

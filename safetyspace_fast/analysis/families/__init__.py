@@ -50,6 +50,6 @@ def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
         return tuple(METRICS.values())
     if isinstance(names, str):
         names = names.split(",")
-    if len(set(names)) != len(names):
-        raise ConfigError(f"metric: {','.join(names)} names one twice; name each once")
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise ConfigError(f"metric: {', '.join(twice)} is named twice; name each metric once")
     return tuple(metric(name) for name in names)
