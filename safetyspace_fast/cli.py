@@ -356,7 +356,7 @@ def _separation(arguments: argparse.Namespace) -> None:
         api.save_results(run, dataset)
     except StoreError as error:  # a store that others own is still worth a table
         print(f"safetyspace-fast: not kept: {error}", file=sys.stderr)
-    tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+    tables.write(dataset, arguments.format, arguments.output)
 
 
 def _add_compare(commands: Any) -> None:
@@ -402,7 +402,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             reference=arguments.reference,
             **options,
         )
-        tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+        tables.write(dataset, arguments.format, arguments.output)
         if arguments.preset and arguments.format == "table" and arguments.output is None:
             from .presets import preset
 
@@ -535,20 +535,15 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
         metrics = metrics or chosen.metrics
         arguments.layers = arguments.layers or (chosen.layers,)
         arguments.poolings = arguments.poolings or chosen.poolings
+    groups = {"high": arguments.high, "low": arguments.low}
     return {
         "metrics": metrics,
+        "groups": {name: langs for name, langs in groups.items() if langs},
         "bootstraps": arguments.bootstraps,
         "permutations": arguments.permutations,
         "seed": arguments.seed,
         "paired": False if arguments.unpaired else None,
     }
-
-
-def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
-    from .analysis import GROUPS, with_groups
-
-    asked = {"high": arguments.high, "low": arguments.low}
-    return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})
 
 
 def _with_bar(

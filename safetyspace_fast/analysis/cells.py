@@ -81,6 +81,7 @@ class Cells:
     in a shared projection its components."""
     in_projection: bool = False
     """Compute components inside the projection that both models share; False reads stored ones."""
+    # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -1,7 +1,7 @@
 """What a metric is: what a reader must know to use its number, and how it is computed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +35,26 @@ OWN_COMPONENTS = (
     "models."
 )
 """Pitfall of all metrics in components."""
+
+
+MetricName = Literal[
+    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized",
+    "rho_pc10", "rho_pc2", "mean_shift",
+    "bhattacharyya_pc10", "bhattacharyya_pc2",
+    "bhattacharyya_excess_pc10", "bhattacharyya_excess_pc2",
+    "bhattacharyya_mean_pc10", "bhattacharyya_mean_pc2",
+    "bhattacharyya_cov_pc10", "bhattacharyya_cov_pc2",
+    "bhattacharyya_shrunk_pc10", "bhattacharyya_shrunk_pc2",
+    "bhattacharyya_coefficient_pc10", "bhattacharyya_coefficient_pc2",
+    "mahalanobis_pc10", "mahalanobis_pc2", "frechet_pc10", "frechet_pc2",
+    "silhouette", "silhouette_cosine", "silhouette_pc10", "silhouette_pc2",
+    "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
+    "auc_direction", "accuracy_direction", "auc_probe", "accuracy_probe",
+    "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
+]  # fmt: skip
+"""Names of all metrics, so that a type checker finds a misspelt one."""
+Metrics = Sequence[MetricName] | MetricName | Literal["all"] | None
+"""Which metrics to compute; None: the default ones."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .rows import to_csv, to_json, to_parquet
@@ -347,7 +347,7 @@ def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
 
 
 def beside_published(
-    dataset: "xarray.Dataset", published: Sequence[Mapping[str, Any]], source: str
+    dataset: "xarray.Dataset", published: Sequence[Mapping[str, str | float]], source: str
 ) -> str:
     """A table of published numbers beside those of `compare`.
 
@@ -359,13 +359,13 @@ def beside_published(
     columns = [["lang"], ["metric"], ["published"], ["here"], ["space"]]
     results = dataset.squeeze(["layer", "pooling"])
     for entry in published:
-        lang, metric = entry["lang"], entry["metric"]
+        lang, metric = str(entry["lang"]), str(entry["metric"])
         if lang not in results["lang"].to_numpy() or metric not in results["metric"].to_numpy():
             continue
         result = results.sel(lang=lang, metric=metric)
         for name in ("base", "aligned", "difference"):
             if name in entry:
-                numbers = (f"{x:.4f}" for x in (entry[name], result[name].item()))
+                numbers = (f"{x:.4f}" for x in (float(entry[name]), result[name].item()))
                 cells = (lang, f"{metric} {name}", *numbers, result["space"].item())
                 for column, cell in zip(columns, cells, strict=True):
                     column.append(cell)

@@ -1,6 +1,7 @@
 """`separation` from a store's arrays to its results."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.stats import norm
 import safetyspace_fast
 from safetyspace_fast.analysis import cells, explain, separation
 from safetyspace_fast.analysis.families import METRICS, held_out, metric
-from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.metric import NONE, MetricName
 from safetyspace_fast.errors import ConfigError
 
 QUICK = {"bootstraps": 20, "permutations": 19}
@@ -370,6 +371,10 @@ def test_ancestors_protocols_on_any_saved_matrix():
     assert found["silhouette_pc2"].item() == pytest.approx(
         silhouette_score(coords[:, :2], label), abs=1e-6
     )
+
+
+def test_a_type_checker_knows_the_names_of_all_metrics():
+    assert get_args(MetricName) == tuple(METRICS)
 
 
 @pytest.mark.parametrize("name", list(METRICS))

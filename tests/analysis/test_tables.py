@@ -11,16 +11,20 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import compare, rows, separation, tables, with_groups
+from safetyspace_fast.analysis import compare, rows, separation, tables
 from safetyspace_fast.analysis.glossary import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def results():
+def run():
     x, label = planted(n=220, width=12, shift=1.5, layers=5, poolings=2)
     few, few_label = planted(n=60, width=12, shift=0.0, layers=5, poolings=2, seed=1)
-    run = stand_in({"m": {"en": x, "de": few}}, {"en": label, "de": few_label})
+    return stand_in({"m": {"en": x, "de": few}}, {"en": label, "de": few_label})
+
+
+@pytest.fixture(scope="module")
+def results(run):
     return separation(run, bootstraps=20, permutations=39)
 
 
@@ -71,7 +75,10 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     known = {(row["metric"], row["lang"]): row for row in parsed}
     assert known["cka", "de"]["value"] == pytest.approx(1)
     assert known["tokens1", "en"]["model"] == "tuned"
-    grouped = with_groups(found, {"high": ["en"], "low": ["de"]})
+    groups = {"high": ["en"], "low": ["de"]}
+    grouped = compare(
+        run, base="base", aligned="tuned", groups=groups, bootstraps=39, permutations=39
+    )
     known = {(row["metric"], row["lang"]): row for row in rows.rows(grouped)}
     gap = known["auc_direction", "high - low"]
     assert gap["difference"] == known["auc_direction", "en"]["difference"]
@@ -95,8 +102,10 @@ def shown(dataset):
         yield name, re.findall(r"-?\d+\.\d+(?:e\S+)?", text.split("\n\n")[0].partition("\n")[2])
 
 
-def test_numbers_of_one_column_share_their_decimals(results):
-    grouped = with_groups(results, {"high": ["en"], "low": ["de"]})
+def test_numbers_of_one_column_share_their_decimals(run, results):
+    groups = {"high": ["en"], "low": ["de"]}
+    grouped = separation(run, groups=groups, layers="-1", bootstraps=20, permutations=39)
+    assert "high - low" in tables.to_table(grouped)
     seen = set()
     for name, numbers in (*shown(grouped), *shown(results.sel(lang=["en"]))):
         decimals = {len(number.partition(".")[2]) for number in numbers}
