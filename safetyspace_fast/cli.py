@@ -26,8 +26,6 @@ from .config import (
 from .errors import ConfigError, SafetySpaceError, StoreError
 
 if TYPE_CHECKING:
-    import xarray
-
     from .api import Run
 
 Result = TypeVar("Result")
@@ -321,7 +319,7 @@ def _separation(arguments: argparse.Namespace) -> None:
         api.save_results(run, dataset)
     except StoreError as error:  # a read-only store can still be read
         print(f"safetyspace-fast: results not saved in the store: {error}", file=sys.stderr)
-    tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+    tables.write(dataset, arguments.format, arguments.output)
 
 
 def _add_compare(commands: _Commands) -> None:
@@ -370,7 +368,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             reference=arguments.reference,
             **options,
         )
-        tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+        tables.write(dataset, arguments.format, arguments.output)
         if arguments.preset and arguments.format == "table" and arguments.output is None:
             from .presets import preset
 
@@ -507,22 +505,17 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
         chosen, _ = preset(arguments.preset)
         metrics = metrics or chosen.metrics
         layers, poolings = layers or (chosen.layers,), poolings or chosen.poolings
+    groups = {"high": arguments.high, "low": arguments.low}
     return {
         "metrics": metrics,
         "layers": layers,
         "poolings": poolings,
+        "groups": {name: langs for name, langs in groups.items() if langs},
         "bootstraps": arguments.bootstraps,
         "permutations": arguments.permutations,
         "seed": arguments.seed,
         "paired": False if arguments.unpaired else None,
     }
-
-
-def _grouped(dataset: "xarray.Dataset", arguments: argparse.Namespace) -> "xarray.Dataset":
-    from .analysis import GROUPS, with_groups
-
-    asked = {"high": arguments.high, "low": arguments.low}
-    return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})
 
 
 def _with_bar(

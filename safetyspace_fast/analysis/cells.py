@@ -81,6 +81,7 @@ class Cells:
     in a shared projection its components."""
     in_projection: bool = False
     """Compute components inside the projection that both models share; False reads stored ones."""
+    # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -108,8 +109,8 @@ class Cells:
         """Why no metric is defined for these cells, or an empty string."""
         smaller = int(self.count.min())
         if smaller < MIN_TEXTS:
-            return f"any number needs {MIN_TEXTS} texts a class, the smaller has {smaller}"
-        return "the states do not vary" if self.constant else ""
+            return f"metrics need {MIN_TEXTS} texts per class; the smaller class has {smaller}"
+        return "all states are identical" if self.constant else ""
 
     def stored(self, name: str) -> Tensor:
         """A stored array, [cell, ...] float64, without the texts that are left out."""
@@ -216,7 +217,7 @@ class Cells:
         """
         coords = self.coords[..., :k]
         if coords.shape[-1] < k or not bool(coords.isfinite().all()):
-            raise Refusal(f"there are fewer than {k} components here")
+            raise Refusal(f"there are fewer than {k} principal components")
         return coords
 
     @cached_property

@@ -1,11 +1,12 @@
 """What tuning changed: two models on the same texts, with intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -16,8 +17,9 @@ from .estimate import Estimate
 from .families import choose
 from .geometry import geometry
 from .glossary import GEOMETRY, SPACES
-from .metric import Metric
-from .selection import paired_languages, select
+from .groups import choose_groups, with_groups
+from .metric import Metric, Metrics
+from .selection import Names, paired_languages, select
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from ..store import ModelStore, Run
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+Floats = NDArray[np.float64]
 _NUMBERS = ("base", "aligned", "difference", "low", "high", "p", "deviation")
 """What a `Difference` holds of every cell."""
 
@@ -47,11 +49,12 @@ def compare(
     *,
     base: str,
     aligned: str,
-    metrics: str | Sequence[str] | None = None,
+    metrics: Metrics = None,
     reference: str | None = "en",
-    layers: Sequence[str] | None = None,
-    poolings: Sequence[str] | None = None,
-    languages: Sequence[str] | None = None,
+    groups: Mapping[str, Sequence[str] | str] | None = None,
+    layers: Names = None,
+    poolings: Names = None,
+    languages: Names = None,
     bootstraps: int = 200,
     permutations: int = 200,
     seed: int = 0,
@@ -61,31 +64,37 @@ def compare(
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
 
-    The interval of a difference comes from those of both models, which `separation` shows, and from
-    how far the same texts move both numbers together: what both share does not widen it.
+    The interval of a difference comes from the intervals of both models and from the correlation of
+    both values: what the same texts do to both models alike does not widen it.
 
     Args:
         run: an open store.
         base, aligned: names of the models.
-        metrics: as in `separation`; aliases are left out unless named.
-        reference: language for the difference of differences; None or one that is not there
-            leaves it out.
-        layers, poolings, languages, bootstraps, permutations, seed, paired, force, progress: as
-            in `separation`.
+        metrics: as in `separation`; None leaves out transformations of another metric.
+        reference: language for the difference of differences; None, or a language that is not in
+            the results, leaves it out.
+        groups, layers, poolings, languages, bootstraps, permutations, seed, paired, force,
+            progress: as in `separation`.
 
     Returns:
-        Variables (metric, layer, pooling, lang): base, aligned, difference (aligned - base), low,
-        high (95 %), p (two-sided, normal), p_family (over all layers and languages), refused; if
-        there is a reference language also excess (difference less that of the reference language),
-        excess_low, excess_high, excess_p, excess_p_family. And
-        those of `GEOMETRY` (layer, pooling, lang), NaN where the models share no projection,
-        nothing moves or a direction is no longer than its noise. Beside them `CONFOUNDS` (model,
-        lang). Metrics in components see both models in the base model's, inside the projection,
-        where they share it (`space`, `components`: see `SPACES`), so that `base` is not the number
-        of `separation` there.
+        Variables (metric, layer, pooling, lang): `base`, `aligned`, `difference` (aligned - base),
+        `low`, `high`, `p`, `p_family`, `refused`. With a reference language also `excess`
+        (difference minus that of the reference language), `excess_low`, `excess_high`, `excess_p`,
+        `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
+        `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
+
+        The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models do not share
+        a projection, if nothing moves, or if a direction is not longer than its noise.
+
+        The variables of `CONFOUNDS` (model, lang).
+
+        If both models share a projection, metrics in components use the components of the base
+        model inside it (see `space` and the attribute `components`): `base` then differs from the
+        value that `separation` returns.
 
     Raises:
-        ConfigError: a name is not in the store, or the models have different hookpoints.
+        ConfigError: a name is not in the store, the models have different layers or poolings, or
+            the groups share a language.
         StoreError: an array cannot be read.
     """
     import xarray
@@ -93,7 +102,7 @@ def compare(
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
-    langs = chosen.languages
+    langs, chosen_groups = chosen.languages, choose_groups(groups)
     _require_alike(run, base, aligned)
     with_pairs = paired_languages(run, langs, paired)
     family = choose(metrics)
@@ -154,7 +163,7 @@ def compare(
     dims = ("metric", "layer", "pooling", "lang")
     whose = "base" if shared else "own"
     spaces = [f"{whose} {x.space}" if x.components else x.space for x in family]
-    return xarray.Dataset(
+    dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
@@ -185,6 +194,7 @@ def compare(
             "seed": seed,
         },
     )
+    return with_groups(dataset, chosen_groups)
 
 
 def _require_alike(run: "Run", base: str, aligned: str) -> None:
@@ -233,7 +243,7 @@ def _difference(
     """
     (first, reasons), (second, others) = metric.estimate(base), metric.estimate(aligned)
     if metric.alias_of:
-        reasons = [f"an alias: compare {metric.alias_of}"] * len(reasons)
+        reasons = [f"a transformation of {metric.alias_of}: compare that"] * len(reasons)
     reasons = [one or other for one, other in zip(reasons, others, strict=True)]
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)
@@ -313,10 +323,10 @@ def _excess(columns: dict[str, Floats], i_reference: int) -> dict[str, Floats]:
 
 
 def _family_p(
-    nulls: Sequence["np.ndarray[Any, np.dtype[np.float32]]"],
+    nulls: Sequence[NDArray[np.float32]],
     deviation: Floats,
     columns: dict[str, Floats],
-    refused: "np.ndarray[Any, np.dtype[np.bool_]]",
+    refused: NDArray[np.bool_],
     i_reference: int | None,
 ) -> dict[str, Floats]:
     """p corrected over all layers and languages, for differences and for excesses.

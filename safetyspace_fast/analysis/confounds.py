@@ -1,9 +1,10 @@
 """Differences between languages that are not due to the model: lengths, copies, class balance."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .glossary import CONFOUNDS
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def confounds(
     run: "Run", models: Sequence[str], langs: Sequence[str]
-) -> dict[str, tuple[tuple[str, str], Any, dict[str, str]]]:
+) -> dict[str, tuple[tuple[str, str], NDArray[np.float64], dict[str, str]]]:
     """Compute the variables of `CONFOUNDS`, each (model, lang), for `xarray.Dataset`."""
     columns = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
     for j, lang in enumerate(langs):

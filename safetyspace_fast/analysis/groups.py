@@ -7,36 +7,40 @@ import numpy as np
 
 from ..errors import ConfigError
 from .glossary import GROUP_DEFINITION, GROUPS
+from .selection import listed
 from .uncertainty import Z95
 
 if TYPE_CHECKING:
     import xarray
 
 
-def with_groups(
-    dataset: "xarray.Dataset", groups: Mapping[str, Sequence[str]] | None = None
-) -> "xarray.Dataset":
-    """Add the means over groups of languages to what `separation` or `compare` returned.
-
-    Args:
-        dataset: see there.
-        groups: `high` and `low`, each with its languages; None takes `GROUPS`.
-
-    Returns:
-        The same with group_value, group_low, group_high over `group` (high, low, high - low) in
-        place of `lang`; unchanged where either group has no language here. Of `compare` it is the
-        difference that is averaged.
+def choose_groups(groups: Mapping[str, Sequence[str] | str] | None) -> dict[str, list[str]]:
+    """The languages of `high` and `low`; a group that is not given is that of `GROUPS`.
 
     Raises:
-        ConfigError: the groups are not `high` and `low`, or share a language.
+        ConfigError: a group has another name, or both share a language.
+    """
+    chosen = {name: listed(langs) for name, langs in {**GROUPS, **(groups or {})}.items()}
+    if set(chosen) != set(GROUPS) or set(chosen["high"]) & set(chosen["low"]):
+        raise ConfigError("groups: expected high=A,B,.. and low=C,D,.., without a language in both")
+    return chosen
+
+
+def with_groups(dataset: "xarray.Dataset", groups: Mapping[str, Sequence[str]]) -> "xarray.Dataset":
+    """Add the means over groups of languages to a result.
+
+    Args:
+        dataset: values and intervals of `separation`, or differences and intervals of `compare`.
+        groups: what `choose_groups` returned.
+
+    Returns:
+        The dataset with group_value, group_low, group_high, which have `group` (high, low,
+        high - low) where others have `lang`; without them if a group has no language here.
     """
     import xarray
 
-    chosen = dict(GROUPS if groups is None else groups)
-    if set(chosen) != set(GROUPS) or set(chosen["high"]) & set(chosen["low"]):
-        raise ConfigError("groups: expected high=A,B,.. and low=C,D,.. without a language in both")
     langs = [str(lang) for lang in dataset["lang"].to_numpy()]
-    inside = {name: [lang for lang in langs if lang in chosen[name]] for name in GROUPS}
+    inside = {name: [lang for lang in langs if lang in groups[name]] for name in GROUPS}
     if not all(inside.values()):
         return dataset
     middle = "difference" if "difference" in dataset else "value"
@@ -45,7 +49,7 @@ def with_groups(
         part = dataset.sel(lang=members)
         squares = ((part["high"] - part["low"]) / (2 * Z95)) ** 2
         mean[name] = part[middle].mean("lang")
-        # Languages without a number are left out; one without an interval leaves none.
+        # A language without a number is left out; one without an interval leaves none.
         squares = squares.where(part[middle].notnull(), 0)
         variance[name] = squares.sum("lang", skipna=False) / part[middle].count("lang") ** 2
     values = xarray.concat([mean["high"], mean["low"], mean["high"] - mean["low"]], "group")

@@ -1,10 +1,11 @@
 """Do languages share one harm direction? Do layers group texts by content or by language?"""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..parallel import in_parallel
@@ -13,7 +14,7 @@ from .confounds import confounds
 from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, heldout_scores
 from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
-from .selection import select
+from .selection import Names, select
 from .uncertainty import influence_variance, interval
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 def directions(
     run: "Run",
     *,
-    models: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
-    poolings: Sequence[str] | None = None,
-    languages: Sequence[str] | None = None,
+    models: Names = None,
+    layers: Names = None,
+    poolings: Names = None,
+    languages: Names = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare the harm directions of all languages with each other, in each model.
@@ -118,10 +119,10 @@ def _reliability(cells: Cells, i: int) -> Tensor:
 def parallel(
     run: "Run",
     *,
-    models: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
-    poolings: Sequence[str] | None = None,
-    languages: Sequence[str] | None = None,
+    models: Names = None,
+    layers: Names = None,
+    poolings: Names = None,
+    languages: Names = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Silhouette by content and by language of parallel data, layer by layer.
@@ -193,7 +194,7 @@ def parallel(
     )
 
 
-def _contents(run: "Run") -> "np.ndarray[Any, np.dtype[np.int64]]":
+def _contents(run: "Run") -> NDArray[np.int64]:
     """A number for the content of each text: of its item, else of its pair, else -1."""
     item = np.asarray(run.samples.item).astype(np.int64)
     pair = np.asarray(run.samples.pair).astype(np.int64)

@@ -1,7 +1,7 @@
 """What a metric is: what a reader must know to use its number, and how it is computed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,24 +15,46 @@ NONE = "none"
 
 # How an interval is known.
 BOOTSTRAP = (
-    "bootstrap of texts (of pairs on paired data), each with components of its own; normal with "
-    "the bootstrap's deviation, less the noise that draws add to noise where its size is known"
+    "bootstrap of texts (of pairs on paired data), with new components in each draw; normal, with "
+    "the standard deviation of the draws, corrected for the noise that drawing adds where that is "
+    "known"
 )
-INFLUENCE = "delta method from exact per-text influences (summed over pairs on paired data)"
-BINOMIAL = "from the texts' own spread (pairs' on paired data), normal on the log odds"
+INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
+BINOMIAL = "normal on the log odds, from the spread over texts (over pairs on paired data)"
 
 # How a null is known.
-SHUFFLE = "permuted labels (swapped inside pairs on paired data)"
-SHUFFLE_PROJECTION = f"the same statistic in the projection, {SHUFFLE}"
+SHUFFLE = "label permutations (swaps inside pairs on paired data)"
+SHUFFLE_PROJECTION = f"{SHUFFLE} of the same statistic in the projection"
 
 # How a floor is known.
 NULL_MEAN = "mean over the permutations"
 
 OWN_COMPONENTS = (
-    "Components are the language's own, of both classes together: values of different models or "
-    "languages stand in different spaces; `compare` sees both models in the base model's."
+    "Components are computed for each language, from both classes: values of different models or "
+    "languages are in different spaces. `compare` uses the components of the base model for both "
+    "models."
 )
 """Pitfall of all metrics in components."""
+
+
+MetricName = Literal[
+    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized",
+    "rho_pc10", "rho_pc2", "mean_shift",
+    "bhattacharyya_pc10", "bhattacharyya_pc2",
+    "bhattacharyya_excess_pc10", "bhattacharyya_excess_pc2",
+    "bhattacharyya_mean_pc10", "bhattacharyya_mean_pc2",
+    "bhattacharyya_cov_pc10", "bhattacharyya_cov_pc2",
+    "bhattacharyya_shrunk_pc10", "bhattacharyya_shrunk_pc2",
+    "bhattacharyya_coefficient_pc10", "bhattacharyya_coefficient_pc2",
+    "mahalanobis_pc10", "mahalanobis_pc2", "frechet_pc10", "frechet_pc2",
+    "silhouette", "silhouette_cosine", "silhouette_pc10", "silhouette_pc2",
+    "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
+    "auc_direction", "accuracy_direction", "auc_probe", "accuracy_probe",
+    "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
+]  # fmt: skip
+"""Names of all metrics, so that a type checker finds a misspelt one."""
+Metrics = Sequence[MetricName] | MetricName | Literal["all"] | None
+"""Which metrics to compute; None: the default ones."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ class Metric:
         for one, lower, chance, level in zip(*(part.tolist() for part in parts), strict=True):
             if not math.isfinite(one):
                 reasons.append(
-                    "no finite value: constant or collinear features, or no spread in a class"
+                    "no finite value: constant or collinear features, or a class without spread"
                 )
             elif (bounded and math.isnan(lower)) or (not math.isnan(chance) and math.isnan(level)):
                 reasons.append("too few different texts: most resamples have no finite value")

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import xarray
@@ -26,7 +26,10 @@ _DESCRIBED = (
 """What the results say about every metric."""
 
 
-def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
+Row = dict[str, str | float | int | None]
+
+
+def rows(dataset: "xarray.Dataset") -> Iterator[Row]:
     """All numbers of a result, each with its metric, model, layer, pooling and language.
 
     The metrics come first, then means over groups of languages, with the group as the language,
@@ -47,7 +50,7 @@ def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
     others = {name: dataset[name] for name in beside(dataset)}
     more_dims = (str(dim) for variable in others.values() for dim in variable.dims)
     names = (*dims, *more_dims, "space", *numbers, "value", *counts, "refused")
-    empty: dict[str, Any] = dict.fromkeys(names)
+    empty: Row = dict.fromkeys(names)
     arrays = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
     for index, labels in _entries(dataset["refused"]):
         yield {
@@ -98,7 +101,7 @@ def _entries(variable: "xarray.DataArray") -> Iterator[tuple[tuple[int, ...], di
         yield index, {str(dim): name for dim, name in zip(variable.dims, chosen, strict=True)}
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 

@@ -12,11 +12,13 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..store import Run
 
+Names = Sequence[str] | str | None
+"""Names of a store, in a list or in one string with commas; None selects all."""
+
 UNPAIRED_WARNING = (
-    "languages {langs} are paired, and an unpaired analysis was asked for: shuffling labels freely "
-    "keeps what the two texts of a pair share as noise, so that its null and intervals are far too "
-    "wide (a toy case: null mean 0.041 against an observed 0.0003); leave out --unpaired "
-    "(paired=False in Python)"
+    "languages {langs} are paired, but pairs are ignored: what both texts of a pair share then "
+    "counts as noise, and nulls and intervals are far too wide (in a toy case the mean of the null "
+    "is 0.041 for a value of 0.0003). To use pairs, leave out --unpaired (paired=False in Python)"
 )
 
 
@@ -40,10 +42,10 @@ class Selection:
 def select(
     run: "Run",
     *,
-    models: Sequence[str] | None,
-    layers: Sequence[str] | None,
-    poolings: Sequence[str] | None,
-    languages: Sequence[str] | None,
+    models: Names,
+    layers: Names,
+    poolings: Names,
+    languages: Names,
 ) -> Selection:
     """Look up names in a store; None selects all.
 
@@ -58,7 +60,7 @@ def select(
     hookpoints = _union([store.hookpoints for store in stores])
     ends = {str(i - len(hookpoints)): name for i, name in enumerate(hookpoints)}
     if layers is not None:
-        layers = None if layers == "all" else [ends.get(name, name) for name in _listed(layers)]
+        layers = None if layers == "all" else [ends.get(name, name) for name in listed(layers)]
     return Selection(
         chosen,
         _named("layers", layers, hookpoints),
@@ -67,18 +69,18 @@ def select(
     )
 
 
-def _named(field: str, asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+def _named(field: str, asked: Names, known: Sequence[str]) -> tuple[str, ...]:
     """The names that were asked for, in the order of `known`."""
     if asked is None:
         return tuple(known)
-    wanted = _listed(asked)
+    wanted = listed(asked)
     for name in wanted:
         if name not in known:
             raise ConfigError(f"{field}: no {name!r} in the store; it has {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
+def listed(names: Sequence[str] | str) -> list[str]:
     """A list of names, from a list or from one string with commas."""
     return names.split(",") if isinstance(names, str) else list(names)
 

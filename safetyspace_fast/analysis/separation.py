@@ -1,7 +1,7 @@
 """How far apart the classes of every model, layer, pooling and language are."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,8 +9,9 @@ from ..parallel import in_parallel
 from .cells import read_cells
 from .confounds import confounds
 from .families import choose
-from .metric import Metric
-from .selection import paired_languages, select
+from .groups import choose_groups, with_groups
+from .metric import Metric, Metrics
+from .selection import Names, paired_languages, select
 from .uncertainty import family_p
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ _NUMBERS = ("value", "low", "high", "floor", "p")
 def separation(
     run: "Run",
     *,
-    models: Sequence[str] | None = None,
-    metrics: str | Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
-    poolings: Sequence[str] | None = None,
-    languages: Sequence[str] | None = None,
+    models: Names = None,
+    metrics: Metrics = None,
+    layers: Names = None,
+    poolings: Names = None,
+    languages: Names = None,
+    groups: Mapping[str, Sequence[str] | str] | None = None,
     bootstraps: int = 200,
     permutations: int = 200,
     seed: int = 0,
@@ -37,35 +39,44 @@ def separation(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
-    """Compute metrics for every model, layer, pooling and language of a store.
+    """Compute metrics for all models, layers, poolings and languages of a store.
 
     Args:
         run: an open store.
-        models, layers, poolings, languages: names to keep; None keeps all.
-        metrics: names, `all`, or None for the default ones; see `METRICS`.
-        bootstraps, permutations: resamples behind intervals and p.
-        seed: of the resamples; the same for every model.
-        paired: None resamples pairs as wholes where every text of a language has its partner;
-            False ignores pairs, with a warning.
-        force: compute covariances in more components than a tenth of the texts of a class.
-        progress: called with the (model, language) steps done and their number.
+        models, layers, poolings, languages: names; None selects all. The layer `-1` is the last.
+        metrics: names, `all`, or None for the default ones; the README of this folder lists them.
+            Metrics in components exist for any K up to 16, as in `rho_pc7`; a type checker knows
+            only K = 10 and 2.
+        groups: languages of `high` and of `low`; a group that is not given is that of `GROUPS`.
+        bootstraps, permutations: number of resamples behind intervals and p.
+        seed: of the resamples; all models see the same ones.
+        paired: None resamples pairs as units in languages whose texts all have a partner; False
+            ignores pairs, with a warning.
+        force: compute covariances even with fewer than ten texts per class and component.
+        progress: called with the number of (model, language) steps that are done, and of all.
 
     Returns:
-        Variables value, low, high, floor, p, p_family (p of the largest statistic over all layers
-        and languages shown), refused (metric, model, layer, pooling, lang), n0, n1
-        (model, layer, pooling, lang) and, because languages come from different corpora, what may
-        confound them (model, lang): see `CONFOUNDS`. `low`, `high` hold the mean of the value at
-        this number of texts with 95 %; where the floor is above zero the excess over it is what
-        estimates the population. NaN stands only where `refused` says why, or where the metric's
-        `interval`, `null` or `floor` is "none".
+        Variables (metric, model, layer, pooling, lang): `value`, `low`, `high`, `floor`, `p`,
+        `p_family`, `refused`. A number is NaN only if `refused` says why, or if the `interval`, the
+        `null` or the floor of the metric is "none". `low` and `high` are a 95 % interval for the
+        mean of the value over samples of this many texts; if the floor is above zero, the value
+        minus the floor estimates the population.
+
+        `n0`, `n1` (model, layer, pooling, lang), and the variables of `CONFOUNDS` (model, lang):
+        the texts of different languages differ in more than the language.
+
+        With languages of both groups also `group_value`, `group_low`, `group_high`, which have
+        `group` (high, low, high - low) where others have `lang`. `explain NAME` defines each.
 
     Raises:
-        ConfigError: a name is not in the store, or there is no such metric.
+        ConfigError: a name is not in the store, a metric does not exist, or the groups share a
+            language.
         StoreError: an array cannot be read.
     """
     import xarray
 
     chosen = select(run, models=models, layers=layers, poolings=poolings, languages=languages)
+    chosen_groups = choose_groups(groups)
     with_pairs = paired_languages(run, chosen.languages, paired)
     family = choose(metrics)
     if metrics is None and not with_pairs:
@@ -108,7 +119,7 @@ def separation(
         columns["p_family"] = family_p(statistics, refused != "")
 
     dims = ("metric", "model", "layer", "pooling", "lang")
-    return xarray.Dataset(
+    dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
             "refused": (dims, refused.astype(str)),
@@ -129,9 +140,10 @@ def separation(
             "seed": seed,
         },
     )
+    return with_groups(dataset, chosen_groups)
 
 
-def _described(family: Sequence[Metric]) -> dict[str, tuple[str, list[Any]]]:
+def _described(family: Sequence[Metric]) -> dict[str, tuple[str, list[str]]]:
     """The definitions as coordinates along `metric`, so that every number carries its own."""
     fields = (
         "title", "space", "kind", "unit", "definition", "source", "interval", "null", "alias_of",

@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -338,9 +338,7 @@ def largest_p(observed: Tensor, null: Tensor) -> Tensor:
     return torch.where(usable, permutation_p(score, largest.expand(len(score), -1)), torch.nan)
 
 
-def family_p(
-    statistics: np.ndarray[Any, np.dtype[Any]], refused: np.ndarray[Any, np.dtype[np.bool_]]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> NDArray[np.float64]:
     """p corrected over all layers and languages of each metric, model and pooling.
 
     Args:

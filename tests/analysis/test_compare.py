@@ -392,7 +392,10 @@ def test_aliases_and_refusals_give_reasons():
     found = compare(
         run, base="base", aligned="aligned", metrics=["xie_beni", "bhattacharyya_pc10"], **QUICK
     )
-    assert found["refused"].sel(metric="xie_beni", lang="en").item() == "an alias: compare rho"
+    assert (
+        found["refused"].sel(metric="xie_beni", lang="en").item()
+        == "a transformation of rho: compare that"
+    )
     assert "needs 100 texts" in found["refused"].sel(metric="bhattacharyya_pc10", lang="de").item()
 
 

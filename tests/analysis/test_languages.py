@@ -6,7 +6,7 @@ import torch
 from oracle import stand_in
 from sklearn.metrics import silhouette_samples
 
-from safetyspace_fast.analysis import compare, directions, parallel, separation, with_groups
+from safetyspace_fast.analysis import compare, directions, parallel, separation
 from safetyspace_fast.analysis.families import distances
 from safetyspace_fast.analysis.glossary import DIRECTIONS
 from safetyspace_fast.errors import ConfigError
@@ -145,7 +145,7 @@ def test_groups_are_means_with_independent_intervals():
     }
     run = stand_in({"a": states, "b": states}, dict.fromkeys(shift, label))
     options = {"metrics": ["rho_adjusted", "bhattacharyya_pc10"], "bootstraps": 20}
-    found = with_groups(separation(run, models=["a"], permutations=9, **options)).squeeze()
+    found = separation(run, models=["a"], permutations=9, **options).squeeze()
     one = found.sel(metric="rho_adjusted")
     value, half = one["value"], (one["high"] - one["low"]) / 2
     mean = {name: float(one["group_value"].sel(group=name)) for name in ("high", "low")}
@@ -157,12 +157,18 @@ def test_groups_are_means_with_independent_intervals():
     assert float(gap["group_high"] - gap["group_value"]) == pytest.approx(float(expected))
     refused = found.sel(metric="bhattacharyya_pc10")["group_value"]
     assert refused.isnull().all()
-    between = with_groups(compare(run, base="a", aligned="b", **options)).squeeze()
+    between = compare(run, base="a", aligned="b", **options).squeeze()
     assert (between["group_value"].sel(metric="rho_adjusted") == 0).all()
-    own = with_groups(found, {"high": ["xx"], "low": ["en"]})
+    options |= {"models": ["a"], "permutations": 9}
+    own = separation(run, groups={"high": "xx", "low": ["en"]}, **options).squeeze()
+    assert own.attrs["group_low"] == "en"
     assert float(own["group_value"].sel(metric="rho_adjusted", group="high")) == pytest.approx(
         float(value.sel(lang="xx"))
     )
-    assert "group_value" not in with_groups(found.sel(lang=["en", "de"]).drop_dims("group"))
-    with pytest.raises(ConfigError, match="without a language in both"):
-        with_groups(found, {"high": ["en"], "low": ["en"]})
+    high_only = separation(run, groups={"high": ["de", "xx"]}, **options).squeeze()
+    assert high_only.attrs["group_high"] == "de,xx"
+    assert high_only.attrs["group_low"] == found.attrs["group_low"] == "hi,am"
+    assert "group_value" not in separation(run, languages=["en", "de"], **options)
+    for wrong in ({"high": ["en"], "low": ["en"]}, {"middle": ["en"]}):
+        with pytest.raises(ConfigError, match="without a language in both"):
+            separation(run, groups=wrong, **options)

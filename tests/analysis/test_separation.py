@@ -1,6 +1,7 @@
 """`separation` from a store's arrays to its results."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.stats import norm
 import safetyspace_fast
 from safetyspace_fast.analysis import cells, explain, separation
 from safetyspace_fast.analysis.families import METRICS, held_out, metric
-from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.metric import NONE, MetricName
 from safetyspace_fast.errors import ConfigError
 
 QUICK = {"bootstraps": 20, "permutations": 19}
@@ -247,7 +248,7 @@ def test_small_groups_are_refused_with_the_reason():
     found = refusals(x[0, 0], label)
     assert found["rho"] == ""
     assert found["bhattacharyya_pc2"] == ""
-    reason = "a covariance in 10 components needs 100 texts a class, the smaller has 20"
+    reason = "a covariance in 10 components needs 100 texts per class; the smaller class has 20"
     assert found["bhattacharyya_pc10"] == reason
     assert refusals(x[0, 0], label, force=True)["bhattacharyya_pc10"] == ""
 
@@ -258,7 +259,7 @@ def test_a_class_of_few_is_refused(few):
     label = np.repeat([0, 1], [50, few])
     found = refusals(rng.standard_normal((50 + few, 12)), label)
     assert set(found.values()) == {
-        f"any number needs {cells.MIN_TEXTS} texts a class, the smaller has {few}"
+        f"metrics need {cells.MIN_TEXTS} texts per class; the smaller class has {few}"
     }
 
 
@@ -370,6 +371,10 @@ def test_ancestors_protocols_on_any_saved_matrix():
     assert found["silhouette_pc2"].item() == pytest.approx(
         silhouette_score(coords[:, :2], label), abs=1e-6
     )
+
+
+def test_a_type_checker_knows_the_names_of_all_metrics():
+    assert get_args(MetricName) == tuple(METRICS)
 
 
 @pytest.mark.parametrize("name", list(METRICS))

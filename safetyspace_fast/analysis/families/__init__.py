@@ -1,20 +1,21 @@
 """All metrics. A family is one file, with definition, formula and estimator of each metric."""
 
 import re
-from collections.abc import Sequence
 
 from ...errors import ConfigError
 from ...store.layout import COMPONENTS
-from ..metric import Metric
+from ..metric import Metric, Metrics
 from . import distances, gaussian, held_out, paired, ratio
 
-_ENTRIES = (
-    *ratio.METRICS,
-    *gaussian.METRICS,
-    *distances.METRICS,
-    *held_out.METRICS,
-    *paired.METRICS,
-)
+FAMILIES = {
+    "ratio": ratio.METRICS,
+    "gaussian": gaussian.METRICS,
+    "distances": distances.METRICS,
+    "held_out": held_out.METRICS,
+    "paired": paired.METRICS,
+}
+"""The metrics of each file of this folder; those in components as functions of K."""
+_ENTRIES = tuple(entry for entries in FAMILIES.values() for entry in entries)
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for entry in _ENTRIES
@@ -38,7 +39,7 @@ def metric(name: str) -> Metric:
     raise ConfigError(f"metric: no {name!r}; choose from {', '.join(METRICS)}")
 
 
-def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
+def choose(names: Metrics) -> tuple[Metric, ...]:
     """Metrics by name; None gives the default ones, `all` gives all.
 
     Raises:
@@ -48,8 +49,7 @@ def choose(names: str | Sequence[str] | None) -> tuple[Metric, ...]:
         return tuple(entry for entry in METRICS.values() if entry.default)
     if names == "all" or list(names) == ["all"]:
         return tuple(METRICS.values())
-    if isinstance(names, str):
-        names = names.split(",")
-    if len(set(names)) != len(names):
-        raise ConfigError(f"metric: {','.join(names)} names one twice; name each once")
-    return tuple(metric(name) for name in names)
+    listed: list[str] = names.split(",") if isinstance(names, str) else list(names)
+    if twice := sorted(name for name in set(listed) if listed.count(name) > 1):
+        raise ConfigError(f"metric: {', '.join(twice)} is named twice; name each metric once")
+    return tuple(metric(name) for name in listed)

@@ -336,11 +336,11 @@ def _euclidean(cells: Cells) -> Estimate:
 
 
 _DEFINITION = (
-    "mean over texts of (b-a)/max(a,b); a, b: mean distance to the own (itself left out) and to "
-    "the other class"
+    "mean over texts of (b-a)/max(a,b), a the mean distance to the other texts of the same class, "
+    "b to the texts of the other class"
 )
-_SOURCE = "Rousseeuw 1987, scikit-learn's conventions"
-_INTERVAL = INFLUENCE + "; the slope of each text's value is replaced by its class's mean slope"
+_SOURCE = "Rousseeuw 1987, as in scikit-learn"
+_INTERVAL = INFLUENCE + "; the slope of each text is replaced by the mean slope of its class"
 
 _SILHOUETTE = Metric(
     name="silhouette",
@@ -350,8 +350,8 @@ _SILHOUETTE = Metric(
     unit="1",
     definition=_DEFINITION,
     source=_SOURCE,
-    pitfalls="Values of different spaces are different numbers. Distances concentrate in many "
-    "dimensions, so that full-width values stay small even for classes that separate perfectly.",
+    pitfalls="Do not compare values of different spaces. In many dimensions distances become "
+    "alike: full-width values are small even for classes that separate perfectly.",
     interval=_INTERVAL,
     null=SHUFFLE_PROJECTION,
     floor=NULL_MEAN,
@@ -374,7 +374,7 @@ _SILHOUETTE_COSINE = Metric(
     unit="1",
     definition="as silhouette, with distance 1 - cos(x, y)",
     source=_SOURCE,
-    pitfalls="The mean state is not removed, and one huge dimension makes all texts alike.",
+    pitfalls="The mean state is not subtracted; one very large dimension makes all texts alike.",
     interval=_INTERVAL,
     null=SHUFFLE_PROJECTION,
     floor=NULL_MEAN,
@@ -404,7 +404,7 @@ def _silhouette_in_components(k: int) -> Metric:
         unit="1",
         definition=_DEFINITION,
         source=_SOURCE,
-        pitfalls="Larger than at full width: the noise of all other dimensions is cut away. "
+        pitfalls="Larger than at full width, because the noise of the other dimensions is gone. "
         + OWN_COMPONENTS,
         interval=_INTERVAL,
         null=SHUFFLE,
@@ -449,11 +449,11 @@ _DAVIES_BOULDIN = Metric(
     space="full",
     kind="B",
     unit="1",
-    definition="(s0+s1)/|m1-m0|, s: mean distance of a class's texts to its mean",
-    source="Davies & Bouldin 1979, scikit-learn's conventions",
-    pitfalls="Small is separate. Biased down where the means hardly differ.",
-    interval=INFLUENCE + "; s as if the mean were known; normal on 1/value, which may leave no "
-    "upper end",
+    definition="(s0+s1)/|m1-m0|, s0 and s1 the mean distance of the texts to their class mean",
+    source="Davies & Bouldin 1979, as in scikit-learn",
+    pitfalls="Small means separated. Biased downwards if the class means hardly differ.",
+    interval=f"{INFLUENCE}; s0 and s1 as if the class means were known; normal on 1/value, so that "
+    "the upper end may be infinite",
     null=NONE,
     floor=NONE,
     grows=False,
@@ -487,9 +487,9 @@ _DUNN = Metric(
     space="full",
     kind="C",
     unit="1",
-    definition="smallest distance between classes / largest distance inside a class",
+    definition="smallest distance between the classes / largest distance inside a class",
     source="Dunn 1974",
-    pitfalls="One extreme pair of texts decides it; duplicates in both classes make it 0.",
+    pitfalls="Two texts decide it. A text that is in both classes makes it 0.",
     interval=NONE,
     null=NONE,
     floor=NONE,
@@ -527,11 +527,11 @@ _NN_ACCURACY = Metric(
     space="full",
     kind="C",
     unit="1",
-    definition="share of texts whose nearest other text is of their class; ties count half",
+    definition="share of texts whose nearest other text is of the same class; ties count half",
     source="Cover & Hart 1967",
-    pitfalls="Near-duplicate texts, and pairs above all, decide it: on paired data the "
-    "nearest text is often the partner, and the value falls below chance.",
-    interval=f"{BINOMIAL}; texts that are each other's nearest count as one",
+    pitfalls="Near-duplicates decide it. On paired data the nearest text is often the partner, and "
+    "the value falls below chance.",
+    interval=f"{BINOMIAL}; two texts that are the nearest of each other count as one",
     null=SHUFFLE_PROJECTION,
     floor=NULL_MEAN,
     estimator=_nn_accuracy,
@@ -577,10 +577,10 @@ _ENERGY_DISTANCE = Metric(
     space="full",
     kind="C",
     unit="state",
-    definition="2E|X-Y| - E|X-X'| - E|Y-Y'|, every mean over distinct texts",
+    definition="2E|X-Y| - E|X-X'| - E|Y-Y'|, means over distinct texts",
     source="Szekely & Rizzo 2013, U-statistic",
-    pitfalls="In units of the state. The interval is first-order: near zero it is too narrow, "
-    "and p is the thing to read.",
+    pitfalls="In units of the hidden state. The interval is first-order: close to zero it is too "
+    "narrow; use p there.",
     interval=INFLUENCE,
     null=SHUFFLE_PROJECTION,
     floor="0; on paired data the mean over label swaps, in the projection",
@@ -607,7 +607,7 @@ def _kernel_widths(cells: Cells) -> list[float]:
 
 def _mmd(cells: Cells) -> Estimate:
     if min(_kernel_widths(cells)) <= 0:
-        raise Refusal("the median distance is 0: the kernel has no bandwidth")
+        raise Refusal("the median distance is 0, and so is the bandwidth of the kernel")
     labelled = _labelled(cells, "kernel")
     value, influence = energy_distance(*_pair_sums(labelled, cells), cells.labels)
     null = torch.stack([cell.energy for cell in labelled])
@@ -622,10 +622,10 @@ _MMD = Metric(
     kind="C",
     unit="1",
     definition="E k(X,X') + E k(Y,Y') - 2E k(X,Y), k = exp(-|x-y|^2/(2h^2)), h = median "
-    "distance; every mean over distinct texts",
+    "distance; means over distinct texts",
     source="Gretton et al. 2012, U-statistic",
-    pitfalls="The bandwidth must be one for the models compared: `compare` takes the base "
-    "model's. The interval is first-order: near zero it is too narrow.",
+    pitfalls="Depends on the bandwidth; `compare` uses that of the base model for both models. The "
+    "interval is first-order: close to zero it is too narrow; use p there.",
     interval=INFLUENCE,
     null=SHUFFLE,
     floor="0; on paired data the mean over label swaps",

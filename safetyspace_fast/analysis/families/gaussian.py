@@ -33,7 +33,8 @@ def require_texts(cells: Cells, k: int) -> None:
     least, smaller = TEXTS_PER_COMPONENT * k, int(cells.count.min())
     if smaller < least and not cells.force:
         raise Refusal(
-            f"a covariance in {k} components needs {least} texts a class, the smaller has {smaller}"
+            f"a covariance in {k} components needs {least} texts per class; "
+            f"the smaller class has {smaller}"
         )
 
 
@@ -178,7 +179,7 @@ def _distance(
     require_texts(cells, k)
     value, draws, null = (part[:, list(terms)].sum(1) for part in _terms(cells, k, shrunk))
     if bool(value.isnan().all()):
-        raise Refusal(f"a class has no full-rank covariance in {k} components")
+        raise Refusal(f"the covariance of a class does not have full rank in {k} components")
     exact = bhattacharyya_floor(k, float(cells.count[0]), float(cells.count[1]))
     floor = None if shrunk else swap_floor(cells, sum(exact[i] for i in terms), null)
     squares = _distance_squares(cells, k, exact, shrunk)
@@ -249,12 +250,12 @@ def _excess(cells: Cells, k: int) -> Estimate:
 
 _SOURCE = "Bhattacharyya 1943; Fukunaga 1990, section 3.4"
 _PITFALLS = (
-    "Above zero without any difference, by about k/(4n) + k(k+1)/(8n): read it beside "
-    "its floor or as bhattacharyya_excess. Assumes Gaussian classes. " + OWN_COMPONENTS
+    "Positive without any difference, by about k/(4n) + k(k+1)/(8n): compare it with its floor, or "
+    "use bhattacharyya_excess. Assumes Gaussian classes. " + OWN_COMPONENTS
 )
 _FLOOR = (
-    "exact mean for equal Gaussian classes (expected inverse and log-determinant of a "
-    "Wishart matrix); on paired data the mean over label swaps"
+    "exact mean for equal Gaussian classes (expected inverse and log-determinant of a Wishart "
+    "matrix); on paired data the mean over label swaps"
 )
 
 
@@ -285,9 +286,10 @@ def _bhattacharyya_excess(k: int) -> Metric:
         components=k,
         kind="A",
         unit="1",
-        definition="bhattacharyya - floor of bhattacharyya",
+        definition="bhattacharyya minus its floor",
         source=_SOURCE,
-        pitfalls="May be negative: no more than chance. " + OWN_COMPONENTS,
+        pitfalls="Can be negative: the classes then differ less than expected by chance. "
+        + OWN_COMPONENTS,
         interval=BOOTSTRAP,
         null=SHUFFLE,
         floor="0",
@@ -342,10 +344,10 @@ def _bhattacharyya_shrunk(k: int) -> Metric:
         components=k,
         kind="A",
         unit="1",
-        definition="bhattacharyya with every S replaced by its Ledoit-Wolf shrinkage towards a "
-        "multiple of the identity",
+        definition="bhattacharyya, with each covariance replaced by its Ledoit-Wolf shrinkage "
+        "towards a multiple of the identity",
         source="Ledoit & Wolf 2004",
-        pitfalls="Not invariant to scaling of dimensions. " + OWN_COMPONENTS,
+        pitfalls="Depends on the scale of the dimensions. " + OWN_COMPONENTS,
         interval=BOOTSTRAP,
         null=SHUFFLE,
         floor=NULL_MEAN,
@@ -363,7 +365,7 @@ def _bhattacharyya_coefficient(k: int) -> Metric:
         unit="1",
         definition="exp(-bhattacharyya)",
         source="Bhattacharyya 1943; Haldar et al. 2025 (arXiv 2502.00657)",
-        pitfalls="Below one without any difference. Small is separate. " + OWN_COMPONENTS,
+        pitfalls="Below 1 without any difference. Small means separated. " + OWN_COMPONENTS,
         interval="that of bhattacharyya, transformed",
         null=SHUFFLE,
         floor="exp(-floor of bhattacharyya)",
@@ -402,11 +404,12 @@ def _mahalanobis(k: int) -> Metric:
         components=k,
         kind="A",
         unit="1",
-        definition="mean of d_A' Sp^-1 d_B over all disjoint texts A, B: d'Sp^-1 d - "
-        "tr Sp^-1 (S0/n0 + S1/n1)",
+        definition="d'Sp^-1 d - tr Sp^-1 (S0/n0 + S1/n1), Sp the pooled covariance: the mean of "
+        "d_A' Sp^-1 d_B over all disjoint texts A, B",
         source="crossnobis (Walther et al. 2016)",
-        pitfalls="May be negative. Its root is d'. On paired data it subtracts too much noise: "
-        "read it against its floor, or use hotelling. " + OWN_COMPONENTS,
+        pitfalls="Can be negative. Its square root is the d' of signal detection. On paired data "
+        "it subtracts too much noise: compare it with its floor, or use hotelling. "
+        + OWN_COMPONENTS,
         interval=BOOTSTRAP,
         null=SHUFFLE,
         floor="0; on paired data the mean over label swaps",
@@ -452,7 +455,8 @@ def _frechet(k: int) -> Metric:
         unit="state^2",
         definition="|d|^2 + tr(S0 + S1 - 2 (S0^1/2 S1 S0^1/2)^1/2)",
         source="Dowson & Landau 1982",
-        pitfalls="Biased up by about 1/n. In squared units of the state. " + OWN_COMPONENTS,
+        pitfalls="Biased upwards by about 1/n. In squared units of the hidden state. "
+        + OWN_COMPONENTS,
         interval=BOOTSTRAP,
         null=SHUFFLE,
         floor=NULL_MEAN,

@@ -176,7 +176,7 @@ def _scores(cells: Cells, direction: Direction) -> Tensor:
         Refusal: a class has all its texts in one fold.
     """
     if any(len(fold_texts(cells.fold[cells.labels == c])) < 2 for c in (0, 1)):
-        raise Refusal("a class has all its texts in one fold: nothing to train on")
+        raise Refusal("all texts of a class are in one fold: there is nothing to train on")
     if direction == "mean difference":
         return cells.stored("heldout_score")
     n, width = cells.projected.shape[1:]
@@ -394,13 +394,13 @@ def _held_out(
 
 
 _REFITS = (
-    "widened by the share of the fitted directions that is noise (twice the variance on noise)"
+    "widened for the noise of the fitted directions (to twice the variance if they are only noise)"
 )
-_REFITTED = f"{SHUFFLE}, every fold fitted again, in the projection"
-_REFITTED_RIDGE = f"{_REFITTED}, with a ridge probe in the logistic one's place"
+_REFITTED = f"{SHUFFLE}; each fold is fitted again, in the projection"
+_REFITTED_RIDGE = f"{_REFITTED}, with a ridge probe instead of the logistic one"
 _PITFALLS = (
-    "Estimates what directions fitted to nine tenths of these texts reach, not the best "
-    "direction: it grows with the number of texts."
+    "Measures directions fitted to nine tenths of these texts, not the best possible direction: it "
+    "grows with the number of texts."
 )
 
 
@@ -462,7 +462,7 @@ def _auc(cells: Cells, direction: Direction) -> Estimate:
     )
 
 
-_DELONG = f"DeLong's placements within folds, {_REFITS}; normal on the log odds"
+_DELONG = f"DeLong within folds, normal on the log odds; {_REFITS}"
 
 _AUC_DIRECTION = Metric(
     name="auc_direction",
@@ -470,8 +470,8 @@ _AUC_DIRECTION = Metric(
     space="full",
     kind="B",
     unit="1",
-    definition="chance that a harmful text scores above a harmless one along the difference of "
-    "class means of the other folds; within folds, weighted by their pairs of texts",
+    definition="probability that a harmful text scores higher than a harmless one along the "
+    "difference of class means of the other folds; mean over folds, weighted by their text pairs",
     source="Hanley & McNeil 1982; cross-fitted",
     pitfalls=_PITFALLS,
     interval=_DELONG,
@@ -487,8 +487,8 @@ _AUC_PROBE = Metric(
     space="projection",
     kind="B",
     unit="1",
-    definition="AUC of an L2 logistic probe (C = 1, features standardised in the training "
-    "folds), within folds, weighted by their pairs of texts",
+    definition="AUC of a logistic probe with an L2 penalty (C = 1, features standardised in the "
+    "training folds); mean over folds, weighted by their text pairs",
     source="Alain & Bengio 2016; cross-fitted",
     pitfalls=_PITFALLS,
     interval=_DELONG,
@@ -524,10 +524,11 @@ _ACCURACY_DIRECTION = Metric(
     space="full",
     kind="B",
     unit="1",
-    definition="share of texts on their class's side of the midpoint of the other folds' means",
+    definition="share of texts that are closer to their own class mean than to the other, along "
+    "the difference of both, with class means of the other folds",
     source="nearest-centroid rule, cross-fitted",
     pitfalls=_PITFALLS,
-    interval=f"{BINOMIAL}, {_REFITS}",
+    interval=f"{BINOMIAL}; {_REFITS}",
     null=_REFITTED,
     floor="share of the larger class",
     estimator=partial(_accuracy, direction="mean difference"),
@@ -539,10 +540,10 @@ _ACCURACY_PROBE = Metric(
     space="projection",
     kind="B",
     unit="1",
-    definition="share of texts that the logistic probe of the other folds classifies right",
+    definition="share of texts that the logistic probe of the other folds classifies correctly",
     source="Alain & Bengio 2016; cross-fitted",
     pitfalls=_PITFALLS,
-    interval=f"{BINOMIAL}, {_REFITS}",
+    interval=f"{BINOMIAL}; {_REFITS}",
     null=_REFITTED_RIDGE,
     floor="share of the larger class",
     estimator=partial(_accuracy, direction="probe"),
@@ -603,11 +604,11 @@ _PAIRED_ACCURACY = Metric(
     space="full",
     kind="B",
     unit="1",
-    definition="share of pairs whose harmful text scores higher along the difference of class "
+    definition="share of pairs whose harmful text scores higher, along the difference of class "
     "means of the other folds; ties count half",
     source="cross-fitted",
-    pitfalls="Estimates what directions fitted to nine tenths of these pairs reach.",
-    interval=f"{BINOMIAL}, {_REFITS}",
+    pitfalls="Measures directions fitted to nine tenths of these pairs, not the best possible one.",
+    interval=f"{BINOMIAL}; {_REFITS}",
     null=_REFITTED,
     floor="0.5",
     paired=True,
@@ -631,10 +632,10 @@ _PAIRED_EFFECT = Metric(
     space="full",
     kind="B",
     unit="1",
-    definition="mean/sd of the differences inside pairs of the held-out scores",
+    definition="mean/sd of the differences of held-out scores inside pairs",
     source="Cohen's d_z, cross-fitted",
-    pitfalls="Along one direction only. Grows where pairs differ consistently, however little.",
-    interval=f"{INFLUENCE}, {_REFITS}",
+    pitfalls="Along one direction only. Large if pairs differ consistently, however little.",
+    interval=f"{INFLUENCE}; {_REFITS}",
     null=_REFITTED,
     floor="0",
     paired=True,

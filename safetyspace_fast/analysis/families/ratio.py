@@ -25,7 +25,7 @@ from ..metric import (
 )
 from ..moments import diagonal_moments, shift_influence, varies
 
-_FLOOR = "1/(N-1), exact at any dimension; on paired data the mean over label swaps"
+_FLOOR = "1/(N-1), exact in any number of dimensions; on paired data the mean over label swaps"
 
 
 # What the metrics share ----------------------------------------------------------------------
@@ -109,8 +109,8 @@ _RHO_ADJUSTED = Metric(
     unit="1",
     definition="1 - (1-rho)(N-1)/(N-2)",
     source="adjusted R^2 (Ezekiel 1930)",
-    pitfalls="May be negative: no more between the classes than chance puts there.",
-    interval=INFLUENCE + ", with the second-order term of |m1-m0|^2",
+    pitfalls="Can be negative: the classes then differ less than expected by chance.",
+    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
     null=SHUFFLE_PROJECTION,
     floor="0; on paired data the mean over label swaps",
     default=True,
@@ -149,10 +149,10 @@ _RHO = Metric(
     kind="A",
     unit="1",
     definition="B/(B+W), B = (n0 n1/N)|m1-m0|^2, W = (n0-1) tr S0 + (n1-1) tr S1",
-    source="share of variance between groups, R^2 of PERMANOVA (Anderson 2001)",
-    pitfalls="In-sample: without any difference it still averages 1/(N-1). One huge hidden "
-    "dimension hides all others: see rho_standardized.",
-    interval=INFLUENCE + ", mapped from rho_adjusted",
+    source="share of variance between groups; R^2 of PERMANOVA (Anderson 2001)",
+    pitfalls="In-sample: it averages 1/(N-1) without any difference. One very large hidden "
+    "dimension hides all others; see rho_standardized.",
+    interval=f"{INFLUENCE}; computed for rho_adjusted, then transformed",
     null=SHUFFLE_PROJECTION,
     floor=_FLOOR,
     default=True,
@@ -178,7 +178,7 @@ def _rho_in_components(k: int) -> Metric:
         unit="1",
         definition=_RHO.definition,
         source="Lin et al. 2024 (arXiv 2406.10794)",
-        pitfalls="Larger than the full-width ratio, whose denominator holds all variance. "
+        pitfalls="Larger than the full-width ratio, which divides by all of the variance. "
         + OWN_COMPONENTS,
         interval=BOOTSTRAP,
         null=SHUFFLE,
@@ -203,7 +203,7 @@ _CALINSKI_HARABASZ = Metric(
     unit="1",
     definition="(N-2) rho/(1-rho)",
     source="Calinski & Harabasz 1974",
-    pitfalls="The same number as rho on another scale, no further evidence. Grows with N.",
+    pitfalls="Grows with the number of texts.",
     interval="that of rho, transformed",
     null=SHUFFLE_PROJECTION,
     floor="that of rho, transformed",
@@ -234,7 +234,7 @@ _XIE_BENI = Metric(
     unit="1",
     definition="(n0 n1/N^2)(1-rho)/rho",
     source="Xie & Beni 1991, hard labels",
-    pitfalls="The same number as rho on another scale, no further evidence. Small is separate.",
+    pitfalls="Small means separated.",
     interval="that of rho, transformed",
     null=SHUFFLE_PROJECTION,
     floor="that of rho, transformed",
@@ -277,12 +277,12 @@ _RHO_STANDARDIZED = Metric(
     space="full",
     kind="A",
     unit="1",
-    definition="mean over hidden dimensions of B_j/(B_j+W_j)",
-    source="rho after scaling every dimension to unit variance",
-    pitfalls="Every dimension counts the same, also those that the model hardly uses. "
+    definition="mean over hidden dimensions j of B_j/(B_j+W_j), B and W as in rho",
+    source="rho after scaling each dimension to unit variance",
+    pitfalls="All dimensions count the same, also those that the model hardly uses. "
     "Constant dimensions are left out.",
     interval=NONE,
-    null=f"the same statistic of the {COMPONENTS} components, {SHUFFLE}",
+    null=f"{SHUFFLE} of the same statistic in the {COMPONENTS} stored components",
     floor=_FLOOR,
     default=True,
     estimator=_rho_standardized,
@@ -318,8 +318,8 @@ _MEAN_SHIFT = Metric(
     unit="state^2",
     definition="|m1-m0|^2 - tr S0/n0 - tr S1/n1",
     source="Chen & Qin 2010; linear-kernel MMD^2 of Gretton et al. 2012",
-    pitfalls="In squared units of the state: not comparable between layers or models.",
-    interval=INFLUENCE + ", with the second-order term of |m1-m0|^2",
+    pitfalls="In squared units of the hidden state: do not compare layers or models by it.",
+    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
     null=SHUFFLE_PROJECTION,
     floor="0; on paired data the mean over label swaps, in the projection",
     default=True,
