@@ -10,24 +10,25 @@ from typing import Any, BinaryIO, cast
 
 from ..errors import DataError, first_line
 
-# More than any model reads at once; a longer line is damage or an attack.
 MAX_LINE_BYTES = 8 << 20
-# About 4 GiB of rows in memory, and days of extraction.
+"""More than any model reads at once; a longer line is damage or an attack."""
 MAX_ROWS = 10_000_000
-# What a Parquet row group may say that it unpacks to; what Arrow takes to unpack one that is honest
-# is 2.4 to 4.6 times as much, so that more is a lie.
+"""About 4 GiB of rows in memory, and days of extraction."""
 MAX_ROW_GROUP_BYTES = 1 << 30
+"""The largest unpacked size that a Parquet row group may declare."""
 MAX_UNPACKING_BYTES = 5 * MAX_ROW_GROUP_BYTES
+"""Memory for unpacking. Arrow takes 2.4 to 4.6 times the declared size; more means a false size."""
 PARQUET_BATCH_ROWS = 256
 
 COLUMNS = ("text", "label", "toxic", "lang", "pair", "item", "toxic_sentence", "neutral_sentence")
+"""The columns that are read, in any format; others are ignored."""
 
-# A row, or the reason why this one cannot be read.
 Record = dict[str, Any] | str
+"""A row's values by column, of whatever type the file gives; or why the row cannot be read."""
 
 
 def split_format(name: str) -> tuple[str, str | None]:
-    """Split a file name into stem and format ("jsonl", "csv", "tsv", "parquet" or None)."""
+    """Split a file name into stem and format: "jsonl", "csv", "tsv", "parquet", or None."""
     stem, _, suffix = name.removesuffix(".gz").rpartition(".")
     suffix = suffix.lower()
     if stem and (suffix in ("jsonl", "csv", "tsv") or (suffix == "parquet" and name[-3:] != ".gz")):
@@ -35,28 +36,34 @@ def split_format(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def read_records(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
+def read_records(path: Path, file_name: str) -> Iterator[tuple[int, Record]]:
     """Stream the rows of one file.
 
-    shown: the file's name in messages
-    Yields (line, record) with lines (Parquet: rows) counted from 1. Raises DataError where the
-    rest of the file cannot be trusted, with file and line.
+    Args:
+        path: the file.
+        file_name: its name in messages.
+
+    Yields:
+        (line, record); lines (in Parquet, rows) are counted from 1.
+
+    Raises:
+        DataError: the rest of the file cannot be trusted; the message names file and line.
     """
     _, kind = split_format(path.name)
     try:
         if kind == "parquet":
-            yield from _parquet(path, shown)
+            yield from _parquet(path, file_name)
             return
         # GzipFile and BufferedReader both read bytes; typeshed gives them no common line type.
         with cast(BinaryIO, (gzip.open if path.suffix == ".gz" else open)(path, "rb")) as file:
             if kind == "jsonl":
                 yield from _json_lines(file)
             else:
-                yield from _separated(file, "\t" if kind == "tsv" else ",", shown)
+                yield from _separated(file, "\t" if kind == "tsv" else ",", file_name)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{shown}: damaged gzip file ({error}): fetch it again") from error
+        raise DataError(f"{file_name}: damaged gzip file ({error}): fetch it again") from error
     except OSError as error:
-        raise DataError(f"{shown}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{file_name}: cannot be read ({error.strerror or error})") from error
 
 
 def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
@@ -78,10 +85,10 @@ def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
         except UnicodeDecodeError:
             yield line, "broken UTF-8"
         except _RepeatedKeyError:
-            yield line, "a key stands twice in the object"
+            yield line, "a key occurs twice in the object"
         except json.JSONDecodeError as error:
             yield line, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-        except (ValueError, RecursionError):  # a number of thousands of digits; endless nesting
+        except (ValueError, RecursionError):  # a number of thousands of digits; too deep nesting
             yield line, "not JSON that can be read"
         else:
             yield line, record if isinstance(record, dict) else "not a JSON object"
@@ -98,8 +105,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _separated(file: BinaryIO, delimiter: str, shown: str) -> Iterator[tuple[int, Record]]:
-    reader = csv.reader(_decoded_lines(file, shown), delimiter=delimiter, strict=True)
+def _separated(file: BinaryIO, delimiter: str, file_name: str) -> Iterator[tuple[int, Record]]:
+    reader = csv.reader(_decoded_lines(file, file_name), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -110,7 +117,7 @@ def _separated(file: BinaryIO, delimiter: str, shown: str) -> Iterator[tuple[int
         except csv.Error as error:
             reason = str(error).replace("\t", "\\t")
             raise DataError(
-                f"{shown}:{line}: {reason}: double the quotes inside a quoted field, "
+                f"{file_name}:{line}: {reason}: double the quotes inside a quoted field, "
                 "or write JSON Lines"
             ) from error
         if not fields:  # a blank line
@@ -118,26 +125,28 @@ def _separated(file: BinaryIO, delimiter: str, shown: str) -> Iterator[tuple[int
         if header is None:
             header = fields
             if len(set(header)) < len(header):
-                raise DataError(f"{shown}:{line}: a column name stands twice: rename one")
+                raise DataError(f"{file_name}:{line}: a column name occurs twice: rename one")
         elif len(fields) == len(header):
             yield line, dict(zip(header, fields, strict=True))
         else:
             yield line, f"{len(fields)} fields where the header has {len(header)}"
 
 
-def _decoded_lines(file: BinaryIO, shown: str) -> Iterator[str]:
-    """Decode line by line; bytes that are not UTF-8 become surrogates, found as such later."""
+def _decoded_lines(file: BinaryIO, file_name: str) -> Iterator[str]:
+    """Decode line by line; bytes that are not UTF-8 become surrogates, refused later."""
     line = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         line += 1
         if len(raw) > MAX_LINE_BYTES:
-            raise DataError(f"{shown}:{line}: line of more than {MAX_LINE_BYTES} bytes: shorten it")
+            raise DataError(
+                f"{file_name}:{line}: line of more than {MAX_LINE_BYTES} bytes: shorten it"
+            )
         if line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         yield raw.decode(errors="surrogateescape")
 
 
-def _parquet(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
+def _parquet(path: Path, file_name: str) -> Iterator[tuple[int, Record]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -146,26 +155,28 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, Record]]:
     try:
         schema = pyarrow.parquet.read_schema(path)
         if len(set(schema.names)) < len(schema.names):
-            raise DataError(f"{shown}: a column name stands twice: rename one")
+            raise DataError(f"{file_name}: a column name occurs twice: rename one")
         names = [name for name in schema.names if name in COLUMNS]
         others = dict.fromkeys(name for name in schema.names if name not in COLUMNS)
-        # Text stays dictionary-encoded: one long string repeated a million times is held once.
+        # Text stays dictionary-encoded: a string repeated a million times is in memory once.
         texts = [name for name in names if _is_text(schema.field(name).type)]
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
-            _refuse_bomb(file.metadata, shown)
+            _refuse_bomb(file.metadata, file_name)
             if not names and file.metadata.num_rows:
                 yield 1, others
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=names):
                 if pyarrow.total_allocated_bytes() - held_before > MAX_UNPACKING_BYTES:
-                    raise DataError(f"{shown}:{row + 1}: unpacks to more than its footer says")
+                    raise DataError(f"{file_name}:{row + 1}: unpacks to more than its footer says")
                 columns = [_values(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     row += 1
                     yield row, dict(zip(batch.schema.names, values, strict=True)) | others
-    # Arrow raises OSError for damage, too, and fails on names that are no UTF-8.
+    # Arrow raises OSError for damage too, and UnicodeDecodeError for names that are not UTF-8.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = ascii(first_line(error))
-        raise DataError(f"{shown}: no whole Parquet file, rows read: {row} ({reason})") from error
+        raise DataError(
+            f"{file_name}: not a complete Parquet file, rows read: {row} ({reason})"
+        ) from error
 
 
 def _is_text(dtype: Any) -> bool:
@@ -177,15 +188,17 @@ def _is_text(dtype: Any) -> bool:
     return any(is_kind(dtype) for is_kind in kinds)
 
 
-def _refuse_bomb(metadata: Any, shown: str) -> None:
+def _refuse_bomb(metadata: Any, file_name: str) -> None:
     if metadata.num_rows > MAX_ROWS:
-        raise DataError(f"{shown}: {metadata.num_rows} rows, at most {MAX_ROWS}: split the data")
-    # Sizes of single columns are not asked for: on damaged metadata that ends the process.
+        raise DataError(
+            f"{file_name}: {metadata.num_rows} rows, at most {MAX_ROWS}: split the data"
+        )
+    # Not the sizes of single columns: asking for them crashes the process on damaged metadata.
     for i_group in range(metadata.num_row_groups):
         size = metadata.row_group(i_group).total_byte_size
         if size > MAX_ROW_GROUP_BYTES:
             raise DataError(
-                f"{shown}: row group {i_group} unpacks to {size} bytes, at most "
+                f"{file_name}: row group {i_group} unpacks to {size} bytes, at most "
                 f"{MAX_ROW_GROUP_BYTES} are read: write smaller row groups"
             )
 
@@ -196,7 +209,7 @@ def _values(column: Any) -> list[Any]:
     if not types.is_dictionary(column.type) or not _is_text(column.type):
         return cast(list[Any], column.to_pylist())
     used = column.indices.drop_null().unique()
-    # Through bytes, since Arrow may hold strings that are no UTF-8.
+    # Through bytes, since Arrow may hold strings that are not UTF-8.
     raw = column.dictionary.take(used).cast(large_binary()).to_pylist()
     words = [None if word is None else word.decode(errors="surrogateescape") for word in raw]
     word_at = dict(zip(used.to_pylist(), words, strict=True))

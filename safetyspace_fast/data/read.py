@@ -1,4 +1,4 @@
-"""Reading a data set: columns understood, rows checked, what is unusable counted and listed."""
+"""Reading a data set: columns are recognised, rows checked, unusable rows counted and listed."""
 
 import hashlib
 from bisect import bisect_right
@@ -12,10 +12,10 @@ from .formats import MAX_LINE_BYTES, MAX_ROWS, read_records
 from .samples import Exclusion, Row, Samples, arrange
 from .sources import DataFile, find_source, is_language, printable
 
-# All texts together, which are held in memory.
 MAX_TOTAL_BYTES = 4 << 30
-# More than have a name in ISO 639-3; a store numbers them in 16 bits.
+"""Of all texts together, which are kept in memory."""
 MAX_LANGUAGES = 10_000
+"""More than ISO 639-3 names; a store numbers languages in 16 bits."""
 
 _EXPECTED = "expected text, label and lang (or toxic_sentence and neutral_sentence)"
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
@@ -34,43 +34,45 @@ def read_samples(
 ) -> Samples:
     """Read a data set into samples in canonical order.
 
-    source: a file (JSON Lines, CSV, TSV, Parquet; the text ones also as .gz), a directory with
-        one file or folder per language, a hub data set (owner/name or owner/name@revision), or
-        the packaged `sample:polite`
-    strict: raise on the first row that cannot be used instead of listing it in `excluded`
-    languages: keep these only
-    limit: at most this many samples of each language and label, drawn by text hash and seed;
-        a pair stays whole
-    seed: of the folds and of the limit's draw
-    revision: of a hub data set
-    on_note: called with one-line notes (the hub revision, how many rows were left out)
+    Columns: `text`, `label` (or `toxic`) and `lang`; optionally `pair` (joins a harmful and a
+    harmless text) and `item` (the same for the same content in several languages). Or
+    `toxic_sentence` and `neutral_sentence`, which make two samples joined as a pair. A row's `lang`
+    takes precedence over the language in the file's name.
 
-    Columns are text, label (or toxic), lang, and if there: pair (joins the two sides of a pair)
-    and item (the same for the same content in several languages); or toxic_sentence and
-    neutral_sentence, which make two samples joined as a pair. A row's lang wins over the language
-    in the file's name. Raises DataError with file and line for data that cannot be used,
-    ConfigError for wrong arguments.
+    Args:
+        source: a file (JSON Lines, CSV or TSV, each also as .gz, or Parquet), a directory with one
+            file or folder per language, a hub data set (owner/name or owner/name@revision), or
+            the packaged `sample:polite`.
+        strict: raise on the first unusable row instead of listing it in `excluded`.
+        languages: keep only these.
+        limit: at most this many samples of each language and label, drawn by text hash and seed;
+            both texts of a pair are drawn or neither.
+        seed: of the folds and of the limit's draw.
+        revision: of a hub data set.
+        on_note: called with one-line notes (the hub revision, how many rows were left out).
+
+    Raises:
+        DataError: the data cannot be used; the message names file and line.
+        ConfigError: a wrong argument.
     """
     wanted = _check_arguments(languages, limit)
     note = on_note or _ignore
-    found = find_source(source, revision, note)
-    reader = _Reader(found.files, strict, wanted)
-    for file in found.files:
+    data = find_source(source, revision, note)
+    reader = _Reader(data.files, strict, wanted)
+    for file in data.files:
         reader.read(file)
     if wanted and (missing := sorted(wanted - reader.seen_languages)):
-        there = ", ".join(sorted(reader.seen_languages)) or "none"
-        raise DataError(
-            f"{found.name}: no texts in {', '.join(missing)}: its languages are {there}"
-        )
+        seen = ", ".join(sorted(reader.seen_languages)) or "none"
+        raise DataError(f"{data.name}: no texts in {', '.join(missing)}: its languages are {seen}")
     for find_unusable in (_label_conflicts, _broken_pairs, _one_class_languages):
         reader.drop(find_unusable(reader.rows))
 
     excluded = reader.exclusions()
     if not reader.rows:
-        raise DataError(f"{found.name}: no usable texts: {_summary(excluded) or 'it is empty'}")
+        raise DataError(f"{data.name}: no usable texts: {_summary(excluded) or 'it is empty'}")
     if excluded:
-        note(f"{found.name}: {_summary(excluded)}")
-    return arrange(found.name, reader.rows, excluded, limit=limit, seed=seed)
+        note(f"{data.name}: {_summary(excluded)}")
+    return arrange(data.name, reader.rows, excluded, limit=limit, seed=seed)
 
 
 def _ignore(note: str) -> None:
@@ -87,12 +89,12 @@ def _check_arguments(languages: Sequence[str] | None, limit: int | None) -> set[
     wanted = set(languages or ())
     for lang in sorted(wanted):
         if not is_language(lang):
-            raise ConfigError(f"language {_shown(lang)}: {_LANGUAGE_ADVICE}")
+            raise ConfigError(f"language {_quoted(lang)}: {_LANGUAGE_ADVICE}")
     return wanted
 
 
 def _summary(excluded: Sequence[Exclusion]) -> str:
-    """Sum up exclusions in one line, with the first place of the commonest reasons."""
+    """Sum up exclusions in one line, with the first file and line of the commonest reasons."""
     if not excluded:
         return ""
     first: dict[str, Exclusion] = {}
@@ -128,7 +130,7 @@ class _Reader:
         start = self._next_position
         self._starts.append(start)
         label_column: str | None = None
-        for line, record in read_records(file.path, file.shown):
+        for line, record in read_records(file.path, file.name):
             position = start + line - 1
             self._next_position = position + 1
             try:
@@ -140,10 +142,10 @@ class _Reader:
             except _UnusableError as reason:
                 self._exclude(position, str(reason))
             if len(self.rows) + len(self._excluded) > MAX_ROWS:
-                raise DataError(f"{file.shown}:{line}: more than {MAX_ROWS} rows: split the data")
+                raise DataError(f"{file.name}:{line}: more than {MAX_ROWS} rows: split the data")
             if self._total_bytes > MAX_TOTAL_BYTES:
                 raise DataError(
-                    f"{file.shown}:{line}: over {MAX_TOTAL_BYTES} bytes of text: split the data"
+                    f"{file.name}:{line}: over {MAX_TOTAL_BYTES} bytes of text: split the data"
                 )
 
     def _add(
@@ -170,23 +172,23 @@ class _Reader:
             self._total_bytes += size_bytes
 
     def _see(self, lang: str, file: DataFile, line: int) -> None:
-        """Take note of a new language; another spelling of a known one would split its texts."""
+        """Record a new language; refuse another spelling of a known one, which would split it."""
         self.seen_languages.add(lang)
         other = self._spellings.setdefault(lang.replace("_", "-").casefold(), lang)
         if other != lang:
-            raise DataError(f"{file.shown}:{line}: lang is {lang!r}, before {other!r}: use one")
+            raise DataError(f"{file.name}:{line}: lang is {lang!r}, earlier {other!r}: use one")
         if len(self.seen_languages) > MAX_LANGUAGES:
-            raise DataError(f"{file.shown}:{line}: more than {MAX_LANGUAGES} languages")
+            raise DataError(f"{file.name}:{line}: more than {MAX_LANGUAGES} languages")
 
     def _pair_of(self, lang: str, content: bytes) -> str:
-        """Name a pair by its content, so that the order of the file does not matter."""
+        """Name a pair by its content, so that the file's order does not matter."""
         name = f"{lang} {content.hex()}"
         self._pair_uses[name] += 1
         return f"{name} {self._pair_uses[name]}"
 
     def _exclude(self, position: int, reason: str) -> None:
         if self._strict:
-            file, line = self._place(position)
+            file, line = self._file_and_line(position)
             raise DataError(f"{file}:{line}: {reason} (strict: no row may be left out)")
         self._excluded.append((position, reason))
 
@@ -199,35 +201,35 @@ class _Reader:
 
     def exclusions(self) -> list[Exclusion]:
         ordered = sorted(self._excluded)
-        return [Exclusion(*self._place(position), reason) for position, reason in ordered]
+        return [Exclusion(*self._file_and_line(position), reason) for position, reason in ordered]
 
-    def _place(self, position: int) -> tuple[str, int]:
+    def _file_and_line(self, position: int) -> tuple[str, int]:
         i_file = bisect_right(self._starts, position) - 1
-        return self._files[i_file].shown, position - self._starts[i_file] + 1
+        return self._files[i_file].name, position - self._starts[i_file] + 1
 
 
 def _label_column(record: dict[str, Any], file: DataFile, line: int) -> str:
-    """Tell the columns of a file by its first record: the label's name, "" for pairs in a row."""
+    """The name of a file's label column, by its first record; "" if each row holds a pair."""
     if "text" in record:
         for name in ("label", "toxic"):
             if name in record:
                 return name
     elif "toxic_sentence" in record and "neutral_sentence" in record:
         return ""
-    names = ", ".join(_shown(name) for name in list(record)[:8]) or "none"
-    raise DataError(f"{file.shown}:{line}: the columns are {names}: {_EXPECTED}: rename them")
+    names = ", ".join(_quoted(name) for name in list(record)[:8]) or "none"
+    raise DataError(f"{file.name}:{line}: the columns are {names}: {_EXPECTED}: rename them")
 
 
 def _language(value: object, file: DataFile, line: int) -> str:
     if value is None or value == "":
         if file.lang is None:
             raise DataError(
-                f"{file.shown}:{line}: no language: add a lang column, or name the file or its "
+                f"{file.name}:{line}: no language: add a lang column, or name the file or its "
                 "folder after the language (en.jsonl, en/train.csv)"
             )
         return file.lang
     if not isinstance(value, str) or not is_language(value):
-        raise DataError(f"{file.shown}:{line}: lang is {_shown(value)}: {_LANGUAGE_ADVICE}")
+        raise DataError(f"{file.name}:{line}: lang is {_quoted(value)}: {_LANGUAGE_ADVICE}")
     return value
 
 
@@ -236,7 +238,7 @@ def _text(value: object, column: str) -> tuple[str, bytes, int]:
     if value is None:
         raise _UnusableError(f"no {column}")
     if not isinstance(value, str):
-        raise _UnusableError(f"{column} is no string but {type(value).__name__}")
+        raise _UnusableError(f"{column} is not a string but {type(value).__name__}")
     if not value or value.isspace():
         raise _UnusableError(f"empty {column}")
     if "\0" in value:
@@ -264,7 +266,7 @@ def _label(value: object, column: str, file: DataFile, line: int) -> int:
         label = int(value)
     if label is None:
         raise DataError(
-            f"{file.shown}:{line}: {column} is {_shown(value)}: expected 1 (harmful) or "
+            f"{file.name}:{line}: {column} is {_quoted(value)}: expected 1 (harmful) or "
             "0 (harmless); true and false are understood"
         )
     return label
@@ -274,19 +276,19 @@ def _identifier(value: object, column: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _UnusableError(f"{column} is no string or integer but {type(value).__name__}")
+        raise _UnusableError(f"{column} is not a string or integer but {type(value).__name__}")
     name = str(value)
     _utf8(name, column)
     return name
 
 
-def _shown(value: object) -> str:
-    """Return a value fit for a one-line message."""
+def _quoted(value: object) -> str:
+    """A value as it appears in a one-line message."""
     return printable(ascii(value)[:60])
 
 
 def _label_conflicts(rows: Sequence[Row]) -> dict[int, str]:
-    """Find texts that carry both labels in one language."""
+    """Find texts that have both labels in one language."""
     labels: dict[tuple[str, bytes], int] = {}
     for row in rows:
         key = (row.lang, row.sha256)
@@ -318,7 +320,7 @@ def _broken_pairs(rows: Sequence[Row]) -> dict[int, str]:
 
 
 def _one_class_languages(rows: Sequence[Row]) -> dict[int, str]:
-    """Find languages whose texts all carry one label: nothing can be separated there."""
+    """Find languages whose texts all have the same label: there is nothing to separate."""
     labels: dict[str, set[int]] = {}
     for row in rows:
         labels.setdefault(row.lang, set()).add(row.label)

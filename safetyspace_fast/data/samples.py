@@ -1,4 +1,4 @@
-"""Samples and their canonical order, the arrangement of a data set that every model shares."""
+"""Samples in canonical order: the order of a data set that all models share."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ NUM_FOLDS = 10
 class Exclusion(NamedTuple):
     """A row that was left out.
 
-    file: name of the file within the data set
-    line: line (Parquet: row) in that file, counted from 1
-    reason: why, without the text itself
+    file: name of the file within the data set.
+    line: line (in Parquet, row) of that file, counted from 1.
+    reason: why, without the text itself.
     """
 
     file: str
@@ -25,13 +25,13 @@ class Exclusion(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One usable text as it stands in a file.
+    """One usable text of a file.
 
-    position: line (Parquet: row) over all files in reading order, counted from 0
-    sha256: of the text in UTF-8
-    size_bytes: of the text in UTF-8
-    pair: joins a harmful and a harmless text of one language
-    item: joins the same content in several languages
+    position: line (in Parquet, row) over all files in reading order, counted from 0.
+    sha256: of the text in UTF-8.
+    size_bytes: of the text in UTF-8.
+    pair: joins a harmful and a harmless text of one language.
+    item: joins the same content in several languages.
     """
 
     text: str
@@ -48,21 +48,21 @@ class Row(NamedTuple):
 class Samples:
     """A data set in canonical order: language, UTF-8 length, text hash, label, file position.
 
-    Texts that agree in all but the file position are ordered by pair id before it, so that the
-    order of the file changes nothing but `file_position`. The arrays are read-only.
+    Texts that differ only in their position are ordered by pair and item first, so the order of
+    lines in a file affects `file_position` and nothing else. The arrays are read-only.
 
-    name: of the data set
-    sha256: hash of the canonical content (languages, text hashes, labels, pairs, items)
-    languages: sorted
-    texts: N strings
-    labels: [N] int8, 1 harmful, 0 harmless
-    lang_index: [N] int16, into `languages`
-    pair: [N] int32, the same number for the two sides of a pair, -1 without a pair
-    item: [N] int32, the same number for the same content in several languages, -1 without
-    fold: [N] int8, 0 .. NUM_FOLDS - 1; equal texts, pairs and items share a fold
-    file_position: [N] int64, line (Parquet: row) from 0, running over all files in reading order
-    text_sha256: [N, 32] uint8, of the text in UTF-8
-    excluded: the rows that were left out, in reading order
+    name: of the data set.
+    sha256: hash of the content (languages, text hashes, labels, pairs, items).
+    languages: sorted.
+    texts: N strings.
+    labels: [N] int8, 1 harmful, 0 harmless.
+    lang_index: [N] int16, into `languages`.
+    pair: [N] int32, the same number for the two texts of a pair, -1 without a pair.
+    item: [N] int32, the same number for the same content in several languages, -1 without.
+    fold: [N] int8, 0 .. NUM_FOLDS - 1; equal texts, pairs and items share a fold.
+    file_position: [N] int64, line (in Parquet, row) from 0, counted over all files.
+    text_sha256: [N, 32] uint8, of the text in UTF-8.
+    excluded: the rows that were left out, in reading order.
     """
 
     name: str
@@ -79,30 +79,34 @@ class Samples:
     excluded: tuple[Exclusion, ...]
 
     def __len__(self) -> int:
-        """Return the number of samples."""
+        """Number of samples: N."""
         return len(self.texts)
 
     def lang_range(self, lang: str) -> slice:
-        """Return where the samples of `lang` stand; ValueError for a language that is not here."""
+        """Indices of a language's samples; ValueError for a language without samples."""
         index = self.languages.index(lang)
         start, stop = np.searchsorted(self.lang_index, [index, index + 1])
         return slice(int(start), int(stop))
 
     @property
     def lang_ranges(self) -> list[slice]:
-        """Where the samples of each language stand."""
+        """Indices of each language's samples."""
         return [self.lang_range(lang) for lang in self.languages]
 
 
 def arrange(
     name: str, rows: Sequence[Row], excluded: Sequence[Exclusion], *, limit: int | None, seed: int
 ) -> Samples:
-    """Put rows into canonical order and fold them.
+    """Put rows into canonical order and assign folds.
 
-    rows: by file position
-    limit: keep at most this many rows of each language and label
+    Args:
+        name: of the data set.
+        rows: ordered by file position.
+        excluded: rows that were left out.
+        limit: keep at most this many rows of each language and label.
+        seed: of the folds and of the limit's draw.
     """
-    rows = sorted(rows, key=_place_in_order)  # stable, and the rows come by file position
+    rows = sorted(rows, key=_sort_key)  # stable, and rows come ordered by file position
     # Drawn before the limit, so that a text has the same fold with and without one.
     draws = _draws(rows, seed)
     if limit is not None:
@@ -138,8 +142,8 @@ def arrange(
     )
 
 
-def _place_in_order(row: Row) -> bytes:
-    """Return the canonical order as bytes, which compare much faster than a tuple."""
+def _sort_key(row: Row) -> bytes:
+    """The sort key of the canonical order, as bytes: they compare much faster than a tuple."""
     return b"\0".join(
         (
             row.lang.encode(),  # holds no zero byte
@@ -153,8 +157,8 @@ def _place_in_order(row: Row) -> bytes:
 def _draws(rows: Sequence[Row], seed: int) -> list[int]:
     """Draw one 64-bit number per row, the same for all rows of a group.
 
-    A group is all that equal texts, pairs and items join. It is named after its first item, else
-    its first pair, else its text, so that it draws the same when other languages are left out.
+    Rows with equal texts, pairs or items form a group. Its draw depends on its first item, else its
+    first pair, else its text, so leaving languages out does not change it.
     """
     parent: dict[bytes, bytes] = {}
 
@@ -184,7 +188,7 @@ def _draws(rows: Sequence[Row], seed: int) -> list[int]:
 
 
 def _within(limit: int, rows: Sequence[Row], draws: Sequence[int]) -> list[int]:
-    """Choose rows by their draw, pairs as a whole, at most `limit` of a language and label."""
+    """Choose at most `limit` rows of a language and label by their draw; pairs stay together."""
     units: dict[object, list[int]] = {}
     for i, row in enumerate(rows):
         units.setdefault((row.lang, row.pair) if row.pair else i, []).append(i)

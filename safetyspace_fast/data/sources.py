@@ -1,4 +1,4 @@
-"""Where a data set lies: a file, a directory, a hub id or the packaged sample."""
+"""Finding a data set: a file, a directory, a hub id or the packaged sample."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from .formats import split_format
 FORMATS = ".jsonl, .csv, .tsv (each also .gz) or .parquet"
 SAMPLE_PREFIX = "sample:"
 
-# BCP 47 in shape, with "_" allowed as in zh_CN and deu_Latn. Languages become names in a store.
+# The form of BCP 47 names, also with "_" (zh_CN, deu_Latn). Languages become names in a store.
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,4}")
-# In file and folder names only codes of two or three letters count, so that "train" is no language.
+# In file and folder names only codes of two or three letters count: "train" is not a language.
 _LANGUAGE_IN_PATH = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
 _SPLIT_NAMES = {"all", "dev", "raw", "val"}
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -24,33 +24,35 @@ _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 class DataFile(NamedTuple):
     """One file of a data set.
 
-    shown: its name in messages, printable and short
-    lang: the language that its place in the layout gives it, if any
+    name: as messages show it, printable and short.
+    lang: the language that its name or folder says, if any.
     """
 
     path: Path
-    shown: str
+    name: str
     lang: str | None
 
 
 class Source(NamedTuple):
-    """A data set that was found: its name and its files in reading order."""
+    """A data set's name and its files in reading order."""
 
     name: str
     files: tuple[DataFile, ...]
 
 
 def is_language(name: str) -> bool:
-    """Say whether `name` can be a language: BCP 47 in shape, so also safe as a name in a store."""
+    """Whether `name` has the form of a BCP 47 name, which is also safe as a name in a store."""
     return _LANGUAGE.fullmatch(name) is not None
 
 
 def find_source(source: str | Path, revision: str | None, on_note: Callable[[str], None]) -> Source:
-    """Find the files of a data set; a hub data set is downloaded into the hub's own cache.
+    """Find the files of a data set; one on the hub is downloaded into the hub's cache.
 
-    Raises DataError where there is nothing to read, ConfigError for a revision of a local source.
+    Raises:
+        DataError: there is nothing to read.
+        ConfigError: a revision of a local source.
     """
-    # Asked through os.path, which takes any string, however long or odd.
+    # os.path and not Path: it takes any string, however long, without raising.
     if isinstance(source, str) and not os.path.exists(source):
         if source.startswith(SAMPLE_PREFIX):
             return _packaged(source.removeprefix(SAMPLE_PREFIX))
@@ -69,13 +71,13 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
         )
     stem, kind = split_format(path.name)
     if kind is None:
-        raise DataError(f"{printable(path.name)}: unknown kind of file: expected {FORMATS}")
+        raise DataError(f"{printable(path.name)}: unknown file format: expected {FORMATS}")
     file = DataFile(path, printable(path.name), _language_of(stem))
     return Source(printable(stem), (file,))
 
 
 def printable(name: str) -> str:
-    """Return `name` fit for a one-line message."""
+    """A name as it appears in a one-line message."""
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= 200 else f"{name[:200]}..."
 
@@ -84,12 +86,12 @@ def _packaged(name: str) -> Source:
     folder = Path(__file__).parent
     known = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
     if name not in known:
-        raise DataError(f"no packaged sample {name!r}: there is {', '.join(known)}")
+        raise DataError(f"no packaged sample {name!r}: expected {', '.join(known)}")
     return Source(name, (DataFile(known[name], known[name].name, None),))
 
 
-def _layout(folder: Path, shown: str) -> tuple[DataFile, ...]:
-    """List the data files below `folder`, with the language that each file's place says."""
+def _layout(folder: Path, data_name: str) -> tuple[DataFile, ...]:
+    """List the data files below `folder`, each with the language that its path says."""
     files = []
     kinds: dict[str, str] = {}
     for parent, folders, names in os.walk(folder, onerror=_unreadable):
@@ -101,23 +103,25 @@ def _layout(folder: Path, shown: str) -> tuple[DataFile, ...]:
             path = Path(parent, name)
             inside = path.relative_to(folder)
             if not path.is_file():
-                raise DataError(f"{shown}: {inside} is no regular file, perhaps a broken link")
+                raise DataError(
+                    f"{data_name}: {inside} is not a regular file, perhaps a broken link"
+                )
             kinds.setdefault(kind, inside.as_posix())
             lang = next(filter(None, map(_language_of, (stem, *reversed(inside.parts[:-1])))), None)
             files.append(DataFile(path, printable(inside.as_posix()), lang))
     if not files:
-        raise _no_data_files(shown)
+        raise _no_data_files(data_name)
     if len(kinds) > 1:
         examples = ", ".join(printable(name) for name in kinds.values())
         raise DataError(
-            f"{shown}: files of several formats, perhaps the same data twice ({examples}): "
+            f"{data_name}: files of several formats, perhaps the same data twice ({examples}): "
             "name one file, or a directory with one format"
         )
     return tuple(sorted(files, key=lambda file: file.path.relative_to(folder).parts))
 
 
-def _no_data_files(shown: str) -> DataError:
-    return DataError(f"{shown}: no data files: expected {FORMATS}")
+def _no_data_files(data_name: str) -> DataError:
+    return DataError(f"{data_name}: no data files: expected {FORMATS}")
 
 
 def _unreadable(error: OSError) -> None:
@@ -133,7 +137,7 @@ def _hub(
     repo: str, pinned: str | None, revision: str | None, on_note: Callable[[str], None]
 ) -> Source:
     if pinned and revision and pinned != revision:
-        raise ConfigError(f"{repo}@{pinned}: another revision was asked for too: {revision!r}")
+        raise ConfigError(f"{repo}@{pinned}: revision {revision!r} is given too; give one of them")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -1,4 +1,4 @@
-"""Models: loading, hookpoints, and the tokens that belong to a text."""
+"""Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import resolve_layers

@@ -1,8 +1,10 @@
-"""Layers as the compiled kernels of the CPU run them, in the place of a model's own.
+"""Faster layers for a model on a CPU with AVX-512, put in place of its linear layers, norms, gated
+MLPs and attention.
 
-An ordinary product copies a weight into the order in which it reads it, each time; and of the rest
-of a block, most is small steps that each pass over the states. See `csrc/cpu/linear.cpp`. What a
-layer does is found out by running it, not by its name.
+Two costs disappear: torch copies a weight into another memory order in every product (here it is
+packed once), and a block passes over its hidden states in many small steps (here they are fused).
+See `csrc/cpu/linear.cpp`. A layer is replaced only if the replacement, run beside it, gives the
+same states; names of classes play no role.
 """
 
 from collections import Counter
@@ -29,16 +31,16 @@ from ..ops import (
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` for inference on a CPU in float32.
+    """`nn.Linear` in float32, for inference.
 
-    weight: what `ops.pack_linear` made of the layer's.
+    weight: [N / 32 rounded up, K, 32] float32, packed by `ops.pack_linear`.
     """
 
     weight: Tensor
     bias: nn.Parameter | None
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, out_features: int) -> None:
-        """Take a packed weight."""
+        """Make a layer from a packed weight; `out_features` is N."""
         super().__init__()
         self.in_features, self.out_features = weight.shape[1], out_features
         self.register_buffer("weight", weight)
@@ -46,31 +48,31 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def of(cls, plain: nn.Linear) -> "PackedLinear":
-        """Take over a plain layer, which loses its weight."""
+        """Pack a layer's weight; the layer itself loses it."""
         weight = pack_linear(plain.weight.detach())
         del plain.weight
         return cls(weight, plain.bias, plain.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply: [..., in_features] to [..., out_features]."""
+        """Map [..., in_features] to [..., out_features]."""
         return linear(x, self.weight, self.bias, self.out_features)
 
     def plain(self) -> nn.Linear:
-        """The layer as it was."""
+        """The layer as it was before packing."""
         return _plain_linear(self.weight, self.out_features, self.bias)
 
 
 class GatedLinear(nn.Module):
-    """Two linear layers without bias, one of which gates the other: `act(gate(x)) * up(x)`.
+    """`act(gate(x)) * up(x)` of two linear layers without bias, in one product.
 
-    weight: what `ops.pack_gated` made of theirs.
-    out_features: of both together, as they are multiplied.
+    weight: both weights, packed by `ops.pack_gated`.
+    out_features: of both layers together.
     """
 
     weight: Tensor
 
     def __init__(self, gate: nn.Linear, up: nn.Linear, activation: str) -> None:
-        """Take over two layers, which lose their weights; `activation`: of `ops.ACTIVATIONS`."""
+        """Pack two layers' weights; the layers lose them. `activation`: of `ops.ACTIVATIONS`."""
         super().__init__()
         self.in_features, self.out_features = gate.in_features, 2 * gate.out_features
         self.activation = activation
@@ -78,11 +80,11 @@ class GatedLinear(nn.Module):
         del gate.weight, up.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply: [..., in_features] to [..., out_features / 2]."""
+        """Map [..., in_features] to [..., out_features / 2]."""
         return gated_linear(x, self.weight, self.out_features // 2, self.activation)
 
     def plain(self) -> tuple[nn.Linear, nn.Linear]:
-        """The layers as they were."""
+        """The two layers as they were before packing."""
         features = self.out_features // 2
         return (
             _plain_linear(self.weight[::2], features),
@@ -91,10 +93,10 @@ class GatedLinear(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """`down_proj(act_fn(gate_proj(x)) * up_proj(x))`, whatever module did that."""
+    """`down_proj(act_fn(gate_proj(x)) * up_proj(x))`, in place of a module that computes it."""
 
     def __init__(self, plain: nn.Module, activation: str) -> None:
-        """Take over a module, whose layers lose their weights."""
+        """Pack the weights of a module's layers; the layers lose them."""
         super().__init__()
         layers: Any = plain
         self.gate_up = GatedLinear(layers.gate_proj, layers.up_proj, activation)
@@ -103,8 +105,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
-        found: Tensor = self.down_proj(self.gate_up(x))
-        return found
+        states: Tensor = self.down_proj(self.gate_up(x))
+        return states
 
     def plain(self) -> nn.Module:
         """The module as it was."""
@@ -115,12 +117,12 @@ class GatedMLP(nn.Module):
 
 
 class FusedRMSNorm(nn.Module):
-    """A root mean square norm, whatever module did that."""
+    """A root mean square norm, in place of a module that computes it."""
 
     weight: Tensor
 
     def __init__(self, plain: nn.Module, weight: Tensor, epsilon: float) -> None:
-        """Take over a module; weight: [D] float32, what states are multiplied with."""
+        """Replace a module; weight: [D] float32, the factor of each dimension."""
         super().__init__()
         self.register_buffer("weight", weight)
         self.epsilon = epsilon
@@ -136,13 +138,18 @@ class FusedRMSNorm(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """Causal attention with rotary positions, after a `SharedPrefix` or none.
+    """Causal attention with rotary positions, with or without a `SharedPrefix` before the batch.
 
-    With other masks or caches it runs as the module had it.
+    Calls with another mask or cache go to the module that it replaces.
     """
 
     def __init__(self, plain: nn.Module, norms: "tuple[FusedRMSNorm, FusedRMSNorm] | None") -> None:
-        """Take over a module, whose layers lose their weights; `norms`: of queries and keys."""
+        """Pack the weights of a module's layers; the layers lose them.
+
+        Args:
+            plain: the attention module.
+            norms: its norms of queries and of keys, if it has them.
+        """
         super().__init__()
         layers: Any = plain
         parts = [PackedLinear.of(getattr(layers, name)) for name in _QKV]
@@ -151,8 +158,8 @@ class FusedAttention(nn.Module):
         weight = torch.cat([part.weight for part in parts])
         self.qkv_proj = PackedLinear(weight, bias, sum(part.out_features for part in parts))
         panels = torch.split(weight, [len(part.weight) for part in parts])
-        for name, part, own in zip(_QKV, parts, panels, strict=True):
-            part.weight = own
+        for name, part, panel in zip(_QKV, parts, panels, strict=True):
+            part.weight = panel  # a view: the weight is in memory once
             setattr(layers, name, part)
         self.o_proj = layers.o_proj = PackedLinear.of(layers.o_proj)
         self.mix = _mixing(layers, norms)
@@ -166,26 +173,26 @@ class FusedAttention(nn.Module):
         past_key_values: Any = None,
         **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, T, D] to [B, T, D], and no weights."""
+        """[B, T, D] to [B, T, D], and None in place of attention weights."""
         past = self._past(past_key_values, attention_mask)
         if (
             past is None
             or position_embeddings is None
             or not rest.keys() <= {"position_ids", "use_cache"}
         ):
-            found: tuple[Tensor, Tensor | None] = self._of[0](
+            states_and_weights: tuple[Tensor, Tensor | None] = self._of[0](
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 **rest,
             )
-            return found
+            return states_and_weights
         qkv = self.qkv_proj(hidden_states)
         return self.o_proj(self.mix(qkv, *position_embeddings, **past)), None
 
     def _past(self, past_key_values: Any, mask: Tensor | None) -> dict[str, Tensor] | None:
-        """What `mix` takes of a cache; None where it cannot, or a mask hides more than it does."""
+        """The arguments of `mix` for a cache; None if `mix` cannot take this cache or this mask."""
         if past_key_values is None:
             return {} if mask is None else None
         from .prefix import SharedPrefix  # imports transformers
@@ -209,7 +216,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 def _mixing(
     attention: Any, norms: tuple[FusedRMSNorm, FusedRMSNorm] | None
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What makes mixed values of queries, keys and values, and cos and sin of the positions."""
+    """The kernel for a module's sizes: from queries, keys, values, cos and sin to mixed values."""
     dim = attention.head_dim
     return partial(
         rotary_attention,
@@ -235,16 +242,16 @@ FUSED = (PackedLinear, GatedMLP, FusedRMSNorm, FusedAttention)
 
 @torch.no_grad()
 def fuse(model: nn.Module) -> None:
-    """Put the compiled kernels in the place of a model's norms, gates and linear layers in float32.
+    """Replace a model's layers in float32 by those of this file.
 
-    Those lose their weights, one after the other: a large model is not in memory twice.
+    Weights are packed one layer after the other, so a large model is never in memory twice.
     """
     uses = Counter(child for parent in model.modules() for child in parent._modules.values())
 
     def fused(module: nn.Module) -> nn.Module:
         if _is_plain(module):
             return PackedLinear.of(module)
-        # A layer that stands elsewhere too keeps its weight for that place.
+        # A layer that is used elsewhere too keeps its weight for that use.
         alone = all(uses[child] == 1 for child in module.children())
         if alone and (activation := _gates_with(module)) is not None:
             return GatedMLP(module, activation)
@@ -271,7 +278,7 @@ def _replace(
     function: Callable[[nn.Module], nn.Module],
     made: dict[nn.Module, nn.Module],
 ) -> None:
-    """Replace what is below `parent`; one layer may stand in several places."""
+    """Replace the modules below `parent`; a layer used several times is replaced once."""
     for name, child in list(parent._modules.items()):
         if child is None:
             continue
@@ -288,7 +295,7 @@ def _is_plain(layer: Any) -> TypeGuard[nn.Linear]:
 
 
 def _as_rms_norm(module: nn.Module) -> FusedRMSNorm | None:
-    """What does the same as a module, if that is a root mean square norm with a weight."""
+    """A replacement for a module that is a root mean square norm with a weight."""
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if (
@@ -307,7 +314,7 @@ def _as_rms_norm(module: nn.Module) -> FusedRMSNorm | None:
 
 
 def _gates_with(module: nn.Module) -> str | None:
-    """The activation of a module that does what a `GatedMLP` does."""
+    """The activation of a module that computes what a `GatedMLP` does; None for any other."""
     gate, up, down = (getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down"))
     if (
         not (_is_plain(gate) and _is_plain(up) and _is_plain(down))
@@ -318,8 +325,8 @@ def _gates_with(module: nn.Module) -> str | None:
     for name, activation in ACTIVATIONS.items():
 
         def gated(x: Tensor, activation: Callable[[Tensor], Tensor] = activation) -> Tensor:
-            found: Tensor = down(activation(gate(x)) * up(x))
-            return found
+            states: Tensor = down(activation(gate(x)) * up(x))
+            return states
 
         if _agree(module, gated, gate.in_features):
             return name
@@ -327,7 +334,7 @@ def _gates_with(module: nn.Module) -> str | None:
 
 
 def _as_attention(module: Any) -> FusedAttention | None:
-    """What does the same as a module, if that is causal attention with rotary positions."""
+    """A replacement for a module that is causal attention with rotary positions."""
     layers: list[Any] = [getattr(module, name, None) for name in (*_QKV, "o_proj")]
     dim, scaling = getattr(module, "head_dim", None), getattr(module, "scaling", None)
     if not all(map(_is_plain, layers)) or type(dim) is not int or type(scaling) is not float:
@@ -348,23 +355,23 @@ def _as_attention(module: Any) -> FusedAttention | None:
         if q_norm is None or k_norm is None or q_norm.epsilon != k_norm.epsilon:
             return None
         norms = q_norm, k_norm
-    known = [weight for layer in (*layers, *of_heads) for weight in layer.parameters()]
-    if set(module.parameters()) != set(known):  # sinks, say
+    used = [weight for layer in (*layers, *of_heads) for weight in layer.parameters()]
+    if set(module.parameters()) != set(used):  # others might be attention sinks
         return None
     T = 5
     angles = torch.randn(2, 1, T, dim, generator=torch.Generator().manual_seed(1)).unbind()
     mix = _mixing(module, norms)
 
     def attend(states: Tensor) -> Tensor:
-        found: Tensor = o(mix(torch.cat([q(states), k(states), v(states)], -1), *angles))
-        return found
+        mixed: Tensor = o(mix(torch.cat([q(states), k(states), v(states)], -1), *angles))
+        return mixed
 
-    def theirs(states: Tensor) -> Tensor:
-        found: Tensor = module(states, position_embeddings=angles, attention_mask=None)[0]
-        return found
+    def expected(states: Tensor) -> Tensor:
+        mixed: Tensor = module(states, position_embeddings=angles, attention_mask=None)[0]
+        return mixed
 
-    # Not of the largest sizes: there the rounding of a score decides who is attended to.
-    if _agree(theirs, attend, q.in_features, (1e-3, 1), T, tolerance=1e-4):
+    # Without the largest states: there the rounding of a score decides which token is attended to.
+    if _agree(expected, attend, q.in_features, (1e-3, 1), T, tolerance=1e-4):
         return FusedAttention(module, norms)
     return None
 
@@ -377,26 +384,29 @@ def _agree(
     num_tokens: int = 2,
     tolerance: float = 1e-5,
 ) -> bool:
-    """Whether two functions of `[B, T, width]` agree up to rounding, on states of many sizes."""
+    """Whether two functions of [B, T, width] agree up to rounding, on states of several sizes."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(len(sizes), num_tokens, width, generator=generator)
     states *= torch.tensor(sizes)[:, None, None]
     try:
-        found, expected = one(states), other(states)
+        got, expected = one(states), other(states)
     except Exception:  # a model's own code may do anything
         return False
     return (
-        isinstance(found, Tensor)
-        and found.shape == expected.shape
-        and bool(((found - expected).norm(dim=-1) <= tolerance * expected.norm(dim=-1)).all())
+        isinstance(got, Tensor)
+        and got.shape == expected.shape
+        and bool(((got - expected).norm(dim=-1) <= tolerance * expected.norm(dim=-1)).all())
     )
 
 
 @torch.no_grad()
 def try_fusing(backbone: nn.Module) -> str | None:
-    """Fuse a backbone's layers if it then gives the same states; else say why not.
+    """Fuse a backbone's layers and keep them if its hidden states stay the same up to rounding.
 
-    Where there are no kernels for it, it does nothing.
+    Without compiled kernels for this processor it does nothing.
+
+    Returns:
+        Why the layers were left as they are; None if they were fused, or if there are no kernels.
     """
     if not can_pack():
         return None
@@ -408,7 +418,7 @@ def try_fusing(backbone: nn.Module) -> str | None:
         gap = torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected)
         if gap <= torch.finfo(got.dtype).eps ** 0.5:
             return None
-        reason = f"the states would be others by {float(gap):.1e}"
+        reason = f"hidden states would change by {float(gap):.1e}"
     except Exception as error:  # a model's own code may do anything with a layer
         reason = f"{type(error).__name__}: {first_line(error)}"
     unfuse(backbone)

@@ -1,8 +1,8 @@
-"""Hookpoints: where in a model hidden states are read, found by what the model does.
+"""Hookpoints: the points of a model where hidden states are read.
 
-The blocks of a model are found by running it once on a few tokens and watching every
-`nn.ModuleList`: the blocks are the list whose members each run once, in order, each reading what
-the one before it wrote. No table of architectures is involved.
+There is no table of architectures. The model runs once on a few tokens, and every `nn.ModuleList`
+is watched: its transformer blocks are the list whose members run once each, in order, each reading
+the output of the one before.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,8 +56,8 @@ def watch(
 ) -> RemovableHandle:
     """Call `callback` with a hookpoint's hidden states in every later forward pass.
 
-    The callback gets hidden_states: [B, T, D] in the model's dtype, as the model itself goes on to
-    use them: it must not change or keep them.
+    The callback gets `hidden_states: [B, T, D]` in the model's dtype. It is the tensor that the
+    model continues with, so the callback must neither change nor keep it.
     """
     if hookpoint == "embed":
         return blocks[0].register_forward_pre_hook(
@@ -74,20 +74,20 @@ def watch(
 
 
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states among a block's arguments: the first, or the one of that name."""
+    """A block's hidden states: its first argument, or the one named `hidden_states`."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
 
 
 def block_output(output: Any) -> Tensor:
-    """The hidden states among a block's results: the only one or the first."""
+    """A block's hidden states: its only result, or the first of several."""
     states: Tensor = output[0] if isinstance(output, tuple) and output else output
     return states
 
 
 @dataclass
 class _Candidate:
-    """What one ModuleList did during the probe."""
+    """A ModuleList and what its members did in the trial run."""
 
     path: str
     modules: nn.ModuleList
@@ -96,7 +96,7 @@ class _Candidate:
     outputs: list[Any] = field(default_factory=list)
 
     def objection(self, num_blocks: int, num_tokens: int) -> str | None:
-        """Why these are not the blocks, or None if they are."""
+        """Why this list does not hold the blocks; None if it does."""
         if len(self.modules) != num_blocks:
             return f"not {num_blocks} long"
         if self.calls != list(range(num_blocks)):
@@ -116,11 +116,11 @@ class _Candidate:
 
 
 class Blocks(NamedTuple):
-    """What the probe found.
+    """The transformer blocks of a model.
 
     modules: the list of blocks, in order.
     width: D of every hookpoint.
-    causal: no state depends on a token to its right.
+    causal: no hidden state depends on a token to its right.
     """
 
     modules: nn.ModuleList
@@ -131,8 +131,9 @@ class Blocks(NamedTuple):
 def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
     """Find the blocks of a backbone by running it on two rows of tokens.
 
-    Raises ModelError, listing every list of modules and what speaks against it, where not exactly
-    one fits, and for a backbone that ends in another width.
+    Raises:
+        ModelError: not exactly one list of modules fits (the message lists all of them, each with
+            what speaks against it), or the last hidden state has another width than the blocks.
     """
     candidates = [
         _Candidate(path, module)
@@ -158,13 +159,13 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
     objections = [c.objection(num_blocks, tokens.shape[1]) for c in candidates]
     fitting = [c for c, objection in zip(candidates, objections, strict=True) if objection is None]
     if len(fitting) != 1:
-        found = "; ".join(
+        described = "; ".join(
             c.describe(objection or "fits")
             for c, objection in zip(candidates, objections, strict=True)
         )
         raise ModelError(
             f"{name}: expected one list of {num_blocks} blocks in {type(backbone).__name__}, each "
-            f"reading the last one's output, found {len(fitting)}: {found or 'no ModuleList'}"
+            f"reading the last one's output, found {len(fitting)}: {described or 'no ModuleList'}"
         )
     width = fitting[0].inputs[0].shape[-1]
     if last.shape[-1] != width:
@@ -191,6 +192,6 @@ def _record(candidate: _Candidate) -> list[RemovableHandle]:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding in the working dtype."""
+    """Whether two tensors are equal up to rounding in their dtype."""
     tolerance = 32 * torch.finfo(a.dtype).eps * a.abs().max()
-    return not bool(((a - b).abs() > tolerance).any())  # NaN is not this check's business
+    return not bool(((a - b).abs() > tolerance).any())  # NaN is reported elsewhere

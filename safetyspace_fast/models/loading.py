@@ -1,7 +1,6 @@
 """From a ModelSpec to a model that is ready to run: weights, tokenizer, hookpoints, identity.
 
-Only safetensors and GGUF weights are opened, and no code that comes with a model runs, unless the
-caller asks for it by name. transformers, peft and huggingface_hub are imported when first needed.
+transformers, peft and huggingface_hub are imported inside functions: they take seconds.
 """
 
 import hashlib
@@ -31,29 +30,31 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Window of a model that names none (ALiBi models): longer texts would be cut, and counted.
 DEFAULT_WINDOW = 8192
+"""Tokens, for a model that names no window (ALiBi models). Longer texts are cut and counted."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model without its head, ready to run, with everything the engine must know of it.
+    """A model without its head, ready to run.
 
-    Call it as `backbone(input_ids=ids, use_cache=False)` with ids: [B, T] int64 padded on the right
-    with any token. A causal model needs no attention mask: its states never see what is to their
-    right. Any other (an encoder) needs `attention_mask`: [B, T], 1 at tokens and 0 at padding.
+    Call it as `backbone(input_ids=ids, use_cache=False)` with `ids: [B, T] int64`, padded on the
+    right with any token. A causal model needs no attention mask: a hidden state never sees tokens
+    to its right. An encoder needs `attention_mask: [B, T]`, 1 at tokens and 0 at padding.
 
     name: the spec's name.
-    backbone: in evaluation mode, no gradients; its result has `last_hidden_state`: [B, T, D].
-    blocks: the backbone's own list of blocks, in order.
-    causal: no state depends on a token to its right, as a probe found. Only then may a prefix that
-        texts share be run once for all of them.
-    hookpoints: names of the places that can be read, in depth order. `final_norm` is the last
-        hidden state; in a model without a norm after its last block (BERT) it equals that block's.
+    backbone: in evaluation mode, without gradients; its result has `last_hidden_state: [B, T, D]`.
+    blocks: the backbone's list of transformer blocks, in order.
+    causal: no hidden state depends on a token to its right (tested on loading). Only then can a
+        shared prefix run once for all texts.
+    hookpoints: names of the points where hidden states can be read, in depth order. `final_norm` is
+        the last hidden state; without a norm after the last block (BERT) the two are equal.
     hidden_size: D.
-    tokenizer: a transformers fast tokenizer, which gives offsets.
-    max_tokens: the longest prompt the model takes.
-    pad_token_id: an ordinary token to fill rows with; no state of a text ever depends on it.
+    tokenizer: a transformers fast tokenizer, which gives character offsets. Any: transformers has
+        no type that mypy can read.
+    max_tokens: the longest prompt that the model takes.
+    pad_token_id: an ordinary token to fill rows with; no text's hidden state depends on it.
+    device, dtype: of the weights.
     identity: what the store's manifest says about the model.
     """
 
@@ -71,7 +72,7 @@ class LoadedModel:
     identity: dict[str, Json] = field(repr=False)
 
     def watch(self, hookpoint: str, callback: Callable[[Tensor], None]) -> RemovableHandle:
-        """Call `callback` with a hookpoint's hidden_states: [B, T, D] in every forward pass."""
+        """Call `callback` with a hookpoint's `hidden_states: [B, T, D]` in every forward pass."""
         return layers.watch(self.backbone, self.blocks, hookpoint, callback)
 
 
@@ -86,16 +87,20 @@ def load_model(
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapter, and find its hookpoints.
 
-    On a CPU with AVX-512, layers in float32 are fused: see `fused`.
+    On a CPU with AVX-512, layers in float32 are replaced by faster ones (`fused`).
 
-    device: `cpu`, `cuda`, `cuda:1`, or `auto` (a GPU where there is one).
-    dtype: `auto` (bfloat16 on a GPU that has it, else float16; float32 on a CPU without AMX,
-        bfloat16 on one with it), or a name.
-    allow_pickle: also open pickled weights, which can run any code they hold.
-    trust_remote_code: run Python files that come with the model.
-    on_note: called with one line for each thing the user should know but need not act on.
+    Args:
+        spec: which model.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto` (a GPU if there is one).
+        dtype: `float64`, `float32`, `bfloat16`, `float16` or `auto` (on a GPU bfloat16 if it has
+            that, else float16; on a CPU bfloat16 with AMX, else float32).
+        allow_pickle: also open pickled weights, which can run code.
+        trust_remote_code: run Python files that come with the model.
+        on_note: called with one-line notes that need no action.
 
-    Raises ModelError, naming the file or directory and what to do.
+    Raises:
+        ModelError: the model cannot be loaded; the message names the file and what to do.
+        ConfigError: an unknown device or dtype.
     """
     note = on_note or (lambda _line: None)
     target = _device(device)
@@ -108,7 +113,7 @@ def load_model(
         adapter.check_adapter(allow_pickle)
 
     with ThreadPoolExecutor(4) as pool, quiet_transformers():
-        # Hashing runs beside loading: both read the same pages, and hashlib releases the lock.
+        # Files are hashed while they load: both read the same pages, and hashlib frees the GIL.
         files = [*source.weight_files(), *(adapter.weight_files() if adapter else ())]
         digests = pool.map(sha256, files)
         model, quantization = load_weights(
@@ -118,21 +123,22 @@ def load_model(
         if adapter is not None:
             if packed:
                 raise ModelError(
-                    f"{spec.base}: its weights are quantised ({quantization}), so merging an "
-                    "adapter would round it away; expected plain weights"
+                    f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
+                    "merged into them would be rounded away; expected plain weights"
                 )
             model = merge_adapter(model, adapter, spec)
             note(f"{spec.name}: adapter {spec.adapter} merged into {spec.base} in float32")
         if quantization is not None and not packed:
             form = "GGUF" if source.gguf else quantization
-            note(f"{spec.name}: {form} weights unpacked to {str(working).removeprefix('torch.')}")
+            type_name = str(working).removeprefix("torch.")
+            note(f"{spec.name}: {form} weights dequantised to {type_name}")
         tokenizer_home = adapter if adapter and adapter.tokenizer_files() else source
         tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code)
         weights = dict(zip((f.name for f in files), digests, strict=True))
 
     backbone = find_backbone(model)
     config = model.config
-    del model  # and with it the head
+    del model  # frees the head
     if not packed:
         backbone.to(dtype=working)
     backbone.to(target).eval().requires_grad_(False)
@@ -140,7 +146,7 @@ def load_model(
     text_config = backbone.config.get_text_config()
     blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
     if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
-        note(f"{spec.name}: its layers run as they are, without the compiled kernels: {reason}")
+        note(f"{spec.name}: its layers run without the compiled kernels: {reason}")
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
@@ -174,17 +180,17 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
         raise ModelError(f"{source.asked}: no usable tokenizer: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, by which a "
-            "text's tokens are found; expected a fast tokenizer (tokenizer.json)"
+            f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "
+            "text's tokens from others; expected a fast tokenizer (tokenizer.json)"
         )
     _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
     return tokenizer
 
 
 def _keep_spaces_in_offsets(backend: Any) -> None:
-    """Let offsets cover a token's leading spaces, which some post-processors trim away.
+    """Let offsets include a token's leading spaces, which some post-processors cut off.
 
-    Trimmed, a token made of spaces covers nothing and could not be told to belong to a text.
+    Without them, a token of spaces covers no character and would count as none of the text's.
     """
     post_processor = backend.post_processor
     if post_processor is None:
@@ -200,7 +206,7 @@ def _keep_spaces_in_offsets(backend: Any) -> None:
 
 
 def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
-    # Added tokens may lie beyond the embedding (Gemma's image token does); texts hold none of them.
+    # Without added tokens: they may lie beyond the embedding (Gemma's image token), in no text.
     rows = backbone.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise ModelError(
@@ -210,9 +216,9 @@ def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
 
 
 def _window(config: Any, tokenizer: Any) -> int:
-    """The longest prompt, in tokens, whose states do not depend on the others in its batch."""
+    """The longest prompt, in tokens, whose hidden states do not depend on the rest of its batch."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # These two change their frequencies with the longest row of a batch, past this length.
+    # Beyond this length these two choose their frequencies by the longest row of a batch.
     if rope.get("rope_type") in ("dynamic", "longrope"):
         original = rope.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
@@ -225,7 +231,7 @@ def _window(config: Any, tokenizer: Any) -> int:
 
 
 def _skipped_positions(backbone: nn.Module) -> int:
-    """Learned positions that no token gets: RoBERTa counts from the padding token's id on."""
+    """Learned positions that are never used: RoBERTa starts at the padding token's id + 1."""
     return max(
         (
             table.padding_idx + 1
@@ -239,7 +245,7 @@ def _skipped_positions(backbone: nn.Module) -> int:
 
 
 def _filler(config: Any, tokenizer: Any) -> int:
-    """The first ordinary token: at a model's own padding token some models warn, or do more."""
+    """The first ordinary token; at their padding token some models warn or act differently."""
     special = {*tokenizer.all_special_ids, config.get_text_config(decoder=True).pad_token_id}
     return next(token_id for token_id in count() if token_id not in special)
 
@@ -254,9 +260,9 @@ def _identity(
     tokenizer_home: Source,
     quantization: str | None,
 ) -> dict[str, Json]:
-    """What tells this model from any other.
+    """The facts that identify a model: hashes, names, dtype.
 
-    weights_sha256: of the listing that `sha256sum` prints for all weight files, the base's in name
+    weights_sha256 is the hash of what `sha256sum` prints for all weight files: the base's in name
     order, then the adapter's.
     """
     listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
@@ -292,15 +298,13 @@ def _device(device: str | torch.device) -> torch.device:
             f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
         ) from error
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices here"
-        )
+        raise ConfigError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices")
     return target
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        if device.type != "cuda":  # only with tiles of its own is a CPU faster in bfloat16
+        if device.type != "cuda":  # without AMX tiles, bfloat16 is slower than float32
             return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     if dtype not in DTYPES:

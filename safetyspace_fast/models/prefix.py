@@ -1,8 +1,7 @@
-"""Tokens that all prompts begin with (BOS, a chat template's start), run once for all of them.
+"""A key/value cache of the tokens that all prompts share (BOS, a chat template's start).
 
-A causal model's keys and values of the first tokens do not depend on what follows. They are kept
-from one forward pass over the prefix and read by every batch, so that only the tokens after the
-prefix run.
+In a causal model, keys and values of the first tokens do not depend on the tokens after them. The
+shared tokens run once; every batch reads their keys and values, and runs only the tokens behind.
 
 This module imports transformers, which takes seconds: import it inside functions.
 """
@@ -18,63 +17,72 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import ModelError
 
-_PROBES = ((5, 6, 7), (9, 8, 5))  # what follows the prefix when it is tried out
+_PROBES = ((5, 6, 7), (9, 8, 5))  # tokens after the prefix, to try it with
 
 
 class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transformers
     """Keys and values of the tokens before every prompt, for each layer of a model.
 
-    Give it to a backbone as `past_key_values`, with `use_cache=True`, in any number of forward
-    passes: none changes it, and what a batch adds is not kept.
+    Pass it to a backbone as `past_key_values` with `use_cache=True`, as often as you like: a
+    forward pass reads it and never changes it. Keys and values of a batch are not kept.
     """
 
     def __init__(self, layers: list[DynamicLayer]) -> None:
-        """Take the layers of a cache after the prefix ran: keys and values [1, heads, P, dim]."""
+        """Use the layers of a cache that holds the prefix: keys and values [1, heads, P, dim]."""
         super().__init__(layers=layers)
         for layer in layers:
             layer.keys, layer.values = layer.keys.contiguous(), layer.values.contiguous()
-        # All layers of a forward pass get the same mask, which is looked through once.
+        # All layers of a forward pass get the same mask, so it is examined once.
         self._is_causal: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
 
     @classmethod
     @torch.inference_mode()
     def of(cls, backbone: nn.Module, ids: Tensor) -> "SharedPrefix":
-        """Run a prefix, and try out whether the model goes on from it.
+        """Run the shared tokens, then check that the model continues from them correctly.
 
-        ids: [P] int64, on the backbone's device.
+        Args:
+            backbone: a causal model without its head.
+            ids: [P] int64 on the backbone's device.
 
-        Raises ModelError where the states after the prefix would differ by more than rounding.
+        Raises:
+            ModelError: the model keeps more than keys and values, or its hidden states after the
+                prefix differ from those of the full prompt by more than rounding.
         """
         cache = getattr(backbone(input_ids=ids[None], use_cache=True), "past_key_values", None)
         if not isinstance(cache, DynamicCache) or not all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
         ):
-            raise ModelError("the model keeps more than keys and values of them")
+            raise ModelError("the model keeps more than their keys and values")
         prefix = cls(cache.layers)
         ends = torch.tensor(_PROBES, device=ids.device)
-        whole = torch.cat([ids.expand(len(ends), -1), ends], 1)
-        expected = backbone(input_ids=whole, use_cache=False).last_hidden_state[:, len(ids) :]
+        full = torch.cat([ids.expand(len(ends), -1), ends], 1)
+        expected = backbone(input_ids=full, use_cache=False).last_hidden_state[:, len(ids) :]
         got = backbone(input_ids=ends, past_key_values=prefix, use_cache=True).last_hidden_state
         gap = torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected)
         if not gap <= torch.finfo(got.dtype).eps ** 0.5:  # wrong positions or masks: far more
-            raise ModelError("the states after it would be others")
+            raise ModelError("hidden states after the prefix would change")
         return prefix
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """What attention reads: a layer's keys and values before a batch's [B, heads, T, dim]."""
+        """A layer's prefix followed by a batch's keys and values [B, heads, T, dim]."""
         layer, batch = self.layers[layer_idx], len(key_states)
         first, second = (kept.expand(batch, -1, -1, -1) for kept in (layer.keys, layer.values))
         return torch.cat([first, key_states], 2), torch.cat([second, value_states], 2)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, layer_idx: int, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-        """A layer's keys and values [heads, P, dim], for attention that reads them by itself.
+        """A layer's keys and values, for attention that reads them without `update`.
 
-        mask: [.., T, P + T] boolean, True where a token is seen. Where it hides any token that
-            stands before another, there is no result.
+        Args:
+            layer_idx: the layer's number.
+            mask: [..., T, P + T] boolean, True where a token is seen.
+
+        Returns:
+            Two tensors [heads, P, dim]; None if the mask hides an earlier token or shows a later
+            one, since the caller applies a causal mask only.
         """
         causal = self._is_causal.get(mask)
         if causal is None:

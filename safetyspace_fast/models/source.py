@@ -1,6 +1,6 @@
-"""Where a model lies: a directory, a GGUF file or a hub id; its files, checked and hashed.
+"""The files of a model or an adapter: found in a directory or on the hub, checked, hashed.
 
-Only safetensors and GGUF weights pass, unless the caller allows pickles by name.
+Weights must be safetensors or GGUF; pickled ones pass only if the caller allows them by name.
 """
 
 import hashlib
@@ -18,9 +18,15 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model or an adapter lies: a directory, and the GGUF file in it if it is one."""
+    """The files of a model or an adapter.
 
-    asked: str  # as the user named it, for messages
+    asked: what the user typed, for messages.
+    directory: the folder that holds the files.
+    gguf: name of the GGUF file in it; None for a directory of safetensors.
+    commit: of a model from the hub.
+    """
+
+    asked: str
     directory: Path
     gguf: str | None = None
     commit: str | None = None
@@ -33,15 +39,17 @@ class Source:
         if indexes:
             names = _index_files(indexes[0])
             return [self.directory / name for name in names]
-        found = [
+        safetensors = [
             path
             for name in ("model.safetensors", "adapter_model.safetensors")
             if (path := self.directory / name).is_file()
         ]
-        return found or sorted(p for pattern in _PICKLES for p in self.directory.glob(pattern))
+        return safetensors or sorted(
+            p for pattern in _PICKLES for p in self.directory.glob(pattern)
+        )
 
     def check(self, allow_pickle: bool) -> None:
-        """Raise ModelError unless this is a whole model whose weights may be opened."""
+        """Raise ModelError unless this is a complete model whose weights may be opened."""
         if self.gguf is not None:
             with (self.directory / self.gguf).open("rb") as file:
                 if (magic := file.read(4)) != b"GGUF":
@@ -50,9 +58,9 @@ class Source:
                     )
             return
         if not (self.directory / "config.json").is_file():
-            hint = "no config.json in it"
+            hint = "it has no config.json"
             if (self.directory / "adapter_config.json").is_file():
-                hint = f"it holds an adapter; write BASE+{self.asked}"
+                hint = f"it is an adapter; write BASE+{self.asked}"
             elif any(self.directory.glob("*.gguf")):
                 hint = "it holds GGUF files; name one of them"
             raise ModelError(f"{self.asked}: not a model directory: {hint}")
@@ -60,28 +68,28 @@ class Source:
         self._check_weights(allow_pickle)
 
     def check_adapter(self, allow_pickle: bool) -> None:
-        """Raise ModelError unless this is a whole PEFT adapter whose weights may be opened."""
+        """Raise ModelError unless this is a complete PEFT adapter that may be opened."""
         if not (self.directory / "adapter_config.json").is_file():
-            raise ModelError(f"{self.asked}: not a PEFT adapter: no adapter_config.json in it")
+            raise ModelError(f"{self.asked}: not a PEFT adapter: it has no adapter_config.json")
         self._check_weights(allow_pickle)
 
     def _check_weights(self, allow_pickle: bool) -> None:
         files = self.weight_files()
         if not files:
-            raise ModelError(f"{self.asked}: no weights in it: expected *.safetensors files")
+            raise ModelError(f"{self.asked}: it has no weights: expected *.safetensors files")
         for file in files:
             if not file.is_file():
-                raise ModelError(f"{file}: named by the index beside it, but missing")
+                raise ModelError(f"{file}: the index names it, but it is missing")
             if file.suffix == ".safetensors":
                 _check_safetensors(file)
             elif not allow_pickle:
                 raise ModelError(
                     f"{file}: pickled weights can run code when they are opened; expected "
-                    "safetensors; convert them, or allow pickle by name if you trust their origin"
+                    "safetensors: convert the file, or allow pickle if you trust its origin"
                 )
 
     def tokenizer_files(self) -> list[Path]:
-        """The files that hold a tokenizer's vocabulary, the most specific first."""
+        """The files that hold a tokenizer, the one that identifies it first."""
         files = (self.directory / name for name in _TOKENIZER_FILES)
         return [file for file in files if file.is_file()]
 
@@ -89,16 +97,18 @@ class Source:
 def find_source(
     asked: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
 ) -> Source:
-    """Find a model or an adapter; one on the hub is downloaded into the hub's own cache.
+    """Find a model or an adapter; one on the hub is downloaded into the hub's cache.
 
-    asked: a directory, a `.gguf` file, or a hub id.
-    revision: branch, tag or commit; only of a hub id.
-    allow_pickle, trust_remote_code: also download pickled weights, and Python files.
+    Args:
+        asked: a directory, a `.gguf` file, or a hub id.
+        revision: branch, tag or commit of a hub id.
+        allow_pickle, trust_remote_code: download pickled weights, Python files as well.
 
-    Raises ModelError.
+    Raises:
+        ModelError: it is nowhere, or a directory was given a revision.
     """
     path = Path(os.path.expanduser(asked))
-    # Asked through os.path, which takes any string, however long or odd.
+    # os.path and not Path: it takes any string, however long, without raising.
     if os.path.isfile(path) and path.suffix == ".gguf":
         return Source(asked, path.parent, gguf=path.name)
     if os.path.isdir(path):
@@ -115,7 +125,7 @@ def find_source(
 def _download(
     repo_id: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
 ) -> Source:
-    """Fetch what loading needs from the hub, or find it in the hub's cache."""
+    """Download the files that loading needs, or find them in the hub's cache."""
     import huggingface_hub
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -126,7 +136,7 @@ def _download(
             repo_id,
             revision=revision,
             allow_patterns=wanted,
-            # Copies of the same weights in other formats.
+            # These are copies of the same weights in other formats.
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:
@@ -135,14 +145,14 @@ def _download(
         if isinstance(error, huggingface_hub.errors.GatedRepoError):
             advice = "; ask for access on its page, then log in with `hf auth login`"
         raise ModelError(
-            f"{repo_id}: no such directory, and not to be had from the model hub{at_revision} "
+            f"{repo_id}: no such directory, and the model hub does not give it{at_revision} "
             f"({type(error).__name__}: {first_line(error)}){advice}"
         ) from error
     return Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
 
 
 def _check_safetensors(file: Path) -> None:
-    """Read a file's header, which also holds it to the file's length."""
+    """Read a file's header; safetensors compares it with the file's length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -150,7 +160,7 @@ def _check_safetensors(file: Path) -> None:
             pass
     except SafetensorError as error:
         raise ModelError(
-            f"{file}: not a whole safetensors file ({error}); copy or download it again"
+            f"{file}: not a complete safetensors file ({error}); copy or download it again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the user types to name a model: `[NAME=]BASE[+ADAPTER]`."""
+"""How a user names a model: `[NAME=]BASE[+ADAPTER]`."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from ..errors import ConfigError
 
 MAX_NAME_LENGTH = 100
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
-# Names of devices where Windows looks at a copied store, and of what Zarr keeps beside groups.
+# Names of devices on Windows, where a store may be copied to, and of Zarr's metadata.
 _RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|zarr\.json.*)", re.IGNORECASE)
 _HUB_ID_AT_REVISION = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[^@\s]+)")
 
@@ -30,8 +30,7 @@ class ModelSpec:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        """Hold the fields to what the store can take."""
-        # The name becomes a folder of the store.
+        """Check the fields; the name becomes a folder of the store."""
         if not _NAME.fullmatch(self.name) or _RESERVED.fullmatch(self.name):
             raise ConfigError(
                 f"model name {self.name!r}: expected letters, digits, '.', '_' or '-', beginning "
@@ -52,8 +51,11 @@ class ModelSpec:
 def parse_model(text: str) -> ModelSpec:
     """Read `[NAME=]BASE[+ADAPTER]`; BASE may be `ID@REVISION`.
 
-    Without NAME the last part of the path is the name. A `=`, `+` or `@` that belongs to a path
-    which exists is taken as part of that path.
+    Without NAME the last part of the path is the name. If a path with `=`, `+` or `@` in it exists,
+    the sign belongs to the path.
+
+    Raises:
+        ConfigError: an empty part, or a name that the store cannot take.
     """
     name, equals, rest = text.partition("=")
     if not equals or "/" in name or _exists(text):
@@ -66,7 +68,7 @@ def parse_model(text: str) -> ModelSpec:
 
 
 def split_revision(text: str) -> tuple[str, str | None]:
-    """Split a hub id from its revision; a path that exists has none."""
+    """Split `ID@REVISION`; an existing path has no revision."""
     match = _HUB_ID_AT_REVISION.fullmatch(text)
     if match is None or _exists(text):
         return text, None
@@ -83,7 +85,7 @@ def _split_adapter(text: str) -> tuple[str, str | None]:
 
 
 def _exists(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path))  # of any string, however long or odd
+    return os.path.exists(os.path.expanduser(path))  # takes any string without raising
 
 
 def _default_name(path: str) -> str:

@@ -1,9 +1,9 @@
-"""Texts to token ids, and which of the tokens are the text's own.
+"""From texts to token ids: which tokens are the text's, and which all prompts share.
 
-A prompt is `prefix + text + suffix`, where prefix and suffix come from the model's chat template,
-or are empty. The text's own tokens are all that hold at least one of its characters, so a token
-across the border between template and text belongs to the text. Tokens that the tokenizer adds
-(BOS) and the template's are never the text's.
+A prompt is `prefix + text + suffix`; prefix and suffix come from the model's chat template, or are
+empty. A text's tokens are all that contain at least one of its characters, so a token across the
+border between template and text is the text's. Tokens that the tokenizer adds (BOS) and tokens of
+the template are not.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MIN_SHARED_TOKENS = 4
 """A shorter prefix costs more than it saves: attention after one needs a mask, otherwise none."""
 
-# Some templates print today's date, but a result must not depend on the day it was made: this takes
-# the place of transformers' function. The line break after it is dropped as after any block.
+# Some templates print today's date, but results must not depend on the day. This macro replaces
+# transformers' function; Jinja drops the line break after it.
 FIXED_DATE = """{% macro strftime_now(form) -%}
 {{ {"%d %b %Y": "26 Jul 2024", "%B %d, %Y": "July 26, 2024"}.get(form, "2024-07-26") }}
 {%- endmacro %}
@@ -39,8 +39,9 @@ FIXED_DATE = """{% macro strftime_now(form) -%}
 class Template:
     """What surrounds every text.
 
-    kind: `chat` (the model's own chat template, one user turn, then the start of the answer) or
-    `none` (the text alone, with the special tokens that the tokenizer itself adds).
+    kind: `chat` (the model's chat template: one user turn, then the start of the answer) or `none`
+        (the text alone, with the special tokens that the tokenizer adds).
+    prefix, suffix: the template's characters before and after the text.
     """
 
     kind: str
@@ -49,7 +50,7 @@ class Template:
 
     @property
     def sha256(self) -> str:
-        """Tells this template from any other."""
+        """Identifies the template."""
         parts = json.dumps([self.kind, self.prefix, self.suffix])
         return hashlib.sha256(parts.encode()).hexdigest()
 
@@ -60,13 +61,14 @@ class Tokenized:
 
     ids: [total] int32, all prompts one after the other.
     starts: [N + 1] int64, prompt i is ids[starts[i]:starts[i + 1]].
-    spans: [N, S, 2] int32, half-open token ranges to average, one per pooling, from the prompt's
-        start; empty where the text has no tokens.
-    n_text_tokens: [N] int32, the text's own tokens; 0 for a text that yields none.
+    spans: [N, S, 2] int32, half-open token ranges to average, one per pooling, counted from the
+        prompt's start; empty for a text without tokens.
+    n_text_tokens: [N] int32, tokens of the text itself.
     truncated: [N] bool, the text was cut to fit the window; the template never is.
     poolings: names of the S spans.
-    prefix_length: number of leading tokens that are the same in all prompts, in no span, and no
-        whole prompt.
+    template: what surrounds the texts.
+    prefix_length: how many leading tokens all prompts share. None of them is in a span, and every
+        prompt has at least one token more.
     """
 
     ids: NDArray[np.int32]
@@ -84,15 +86,15 @@ class Tokenized:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[N] int64, tokens of each prompt."""
+        """Tokens of each prompt: [N] int64."""
         return np.diff(self.starts)
 
     def prompt(self, index: int) -> NDArray[np.int32]:
-        """The token ids of one prompt."""
+        """Token ids of one prompt: [T] int32."""
         return self.ids[self.starts[index] : self.starts[index + 1]]
 
     def without_prefix(self) -> "Tokenized":
-        """The same prompts from behind their shared prefix on; spans are moved with them."""
+        """The same prompts without their shared prefix; spans count from the new start."""
         cut = self.prefix_length
         inside = np.ones(len(self.ids), np.bool_)
         inside[(self.starts[:-1, None] + np.arange(cut)).ravel()] = False
@@ -115,16 +117,21 @@ def tokenize(
 ) -> Tokenized:
     """Turn texts into prompts and spans for one model.
 
-    Prompts of a causal model end with the last token that a pooling reads: what a template puts
-    behind it changes nothing.
+    Prompts of a causal model end with the last token that a pooling reads; tokens after it could
+    not change the result.
 
-    template: `auto` (the chat template of a model that has one), `chat`, or `none`.
-    poolings: of `mean` (the text's own tokens), `last` (last token of the prompt) and `last_text`
-        (last token of the text).
-    max_tokens: cut texts so that prompts fit; by default, and at most, the model's window.
+    Args:
+        model: a loaded model.
+        texts: N texts.
+        template: `auto` (the model's chat template if it has one), `chat`, or `none`.
+        poolings: any of `mean` (the text's tokens), `last` (last token of the prompt) and
+            `last_text` (last token of the text).
+        max_tokens: cut texts so that prompts have at most this many tokens; None: the model's
+            window, which is never exceeded.
 
-    Raises ConfigError for a choice that does not exist or a window too small for the template, and
-    ModelError for a chat template that does not show the text as it is.
+    Raises:
+        ConfigError: an unknown choice, or a window too small for the template.
+        ModelError: the chat template changes the text.
     """
     if unknown := [p for p in poolings if p not in POOLINGS]:
         raise ConfigError(f"pooling {unknown[0]!r}: expected one of {', '.join(POOLINGS)}")
@@ -159,12 +166,15 @@ def tokenize(
 def share_prefix(
     model: LoadedModel, tokens: Tokenized
 ) -> "tuple[SharedPrefix | None, Tokenized, str | None]":
-    """Take off the prompts what they all begin with, where the model can go on from there.
+    """Run the tokens that all prompts share once, and cut them off the prompts.
 
-    tokens: whole prompts.
+    Args:
+        model: a loaded model.
+        tokens: full prompts.
 
-    Returns the keys and values of the prefix, for `Capture`, or None; the tokens that are left to
-    run; and the reason why a prefix that is there is not shared.
+    Returns:
+        The prefix's keys and values, or None; the tokens left to run in every batch; and, if
+        prompts share a prefix but the model cannot use it, the reason.
     """
     length = tokens.prefix_length
     if length < MIN_SHARED_TOKENS or not model.causal:
@@ -193,7 +203,7 @@ def _template(model: LoadedModel, asked: str) -> Template:
         )
     if asked == "none" or not model.tokenizer.chat_template:
         return Template("none")
-    # What two texts without a common character leave in common is the template's own.
+    # Two prompts whose texts have no character in common share only the template.
     one, other = _render(model, ["x", "7"])
     return Template(
         "chat", _common_prefix(one, other), _common_prefix(one[::-1], other[::-1])[::-1]
@@ -222,18 +232,19 @@ def _common_prefix(one: str, other: str) -> str:
 
 
 def _encode_chat(model: LoadedModel, template: Template, texts: Sequence[str]) -> _Encoded:
-    """Encode rendered prompts; the template itself writes BOS, so the tokenizer must not."""
+    """Encode rendered prompts; the template writes BOS, so the tokenizer must not add one."""
     if not texts:
         return []
     rendered = _render(model, texts)
     before, after = len(template.prefix), len(template.suffix)
     for i_text, (text, prompt) in enumerate(zip(texts, rendered, strict=True)):
-        shown = prompt[before : len(prompt) - after]
-        # Many templates strip the text; any other change would make the spans a guess.
-        if shown not in (text, text.strip()) or prompt != template.prefix + shown + template.suffix:
+        middle = prompt[before : len(prompt) - after]
+        # Many templates strip the text; after any other change the spans would be a guess.
+        unchanged = middle in (text, text.strip())
+        if not unchanged or prompt != template.prefix + middle + template.suffix:
             raise ModelError(
-                f"{model.name}: its chat template does not show sample {i_text} as it is between a "
-                "fixed beginning and end; use template 'none'"
+                f"{model.name}: its chat template changes sample {i_text}, or what surrounds it; "
+                "use template 'none'"
             )
     batch = model.tokenizer(
         rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -243,21 +254,21 @@ def _encode_chat(model: LoadedModel, template: Template, texts: Sequence[str]) -
         rendered, batch["input_ids"], batch["offset_mapping"], strict=True
     ):
         begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
-        own = np.flatnonzero((end > before) & (begin < len(prompt) - after))
-        first, stop = (own[0], own[-1] + 1) if len(own) else (0, 0)
+        of_text = np.flatnonzero((end > before) & (begin < len(prompt) - after))
+        first, stop = (of_text[0], of_text[-1] + 1) if len(of_text) else (0, 0)
         encoded.append((np.array(ids, np.int32), int(first), int(stop)))
     return encoded
 
 
 def _encode_plain(tokenizer: Any, texts: Sequence[str]) -> _Encoded:
-    """Encode bare texts; every token that the tokenizer did not add itself is the text's."""
+    """Encode texts alone; every token but those that the tokenizer adds is the text's."""
     if not texts:
         return []
     batch = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
     encoded = []
     for ids, added in zip(batch["input_ids"], batch["special_tokens_mask"], strict=True):
-        own = np.flatnonzero(np.array(added) == 0)
-        first, stop = (own[0], own[-1] + 1) if len(own) else (0, 0)
+        of_text = np.flatnonzero(np.array(added) == 0)
+        first, stop = (of_text[0], of_text[-1] + 1) if len(of_text) else (0, 0)
         encoded.append((np.array(ids, np.int32), int(first), int(stop)))
     return encoded
 
@@ -265,7 +276,7 @@ def _encode_plain(tokenizer: Any, texts: Sequence[str]) -> _Encoded:
 def _cut_to_window(
     encoded: _Encoded, window: int, name: str
 ) -> tuple[list[NDArray[np.int32]], NDArray[np.int64], NDArray[np.bool_]]:
-    """Drop each text's last tokens until its prompt fits; what surrounds the text stays."""
+    """Drop each text's last tokens until its prompt fits; the template stays complete."""
     ids = []
     spans = np.zeros((len(encoded), 2), np.int64)
     truncated = np.zeros(len(encoded), np.bool_)
@@ -274,7 +285,7 @@ def _cut_to_window(
         if excess > 0:
             if excess >= stop - first:
                 raise ConfigError(
-                    f"max_tokens {window}: {name}'s template alone takes "
+                    f"max_tokens {window}: {name}'s template alone has "
                     f"{len(tokens) - (stop - first)} tokens; expected at least one more"
                 )
             tokens = np.concatenate([tokens[: stop - excess], tokens[stop:]])
@@ -291,7 +302,7 @@ def _check_ids(ids: NDArray[np.int32], model: LoadedModel) -> None:
         token = model.tokenizer.convert_ids_to_tokens(largest)
         raise ModelError(
             f"{model.name}: a text holds token {token!r} ({largest}), but the model embeds only "
-            f"{rows}; leave that text out, or use the model's own tokenizer"
+            f"{rows}; leave the text out, or use the tokenizer of this model"
         )
 
 
@@ -311,7 +322,7 @@ def _spans(
 def _shared_prefix(
     ids: NDArray[np.int32], starts: NDArray[np.int64], text_spans: NDArray[np.int64]
 ) -> int:
-    """Leading tokens that all prompts have in common, none of them a text's or a prompt's last."""
+    """How many leading tokens all prompts share, without a text's tokens or a prompt's last."""
     has_text = text_spans[:, 1] > text_spans[:, 0]
     if not has_text.any():
         return 0

@@ -1,4 +1,7 @@
-"""Weights as transformers loads them: quantised, from GGUF, or with an adapter merged in."""
+"""Loading weights with transformers: plain, quantised or GGUF, with or without an adapter.
+
+Models of transformers have no common type (each architecture is a class of its own), hence `Any`.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -15,23 +18,35 @@ from .spec import ModelSpec
 def load_weights(
     source: Source, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
 ) -> tuple[Any, str | None]:
-    """The model with its head, and the method by which its files are quantised, if any."""
+    """Load a model with its head.
+
+    Args:
+        source: a model, checked before.
+        dtype: of the weights; quantised ones keep theirs.
+        allow_pickle, trust_remote_code: as in `load_model`.
+
+    Returns:
+        The model, and the method by which its files are quantised, None for plain weights.
+
+    Raises:
+        ModelError: transformers cannot load it, or weights are missing.
+    """
     import transformers
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
-    if dtype == torch.float64:  # the grouped products of mixtures of experts stop at float32
+    if dtype == torch.float64:  # grouped products of experts do not take float64
         how["experts_implementation"] = "eager"
     if source.gguf is not None:
         where["gguf_file"] = source.gguf
-        if hasattr(transformers, "GgufConfig"):  # older versions always unpack
+        if hasattr(transformers, "GgufConfig"):  # older versions always dequantise
             how["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if source.gguf is None and not trust_remote_code:
         _check_own_code(source)
     try:
         config = transformers.AutoConfig.from_pretrained(source.directory, **where)
         _check_config(config, source)
-        quantization = _quantization(config)  # transformers drops it where it unpacks the weights
+        quantization = _quantization(config)  # loading may delete it from the config
         model, info = _auto_class(config).from_pretrained(
             source.directory, config=config, output_loading_info=True, **where, **how
         )
@@ -67,9 +82,9 @@ def _check_own_code(source: Source) -> None:
     own = written.get("auto_map")
     if own and written.get("model_type") not in transformers.CONFIG_MAPPING:
         raise ModelError(
-            f"{source.asked}: {written.get('model_type')!r} is not part of transformers and comes "
-            f"with code of its own ({', '.join(sorted(own))}), which does not run unless you trust "
-            "it: read it, then allow remote code by name"
+            f"{source.asked}: {written.get('model_type')!r} is not part of transformers; the model "
+            f"brings its own code ({', '.join(sorted(own))}), which runs only if you allow it: "
+            "read it, then allow remote code"
         )
 
 
@@ -78,21 +93,21 @@ def _check_config(config: Any, source: Source) -> None:
 
     if getattr(config.get_text_config(encoder=config.is_encoder_decoder), "expert_capacity", None):
         raise ModelError(
-            f"{source.asked}: the experts of {config.model_type} take a fixed number of tokens in "
-            "each batch (expert_capacity), so a text's states would depend on the texts beside it; "
-            "expected experts without capacity"
+            f"{source.asked}: the experts of {config.model_type} take a fixed number of tokens of "
+            "each batch (expert_capacity), so a text's hidden states would depend on the other "
+            "texts of its batch; expected experts without a capacity"
         )
     method = _quantization(config)
-    # Loading such weights as if they were plain ones would be the alternative.
+    # Without this check transformers would load such weights as if they were plain ones.
     if method not in (None, "bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
         raise ModelError(
-            f"{source.asked}: its weights are quantised by {method!r}, which this version of "
-            "transformers does not know; use a newer one, or the plain weights"
+            f"{source.asked}: its weights are quantised with {method!r}, which this version of "
+            "transformers does not know; use a newer version, or the plain weights"
         )
 
 
 def _quantization(config: Any) -> str | None:
-    """The method by which a checkpoint's weights are quantised, as its config names it."""
+    """The method by which a checkpoint's weights are quantised; None for plain weights."""
     written = getattr(config, "quantization_config", None)
     if written is None:
         return None
@@ -102,7 +117,7 @@ def _quantization(config: Any) -> str | None:
 
 
 def _auto_class(config: Any) -> Any:
-    """The transformers class that loads a checkpoint and adds no part (a pooler) that it lacks."""
+    """The transformers class that loads a checkpoint without adding untrained parts (a pooler)."""
     import transformers
 
     remote = getattr(config, "auto_map", None) or {}
@@ -111,24 +126,24 @@ def _auto_class(config: Any) -> Any:
         ("AutoModelForMaskedLM", transformers.MODEL_FOR_MASKED_LM_MAPPING),
         ("AutoModelForTextEncoding", transformers.MODEL_FOR_TEXT_ENCODING_MAPPING),
     ):
-        # As causal models, encoder-decoders would come without their encoders.
+        # Loaded as causal models, encoder-decoders would lack their encoders.
         if not config.is_encoder_decoder and (type(config) in mapping or name in remote):
             return getattr(transformers, name)
     return transformers.AutoModel
 
 
 def find_backbone(model: Any) -> Any:
-    """The part that turns token ids into hidden states: no head, no images, no second stack."""
+    """The part that turns token ids into hidden states: no head, no image tower, no decoder."""
     if model.config.is_encoder_decoder:
         return model.get_encoder()
     if model.config.get_text_config() is not model.config:  # one part of several
         return model.get_decoder()
-    # Llama 4 gives another name to its base than the one it goes by.
+    # In Llama 4 `base_model` is the model itself: the attribute has another name than it says.
     return model.base_model if model.base_model is not model else getattr(model, "model", model)
 
 
 def merge_adapter(model: Any, adapter: Source, spec: ModelSpec) -> Any:
-    """The model with the adapter's changes added to its weights; ModelError if they do not fit."""
+    """Add an adapter to a model's weights; ModelError if it does not belong to the model."""
     try:
         import peft
     except ImportError as error:
@@ -141,24 +156,24 @@ def merge_adapter(model: Any, adapter: Source, spec: ModelSpec) -> Any:
         raise ModelError(
             f"{adapter.asked}: not an adapter for {spec.base}: {first_line(error)}"
         ) from error
-    # PEFT passes over weights that have no place in the model; here they mean a wrong base.
+    # PEFT ignores weights without a counterpart in the model; here they mean a wrong base.
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    if odd := sorted(saved.keys() ^ expected.keys()):
+    if unmatched := sorted(saved.keys() ^ expected.keys()):
         raise ModelError(
-            f"{adapter.asked}: not an adapter for {spec.base}: {len(odd)} weights do not match the "
-            f"model (first: {odd[0]})"
+            f"{adapter.asked}: not an adapter for {spec.base}: {len(unmatched)} weights do not "
+            f"match the model (first: {unmatched[0]})"
         )
     if not hasattr(adapted, "merge_and_unload"):
         raise ModelError(
             f"{adapter.asked}: an adapter of type {adapted.active_peft_config.peft_type.value} "
-            "cannot be merged into weights; expected LoRA or a relative"
+            "cannot be merged into weights; expected LoRA or one of its variants"
         )
     return adapted.merge_and_unload()
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and warnings off the terminal; what matters is raised or noted."""
+    """Silence transformers' progress bars and warnings; what users must know is raised or noted."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -228,7 +228,7 @@ def test_one_language_in_two_spellings_is_refused(tmp_path: Path, other: str) ->
     path = tmp_path / "x.jsonl"
     rows = [{"text": str(i), "label": i % 2, "lang": ("en-US", other)[i // 2]} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=rf"^x\.jsonl:3: lang is '{other}', before 'en-US': use"):
+    with pytest.raises(DataError, match=rf"^x\.jsonl:3: lang is '{other}', earlier 'en-US': use"):
         read_samples(path)
 
 

@@ -229,15 +229,15 @@ SURROGATE = "broken UTF-8 or a lone surrogate in "
         ({"text": ""}, "empty text"),
         ({"text": " \t\n\u3000"}, "empty text"),
         ({"text": None}, "no text"),
-        ({"text": 7}, "text is no string but int"),
-        ({"text": ["a"]}, "text is no string but list"),
+        ({"text": 7}, "text is not a string but int"),
+        ({"text": ["a"]}, "text is not a string but list"),
         ({"text": "a\0b"}, NUL),
         ({"text": "a\ud800b"}, SURROGATE + "text"),
         ({"label": None}, "no label"),
         ({"label": ""}, "no label"),
         ({"pair": "\udfff"}, SURROGATE + "pair"),
-        ({"pair": 1.5}, "pair is no string or integer but float"),
-        ({"item": True}, "item is no string or integer but bool"),
+        ({"pair": 1.5}, "pair is not a string or integer but float"),
+        ({"item": True}, "item is not a string or integer but bool"),
     ],
 )
 def test_unusable_rows_are_listed(
@@ -260,7 +260,7 @@ def test_unusable_rows_are_listed(
         (b"null", "not a JSON object"),
         (
             b'{"text": "a", "label": 0, "label": 1, "lang": "en"}',
-            "a key stands twice in the object",
+            "a key occurs twice in the object",
         ),
         (b"[" * 100_000, "not JSON that can be read"),
         (b'{"label": ' + b"9" * 10_000 + b"}", "not JSON that can be read"),
@@ -310,7 +310,7 @@ def test_csv_rows_of_another_width_are_listed(tmp_path: Path) -> None:
             'text,label,lang\nx,1,en\n"a"b,0,en\n',
             r"x\.csv:3: .* expected after .*: double the quotes",
         ),
-        ("text,label,lang,text\nx,1,en,y\n", r"x\.csv:1: a column name stands twice"),
+        ("text,label,lang,text\nx,1,en,y\n", r"x\.csv:1: a column name occurs twice"),
         ("", "x: no usable texts: it is empty"),
         ("\n\n", "x: no usable texts: it is empty"),
         ("text,label,lang\n", "x: no usable texts: it is empty"),
@@ -448,7 +448,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     for path, message in (
         (cut, "damaged gzip"),
         (no_gzip, "damaged gzip"),
-        (parquet, "no whole Parquet file, rows read: 0"),
+        (parquet, "not a complete Parquet file, rows read: 0"),
     ):
         with pytest.raises(DataError, match=f"^{path.name}: {message}") as caught:
             read_samples(path)

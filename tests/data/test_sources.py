@@ -91,7 +91,7 @@ def test_the_same_data_in_two_formats_is_refused(tmp_path: Path) -> None:
         ("nul\0", r"^'nul\\x00': no such file or directory"),
         ("x" * 5000, r"^x+\.\.\.: no such file or directory"),
         ("/dev/null", "^/dev/null: no such file"),
-        ("sample:rude", "^no packaged sample 'rude': there is polite"),
+        ("sample:rude", "^no packaged sample 'rude': expected polite"),
         ("sample:../polite", r"^no packaged sample '\.\./polite'"),
     ],
 )
@@ -104,7 +104,7 @@ def test_sources_that_are_not_there(source: str, message: str) -> None:
 def test_unknown_kinds_of_file(tmp_path: Path) -> None:
     for name in ("x.json", "x.parquet.gz", ".jsonl", "x"):
         (tmp_path / name).touch()
-        with pytest.raises(DataError, match=r"unknown kind of file: expected \.jsonl"):
+        with pytest.raises(DataError, match=r"unknown file format: expected \.jsonl"):
             read_samples(tmp_path / name)
     with pytest.raises(DataError, match="no data files: expected"):
         read_samples(tmp_path)
@@ -119,7 +119,7 @@ def test_links_and_pipes_in_a_layout(tmp_path: Path) -> None:
     (folder / "loop").symlink_to(folder, target_is_directory=True)
     assert len(read_samples(folder)) == 2
     os.mkfifo(folder / "de.jsonl")
-    with pytest.raises(DataError, match=r"de\.jsonl is no regular file"):
+    with pytest.raises(DataError, match=r"de\.jsonl is not a regular file"):
         read_samples(folder)
 
 

@@ -246,8 +246,8 @@ class Model(nn.Module):
     ("use", "reason"),
     [
         (lambda layer, x: functional.linear(x, layer.weight), "Error"),
-        (lambda layer, x: layer(x) * (1 + isinstance(layer, PackedLinear)), "others by 1.0e+00"),
-        (lambda layer, x: layer(x) * torch.nan, "others by nan"),
+        (lambda layer, x: layer(x) * (1 + isinstance(layer, PackedLinear)), "change by 1.0e+00"),
+        (lambda layer, x: layer(x) * torch.nan, "change by nan"),
         (lambda layer, x: layer(x), None),
     ],
 )

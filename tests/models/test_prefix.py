@@ -71,5 +71,5 @@ def test_a_mask_that_hides_earlier_tokens_is_told(
 
 def test_a_model_that_keeps_more_than_keys_and_values_is_refused(tmp_path: Path) -> None:
     model = load_model(parse_model(str(save_tiny("mamba", tmp_path / "mamba"))))
-    with pytest.raises(ModelError, match="keeps more than keys and values"):
+    with pytest.raises(ModelError, match="keeps more than their keys and values"):
         SharedPrefix.of(model.backbone, IDS)

@@ -268,10 +268,10 @@ def test_dates_in_templates_stand_still(tiny):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ messages[0]['content'] | upper }}", "does not show sample 0"),
-        ("{{ messages[0]['content'] }} / {{ messages[0]['content'] }}", "does not show sample 0"),
-        ("{{ messages[0]['content'] | length }}: {{ messages[0]['content'] }}", "does not show"),
-        ("always the same", "does not show sample 0"),
+        ("{{ messages[0]['content'] | upper }}", "changes sample 0"),
+        ("{{ messages[0]['content'] }} / {{ messages[0]['content'] }}", "changes sample 0"),
+        ("{{ messages[0]['content'] | length }}: {{ messages[0]['content'] }}", "changes sample 0"),
+        ("always the same", "changes sample 0"),
         ("{{ raise_exception('A system turn\nis needed') }}", "fails on one user turn"),
         ("{% if %}", "fails on one user turn"),
     ],
