@@ -43,8 +43,9 @@ from safetyspace_fast.models import (
     tokenize,
     unfuse,
 )
-from safetyspace_fast.runner import axis_sizes, sample_columns
-from safetyspace_fast.store import ModelWriter, Progress, create_run
+from safetyspace_fast.runner import begin, sample_columns
+from safetyspace_fast.store import Place, create_run
+from safetyspace_fast.store.segments import Segments
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
 
@@ -98,13 +99,11 @@ class Ours:
             languages=samples.languages,
             samples=sample_columns(samples),
         )
-        writer = ModelWriter(root, "m", axis_sizes(samples, work))
-        writer.create({"hookpoints": work.hookpoints, "poolings": self.poolings})
-        shape = (len(work.hookpoints), len(self.poolings), sum(work.projection.shape))
-        extraction = Extraction(model, samples, work, writer, Progress(out, "m", shape))
+        session = begin(model, samples, work, Place(out), root, manifest={})
+        extraction = Extraction(model, samples, work, session)
         for _ in extraction:
             pass
-        writer.finish({})
+        session.finish({})
         self.finish_seconds.append(extraction.finish_seconds)
         self.store_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
@@ -173,19 +172,19 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
     def captured() -> float:
         thread = WriterThread()
         with tempfile.TemporaryDirectory() as folder:
-            progress = Progress(Path(folder) / "run.zarr", "m", shape)
+            segments = Segments(Path(folder), shape)
             started = time.perf_counter()
             with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
                 for batch in work.plan:
                     out = capture.run(work.tokens, batch).numpy()
-                    thread.put(partial(append, progress, batch, out))
+                    thread.put(partial(append, segments, batch, out))
             thread.flush()
             seconds = time.perf_counter() - started
             thread.close()
         return seconds
 
-    def append(progress: Progress, batch: Batch, out: np.ndarray) -> None:
-        progress.append(0, batch.rows, batch.for_rows(out))
+    def append(segments: Segments, batch: Batch, out: np.ndarray) -> None:
+        segments.append(0, batch.rows, batch.for_rows(out))
 
     ratios = []
     for i_round in range(rounds + 1):

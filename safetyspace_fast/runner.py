@@ -1,7 +1,7 @@
 """All models of a run, one after the other, from what is asked for to a complete store."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -26,10 +26,9 @@ from .store import (
     Claim,
     Growth,
     Kept,
-    ModelWriter,
     Place,
-    Progress,
     Run,
+    Session,
     alone,
     clear,
     consolidate,
@@ -139,7 +138,7 @@ def _run_model(
     name = spec.name
     stored = _attributes(root, name)
     if stored.get("complete"):
-        clear(Place(config.out).work / name)  # an interrupt may have come before `close`
+        clear(Place(config.out).work / name)  # a crash may have come before it
         yield Note(name, "complete in the store already; nothing to do")
         return
     if config.verify:
@@ -149,23 +148,25 @@ def _run_model(
     notes: list[str] = []
     model = _load(spec, config, notes.append)
     work = _prepare(model, config, samples, earlier.get("token_budget"), notes.append)
-    writer, progress = _begin(model, config, samples, work, root, stored.get("manifest"), kept)
-    extraction = Extraction(
+    manifest = _manifest(model, config, samples, work)
+    session = begin(
         model,
         samples,
         work,
-        writer,
-        progress,
-        kept=kept.languages,
-        impl=_implementation(config),
+        Place(config.out),
+        root,
+        manifest=manifest,
+        earlier=stored.get("manifest", kept.manifest_with(manifest)),
     )
+    impl = _implementation(config)
+    extraction = Extraction(model, samples, work, session, kept=kept.languages, impl=impl)
     yield _planned(name, samples, work, extraction)
     if growth:
         notes.append(_what_is_kept(samples.languages, kept))
     for note in notes:
         yield Note(name, note)
     yield from extraction
-    yield _finish(model, config, samples, writer, progress, extraction)
+    yield _finish(model, config, samples, session, extraction)
 
 
 def _attributes(root: zarr.Group, name: str) -> dict[str, Any]:
@@ -236,41 +237,39 @@ def _prepare(
     )
 
 
-def _begin(
+def begin(
     model: LoadedModel,
-    config: RunConfig,
     samples: Samples,
     work: Prepared,
+    place: Place,
     root: zarr.Group,
-    begun: dict[str, Any] | None,
-    kept: Kept,
-) -> tuple[ModelWriter, Progress]:
+    *,
+    manifest: Mapping[str, Any],
+    earlier: Mapping[str, Any] | None = None,
+) -> Session:
     """Make the model's arrays, or go on with those that an earlier run began.
 
     Raises:
-        StoreError: the earlier run had other settings.
+        StoreError: the earlier manifest is another.
     """
-    manifest = _manifest(model, config, samples, work)
-    sizes = axis_sizes(samples, work)
-    writer = ModelWriter(root, model.name, sizes)
-    earlier = kept.manifest_with(manifest) if begun is None else begun
-    if earlier and (differing := [key for key in manifest if earlier.get(key) != manifest[key]]):
-        raise StoreError(
-            f"{config.out}: model {model.name!r} was begun with another {', '.join(differing)}; "
-            "resume with the same settings, or give it another NAME="
-        )
-    writer.create(
-        {
+    session = Session(
+        place,
+        root,
+        model.name,
+        axis_sizes(samples, work),
+        languages=samples.lang_ranges,
+        parts=[[part.number for part in parts] for parts in work.plan.languages],
+        attributes={
             "hookpoints": work.hookpoints,
-            "poolings": config.poolings,
+            "poolings": work.tokens.poolings,
             "model": model.identity,
             "manifest": manifest,
-        }
+        },
+        earlier=earlier,
     )
-    writer.write("n_tokens", work.tokens.n_text_tokens)  # each time: a crash may have come before
-    writer.write("truncated", work.tokens.truncated)
-    row_shape = (sizes["layer"], sizes["pooling"], sizes["hidden"] + sizes["proj"])
-    return writer, Progress(config.out, model.name, row_shape)
+    session.arrays.write("n_tokens", work.tokens.n_text_tokens)  # each time: a crash may have
+    session.arrays.write("truncated", work.tokens.truncated)  # come before it
+    return session
 
 
 def _manifest(
@@ -322,12 +321,11 @@ def _finish(
     model: LoadedModel,
     config: RunConfig,
     samples: Samples,
-    writer: ModelWriter,
-    progress: Progress,
+    session: Session,
     extraction: Extraction,
 ) -> ModelDone:
     """Mark the model complete and say what it took."""
-    writer.finish(
+    session.finish(
         {
             "versions": info.package_versions(),
             "device": str(model.device),
@@ -338,7 +336,6 @@ def _finish(
             "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
     )
-    progress.close()
     return ModelDone(
         model.name,
         texts=len(samples),

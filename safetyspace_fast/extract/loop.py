@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import count
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..models import LoadedModel
 from ..parallel import in_parallel
-from ..store import ModelWriter, Progress
-from ..store.layout import COMPONENTS, ROW_ARRAYS, Array, shards_of
+from ..store import Session
+from ..store.layout import COMPONENTS, Array, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import finish_cell, merge_bases
@@ -34,8 +33,7 @@ class Extraction:
         model: LoadedModel,
         samples: Samples,
         work: Prepared,
-        writer: ModelWriter,
-        progress: Progress,
+        session: Session,
         *,
         kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
@@ -46,8 +44,7 @@ class Extraction:
             model: the loaded model.
             samples: labels, folds and languages.
             work: what runs, prepared.
-            writer: the model's arrays.
-            progress: segments and journal.
+            session: where all of it is written.
             kept: languages whose arrays are read elsewhere and not computed.
             impl: a forced kernel implementation.
         """
@@ -56,8 +53,7 @@ class Extraction:
         self._samples = samples
         self._work = work
         self._ranges = samples.lang_ranges
-        self._writer = writer
-        self._progress = progress
+        self._session = session
         names = samples.languages
         self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
@@ -66,14 +62,10 @@ class Extraction:
         self.forward_seconds = 0.0
         self.finish_seconds = 0.0
 
-        self._written = progress.written()
-        writer.skip_shards(self._written)
-        numbers = count()
-        self._parts = [[(next(numbers), part) for part in parts] for parts in work.plan.languages]
         self._rows_done = {
-            number: progress.rows_done(number)
-            for i_lang, parts in enumerate(self._parts)
-            for number, _ in parts
+            part.number: session.segments.rows_done(part.number)
+            for i_lang, parts in enumerate(work.plan.languages)
+            for part in parts
             if not self._is_there(i_lang)
         }
 
@@ -113,16 +105,16 @@ class Extraction:
                 self._model, work.hookpoints, work.projection, self._impl, work.prefix
             ) as capture:
                 for i_lang, lang in enumerate(self._samples.languages):
-                    if self._is_written(i_lang):
+                    if self._session.is_written(i_lang):
                         continue
                     arrays = self._kept.get(i_lang)
                     if arrays is None:
-                        for number, part in self._parts[i_lang]:
-                            yield from self._extract(number, part, capture, copy, thread)
+                        for part in work.plan.languages[i_lang]:
+                            yield from self._extract(part, capture, copy, thread)
                         thread.flush()
                         arrays = partial(self._finished, i_lang)
                     started = time.perf_counter()
-                    self._write_language(i_lang, arrays())
+                    self._session.write_language(i_lang, arrays())
                     seconds = time.perf_counter() - started
                     self.finish_seconds += seconds
                     yield LanguageDone(self._name, lang, seconds)
@@ -130,16 +122,13 @@ class Extraction:
         finally:
             thread.close()
 
-    def _is_written(self, i_lang: int) -> bool:
-        return self._written.issuperset(shards_of(self._ranges[i_lang]))
-
     def _is_there(self, i_lang: int) -> bool:
-        return i_lang in self._kept or self._is_written(i_lang)
+        return i_lang in self._kept or self._session.is_written(i_lang)
 
     def _extract(
-        self, number: int, part: Part, capture: Capture, copy: HostCopy, thread: WriterThread
+        self, part: Part, capture: Capture, copy: HostCopy, thread: WriterThread
     ) -> Iterator[Event]:
-        done = self._rows_done.pop(number)
+        done = self._rows_done.pop(part.number)
         waiting = [b for b in reversed(part.batches) if not done.issuperset(b.rows.tolist())]
         while waiting:
             batch = waiting.pop()
@@ -161,15 +150,15 @@ class Extraction:
                     yield Note(self._name, "out of memory: going on with smaller batches")
                 continue
             host = copy.start(out)
-            thread.put(partial(host, partial(self._append, number, batch)))
+            thread.put(partial(host, partial(self._append, part.number, batch)))
             self.forward_seconds += time.perf_counter() - started
             tokens = int(self._work.tokens.lengths[batch.unique].sum())
             self.tokens += tokens
             yield Progressed(self._name, len(batch.rows), tokens)
-        thread.put(partial(self._progress.sync, number))
+        thread.put(partial(self._session.segments.sync, part.number))
 
     def _append(self, number: int, batch: Batch, out: torch.Tensor) -> None:
-        self._progress.append(number, batch.rows, batch.for_rows(out.numpy()))
+        self._session.segments.append(number, batch.rows, batch.for_rows(out.numpy()))
 
     def _finished(self, i_lang: int) -> dict[str, Array]:
         """All arrays of a language, from the segments of its parts; those by language lack it."""
@@ -179,7 +168,8 @@ class Extraction:
         device = self._model.device
         labels = torch.from_numpy(self._samples.labels[samples].astype(np.int64)).to(device)
         folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
-        records = [r for number, _ in self._parts[i_lang] for r in self._progress.records(number)]
+        parts = self._work.plan.languages[i_lang]
+        records = [r for part in parts for r in self._session.segments.records(part.number)]
         cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
             int
         )
@@ -200,40 +190,25 @@ class Extraction:
         in_parallel(finish, list(np.ndindex(n_layers, n_poolings)))
         return grids
 
-    def _write_language(self, i_lang: int, grids: dict[str, Array]) -> None:
-        """Write a language's arrays, then say in the journal which shards that completed."""
-        done: list[int] = []
-        for name, grid in grids.items():
-            if name in ROW_ARRAYS:
-                done = self._writer.write_rows(name, self._ranges[i_lang].start, grid)
-            else:
-                self._writer.write_language(name, i_lang, grid)
-        for shard in done:
-            self._written.add(shard)
-            self._progress.record(shard)
-        for i_lang, parts in enumerate(self._parts):
-            if self._is_written(i_lang):  # the one before may have waited for its last shard
-                for number, _ in parts:
-                    self._progress.drop(number)
-
     def _write_rest(self) -> None:
         """Write what sums up all languages, from the store."""
+        arrays = self._session.arrays
         spans = self._work.tokens.spans
         there = (spans[..., 0] < spans[..., 1]).sum()
-        of_class = self._writer.read("count").sum(4)  # [L, S, lang, label]
-        self._writer.write("nonfinite", there - of_class.sum((1, 2, 3)))
+        of_class = arrays.read("count").sum(4)  # [L, S, lang, label]
+        arrays.write("nonfinite", there - of_class.sum((1, 2, 3)))
         # The centre of a language without a finite state counts for nothing.
-        total = np.nan_to_num(of_class[..., None] * self._writer.read("class_mean")).sum(3)
+        total = np.nan_to_num(of_class[..., None] * arrays.read("class_mean")).sum(3)
         counts = of_class.sum(3)
         centre = total / np.maximum(counts, 1)[..., None]
-        variance = self._writer.read("pca_explained")
-        components = self._writer.read("pca_components")
+        variance = arrays.read("pca_explained")
+        components = arrays.read("pca_components")
         n_layers, n_poolings, _, _, width = components.shape
         basis = np.empty((n_layers, n_poolings, width, COMPONENTS), np.float32)
         for place in np.ndindex(n_layers, n_poolings):
             parts = (torch.from_numpy(x[place]) for x in (centre, variance, components))
             basis[place] = merge_bases(counts[place].tolist(), *parts).numpy()
-        self._writer.write("pca_basis", basis)
+        arrays.write("pca_basis", basis)
 
 
 def _fold_means(projected: Array, cell_of: Array) -> dict[str, Array]:

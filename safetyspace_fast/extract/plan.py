@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,8 @@ class Batch:
 class Part:
     """A stretch of one language's samples: the unit of work and of resume."""
 
+    number: int
+    """Among the parts of all languages."""
     rows: slice
     batches: tuple[Batch, ...]
 
@@ -99,6 +101,7 @@ def make_plan(
     """
     lengths = tokens.lengths
     planned, hashes = [], []
+    numbers = count()
     real = padded = unique_texts = 0
     for samples in languages or [slice(0, len(lengths))]:
         digest = hashlib.sha256(f"{part_samples}".encode())
@@ -117,7 +120,7 @@ def make_plan(
                 padded += batch.padded_tokens
             real += sum(int(lengths[rows[0]]) for rows in groups)
             unique_texts += len(groups)
-            parts.append(Part(part, batches))
+            parts.append(Part(next(numbers), part, batches))
         planned.append(tuple(parts))
         hashes.append(digest.hexdigest())
     return Plan(tuple(planned), real, padded, unique_texts, tuple(hashes))

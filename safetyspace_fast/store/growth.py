@@ -22,8 +22,8 @@ from .access import below, open_group, read_array
 from .layout import MODEL, Array, shards_of
 from .lock import Claim
 from .place import Place
-from .progress import clear, written
 from .reader import Run
+from .session import Journal, clear
 from .writer import create_run, resume_run
 
 # No model has a name that begins with a dot.
@@ -120,7 +120,7 @@ class Growth:
         attributes: dict[str, Any] = dict(group.attrs) if isinstance(group, zarr.Group) else {}
         if not isinstance(group, zarr.Group) or "manifest" not in attributes:
             return Kept()
-        done = written(self._run.place.work / model)
+        done = Journal(self._run.place.work / model).shards()
         languages = {
             lang: partial(self._arrays, group, lang, there)
             for lang, there in self._same.items()
