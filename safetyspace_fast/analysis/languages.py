@@ -132,7 +132,7 @@ def parallel(
         models, layers, poolings, languages, progress: as in `directions`.
 
     Returns:
-        The variables of `PARALLEL` and their 95 % intervals (normal, from the spread of whole
+        The variables of `PARALLEL` and their 95 % intervals (normal, from the spread over
         contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner,
         all are of one language, or the model has no such layer or pooling.
 

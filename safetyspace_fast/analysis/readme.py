@@ -86,7 +86,7 @@ STEPS = """\
 
 
 def readme() -> str:
-    """The whole README."""
+    """The text of the README."""
     sections = {
         "Files": _files(),
         "States": STATES,

@@ -60,7 +60,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     if "metric" not in dataset.dims:
         return _text([*_matrices(dataset), *_confounds(dataset)])
     langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
-    shown = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
+    visible = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
     compared = "difference" in dataset
     if compared:
         views = {f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}": dataset}
@@ -74,13 +74,13 @@ def to_table(dataset: "xarray.Dataset") -> str:
             if len(langs) == 1:
                 tables += _metrics(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
             else:
-                for layer in shown:
+                for layer in visible:
                     tables += _layer(view.sel(layer=layer), f"{title} | layer {layer}")
             if compared:
-                tables += _geometry(view, shown)
+                tables += _geometry(view, visible)
     tables.insert(1, _legend(dataset))
     hints = []
-    if len(shown) < len(layers):
+    if len(visible) < len(layers):
         hints.append(
             f"Only the last of {len(layers)} layers is shown; choose others with --layers, or one "
             "language with --languages."
