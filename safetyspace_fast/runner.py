@@ -1,29 +1,26 @@
-"""All models of a run, one after the other, from what is asked for to a complete store."""
+"""A run: its models one after the other, from a config to a complete store.
+
+Each model takes five steps: load, prepare, begin, extract, finish.
+"""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import zarr
 
 from . import info
 from .config import RunConfig
 from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
-from .extract import (
-    Event,
-    Extraction,
-    ModelDone,
-    Note,
-    Planned,
-    Verified,
-)
+from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.prepare import Prepared, prepare
 from .models import LoadedModel, ModelSpec, load_model, parse_model
 from .store import (
     Claim,
+    Contents,
     Growth,
     Kept,
     Place,
@@ -38,20 +35,21 @@ from .store import (
     resume_run,
     settle,
 )
-from .store.layout import COMPONENTS
+from .store.layout import COMPONENTS, Array, Attributes
 from .verify import verify_model
 
 
 def run_models(config: RunConfig) -> Generator[Event, None, None]:
-    """Run every model of a config over its data, event by event; closing it stops cleanly."""
-    specs = [parse_model(text) for text in config.models]
+    """Run every model of a config; yields events, and stops cleanly when it is closed.
+
+    Raises:
+        SafetySpaceError: the reason, in one line; finished work is kept.
+    """
+    specs = _models(config)
     names = [spec.name for spec in specs]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
     place = Place(config.out)
     if place.exists() and not (config.overwrite or config.resume or half_made(place)):
-        raise StoreError(f"{place}: exists already; go on with --resume or use --overwrite")
-
+        raise StoreError(f"{place}: exists already; continue with --resume, or --overwrite it")
     notes: list[str] = []
     samples = read_samples(
         config.data,
@@ -62,35 +60,19 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
     )
     for note in notes:
         yield Note("", note)
-    content: dict[str, Any] = {
-        "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
-        "data_name": samples.name,
-        "data_sha256": samples.sha256,
-        "languages": samples.languages,
-        "samples": sample_columns(samples),
-    }
-    growth = None
     with ExitStack() as claims:
         with alone(place.work):
             settle(place)
-            held = {}
+            left_by = {}
             for name in names:
                 claim = Claim(place.work / name, f"{place}: model {name!r}")
-                held[name] = claims.enter_context(claim).left_by
-            if config.resume and place.exists() and not half_made(place):
-                there = Run(config.out)
-                if there.attrs["data_sha256"] == samples.sha256:
-                    root = resume_run(config.out, samples=content["samples"])
-                else:
-                    growth = Growth(there, samples.languages, content["samples"])
-                    root = growth.open(names, **content)
-                    config = replace(config, out=growth.location)
-            else:
-                discard(place, names)
-                root = create_run(config.out, **content, overwrite=config.overwrite)
-        for name, gone in held.items():
-            if gone is not None:
-                yield Note(name, f"taken over from process {gone['pid']}, which is gone")
+                left_by[name] = claims.enter_context(claim).left_by
+            root, growth = _open_store(config, place, names, samples)
+        if growth:
+            config = replace(config, out=growth.location)
+        for name, owner in left_by.items():
+            if owner is not None:
+                yield Note(name, f"taken over from process {owner['pid']}, which has ended")
         for spec in specs:
             yield from _run_model(spec, config, samples, root, growth)
         with alone(place.work):
@@ -100,12 +82,41 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
             yield Note("", waiting)
 
 
-def sample_columns(samples: Samples) -> dict[str, Any]:
-    """The columns of a store's `samples` group."""
+def _models(config: RunConfig) -> list[ModelSpec]:
+    specs = [parse_model(text) for text in config.models]
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
+    return specs
+
+
+def _open_store(
+    config: RunConfig, place: Place, names: Sequence[str], samples: Samples
+) -> tuple[zarr.Group, Growth | None]:
+    """Open a store of these samples, or make it; a store with fewer samples grows."""
+    contents: Contents = {
+        "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
+        "data_name": samples.name,
+        "data_sha256": samples.sha256,
+        "languages": samples.languages,
+        "samples": sample_columns(samples),
+    }
+    if not config.resume or not place.exists() or half_made(place):
+        discard(place, names)
+        return create_run(config.out, overwrite=config.overwrite, **contents), None
+    run = Run(config.out)
+    if run.attrs["data_sha256"] == samples.sha256:
+        return resume_run(config.out, samples=contents["samples"]), None
+    growth = Growth(run, samples.languages, contents["samples"])
+    return growth.open(names, **contents), growth
+
+
+def sample_columns(samples: Samples) -> dict[str, Array]:
+    """The arrays of a store's group `samples`, by name."""
     return {
         "file_position": samples.file_position,
         "text_sha256": samples.text_sha256,
-        "n_chars": [len(text) for text in samples.texts],
+        "n_chars": np.array([len(text) for text in samples.texts]),
         "lang": samples.lang_index,
         "label": samples.labels,
         "pair": samples.pair,
@@ -115,7 +126,7 @@ def sample_columns(samples: Samples) -> dict[str, Any]:
 
 
 def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
-    """Length of every axis of a model's arrays."""
+    """Lengths of the axes of a model's arrays."""
     hidden_size, proj_dim = work.projection.shape
     return {
         "layer": len(work.hookpoints),
@@ -134,11 +145,11 @@ def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
 def _run_model(
     spec: ModelSpec, config: RunConfig, samples: Samples, root: zarr.Group, growth: Growth | None
 ) -> Iterator[Event]:
-    """One model: load, prepare, begin, extract, finish."""
+    """Run one model, if the store does not have it yet."""
     name = spec.name
     stored = _attributes(root, name)
     if stored.get("complete"):
-        clear(Place(config.out).work / name)  # a crash may have come before it
+        clear(Place(config.out).work / name)  # a crash may have left them
         yield Note(name, "complete in the store already; nothing to do")
         return
     if config.verify:
@@ -169,8 +180,8 @@ def _run_model(
     yield _finish(model, config, samples, session, extraction)
 
 
-def _attributes(root: zarr.Group, name: str) -> dict[str, Any]:
-    """What the store says of a model; nothing if it was not begun."""
+def _attributes(root: zarr.Group, name: str) -> Attributes:
+    """The attributes of a model in the store; empty if it is not in it."""
     group = f"models/{name}"
     return dict(root[group].attrs) if group in root else {}
 
@@ -180,10 +191,10 @@ def _implementation(config: RunConfig) -> str | None:
 
 
 def _verified(spec: ModelSpec, config: RunConfig, samples: Samples) -> Verified:
-    """Compare a few texts with transformers.
+    """Compare the states of a few texts with transformers'.
 
     Raises:
-        ModelError: something is wrong.
+        ModelError: they differ by more than rounding.
     """
     verification = verify_model(
         spec,
@@ -244,13 +255,19 @@ def begin(
     place: Place,
     root: zarr.Group,
     *,
-    manifest: Mapping[str, Any],
-    earlier: Mapping[str, Any] | None = None,
+    manifest: Attributes,
+    earlier: Attributes | None = None,
 ) -> Session:
-    """Make the model's arrays, or go on with those that an earlier run began.
+    """Begin to write a model, or go on where an earlier run stopped.
+
+    Args:
+        model, samples, work: loaded, read and prepared.
+        place, root: of the store; the caller has claimed the model.
+        manifest: all that decides the model's numbers.
+        earlier: the manifest that an earlier run began the model with; None: a new model.
 
     Raises:
-        StoreError: the earlier manifest is another.
+        StoreError: the manifests differ.
     """
     session = Session(
         place,
@@ -267,15 +284,16 @@ def begin(
         },
         earlier=earlier,
     )
-    session.arrays.write("n_tokens", work.tokens.n_text_tokens)  # each time: a crash may have
-    session.arrays.write("truncated", work.tokens.truncated)  # come before it
+    # Also when a run is resumed: the crash may have come before these lines.
+    session.arrays.write("n_tokens", work.tokens.n_text_tokens)
+    session.arrays.write("truncated", work.tokens.truncated)
     return session
 
 
 def _manifest(
     model: LoadedModel, config: RunConfig, samples: Samples, work: Prepared
-) -> dict[str, Any]:
-    """All that decides the numbers of a model; a resumed run must agree in every entry."""
+) -> Attributes:
+    """All that decides the numbers of a model; a resumed run must have the same entries."""
     return {
         "data_sha256": samples.sha256,
         **{key: model.identity[key] for key in ("weights_sha256", "config_sha256")},
@@ -314,7 +332,7 @@ def _planned(name: str, samples: Samples, work: Prepared, extraction: Extraction
 def _what_is_kept(languages: Sequence[str], kept: Kept) -> str:
     old = ", ".join(kept.languages) or "none"
     new = ", ".join(lang for lang in languages if lang not in kept.languages) or "none"
-    return f"languages kept from the store: {old}; to run: {new}"
+    return f"languages taken from the store: {old}; to run: {new}"
 
 
 def _finish(
@@ -324,7 +342,7 @@ def _finish(
     session: Session,
     extraction: Extraction,
 ) -> ModelDone:
-    """Mark the model complete and say what it took."""
+    """Mark the model complete; returns the last event."""
     session.finish(
         {
             "versions": info.package_versions(),

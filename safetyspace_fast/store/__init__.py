@@ -1,16 +1,17 @@
-"""The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
+"""The format on disk: writing it, reading it, and the work folder of an unfinished run."""
 
 from .check import Damage, Report, check
 from .growth import Growth, Kept, discard, settle
 from .lock import Claim, alone
 from .place import Place
 from .reader import ModelStore, Run, SampleTable
-from .results import load_results, save_results
+from .results import save_results
 from .session import Journal, Session, clear
-from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
+from .writer import Contents, ModelWriter, consolidate, create_run, half_made, resume_run
 
 __all__ = [
     "Claim",
+    "Contents",
     "Damage",
     "Growth",
     "Journal",
@@ -29,7 +30,6 @@ __all__ = [
     "create_run",
     "discard",
     "half_made",
-    "load_results",
     "resume_run",
     "save_results",
     "settle",

@@ -1,8 +1,9 @@
-"""Changing files so that neither a crash, a power cut nor a full disk loses what was reported.
+"""Changing files so that no crash, power cut or full disk loses what was reported as written.
 
-New content is written whole beside the old, made durable and renamed over it, and then the folder
-is made durable: only after that does a caller go on. All changes to a store on a disk and to its
-work folder pass through this module's `os`, which is where the tests inject their faults.
+New content is written to a temporary file, synced, renamed over the old file, and the folder is
+synced; only then does the function return. *Durable* means: it survives a power cut. Every change
+of a local store and of its work folder goes through this module's `os`; tests replace it by one
+that fails on purpose.
 """
 
 import errno
@@ -17,10 +18,10 @@ Bytes = bytes | bytearray | memoryview
 
 
 def replace(path: Path, content: Bytes) -> None:
-    """Give a file new content, at once and durably; its folder must be there.
+    """Replace the content of a file, atomically and durably; its folder must exist.
 
     Raises:
-        StoreError: it cannot be written; the old content is still there.
+        StoreError: it cannot be written; the old content is kept.
     """
     temporary = path.with_name(path.name + ".tmp")
     with _named(path):
@@ -35,25 +36,25 @@ def replace(path: Path, content: Bytes) -> None:
 
 
 def append(path: Path, *pieces: Bytes) -> None:
-    """Add to the end of a file, which `sync` makes durable."""
+    """Append to a file; `sync` makes it durable."""
     with _named(path):
         _write(path, os.O_APPEND, pieces, sync=False)
 
 
 def sync(path: Path) -> None:
-    """Make a file and its place in its folder durable."""
+    """Make a file and its name durable."""
     with _named(path):
         _sync(path)
         _sync(path.parent)
 
 
 def sync_all() -> None:
-    """Make durable whatever a killed process left in the caches; it may not be seen as written."""
+    """Make everything durable that a killed process left in the caches of the system."""
     os.sync()
 
 
 def truncate(path: Path, n_bytes: int) -> None:
-    """Cut a file."""
+    """Cut a file to its first bytes."""
     with _named(path):
         if os.path.islink(path):
             raise OSError(errno.ELOOP, "a link; remove it")
@@ -61,18 +62,18 @@ def truncate(path: Path, n_bytes: int) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably."""
+    """Make a folder and its parents, durably."""
     if path.is_dir():
         return
     make_folder(path.parent)
     with _named(path):
-        with suppress(FileExistsError):  # another thread was faster
+        with suppress(FileExistsError):  # another thread made it
             os.mkdir(path)
         _sync(path.parent)
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a folder another name, at once and durably; nothing may have that name."""
+    """Rename a folder, atomically and durably; the new name must be free."""
     with _named(target):
         os.rename(source, target)
         _sync(target.parent)
@@ -80,13 +81,13 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file if it is there."""
+    """Delete a file, if it exists."""
     with _named(path), suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder and what is in it; links are deleted, not followed."""
+    """Delete a folder with its content; links are deleted, not followed."""
     with _named(path):
         for folder, folders, names in os.walk(path, topdown=False):
             if os.path.islink(path):
@@ -109,8 +110,8 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written: {error.strerror or error}; what was written before is "
-            "kept, and --resume goes on from there"
+            f"{path}: cannot be written: {error.strerror or error}; finished work is kept, "
+            "so run again with --resume"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Growing a store: one with more texts is made beside it, takes over what it can, and replaces it.
+"""Growing a store: a larger one is made beside it, takes over what stays, and replaces it.
 
-The new store lies in the work folder until every model of the old one is complete in it; until
-then the old one is read as before. A language whose texts, labels and folds are the same is taken
-over as it is. Then the two change places by two renames, which `settle` finishes after a crash.
+The larger store lies in the work folder until every model of the old store is complete in it; until
+then readers see the old store. A language with the same texts, labels and folds is copied. At the
+end two renames swap the stores; `settle` finishes a swap that a crash interrupted.
 """
 
 from collections import Counter
@@ -11,64 +11,70 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import zarr
 
 from ..errors import StoreError
 from . import files
-from .access import below, open_group, read_array
-from .layout import MODEL, Array, shards_of
+from .access import names_in, open_root, read_array
+from .layout import MODEL, Array, Attributes, shards_of
 from .lock import Claim
 from .place import Place
 from .reader import Run
 from .session import Journal, clear
-from .writer import create_run, resume_run
+from .writer import Contents, create_run, resume_run
 
 # No model has a name that begins with a dot.
 _GROWN = ".grown"
 _BEFORE = ".before"
 
 
-def settle(place: Place, mine: Collection[str] = ()) -> None:
-    """Finish a change of places, which a crash may have broken off; the caller is `alone`."""
+def settle(place: Place, claimed: Collection[str] = ()) -> None:
+    """Finish a swap of the old store and the larger one, if a crash interrupted it.
+
+    Args:
+        place: of the store; the caller is `alone`.
+        claimed: the models that the caller has claimed.
+
+    Raises:
+        StoreError: another process is writing a model.
+    """
     before = place.work / _BEFORE
     if place.path is None or not before.exists():
         return
     if not place.exists():
         files.move(place.work / _GROWN, place.path)
-    _clear_models(place, mine)
+    _clear_models(place, claimed)
     files.remove_tree(before)
 
 
-def discard(place: Place, mine: Collection[str]) -> None:
-    """Delete what unfinished runs left in the work folder; the caller is `alone`.
+def discard(place: Place, claimed: Collection[str]) -> None:
+    """Delete what unfinished runs left in the work folder.
 
     Args:
-        place: of the store.
-        mine: the models that the caller has claimed.
+        place: of the store; the caller is `alone`.
+        claimed: the models that the caller has claimed.
 
     Raises:
-        StoreError: another process writes a model.
+        StoreError: another process is writing a model.
     """
-    _clear_models(place, mine)
+    _clear_models(place, claimed)
     _remove_grown(place)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a store that grows takes over of one model."""
+    """What a growing store takes over of one model."""
 
-    manifest: dict[str, Any] = field(default_factory=dict)
-    """With which the model was run before; empty if it was not."""
+    manifest: Attributes = field(default_factory=dict)
+    """The model's manifest in the old store; empty if it is not in it."""
     languages: Mapping[str, Callable[[], dict[str, Array]]] = field(default_factory=dict)
-    """Reads the arrays of a language: those of samples as `[layer, pooling, n, ...]`, those by
-    language without that axis."""
+    """Functions that read all arrays of a language, as `Session.write_language` takes them."""
 
-    def manifest_with(self, new: dict[str, Any]) -> dict[str, Any]:
-        """The earlier manifest over the new texts: data and plans may differ, but not the plans of
-        languages that are kept."""
+    def manifest_with(self, new: Attributes) -> Attributes:
+        """The old manifest with the new data and their plans; copied languages keep their plans."""
         if not self.manifest:
             return {}
         plans = {lang: self.manifest["plan_sha256"][lang] for lang in self.languages}
@@ -77,81 +83,87 @@ class Kept:
 
 
 class Growth:
-    """A store with more texts than the one whose place it will take."""
+    """A store with more texts than the one that it will replace."""
 
-    def __init__(self, run: Run, languages: tuple[str, ...], columns: dict[str, Array]) -> None:
-        """Compare the texts; nothing is written.
+    def __init__(self, run: Run, languages: tuple[str, ...], columns: Mapping[str, Array]) -> None:
+        """Compare the old and the new texts; nothing is written.
 
         Args:
-            run: the store as it is.
+            run: the old store.
             languages: of the new data.
             columns: `SAMPLES` of the new data, by name.
 
         Raises:
-            StoreError: a text is gone or has another label, or the store is an object store.
+            StoreError: a text is missing or has another label; or the store is an object store.
         """
         if run.place.path is None or run.place.path.is_symlink():
             kind = "a link" if run.place.path else "an object store"
             raise StoreError(f"{run.place}: {kind} cannot grow in its place; write a new store")
         self._run = run
         self.location = run.place.work / _GROWN
+        """Where the larger store is, until it is complete."""
         self._same = _same_languages(run, languages, columns)
 
-    def open(self, mine: Collection[str], **content: Any) -> zarr.Group:
-        """Make the new store, or go on with it; `content` as for `create_run`.
+    def open(self, claimed: Collection[str], **contents: Unpack[Contents]) -> zarr.Group:
+        """Make the larger store, or go on with it.
+
+        Args:
+            claimed: the models that the caller has claimed.
+            contents: of the larger store, as for `create_run`.
 
         Raises:
             StoreError: another process grows the store with other data.
         """
-        begun = None
-        with suppress(StoreError):  # not there, half made, or half deleted
-            begun = Run(self.location).attrs["data_sha256"]
-        if begun == content["data_sha256"]:
-            return resume_run(self.location, samples=content["samples"])
-        if begun is not None:
-            for _ in _others(self._run.place, mine):
-                pass
+        earlier = None
+        with suppress(StoreError):  # missing, half made or half deleted
+            earlier = Run(self.location).attrs["data_sha256"]
+        if earlier == contents["data_sha256"]:
+            return resume_run(self.location, samples=contents["samples"])
+        if earlier is not None:
+            _refuse_other_writers(self._run.place, claimed)
         _remove_grown(self._run.place)
-        return create_run(self.location, **content)
+        return create_run(self.location, **contents)
 
     def kept(self, model: str) -> Kept:
-        """What is taken over of a model."""
-        group = open_group(self._run.place).get(f"models/{model}")
-        attributes: dict[str, Any] = dict(group.attrs) if isinstance(group, zarr.Group) else {}
+        """What the larger store takes over of a model."""
+        group = open_root(self._run.place).get(f"models/{model}")
+        attributes: Attributes = dict(group.attrs) if isinstance(group, zarr.Group) else {}
         if not isinstance(group, zarr.Group) or "manifest" not in attributes:
             return Kept()
-        done = Journal(self._run.place.work / model).shards()
+        written = Journal(self._run.place.work / model).shards()
         languages = {
-            lang: partial(self._arrays, group, lang, there)
-            for lang, there in self._same.items()
-            if attributes["complete"] or done.issuperset(shards_of(there))
+            lang: partial(self._arrays, group, lang, samples)
+            for lang, samples in self._same.items()
+            if attributes["complete"] or written.issuperset(shards_of(samples))
         }
         return Kept(attributes["manifest"], languages)
 
-    def finish(self, mine: Collection[str]) -> str | None:
-        """Put the new store in its place, or say what it waits for; the caller is `alone`."""
+    def finish(self, claimed: Collection[str]) -> str | None:
+        """Swap the stores, or say what the larger one waits for.
+
+        Args:
+            claimed: the models that the caller has claimed; it is `alone`.
+        """
         place = self._run.place
-        names, grown = below(open_group(place), "models"), Run(self.location)
+        names, grown = names_in(open_root(place), "models"), Run(self.location)
         if waiting := ", ".join(name for name in names if name not in grown.models):
-            return f"the store stays as it was until the models {waiting} are run too"
+            return f"the store stays as it was until these models are run too: {waiting}"
         try:
-            for _ in _others(place, mine):
-                pass
+            _refuse_other_writers(place, claimed)
         except StoreError as error:
             return f"the store stays as it was until this run is repeated: {error}"
-        assert place.path is not None
         if (work := grown.place.work).exists():
             files.remove_tree(work)
-        files.move(place.path, place.work / _BEFORE)
-        settle(place, mine)
+        files.move(place.folder, place.work / _BEFORE)
+        settle(place, claimed)
         return None
 
-    def _arrays(self, group: zarr.Group, lang: str, there: slice) -> dict[str, Array]:
+    def _arrays(self, group: zarr.Group, lang: str, samples: slice) -> dict[str, Array]:
         i_lang = self._run.languages.index(lang)
         arrays = {}
         for spec in MODEL:
             if spec.by_sample:
-                arrays[spec.name] = read_array(group, spec.name, np.s_[:, :, there])
+                arrays[spec.name] = read_array(group, spec.name, np.s_[:, :, samples])
             elif spec.by_language:
                 index = (slice(None),) * spec.dims.index("lang") + (i_lang,)
                 arrays[spec.name] = read_array(group, spec.name, index)
@@ -159,9 +171,9 @@ class Growth:
 
 
 def _same_languages(
-    run: Run, languages: tuple[str, ...], columns: dict[str, Array]
+    run: Run, languages: tuple[str, ...], columns: Mapping[str, Array]
 ) -> dict[str, slice]:
-    """Where the store has the languages that are the same in the new data.
+    """The languages that are the same in old and new data, with their samples in the old store.
 
     Raises:
         StoreError: a text of the store is not in the new data, or has another label there.
@@ -170,44 +182,48 @@ def _same_languages(
     bounds = np.searchsorted(columns["lang"], range(len(languages) + 1))
     same = {}
     for lang in run.languages:
-        there = run.lang_range(lang)
-        here = slice(0, 0)
+        old_rows, new_rows = run.lang_range(lang), slice(0, 0)
         if lang in languages:
-            here = slice(*bounds[languages.index(lang) :][:2].tolist())
+            new_rows = slice(*bounds[languages.index(lang) :][:2].tolist())
         old, new = (
             [(bytes(sha256), int(label)) for sha256, label in zip(hashes, labels, strict=True)]
             for hashes, labels in (
-                (before.text_sha256[there], before.label[there]),
-                (columns["text_sha256"][here], columns["label"][here]),
+                (before.text_sha256[old_rows], before.label[old_rows]),
+                (columns["text_sha256"][new_rows], columns["label"][new_rows]),
             )
         )
-        if old == new and np.array_equal(before.fold[there], columns["fold"][here]):
-            same[lang] = there
-        elif gone := Counter(old) - Counter(new):
-            sha256, label = next(iter(gone))
-            row = before.file_position[there][old.index((sha256, label))] + 1
+        if old == new and np.array_equal(before.fold[old_rows], columns["fold"][new_rows]):
+            same[lang] = old_rows
+        elif missing := Counter(old) - Counter(new):
+            sha256, label = next(iter(missing))
+            row = before.file_position[old_rows][old.index((sha256, label))] + 1
             changed = (sha256, 1 - label) in new
-            what = f"has now label {1 - label}" if changed else "is gone, or was left out"
+            what = f"now has label {1 - label}" if changed else "is gone, or was left out"
             raise StoreError(
                 f"{run.place}: a store grows by texts and languages and loses none; of its {lang} "
-                f"texts, {gone.total()} are not in the data: the first, row {row} of the data it "
-                f"was made from, {what}; give all its texts, or write a new store"
+                f"texts, {missing.total()} are not in the data: the first, row {row} of the data "
+                f"that it was made from, {what}; give all its texts, or write a new store"
             )
     return same
 
 
-def _others(place: Place, mine: Collection[str]) -> Iterator[Path]:
-    """The folders of models that are not `mine`, each claimed while it is looked at."""
+def _other_models(place: Place, claimed: Collection[str]) -> Iterator[Path]:
+    """Work folders of the models that the caller has not claimed, each claimed for a moment."""
     for folder in sorted(place.work.iterdir()):
-        if folder.is_dir() and folder.name[0] != "." and folder.name not in mine:
+        if folder.is_dir() and folder.name[0] != "." and folder.name not in claimed:
             with Claim(folder, f"{place}: model {folder.name!r}"):
                 yield folder
 
 
-def _clear_models(place: Place, mine: Collection[str]) -> None:
-    for folder in _others(place, mine):
+def _refuse_other_writers(place: Place, claimed: Collection[str]) -> None:
+    for _ in _other_models(place, claimed):
+        pass
+
+
+def _clear_models(place: Place, claimed: Collection[str]) -> None:
+    for folder in _other_models(place, claimed):
         clear(folder)
-    for name in mine:
+    for name in claimed:
         clear(place.work / name)
 
 

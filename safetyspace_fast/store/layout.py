@@ -1,4 +1,4 @@
-"""The on-disk format as data: every array of a store, its axes, type, unit and meaning."""
+"""The format on disk as data: every array of a store, with its axes, type, unit and meaning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-"""Values of one array, whose `ArraySpec` says of which type they are."""
+"""Values of an array of a store; its `ArraySpec` says of which type."""
+Attributes = dict[str, Any]
+"""Attributes of a group: any JSON. What a function needs of them, it checks."""
+
 FORMAT_VERSION = 1
 SHARD_SAMPLES = 256
-"""Samples in one Zarr shard: the unit of work, of writing and of resume."""
+"""Samples in one shard: one file, which is written and resumed as a whole."""
 COMPONENTS = 16
-"""Principal components kept for every layer and pooling."""
+"""Principal components kept for each layer, pooling and language."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class ArraySpec:
     unit: str
     meaning: str
     keepbits: int | None = None
-    """Mantissa bits kept before compression; None keeps all. float32 has 23; 16 moves a
-    value by 8e-6 of itself, 12 by 1.2e-4; noise in further bits would be most of the store."""
+    """Mantissa bits that are kept; None keeps all: 23 of float32, 52 of float64.
+
+    Rounding to 16 bits changes a value by at most 8e-6 of itself, to 12 bits by 1.2e-4. The bits
+    below are noise that does not compress, and would be most of the store.
+    """
 
     @property
     def by_sample(self) -> bool:
-        """Whether the array has one row for every sample and layer, and so is cut into shards."""
+        """Whether the array has a row for each layer, pooling and sample; then it has shards."""
         return self.dims[:3] == ("layer", "pooling", "sample")
 
     @property
@@ -39,13 +45,21 @@ class ArraySpec:
         return "lang" in self.dims
 
     def chunks(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape of one chunk: one layer and pooling of a shard, one language, or everything."""
+        """Shape of a chunk: one layer and pooling of a shard, one language, or the whole array.
+
+        Args:
+            sizes: length of every axis.
+        """
         if self.by_sample:
             return (1, 1, SHARD_SAMPLES, *(sizes[dim] for dim in self.dims[3:]))
         return tuple(1 if dim == "lang" else max(1, sizes[dim]) for dim in self.dims)
 
     def shards(self, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
-        """Shape of one shard: every layer and pooling of `SHARD_SAMPLES` samples."""
+        """Shape of a shard: all layers and poolings of `SHARD_SAMPLES` samples; None: no shards.
+
+        Args:
+            sizes: length of every axis.
+        """
         if not self.by_sample:
             return None
         return (sizes["layer"], sizes["pooling"], *self.chunks(sizes)[2:])
@@ -91,7 +105,7 @@ MODEL = (
         (*_ROWS, "class"),
         "float64",
         "state",
-        "sum of Euclidean distances to each class of the language, full width, itself left out",
+        "sum of Euclidean distances to the other samples of each class of the language, full width",
         keepbits=24,
     ),
     ArraySpec(
@@ -99,18 +113,18 @@ MODEL = (
         (*_ROWS, "class"),
         "float32",
         "state",
-        "smallest of those distances",
+        "smallest of these distances",
         keepbits=16,
     ),
     ArraySpec(
-        "pair_max", (*_ROWS, "class"), "float32", "state", "largest of those distances", keepbits=16
+        "pair_max", (*_ROWS, "class"), "float32", "state", "largest of these distances", keepbits=16
     ),
     ArraySpec(
         "cos_sum",
         (*_ROWS, "class"),
         "float64",
         "1",
-        "sum of cosine distances, likewise",
+        "sum of cosine distances to the other samples of each class of the language, full width",
         keepbits=24,
     ),
     ArraySpec(
@@ -126,7 +140,7 @@ MODEL = (
         _ROWS,
         "float32",
         "state",
-        "place along the difference of the class means of the other folds, from their midpoint",
+        "position along the difference of the other folds' class means, from their midpoint",
         keepbits=16,
     ),
     ArraySpec(
@@ -152,7 +166,7 @@ MODEL = (
         "one basis for all languages, merged from the languages' own components",
         keepbits=12,
     ),
-    ArraySpec("count", (*_CELL, "fold"), "int64", "samples", "samples behind every mean"),
+    ArraySpec("count", (*_CELL, "fold"), "int64", "samples", "samples in each mean"),
     ArraySpec(
         "mean", (*_CELL, "fold", "proj"), "float64", "state", "mean of `projected`", keepbits=32
     ),
@@ -162,13 +176,13 @@ MODEL = (
     ArraySpec(
         "class_var", (*_CELL, "hidden"), "float64", "state^2", "variance (ddof 1)", keepbits=32
     ),
-    ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled vectors left out as not finite"),
+    ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled states that are not finite"),
 )
 
 ROW_ARRAYS = tuple(spec.name for spec in MODEL if spec.by_sample)
-"""Arrays that fill up shard by shard."""
+"""Names of the arrays with shards."""
 
 
 def shards_of(samples: slice) -> range:
-    """The shards that hold some of these samples."""
+    """Numbers of the shards that hold some of these samples; there must be one sample or more."""
     return range(samples.start // SHARD_SAMPLES, (samples.stop - 1) // SHARD_SAMPLES + 1)

@@ -1,4 +1,4 @@
-"""Who writes what: a file that is locked while its process lives, and says whose it is."""
+"""One writer for each model: a locked file that names its process, and is free when it ends."""
 
 import fcntl
 import json
@@ -8,34 +8,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ..errors import StoreError
 
 
 class Claim:
-    """The right to write one model: a context, at whose end or the process's it is given up."""
+    """The right to write one model, for as long as a `with` block or the process lasts."""
 
     def __init__(self, folder: Path, what: str) -> None:
-        """Take the claim, if need be from a process of this machine that is gone.
+        """Take the claim; a process of this machine that has ended gives it up.
 
         Args:
-            folder: the model's folder in the store's work folder, made if need be.
-            what: what is claimed, as an error calls it.
+            folder: the model's folder in the store's work folder; made if it is missing.
+            what: the model's name in an error.
 
         Raises:
-            StoreError: another process holds it.
+            StoreError: another process has the claim, or a process of another host had it and did
+                not give it up.
         """
         _refuse_link(folder.parent)
         self._path = folder / "owner.json"
         self._descriptor = _locked(self._path, what)
         self.left_by = _owner(self._descriptor)
-        """The owner, now gone, that did not release it; None if there is none."""
+        """The owner that ended without giving it up; None if there is none."""
         host = socket.gethostname()
         if self.left_by and self.left_by["host"] != host:
             os.close(self._descriptor)
             raise StoreError(
-                f"{what}: {_held_by(self.left_by)}, another host; if that process is gone, "
+                f"{what}: {_held_by(self.left_by)}, another host; if that process has ended, "
                 f"delete {self._path} and try again"
             )
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -44,11 +45,11 @@ class Claim:
         os.pwrite(self._descriptor, owner.encode(), 0)
 
     def __enter__(self) -> Self:
-        """Hold the claim."""
+        """Return the claim."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give it up, and delete the folder and the work folder if nothing else is in them."""
+        """Give it up; delete the folder and the work folder if they are empty."""
         _unlock(self._path, self._descriptor)
         with suppress(OSError):
             self._path.parent.parent.rmdir()
@@ -56,7 +57,7 @@ class Claim:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with the same folder."""
+    """Run a `with` block while no other process runs one with the same folder; waits for that."""
     path = folder / ".lock"
     descriptor = _locked(path)
     try:
@@ -66,14 +67,19 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path, what: str | None = None) -> int:
-    """Lock a file, made if need be; wait for it, or raise if `what` is given."""
+    """Lock a file, which is made if it is missing.
+
+    Args:
+        path: the file.
+        what: its name in the error that is raised if another process has the lock; None: wait.
+    """
     _refuse_link(path.parent)
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
-        except FileNotFoundError:  # the last owner is just deleting the folder
+        except FileNotFoundError:  # its last owner is deleting the folder
             continue
         except OSError as error:
             raise StoreError(f"{path}: cannot be locked: {error.strerror or error}") from error
@@ -87,22 +93,23 @@ def _locked(path: Path, what: str | None = None) -> int:
             raise StoreError(f"{what}: {_held_by(owner)}; wait for it, or stop it") from error
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # its owner deleted it meanwhile
+        os.close(descriptor)  # its owner has deleted the file since
 
 
 def _refuse_link(folder: Path) -> None:
-    if folder.is_symlink():  # what lies at its end is not ours to clear
-        raise StoreError(f"{folder}: a link, where unfinished work is kept; remove it")
+    if folder.is_symlink():  # files at its target are not ours to delete
+        raise StoreError(f"{folder}: a link, expected the folder of unfinished work; remove it")
 
 
 def _unlock(path: Path, descriptor: int) -> None:
     path.unlink(missing_ok=True)
     os.close(descriptor)
-    with suppress(OSError):  # something else is in it
+    with suppress(OSError):  # not empty
         path.parent.rmdir()
 
 
-def _owner(descriptor: int) -> dict[str, Any] | None:
+def _owner(descriptor: int) -> dict[str, object] | None:
+    """What a locked file says of its owner: pid, host and start."""
     content = os.pread(descriptor, 4096, 0)
     try:
         owner = json.loads(content)
@@ -111,7 +118,7 @@ def _owner(descriptor: int) -> dict[str, Any] | None:
         return None
 
 
-def _held_by(owner: dict[str, Any] | None) -> str:
+def _held_by(owner: dict[str, object] | None) -> str:
     if owner is None:
         return "being written by another process"
     return "being written by process {pid} on {host} since {started}".format_map(owner)

@@ -1,4 +1,4 @@
-"""Where a store lies, and zarr stores that write durably and read only what is undamaged."""
+"""Where a store is, and Zarr stores that write durably and refuse damaged files."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import zarr
 from zarr.abc.store import ByteRequest, Store
@@ -20,9 +20,9 @@ from . import files
 from .layout import FORMAT_VERSION
 
 SEAL = "metadata_sha256"
-"""Attribute of every group and array: a hash of the rest of its zarr.json."""
+"""Attribute of every group and array: a hash of all else in its zarr.json."""
 
-# Linux allows 255 and 4096; names of work folders and temporary files are longer than the store's.
+# Linux allows 255 and 4096; the names of the work folder and of temporary files are longer.
 MAX_NAME_BYTES = 240
 MAX_PATH_CHARS = 2000
 
@@ -36,9 +36,10 @@ class Place:
         """Read a path or URL; nothing is opened.
 
         Raises:
-            ConfigError: it can be no store's; or it is a URL, and `obstore` is not installed.
+            ConfigError: no store can have this path or URL; or it is a URL, and `obstore` is not
+                installed.
         """
-        self.path = None if "://" in str(location) else _named(Path(location))
+        self.path = None if "://" in str(location) else _with_name(Path(location))
         self._url = str(location)
         if self.path is None:
             try:
@@ -51,8 +52,9 @@ class Place:
             try:
                 self._objects = obstore.store.from_url(self._url)
             except (ValueError, obstore.exceptions.BaseError) as error:
-                reason = first_line(error)
-                raise ConfigError(f"{location}: no usable URL of a store: {reason}") from error
+                raise ConfigError(
+                    f"{location}: not the URL of an object store: {first_line(error)}"
+                ) from error
 
     def __str__(self) -> str:
         """The path or URL."""
@@ -63,18 +65,18 @@ class Place:
         """The store's folder.
 
         Raises:
-            StoreError: it lies in an object store.
+            StoreError: it is an object store.
         """
         if self.path is None:
-            raise StoreError(f"{self}: is not on a local disk")
+            raise StoreError(f"{self}: an object store, expected a store on a local disk")
         return self.path
 
     @property
     def work(self) -> Path:
-        """The local folder that holds what unfinished runs need.
+        """The local folder for unfinished work.
 
-        Beside a store on a disk; for an object store in the working folder, with a part of the
-        URL's hash in its name.
+        It is beside a store on a disk. For an object store it is in the current folder, and its
+        name holds a hash of the URL.
         """
         if self.path is not None:
             return self.path.with_name(self.path.name + ".work")
@@ -82,7 +84,7 @@ class Place:
         return Path(f"{self._url.rstrip('/').rpartition('/')[2]}-{digest[:8]}.work")
 
     def store(self, *, read_only: bool) -> "Sealed":
-        """The zarr store."""
+        """The store as Zarr sees it."""
         if self.path is not None:
             return Sealed(Durable(self.path, read_only=read_only), self._url)
         from zarr.storage import ObjectStore
@@ -90,13 +92,13 @@ class Place:
         return Sealed(ObjectStore(self._objects, read_only=read_only), self._url)
 
     def exists(self) -> bool:
-        """Whether anything is there."""
+        """Whether there is anything at this path or URL."""
         if self.path is not None:
             return os.path.lexists(self.path)
         return next(iter(self._objects.list()), None) is not None
 
     def group(self, *, read_only: bool) -> zarr.Group:
-        """The root group, as it lies there: consolidated metadata may be older.
+        """Open the root group by its own metadata; consolidated metadata may be older.
 
         Raises:
             zarr.errors.GroupNotFoundError: there is none.
@@ -109,13 +111,13 @@ class Place:
         )
 
 
-def _named(path: Path) -> Path:
-    """A path whose last part is a name; the work folder's is made of it."""
+def _with_name(path: Path) -> Path:
+    """A path whose last part is a name, from which the work folder gets its own."""
     try:
         if path.name in ("", ".."):
             path = path.resolve()
         longest = max(len(os.fsencode(part)) for part in path.parts)
-    except (OSError, ValueError, RuntimeError):  # NUL or surrogates in it; a loop of links
+    except (OSError, ValueError, RuntimeError):  # NUL, surrogates, or a loop of links
         longest = MAX_NAME_BYTES + 1
     too_long = len(str(path)) > MAX_PATH_CHARS or longest > MAX_NAME_BYTES
     if not path.name or "\0" in path.name or too_long:
@@ -127,7 +129,7 @@ def _named(path: Path) -> Path:
 
 
 class Durable(LocalStore):
-    """A folder whose keys change at once, durably, and only inside it."""
+    """A folder whose files are replaced atomically and durably, and never outside it."""
 
     async def get(
         self,
@@ -135,7 +137,7 @@ class Durable(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """Read a key, or part of it; None if it is not there."""
+        """Read a key, or part of it; None if it is missing."""
         self._refuse_way_out(key)
         return await super().get(key, prototype, byte_range)
 
@@ -148,7 +150,7 @@ class Durable(LocalStore):
         files.replace(path, value.as_buffer_like())
 
     async def delete(self, key: str) -> None:
-        """Delete a key if it is there."""
+        """Delete a key, if it exists."""
         self._check_writable()
         files.remove(self._refuse_way_out(key))
 
@@ -168,14 +170,19 @@ class Durable(LocalStore):
 
 
 class Sealed(WrapperStore[Store]):
-    """Seals metadata as it is written; as it is read, refuses what is damaged or missing.
+    """Seals metadata when they are written; refuses damaged metadata and missing chunks.
 
-    Chunks carry their own checksums. Every chunk of a complete model is written, so that one which
-    is not there is an error here and not, as usual in Zarr, full of the fill value.
+    A seal is a hash of the metadata; chunks have checksums of their own. All chunks of a complete
+    model are written, so a missing one is an error here. Plain Zarr would read the fill value.
     """
 
     def __init__(self, store: Store, location: str = "") -> None:
-        """Wrap a store; the location is what errors call it."""
+        """Wrap a store.
+
+        Args:
+            store: the store.
+            location: its name in errors.
+        """
         super().__init__(store)
         self.location = location or str(store)
 
@@ -194,49 +201,49 @@ class Sealed(WrapperStore[Store]):
         Raises:
             StoreError: metadata are damaged, or a chunk is missing.
         """
-        with self._named(key, "read"):
+        with self._explained(key, "read"):
             value = await self._store.get(key, prototype, byte_range)
         if value is None:
             if self.read_only and _CHUNK.fullmatch(key):
                 raise StoreError(f"{self.location}/{key}: missing; `check` lists all damage")
         elif key.endswith("zarr.json"):
-            unsealed(f"{self.location}/{key}", value.to_bytes())
+            _refuse_damaged(f"{self.location}/{key}", value.to_bytes())
         return value
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a key."""
-        with self._named(key, "written"):
+        with self._explained(key, "written"):
             await self._store.set(key, _seal(value) if key.endswith("zarr.json") else value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write a key that is not there."""
+        """Write a key, unless it exists."""
         sealed = _seal(value) if key.endswith("zarr.json") else value
-        with self._named(key, "written"):
+        with self._explained(key, "written"):
             await self._store.set_if_not_exists(key, sealed)
 
     @contextmanager
-    def _named(self, key: str, done: str) -> Iterator[None]:
+    def _explained(self, key: str, done: str) -> Iterator[None]:
         try:
             yield
         except StoreError:
             raise
-        except Exception as error:  # clients of object stores raise exceptions of their own
+        except Exception as error:  # each kind of object store has exceptions of its own
             reason = first_line(error)
             raise StoreError(f"{self.location}/{key}: cannot be {done}: {reason}") from error
 
 
-def unsealed(name: str, content: bytes) -> dict[str, Any]:
-    """Metadata whose seal is whole.
+def _refuse_damaged(name: str, content: bytes) -> None:
+    """Compare metadata with their seal.
 
     Args:
-        name: what an error calls the file.
-        content: the file.
+        name: of the file in an error.
+        content: of the file.
 
     Raises:
-        StoreError: the content is not what was written, or of a newer format.
+        StoreError: the content is not what was written, or a newer version wrote it.
     """
     try:
-        tree = cast(dict[str, Any], json.loads(content))
+        tree = json.loads(content)
         version = tree["attributes"].get("format_version", FORMAT_VERSION)
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreError(
@@ -244,7 +251,7 @@ def unsealed(name: str, content: bytes) -> dict[str, Any]:
                 "update safetyspace-fast"
             )
         if tree["attributes"][SEAL] == _digest(tree):
-            return tree
+            return
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise StoreError(f"{name}: damaged, or not written by safetyspace-fast")
@@ -258,7 +265,7 @@ def _seal(value: Buffer) -> Buffer:
 
 
 def _digest(tree: dict[str, Any]) -> str:
-    """Hash of all but the seal itself and the copies that consolidated metadata are."""
+    """Hash of metadata without the seal, and without the consolidated copies of others."""
     rest = {key: value for key, value in tree.items() if key != "consolidated_metadata"}
     rest["attributes"] = {k: v for k, v in tree["attributes"].items() if k != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,30 +1,42 @@
-"""Reading a store: lazy, read-only."""
+"""A store for whoever reads it; arrays are read when they are asked for, and nothing is changed."""
 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
 
 from ..errors import StoreError
-from .access import below, names_of, open_group, opened, opened_group, read_array, refuse_other
-from .layout import MODEL, SAMPLES, Array
+from .access import (
+    Index,
+    axis_names,
+    member,
+    names_in,
+    open_root,
+    read_array,
+    refuse_replaced,
+    subgroup,
+)
+from .layout import MODEL, SAMPLES, Array, Attributes
 from .place import Place
 from .results import load_results
 
 if TYPE_CHECKING:
     import xarray
 
-_UNKNOWN: Mapping[str, int] = {}
+_DIMS = {spec.name: spec.dims for spec in MODEL}
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The samples of a store, in canonical order; every array is `[sample]`."""
+    """The samples of a store, in canonical order: the columns of `layout.SAMPLES`.
+
+    Each is `[sample]`, but `text_sha256` `[sample, 32]`. `lang_index` is the column `lang`.
+    """
 
     file_position: Array
     lang_index: Array
@@ -39,45 +51,52 @@ class SampleTable:
 class ModelStore:
     """One model's arrays and attributes."""
 
-    def __init__(self, group: zarr.Group, name: str, sizes: Mapping[str, int] = _UNKNOWN) -> None:
-        """Wrap a group; nothing is read yet. `sizes`: lengths of axes that others share."""
+    def __init__(
+        self, group: zarr.Group, name: str, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        """Wrap a group; nothing is read yet.
+
+        Args:
+            group: of the model.
+            name: of the model.
+            sizes: lengths of the axes `sample` and `lang`, which all models share.
+        """
         self.name = name
         self._group = group
-        self._sizes = sizes
-        self._dims = {spec.name: spec.dims for spec in MODEL}
+        self._sizes = sizes or {}
 
     @cached_property
-    def attrs(self) -> dict[str, Any]:
-        """The manifest, package versions, timings and whether the model is complete."""
+    def attrs(self) -> Attributes:
+        """Names of the axes, model, manifest, package versions, timings, and `complete`."""
         return dict(self._group.attrs)
 
     @property
     def complete(self) -> bool:
-        """Whether every sample of this model is in the store."""
+        """Whether all samples of this model are in the store."""
         return bool(self.attrs.get("complete"))
 
     @property
     def hookpoints(self) -> tuple[str, ...]:
         """Names along the `layer` axis, in order of depth."""
-        return names_of(self.attrs, "hookpoints", f"{self._group.store_path}/zarr.json")
+        return axis_names(self.attrs, "hookpoints", f"{self._group.store_path}/zarr.json")
 
     @property
     def poolings(self) -> tuple[str, ...]:
         """Names along the `pooling` axis."""
-        return names_of(self.attrs, "poolings", f"{self._group.store_path}/zarr.json")
+        return axis_names(self.attrs, "poolings", f"{self._group.store_path}/zarr.json")
 
     @property
     def seed(self) -> int:
         """Seed of the projection.
 
         Raises:
-            StoreError: there is none.
+            StoreError: it is missing.
         """
         manifest = self.attrs.get("manifest")
         seed = manifest.get("seed") if isinstance(manifest, dict) else None
         if not isinstance(seed, int):
-            place = f"{self._group.store_path}/zarr.json"
-            raise StoreError(f"{place}: has no seed of the projection; `check` lists all damage")
+            file = f"{self._group.store_path}/zarr.json"
+            raise StoreError(f"{file}: no seed of the projection; `check` lists all damage")
         return seed
 
     def read(
@@ -89,20 +108,32 @@ class ModelStore:
         samples: slice = slice(None),
         lang: int | slice = slice(None),
     ) -> Array:
-        """Read part of an array; an index that the array has no axis for is ignored.
+        """Read an array, or part of it; an index of an axis that it does not have is ignored.
+
+        Args:
+            name: one of the layout, such as `projected`.
+            layer: index or range of hookpoints.
+            pooling: index or range of poolings.
+            samples: range of samples; see `Run.lang_range`.
+            lang: index or range of languages.
 
         Raises:
-            StoreError: the array is not there, or its bytes are damaged.
+            StoreError: the array is missing or damaged.
         """
-        chosen = {"layer": layer, "pooling": pooling, "sample": samples, "lang": lang}
-        if name not in self._dims:
+        chosen: dict[str, Index] = {
+            "layer": layer,
+            "pooling": pooling,
+            "sample": samples,
+            "lang": lang,
+        }
+        if name not in _DIMS:
             raise StoreError(f"{self._group.store_path}: no array {name!r}")
-        index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
+        index = tuple(chosen.get(dim, slice(None)) for dim in _DIMS[name])
         own = {"layer": len(self.hookpoints), "pooling": len(self.poolings)}
         try:
             return read_array(self._group, name, index, {**self._sizes, **own})
-        finally:  # comes before any other reason
-            refuse_other(self._group)
+        finally:  # a store that was replaced is the first reason to name
+            refuse_replaced(self._group)
 
 
 class Run:
@@ -111,19 +142,22 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         """Open a store.
 
+        Args:
+            path: a folder, or the URL of an object store.
+
         Raises:
-            StoreError: see `open_group`.
+            StoreError: there is no store, or a newer version of this package wrote it.
         """
         self.place = Place(path)
-        self._root = open_group(self.place)
-        self.attrs: dict[str, Any] = dict(self._root.attrs)
+        self._root = open_root(self.place)
+        self.attrs: Attributes = dict(self._root.attrs)
 
     @property
     def path(self) -> Path:
         """The store's folder.
 
         Raises:
-            StoreError: it lies in an object store.
+            StoreError: it is an object store.
         """
         return self.place.folder
 
@@ -134,36 +168,37 @@ class Run:
 
     @cached_property
     def models(self) -> tuple[str, ...]:
-        """Names of the models whose samples are all there."""
+        """Names of the complete models."""
         complete = []
-        for name in below(self._root, "models"):
+        for name in names_in(self._root, "models"):
             with suppress(KeyError):  # a group that is just being made
-                if opened(self._root, f"models/{name}").attrs.get("complete"):
+                if member(self._root, f"models/{name}").attrs.get("complete"):
                     complete.append(name)
         return tuple(complete)
 
     @cached_property
     def samples(self) -> SampleTable:
-        """Where every sample comes from and what it is.
+        """Source, label, language, pair and fold of every sample.
 
         Raises:
-            StoreError: a column is not there, or damaged.
+            StoreError: a column is missing or damaged.
         """
         try:
-            group = opened_group(self._root, "samples")
+            group = subgroup(self._root, "samples")
         except KeyError as error:
             raise StoreError(
-                f"{self.place}/samples/zarr.json: missing; `check` lists it"
+                f"{self.place}/samples/zarr.json: missing; `check` lists all damage"
             ) from error
         columns: dict[str, Array] = {}
-        for spec in SAMPLES:  # the first says how many there are
-            sizes = {"sample": len(next(iter(columns.values())))} if columns else _UNKNOWN
+        sizes: dict[str, int] = {}
+        for spec in SAMPLES:
             columns[spec.name] = read_array(group, spec.name, sizes=sizes)
-        refuse_other(self._root)
+            sizes["sample"] = len(columns[spec.name])  # all others must be as long as the first
+        refuse_replaced(self._root)
         return SampleTable(lang_index=columns.pop("lang"), **columns)
 
     def lang_range(self, lang: str) -> slice:
-        """The samples of one language, which stand together.
+        """The samples of one language, which are adjacent.
 
         Raises:
             StoreError: the store has no such language.
@@ -175,19 +210,18 @@ class Run:
         return slice(int(bounds[0]), int(bounds[1]))
 
     def model(self, name: str) -> ModelStore:
-        """One model.
+        """Open one model.
 
         Raises:
             StoreError: the store has no such model, or it is not complete.
         """
-        path = f"models/{name}"
         try:
-            group = opened_group(self._root, path)
+            group = subgroup(self._root, f"models/{name}")
         except KeyError as error:
             raise StoreError(
                 f"{self.place}: no model {name!r}; has {', '.join(self.models)}"
             ) from error
-        refuse_other(self._root)
+        refuse_replaced(self._root)
         sizes = {"sample": len(self.samples.label), "lang": len(self.languages)}
         store = ModelStore(group, name, sizes)
         if not store.complete:
@@ -197,15 +231,19 @@ class Run:
         return store
 
     def separation(self, name: str) -> "xarray.Dataset":
-        """The stored results of one model: every metric [layer, pooling, lang, number].
+        """The stored results of one model: for each metric `[layer, pooling, lang, number]`.
 
         Raises:
-            StoreError: `separation` was not run, or by a newer version of the package.
+            StoreError: there are none, or a newer version of this package wrote them.
         """
         return load_results(self.place, name)
 
     def dataset(self, name: str) -> "xarray.Dataset":
-        """One model's arrays, lazily, with named coordinates, and the samples' columns."""
+        """One model's arrays as xarray, lazily, with names along every axis and sample columns.
+
+        Raises:
+            StoreError: as for `model`; or its metadata are damaged.
+        """
         import xarray
 
         store = self.model(name)
@@ -225,6 +263,6 @@ class Run:
             )
         except StoreError:
             raise
-        except Exception as error:  # see `open_group`
-            raise StoreError(f"{self.place}/models/{name}: makes no sense: {error}") from error
+        except Exception as error:  # damaged metadata can raise anything
+            raise StoreError(f"{self.place}/models/{name}: damaged metadata: {error}") from error
         return dataset

@@ -1,7 +1,8 @@
-"""Results of `separation` in the store: a group a model, replaced as a whole or not at all."""
+"""Results of `separation` in the store: one group for each model, replaced as a whole."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
@@ -9,6 +10,7 @@ from zarr.codecs import Crc32cCodec
 
 from ..errors import StoreError
 from . import files
+from .layout import Array, Attributes
 from .lock import alone
 from .place import Place
 from .writer import consolidate
@@ -22,14 +24,18 @@ _AXES = ("layer", "pooling", "lang")
 
 
 def save_results(place: Place, dataset: "xarray.Dataset") -> None:
-    """Write what `separation` returned to `separation/<model>/`, one group for every model in it.
+    """Write what `separation` returned: a group `separation/<model>/` for each of its models.
 
-    Every metric is an array [layer, pooling, lang, number] whose last axis holds value, low, high,
-    floor, p and p_family; attributes say what it is. A model's group is built in the work folder
-    and moved: a crash leaves the old results, or none, and never half of them.
+    Each metric is an array `[layer, pooling, lang, number]`; the numbers are value, low, high,
+    floor, p and p_family, and its attributes define it. A model's group is made in the work folder
+    and moved: after a crash the results are the old ones, or missing, but never half.
+
+    Args:
+        place: of the store.
+        dataset: of `separation`.
 
     Raises:
-        StoreError: the store cannot be written to, or is an object store.
+        StoreError: the store cannot be written, or is an object store.
     """
     folder, work = place.folder / "separation", place.work
     with alone(work):
@@ -45,10 +51,10 @@ def save_results(place: Place, dataset: "xarray.Dataset") -> None:
 
 
 def load_results(place: Place, model: str) -> "xarray.Dataset":
-    """What `save_results` keeps of one model, with names along every axis.
+    """Read what `save_results` wrote for one model, with names along every axis.
 
     Raises:
-        StoreError: there are no results, or a newer version of the package wrote them.
+        StoreError: there are no results, or a newer version of this package wrote them.
     """
     import xarray
 
@@ -57,19 +63,19 @@ def load_results(place: Place, model: str) -> "xarray.Dataset":
     try:
         if group not in root:
             raise StoreError(f"{place}: no results for {model!r}; run `separation` first")
-        found = xarray.open_zarr(root.store, group=group, consolidated=False)
-        names = {axis: found.attrs[f"{axis}_names"] for axis in (*_AXES, "number")}
-        named: xarray.Dataset = found.assign_coords(names)
+        results = xarray.open_zarr(root.store, group=group, consolidated=False)
+        names = {axis: results.attrs[f"{axis}_names"] for axis in (*_AXES, "number")}
+        named: xarray.Dataset = results.assign_coords(names)
     except StoreError:
         raise
-    except Exception as error:  # of any kind, over metadata that make no sense
-        raise StoreError(f"{place}/{group}: results that make no sense: {error}") from error
+    except Exception as error:  # damaged metadata can raise anything
+        raise StoreError(f"{place}/{group}: damaged results: {error}") from error
     return named
 
 
 def _replace(folder: Path, work: Path, dataset: "xarray.Dataset") -> None:
     new, old = (work / f".results-{kind}" for kind in ("new", "old"))
-    for leftover in filter(Path.is_dir, (new, old)):  # of a crash
+    for leftover in filter(Path.is_dir, (new, old)):  # a crash left them
         files.remove_tree(leftover)
     try:
         _write(new, dataset)
@@ -99,13 +105,14 @@ def _write(path: Path, dataset: "xarray.Dataset") -> None:
         refused = one["refused"].transpose(*_AXES).to_numpy()
         reasons = sorted({str(reason) for reason in refused.flat} - {""})
         coords = {key: value for key, value in one.coords.items() if key not in one.dims}
-        said = {str(key): value.item() for key, value in coords.items() if value.ndim == 0}
+        words = {str(key): value.item() for key, value in coords.items() if value.ndim == 0}
         array = np.stack([one[part].transpose(*_AXES).to_numpy() for part in _NUMBERS], -1)
-        attributes = {"units": said.pop("unit"), **said, "refused_reasons": ["", *reasons]}
+        attributes = {"units": words.pop("unit"), **words, "refused_reasons": ["", *reasons]}
         _array(group, name, array, (*_AXES, "number"), attributes)
         codes = np.searchsorted(["", *reasons], refused.astype(str)).astype(np.int16)
-        about = {"units": "1", "long_name": f"why there is no {name}: index in its refused_reasons"}
-        _array(group, f"{name}_refused", codes, _AXES, about)
+        meaning = f"why there is no {name}: index in its refused_reasons"
+        words = {"units": "1", "long_name": meaning}
+        _array(group, f"{name}_refused", codes, _AXES, words)
     for name, variable in dataset.data_vars.items():
         if "metric" not in variable.dims:
             dims = [axis for axis in _AXES if axis in variable.dims]
@@ -114,7 +121,7 @@ def _write(path: Path, dataset: "xarray.Dataset") -> None:
 
 
 def _array(
-    group: zarr.Group, name: str, values: Any, dims: Any, attributes: dict[str, Any]
+    group: zarr.Group, name: str, values: Array, dims: Sequence[str], attributes: Attributes
 ) -> None:
     created = group.create_array(
         name,
@@ -122,7 +129,7 @@ def _array(
         dtype=values.dtype,
         chunks=tuple(max(1, size) for size in values.shape),
         compressors=[Crc32cCodec()],
-        config={"write_empty_chunks": True},  # a chunk that is not there counts as damage
+        config={"write_empty_chunks": True},  # a missing chunk would count as damage
         dimension_names=dims,
         attributes=attributes,
         fill_value=np.nan if values.dtype.kind == "f" else 0,

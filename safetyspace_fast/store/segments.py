@@ -1,10 +1,10 @@
-"""Pooled states on a local disk, until the language that they belong to is finished.
+"""Pooled states on a local disk, until their language is complete.
 
-A *segment* holds the states of one part of the plan as a log of records, one a batch. A record is a
-header (magic, rows, checksum, payload bytes), the row numbers, and float32 values
-`[layer, pooling, rows, hidden + proj]`, so that one layer and pooling is one piece. A record that
-was cut short by a crash fails its checksum and is dropped, with all after it; so resume loses at
-most the batch that was being written.
+The plan cuts a language into parts. A part has one file, its *segment*, to which each batch appends
+a record: a header (magic, number of rows, checksum, bytes of the values), the row numbers, and the
+values `[layer, pooling, rows, hidden + proj]` in float32, so that one layer and pooling is read in
+one piece. A record that a crash cut short does not match its checksum; it is dropped with all that
+follows. So a crash costs at most the batch that was being written.
 """
 
 import math
@@ -21,28 +21,28 @@ from . import files
 
 SUFFIX = ".seg"
 _SYNC_BYTES = 4 << 20
-"""A segment is made durable each time it grew by this much."""
+"""A segment is synced each time it has grown by this much."""
 _HEADER = struct.Struct("<4sIIQ")
 _MAGIC = b"SSF1"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One batch in a segment; its values stay on disk until they are read."""
+    """One batch in a segment; `read` reads its values."""
 
     rows: NDArray[np.int64]
-    """`[n]`, samples in canonical order."""
+    """`[n]`, numbers of its samples in canonical order."""
     path: Path
     offset: int
     shape: tuple[int, int, int, int]
 
     @property
     def end(self) -> int:
-        """Where the next record starts."""
+        """Where the next record begins."""
         return self.offset + 4 * math.prod(self.shape)
 
     def read(self, layer: int, pooling: int) -> NDArray[np.float32]:
-        """One layer and pooling: `[n, hidden + proj]`."""
+        """Read one layer and pooling: `[n, hidden + proj]`."""
         _, poolings, rows, width = self.shape
         start = self.offset + 4 * (layer * poolings + pooling) * rows * width
         values = np.fromfile(self.path, np.float32, rows * width, offset=start)
@@ -53,22 +53,22 @@ class Segments:
     """The segments of one model."""
 
     def __init__(self, folder: Path, row_shape: tuple[int, int, int]) -> None:
-        """Say where they lie.
+        """Give their folder.
 
         Args:
-            folder: the model's, which is there.
-            row_shape: `(layer, pooling, hidden + proj)`, what is kept of one sample.
+            folder: of the model; it must exist.
+            row_shape: `(layer, pooling, hidden + proj)`, the values of one sample.
         """
         self._folder = folder
         self._row_shape = row_shape
         self._unsynced = 0
 
     def append(self, part: int, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Add one batch to a part's segment.
+        """Append one batch to the segment of its part.
 
         Args:
-            part: its number in the plan.
-            rows: `[n] int64`, samples in canonical order.
+            part: number of the part in the plan.
+            rows: `[n] int64`, numbers of the samples in canonical order.
             values: `[layer, pooling, n, hidden + proj] float32`.
         """
         ids = np.ascontiguousarray(rows, np.int64)
@@ -81,7 +81,7 @@ class Segments:
             self.sync(part)
 
     def rows_done(self, part: int) -> set[int]:
-        """Samples of a part whose states are on disk; cuts off a damaged tail."""
+        """Samples of a part whose states are on disk; a damaged end of the file is cut off."""
         done: set[int] = set()
         end = 0
         for record in self._scan(part, verify=True):
@@ -93,7 +93,7 @@ class Segments:
         return done
 
     def records(self, part: int) -> list[Record]:
-        """What a part's segment holds."""
+        """All records of a part."""
         return list(self._scan(part, verify=False))
 
     def sync(self, part: int) -> None:
@@ -102,7 +102,7 @@ class Segments:
         self._unsynced = 0
 
     def drop(self, part: int) -> None:
-        """Delete a part's segment, which nothing needs any more."""
+        """Delete the segment of a part."""
         files.remove(self._path(part))
 
     def _path(self, part: int) -> Path:

@@ -82,7 +82,7 @@ def test_only_new_work_is_done_and_the_bytes_are_those_of_a_fresh_run(
 ) -> None:
     events = list(api.iter_run(make_config(tiny, out, rows(**GROWN))))
     assert texts_run(events) == GROWN["am"] + GROWN["en"] + GROWN["es"]
-    assert notes(events) == ["languages kept from the store: de, ru; to run: am, en, es"]
+    assert notes(events) == ["languages taken from the store: de, ru; to run: am, en, es"]
     assert contents(out) == contents(fresh.path)
     (planned,) = [event for event in events if isinstance(event, api.Planned)]
     assert planned.texts_done == GROWN["de"] + GROWN["ru"]
@@ -125,7 +125,7 @@ def test_the_store_waits_for_its_other_models(tiny: Path, out: Path) -> None:
     before = contents(out)
     api.run(make_config(tiny, out, rows(**SMALL), models=(f"other={tiny}",)))
     (said,) = notes(list(api.iter_run(make_config(tiny, out, rows(**GROWN)))))[1:]
-    assert said == "the store stays as it was until the models other are run too"
+    assert said == "the store stays as it was until these models are run too: other"
     assert {key: contents(out)[key] for key in before} == before
     config = make_config(tiny, out, rows(**GROWN), models=(f"other={tiny}",))
     events = list(api.iter_run(config))
@@ -153,7 +153,7 @@ def test_data_that_disagree_are_refused(tiny: Path, out: Path) -> None:
     before = contents(out)
     changed = rows(**GROWN)
     changed[50]["label"] = 1 - changed[50]["label"]  # of `de`
-    with pytest.raises(StoreError, match=r"of its de texts, 1 are not .* has now label") as caught:
+    with pytest.raises(StoreError, match=r"of its de texts, 1 are not .* now has label") as caught:
         api.run(make_config(tiny, out, changed))
     assert "\n" not in str(caught.value)
     with pytest.raises(StoreError, match=r"of its en texts, 10 are not .* row \d+ .* is gone"):
@@ -190,7 +190,7 @@ def test_a_crash_between_the_two_renames_is_mended(
         with pytest.raises(KeyboardInterrupt):
             api.run(make_config(tiny, out, rows(**GROWN)))
     assert not out.exists()
-    with pytest.raises(StoreError, match=r"no such store, but it is being .* grown.*--resume"):
+    with pytest.raises(StoreError, match=r"no such store yet, but an unfinished run.*--resume"):
         api.open_run(out)
     config = make_config(tiny, out, rows(**GROWN))
     assert texts_run(list(api.iter_run(config))) == 0

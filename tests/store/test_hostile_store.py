@@ -77,7 +77,7 @@ def test_a_link_where_unfinished_work_is_kept_is_refused(
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(outside)
         for claim in (lambda: api.run(again), lambda: Claim(work / "m", "m")):
-            with pytest.raises(StoreError, match="a link, where unfinished work is kept"):
+            with pytest.raises(StoreError, match="a link, expected the folder of unfinished work"):
                 claim()
         link.unlink()
     (work / "m").mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def test_a_linked_chunk_is_neither_read_nor_mended_in_place(copy: Path, outside:
 def test_a_model_whose_name_differs_in_case_is_refused(config: api.RunConfig, copy: Path) -> None:
     (name,) = config.models
     other = api.RunConfig(**(vars(config) | {"out": copy, "models": ("M" + name[1:],)}))
-    with pytest.raises(StoreError, match=r"has a model 'm', which is 'M' where"):
+    with pytest.raises(StoreError, match=r"has a model 'm', and some disks cannot tell 'M' from it"):
         api.run(other)
     assert not (copy / "models/M").exists()
 

@@ -70,7 +70,7 @@ def test_a_claim_of_a_process_that_is_gone_is_taken_over(tiny: Path, tmp_path: P
     process.wait()
     events = list(api.iter_run(again))
     notes = [event.message for event in events if isinstance(event, api.Note)]
-    assert notes == [f"taken over from process {process.pid}, which is gone"]
+    assert notes == [f"taken over from process {process.pid}, which has ended"]
     assert api.open_run(out).models == ("m",)
 
 
