@@ -65,6 +65,15 @@ class ModelStore:
         self._group = group
         self._sizes = sizes or {}
 
+    def __repr__(self) -> str:
+        """Texts, languages, layers and poolings, and whether the model is complete."""
+        sizes = [
+            f"{self._sizes[axis]:,} {what}, "
+            for axis, what in (("sample", "texts"), ("lang", "languages"))
+            if axis in self._sizes
+        ]
+        return f"<ModelStore {self.name!r}: {''.join(sizes)}{_described(self)}>"
+
     @cached_property
     def attrs(self) -> Attributes:
         """Names of the axes, model, manifest, package versions, timings, and `complete`."""
@@ -151,6 +160,21 @@ class Run:
         self.place = Place(path)
         self._root = open_root(self.place)
         self.attrs: Attributes = dict(self._root.attrs)
+
+    def __repr__(self) -> str:
+        """Texts, languages and models, and which of these are complete."""
+        try:
+            texts = f"{len(self.samples.label):,} texts"
+        except StoreError:
+            texts = "damaged samples"
+        parts = [f"{texts} in {len(self.languages)} languages ({', '.join(self.languages)})"]
+        for name in names_in(self._root, "models"):
+            try:
+                model = _described(ModelStore(subgroup(self._root, f"models/{name}"), name))
+            except (StoreError, KeyError):
+                model = "damaged"
+            parts.append(f"model {name!r}: {model}")
+        return f"<Run {self.place}: {'; '.join(parts)}>"
 
     @property
     def path(self) -> Path:
@@ -266,3 +290,14 @@ class Run:
         except Exception as error:  # damaged metadata can raise anything
             raise StoreError(f"{self.place}/models/{name}: damaged metadata: {error}") from error
         return dataset
+
+
+def _described(store: ModelStore) -> str:
+    """`32 layers (embed to final_norm), poolings mean, last, complete`."""
+    complete = "complete" if store.complete else "not complete"
+    try:
+        names, poolings = store.hookpoints, ", ".join(store.poolings)
+    except StoreError:
+        return f"{complete}, without names of layers and poolings"
+    layers = f"{names[0]} to {names[-1]}" if len(names) > 2 else ", ".join(names)
+    return f"{len(names)} layers ({layers}), poolings {poolings}, {complete}"

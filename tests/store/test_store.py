@@ -1,6 +1,7 @@
 """The on-disk format: what other tools see, and what the writer and the reader refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +252,27 @@ def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
             clear(work / name)
         assert not (work / name).exists()
         assert work.exists() == other_is_there
+
+
+def test_a_store_describes_itself(store: Path) -> None:
+    fill(Place(store).group(read_only=False), "n", complete=False)
+    assert repr(Run(store)) == (
+        f"<Run {store}: 552 texts in 2 languages (de, en); "
+        "model 'm': 3 layers (embed to final_norm), poolings mean, last, complete; "
+        "model 'n': 3 layers (embed to final_norm), poolings mean, last, not complete>"
+    )
+    assert repr(Run(store).model("m")) == (
+        "<ModelStore 'm': 552 texts, 2 languages, 3 layers (embed to final_norm), "
+        "poolings mean, last, complete>"
+    )
+
+
+def test_a_damaged_store_describes_what_is_left(store: Path) -> None:
+    (store / "samples/label/c/0").unlink()
+    metadata = store / "models/m/zarr.json"
+    metadata.write_bytes(metadata.read_bytes().replace(b"embed", b"embad"))
+    expected = f"<Run {store}: damaged samples in 2 languages (de, en); model 'm': damaged>"
+    assert repr(Run(store)) == expected
+    run = Run(store)
+    shutil.rmtree(store)
+    assert repr(run).startswith(f"<Run {store}: damaged samples")
