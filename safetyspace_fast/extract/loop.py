@@ -6,16 +6,16 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..data import NUM_FOLDS, Samples
+from ..data import Samples
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..parallel import in_parallel
 from ..store import Session
-from ..store.layout import COMPONENTS, Array, shards_of
+from ..store.layout import Array, shards_of
 from .capture import Capture
 from .events import Event, LanguageDone, Note, Progressed
-from .finish import finish_cell, merge_bases
+from .finish import finish_language, merge_bases
 from .plan import Batch, Part
 from .prepare import Prepared
 from .transfer import HostCopy, WriterThread
@@ -161,63 +161,34 @@ class Extraction:
         self._session.segments.append(number, batch.rows, batch.for_rows(out.numpy()))
 
     def _finished(self, i_lang: int) -> dict[str, Array]:
-        """All arrays of a language, from the segments of its parts; those by language lack it."""
+        """All arrays of a language, from the segments of its parts."""
         samples = self._ranges[i_lang]
-        n_layers, n_poolings = len(self._work.hookpoints), self._work.tokens.spans.shape[1]
-        width, proj = self._work.projection.shape
-        device = self._model.device
-        labels = torch.from_numpy(self._samples.labels[samples].astype(np.int64)).to(device)
-        folds = torch.from_numpy(self._samples.fold[samples].astype(np.int64)).to(device)
+        hidden_size, proj_dim = self._work.projection.shape
         parts = self._work.plan.languages[i_lang]
         records = [r for part in parts for r in self._session.segments.records(part.number)]
-        cell_of = (self._samples.labels[samples] * NUM_FOLDS + self._samples.fold[samples]).astype(
-            int
-        )
-        grids: dict[str, Array] = {}
 
-        def finish(i_layer: int, i_pooling: int) -> None:
-            state = np.empty((samples.stop - samples.start, width + proj), np.float32)
+        def states(i_layer: int, i_pooling: int) -> NDArray[np.float32]:
+            rows = np.empty((samples.stop - samples.start, hidden_size + proj_dim), np.float32)
             for record in records:
-                state[record.rows - samples.start] = record.read(i_layer, i_pooling)
-            pooled = torch.from_numpy(state[:, :width]).to(device)
-            cell = finish_cell(pooled, labels, folds, self._impl)
-            arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
-            arrays["projected"] = state[:, width:].copy()
-            for name, array in (arrays | _fold_means(arrays["projected"], cell_of)).items():
-                grid = np.empty((n_layers, n_poolings, *array.shape), array.dtype)
-                grids.setdefault(name, grid)[i_layer, i_pooling] = array
+                rows[record.rows - samples.start] = record.read(i_layer, i_pooling)
+            return rows
 
-        in_parallel(finish, list(np.ndindex(n_layers, n_poolings)))
-        return grids
+        return finish_language(
+            states,
+            (len(self._work.hookpoints), len(self._work.tokens.poolings)),
+            self._samples.labels[samples],
+            self._samples.fold[samples],
+            hidden_size,
+            self._model.device,
+            self._impl,
+        )
 
     def _write_rest(self) -> None:
         """Write what sums up all languages, from the store."""
         arrays = self._session.arrays
         spans = self._work.tokens.spans
-        there = (spans[..., 0] < spans[..., 1]).sum()
-        of_class = arrays.read("count").sum(4)  # [L, S, lang, label]
-        arrays.write("nonfinite", there - of_class.sum((1, 2, 3)))
-        # The centre of a language without a finite state counts for nothing.
-        total = np.nan_to_num(of_class[..., None] * arrays.read("class_mean")).sum(3)
-        counts = of_class.sum(3)
-        centre = total / np.maximum(counts, 1)[..., None]
-        variance = arrays.read("pca_explained")
-        components = arrays.read("pca_components")
-        n_layers, n_poolings, _, _, width = components.shape
-        basis = np.empty((n_layers, n_poolings, width, COMPONENTS), np.float32)
-        for place in np.ndindex(n_layers, n_poolings):
-            parts = (torch.from_numpy(x[place]) for x in (centre, variance, components))
-            basis[place] = merge_bases(counts[place].tolist(), *parts).numpy()
-        arrays.write("pca_basis", basis)
-
-
-def _fold_means(projected: Array, cell_of: Array) -> dict[str, Array]:
-    """Counts `[2, 10]` and means `[2, 10, P]` by label and fold; NaN where a cell is empty."""
-    n_cells = 2 * NUM_FOLDS
-    keep = np.isfinite(projected).all(1)
-    count = np.bincount(cell_of[keep], minlength=n_cells)
-    total = np.zeros((n_cells, projected.shape[1]))
-    np.add.at(total, cell_of[keep], projected[keep].astype(np.float64))
-    with np.errstate(invalid="ignore"):
-        mean = total / count[:, None]
-    return {"count": count.reshape(2, -1), "mean": mean.reshape(2, NUM_FOLDS, -1)}
+        counts = arrays.read("count").sum(4)  # [L, S, lang, label]
+        pooled = (spans[..., 0] < spans[..., 1]).sum()
+        arrays.write("nonfinite", pooled - counts.sum((1, 2, 3)))
+        others = map(arrays.read, ("class_mean", "pca_explained", "pca_components"))
+        arrays.write("pca_basis", merge_bases(counts, *others))
