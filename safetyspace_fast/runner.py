@@ -39,7 +39,7 @@ from .store import (
     settle,
 )
 from .store.layout import COMPONENTS
-from .verify import verify_model
+from .verification import verify_model
 
 
 def run_models(config: RunConfig) -> Generator[Event, None, None]:
