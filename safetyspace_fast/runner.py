@@ -100,7 +100,7 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
             yield Note("", waiting)
 
 
-def sample_columns(samples: Samples) -> dict[str, Any]:
+def sample_columns(samples: Samples) -> dict[str, Any]:  # arrays, or what becomes one
     """The columns of a store's `samples` group."""
     return {
         "file_position": samples.file_position,
@@ -244,7 +244,7 @@ def begin(
     place: Place,
     root: zarr.Group,
     *,
-    manifest: Mapping[str, Any],
+    manifest: Mapping[str, Any],  # JSON
     earlier: Mapping[str, Any] | None = None,
 ) -> Session:
     """Make the model's arrays, or go on with those that an earlier run began.

@@ -89,7 +89,9 @@ IMPLEMENTATIONS = {op: _of(op) for op in _schema.SCHEMAS}
 _DEFAULTS = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 
-def choose(op: str, impl: str | None, *args: Any) -> Callable[..., Any]:
+def choose(
+    op: str, impl: str | None, *args: Any
+) -> Callable[..., Any]:  # every operation takes and returns something else
     """Return the kernel to call with `args`, which start with a tensor.
 
     impl: a forced choice, or None for the first of the device's implementations that can.

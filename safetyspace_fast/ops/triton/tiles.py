@@ -267,7 +267,7 @@ SPLIT_BLOCK = 1024
 MEND_BLOCK = 64  # bytes of a row at a time, so that a thread loads 16 of them
 
 
-def tile_config(target: Any) -> TileConfig:
+def tile_config(target: Any) -> TileConfig:  # triton has no types
     """Block sizes for a GPU; small ones for a GPU that the table does not know."""
     return TILE_CONFIGS.get(target.arch, DEFAULT_TILE_CONFIG)
 
