@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install -q -c .ci/constraints.txt
+PIP := $(BIN)/pip install -qq -c .ci/constraints.txt
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 export TOKENIZERS_PARALLELISM = true
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

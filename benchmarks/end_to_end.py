@@ -22,7 +22,7 @@ import torch
 from benchmarks import harness
 from benchmarks.peers import PEERS, UsualScript, installed
 from benchmarks.small_models import make
-from safetyspace_fast.bench import matrix_products
+from safetyspace_fast.benchmark import matrix_products
 from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import (
     Capture,

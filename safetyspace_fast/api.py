@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
 from .analysis import compare, directions, parallel, separation
-from .bench import Bench, bench_model
+from .benchmark import Bench, bench_model
 from .config import DType, Implementation, Pooling, RunConfig, RunFields, TemplateMode
 from .data import Samples, read_samples
 from .errors import ConfigError, SafetySpaceError
@@ -23,7 +23,7 @@ from .models import load_model, parse_model
 from .runner import run_models
 from .store import Report, Run, check
 from .store import save_results as store_results
-from .verify import verify_model
+from .verification import verify_model
 
 if TYPE_CHECKING:
     import xarray

@@ -36,7 +36,7 @@ from .store import (
     settle,
 )
 from .store.layout import COMPONENTS, Array, Attributes
-from .verify import verify_model
+from .verification import verify_model
 
 
 def run_models(config: RunConfig) -> Generator[Event, None, None]:

@@ -29,6 +29,7 @@ MISTAKES = [
     ('poolings=["mean"]', 'poolings="mean"'),
     ('out="try.zarr"', 'out="try.zarr", template="chatty"'),
     ('metrics=["rho", "silhouette"]', 'metric=["rho", "silhouette"]'),
+    ('metrics=["rho", "silhouette"]', 'metrics=["rho", "silhuette"]'),
     ("ssf.separation", "ssf.seperation"),
 ]
 

@@ -16,19 +16,19 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "presets": {"errors"},
-    "parallel": set(),
+    "threads": set(),
     "ops": {"errors"},
     "data": {"errors"},
     "models": {"config", "errors", "ops"},
     "store": {"errors"},
-    "extract": {"errors", "ops", "parallel", "data", "models", "store"},
-    "analysis": {"errors", "ops", "parallel", "data", "store"},
+    "extract": {"errors", "ops", "threads", "data", "models", "store"},
+    "analysis": {"errors", "ops", "threads", "data", "store"},
     "info": {"ops"},
-    "bench": {"data", "models", "extract"},
-    "verify": {"data", "errors", "models", "extract"},
-    "runner": {"config", "data", "errors", "extract", "info", "models", "store", "verify"},
-    "api": {"bench", "config", "data", "errors", "extract", "models", "runner", "store", "verify"}
-    | {"analysis"},
+    "benchmark": {"data", "models", "extract"},
+    "verification": {"data", "errors", "models", "extract"},
+    "runner": {"config", "data", "errors", "extract", "info", "models", "store"} | {"verification"},
+    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
+    | {"store", "verification"},
     "terminal": {"api", "info"},
     "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},
     "__init__": {"api", "ops"},
@@ -91,6 +91,12 @@ def test_imports_are_light(part: str) -> None:
     heavy = "{'transformers', 'zarr', 'triton', 'xarray', 'pyarrow', 'peft'}"
     script = f"import sys, safetyspace_fast{part}; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_no_module_hides_a_public_function() -> None:
+    """A module that is imported becomes an attribute of the package, under its own name."""
+    modules = {room(path) for path in FILES} - {"ops"}
+    assert not modules & set(safetyspace_fast.__all__)
 
 
 def test_every_public_name_is_there() -> None:

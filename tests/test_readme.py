@@ -22,6 +22,7 @@ PAGES = [
 ]
 FOREIGN = {"--peers"}
 """Options of `python -m benchmarks`."""
+IN_CODE = re.compile(r"(?:^|[`$] ?)safetyspace-fast ([a-z]+)\b", re.MULTILINE)
 COMMANDS = ("run", "separation", "compare", "languages", "verify", "bench", "check", "info")
 
 
@@ -92,7 +93,7 @@ def test_commands_and_options_exist(capfd: pytest.CaptureFixture[str]) -> None:
         assert stop.value.code == 0
         help_text += capfd.readouterr().out
     for page in PAGES:
-        for command in set(re.findall(r"safetyspace-fast ([a-z]+)\b", text_of(page))):
+        for command in set(IN_CODE.findall(text_of(page))):
             assert command in (*COMMANDS, "explain"), f"{name_of(page)}: {command}"
         for option in set(re.findall(r"`(--[a-z-]+)", text_of(page))) - FOREIGN:
             assert option in help_text, f"{name_of(page)}: {option}"

@@ -24,12 +24,12 @@ from tiny_models import (
     tiny_tokenizer,
 )
 
-from safetyspace_fast import api, verify
+from safetyspace_fast import api, verification
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import DataError, ModelError
 from safetyspace_fast.extract import Verification, capture, prepare
 from safetyspace_fast.models import layers, load_model, parse_model
-from safetyspace_fast.verify import verify_model
+from safetyspace_fast.verification import verify_model
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -297,8 +297,8 @@ def positions_are_off_by_the_padding(patch: pytest.MonkeyPatch) -> None:
         model.backbone.register_forward_pre_hook(shift, with_kwargs=True)
         return model
 
-    original = verify.load_model
-    patch.setattr(verify, "load_model", load)
+    original = verification.load_model
+    patch.setattr(verification, "load_model", load)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_state_that_is_not_finite_where_transformers_is_is_wrong(
 def test_where_the_dtype_overflows_nothing_can_be_checked() -> None:
     truth = np.ones((3, 4))
     over = truth * [[1], [np.inf], [1]]
-    cell = verify._check("block.0", "mean", truth.astype(np.float32), truth, over)
+    cell = verification._check("block.0", "mean", truth.astype(np.float32), truth, over)
     assert (cell.error, cell.rounding, cell.verdict) == (0, None, "unchecked")
 
 

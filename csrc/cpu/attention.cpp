@@ -1,15 +1,15 @@
 // Causal attention with rotary positions, from the product of queries, keys and values to the mixed
-// values, in one pass: in between, the usual way writes and reads a dozen tensors.
+// values, in one pass; in several steps, a dozen tensors would be written and read.
 //
-// One task is one sample and one head of keys and values, with all heads of queries that share it
-// (or one of these, where there are few tasks). Keys are rotated into panels of 32 [dim][32],
-// values copied into panels of 32 dimensions [T][32], and the rows of queries, by token, 14 at a
-// time, go against both with the inner loop of panels.h. Keys and values of tokens before all
-// samples may be given. Up to the last of 14 tokens all scores are there at once, so that softmax
-// is the plain one. The number of threads changes no bit.
+// One task is one sample and one head of keys and values, with all query heads that share it (or
+// one of them, if there are few tasks). Keys are rotated into panels of 32 tokens [dim][32], values
+// copied into panels of 32 dimensions [T][32]. Queries are multiplied with both, 14 rows at a time,
+// by the inner loop of panels.h. All scores of 14 queries are kept, so softmax needs no rescaling.
+// Keys and values of tokens before every sample (a shared prefix) may be given. Results are
+// bit-identical for any number of threads.
 //
-// Flops: 2 T^2 dim a head of queries, half of the square. Bytes: qkv once, the result once; the
-// panels stay in the caches up to some thousand tokens.
+// Flops: 2 T^2 dim per query head (half of the square). Bytes: qkv read once, the result written
+// once; the panels stay in the caches up to a few thousand tokens.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -30,7 +30,7 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kTasksPerThread = 4;  // fewer, and heads that share keys are tasks of their own
+constexpr int64_t kTasksPerThread = 4;  // if there are fewer, each query head is a task
 
 struct Attention {
   const float *qkv, *cos, *sin;
@@ -122,7 +122,7 @@ class Worker {
     }
   }
 
-  // out = scale * what the norm, if there is one, and the position make of x
+  // out = scale * x, normed if there is a norm, rotated by its position
   void turn(const float* x, const float* norm, int64_t b, int64_t t, float scale, float* out) {
     if (norm) {
       loops().rms_norm(x, norm, a_.epsilon, normed_.get(), a_.dim);

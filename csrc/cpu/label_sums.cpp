@@ -5,7 +5,7 @@
 // multiply-adds. At most 64 + n/256 additions in float32 follow one another.
 //
 // The tables of 256 values of four rows (16 KiB) and the bits of 256 values (32 bytes a labelling)
-// stay in the first and second cache while all rows pass by.
+// stay in the first- and second-level cache while all rows are processed.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -58,7 +58,7 @@ AVX512 void fill_tables(const double* values, int64_t width, int64_t row, Tables
   }
 }
 
-// sums[row][r] += what the bits of labelling r choose of each row's values, for `words` words
+// sums[row][r] += the values of each row that the bits of labelling r mark, for `words` words
 AVX512 void add_sums(const Tables& tables, const int32_t* bits, int64_t words, int64_t labels,
                      float* sums) {
   for (int64_t r = 0; r < labels; r += kLabels) {

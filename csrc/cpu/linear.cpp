@@ -1,15 +1,16 @@
-// What the layers of a model spend their time on: products with a weight that was packed
-// beforehand, gates that are applied to them on the way out, and norms.
+// Layers of a model: products with packed weights, gates applied to the sums before they are
+// written, and norms.
 //
-// The library's product copies the weight into the order that its inner loop reads, in every call;
-// between the layers of a model, which evict one another's weights from the caches, that is a good
-// part of a product of a few hundred rows. Here panels of 32 output features lie as [K][32] floats.
+// A library's product copies the weight, in every call, into the order that its inner loop reads.
+// For a few hundred rows that is a large part of its time, as the layers of a model evict each
+// other's weights from the caches. Here the copy is made once: panels of 32 output features, each
+// [K][32] floats.
 //
-// One task is a few panels, which stay in the second cache, and up to 512 rows, for the inner loop
-// of panels.h. The number of threads changes no bit.
+// One task is a few panels, which stay in the second-level cache, and up to 512 rows, multiplied by
+// the inner loop of panels.h. Results are bit-identical for any number of threads.
 //
-// Flops: 2 M N K. Bytes from memory: the weight and x once, the result. The processor fetches a
-// weight from memory as fast as it is used, without being told to.
+// Flops: 2 M N K. Bytes from memory: the weight and x read once, the result written once. Hardware
+// prefetching delivers the weight as fast as it is used.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -34,7 +35,7 @@ constexpr int64_t kPartRows = 512;          // of a task, at most
 constexpr int64_t kNormValues = 1 << 14;    // fewer are not worth a thread
 constexpr int64_t kStrideOut = kPanels * kPanel + 16;
 
-// What becomes of a row of sums.
+// What is applied to a row of sums before it is written.
 struct Finish {
   const float* bias;             // [features], or null
   const Activation* activation;  // of gates, in every other panel; null without gates
@@ -51,7 +52,7 @@ void multiply_block(const float* x, int64_t begin, int64_t end, int64_t K, const
   const int64_t unit = finish.unit(), made = (last - first) / unit, column = first / unit * kPanel;
   const int64_t width = std::min(features - column, made * kPanel);
   const auto panel = [&](int64_t i) { return panels + (first + i) * K * kPanel; };
-  // gates first, then what they are for
+  // the gate, then the values that it gates
   const auto place = [&](int64_t i) { return some_out + (i / unit + i % unit * made) * kPanel; };
   for (int64_t m = begin; m < end; m += kRows) {
     const int64_t rows = std::min(kRows, end - m);
@@ -82,8 +83,8 @@ Tensor multiplied(Tensor x, const Tensor& panels, const Finish& finish, int64_t 
   const float *p_x = x.const_data_ptr<float>(), *p_panels = panels.const_data_ptr<float>();
   float* p_out = out.mutable_data_ptr<float>();
 
-  // Threads get equal numbers of tasks, which are equal up to one panel or gate. Where there are
-  // fewer panels than threads, these share the rows.
+  // Threads get equal numbers of tasks, which differ by at most one panel or gate. If there are
+  // fewer panels than threads, threads share the rows.
   const int64_t threads = torch::stable::get_num_threads(), blocks = (M + kRows - 1) / kRows;
   const int64_t unit = finish.unit(), units = panels.size(0) / unit;
   const int64_t fitting =

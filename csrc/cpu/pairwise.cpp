@@ -9,8 +9,8 @@
 //
 // Work is dealt out tile by tile within a strip of 1,024 rows. What a tile adds to its columns no
 // other tile of the strip touches; what it adds to its rows is kept apart and added in the order of
-// the columns. So neither the number of threads nor the order of arrival changes a bit, and rows
-// may come strip by strip.
+// the columns. Results are therefore bit-identical for any number of threads and any order of
+// finishing, and rows may come strip by strip.
 //
 // For N rows: N^2 D flops (half the matrix), plus 3 % for the diagonal at N = 5,000; about 1.5
 // cycles of epilogue a pair. Memory: one strip (4 KiB x D) and one tile (1 KiB x D + 1 MiB) per
@@ -130,7 +130,7 @@ struct Results {
     for (int64_t g = 0; g < G; ++g) kernel[at * G + g] += kernels[g];
   }
 
-  // Comparisons pass NaN by, sums keep it.
+  // Minimum and maximum ignore NaN, sums keep it.
   void spread_nan(int64_t rows) {
     for (int64_t at = 0; at < rows * C; ++at) {
       if (std::isnan(sum[at])) min[at] = max[at] = kNaN;

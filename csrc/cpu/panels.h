@@ -2,8 +2,8 @@
 // and of attention.
 //
 // It holds 14 rows x 32 columns in 28 registers over 192 values of K, and these sums are added up
-// in float32: as many in a chain as in MKL, whose rounding this has. A row is computed alike in
-// whatever company it is.
+// in float32: chains as long as MKL's, hence its rounding. A row's result does not depend on the
+// rows around it.
 #pragma once
 
 #include <algorithm>

@@ -4,10 +4,10 @@
 // every range (mean and last token share their tokens). Each interval is read once; up to 128
 // tokens are added in float32, eight by eight, and these sums in float64, so that a long text loses
 // no more than a short one. One task is one sample and up to 4,096 dimensions, whose sums stay in
-// the caches; tasks share nothing, so the number of threads changes no bit.
+// the caches. Tasks share nothing: results are bit-identical for any number of threads.
 //
-// Bytes: every hidden state inside a range once, B S D 4 written. Flops: one addition per state:
-// bound by memory.
+// Bytes: every hidden state inside a range read once, 4 B S D written. Flops: one addition per
+// value: memory is the bound.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -130,7 +130,7 @@ void pool_into(Tensor hidden_states, Tensor spans, Tensor out) {
   const int64_t stride_b = hidden_states.stride(0), stride_t = hidden_states.stride(1);
   const int64_t out_b = out.stride(0), out_s = out.stride(1);
 
-  // Whole rows are read fastest; few samples are cut so that every thread has some work.
+  // Undivided rows are read fastest; few samples are divided so that every thread has work.
   const int64_t wanted = B ? 4 * torch::stable::get_num_threads() / B : 1;
   const int64_t parts =
       std::max((D + kTaskWidth - 1) / kTaskWidth, std::min<int64_t>(wanted, D / kNarrowTask));

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..parallel import in_parallel
+from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
 from .estimate import Estimate

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..parallel import in_parallel
+from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
 from .families.distances import grouped_silhouettes

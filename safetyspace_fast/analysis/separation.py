@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..parallel import in_parallel
+from ..threads import in_parallel
 from .cells import read_cells
 from .confounds import confounds
 from .families import choose

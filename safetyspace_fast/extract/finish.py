@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
-from ..parallel import in_parallel
 from ..store.layout import COMPONENTS, Array
+from ..threads import in_parallel
 
 Cell = dict[str, torch.Tensor]
 

@@ -170,7 +170,7 @@ class FusedAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Any = None,  # transformers has no types
         **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, D] to [B, T, D], and None in place of attention weights."""

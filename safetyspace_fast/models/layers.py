@@ -73,13 +73,13 @@ def watch(
     )
 
 
-def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:  # of any block
     """A block's hidden states: its first argument, or the one named `hidden_states`."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
 
 
-def block_output(output: Any) -> Tensor:
+def block_output(output: Any) -> Tensor:  # of any block
     """A block's hidden states: its only result, or the first of several."""
     states: Tensor = output[0] if isinstance(output, tuple) and output else output
     return states

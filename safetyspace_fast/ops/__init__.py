@@ -1,11 +1,9 @@
-"""Kernels: tensors in, tensors out.
+"""Kernels: tensors in, tensors out, no gradients.
 
-The functions here validate their arguments and hand them to the fastest implementation that can
-take them: `cuda` and `cpu` are compiled C++, `triton` is Triton, `reference` is plain torch and
-runs everywhere. All give the same numbers up to the rounding of float32. `implementations()` says
-which are there, and why the others are not.
-
-None of them has a gradient.
+Each function checks its arguments and calls the fastest implementation that supports them: `cuda`
+and `cpu` are compiled C++, `triton` is Triton, `reference` is plain torch and runs everywhere. All
+give the same numbers up to the rounding of float32. `implementations()` lists them, each with the
+reasons why it cannot run on this machine. README.md beside this file explains the rest.
 """
 
 from ._labels import label_sums, pack_labels

@@ -1,4 +1,4 @@
-"""Sums of a matrix's columns over many choices of them, for the CPU."""
+"""Sums of a matrix's columns over many subsets of them, on the CPU (for label permutations)."""
 
 import torch
 from torch import Tensor
@@ -6,18 +6,18 @@ from torch import Tensor
 from . import _native
 
 LABELS = 64
-"""The compiled kernel takes labellings by so many."""
+"""How many labellings the compiled kernel takes at a time."""
 
 
 def pack_labels(labels: Tensor) -> Tensor:
-    """Bring labellings into the form that `label_sums` reads quickest.
+    """Pack labellings for `label_sums`.
 
     Args:
-        labels: [R, n], one labelling a row, 0 or 1.
+        labels: [R, n], one labelling per row, 0 or 1.
 
     Returns:
-        [n / 32, R rounded up to 64] int32, bit i of word w: the label of sample 32 w + i; or, for
-        processors without AVX-512, [n, R] float32.
+        [n / 32, R rounded up to 64] int32, bit i of word w is the label of sample 32 w + i; on
+        processors without AVX-512 [n, R] float32.
     """
     if _native.simd_level() != "avx512":
         return labels.T.float().contiguous()
@@ -26,22 +26,22 @@ def pack_labels(labels: Tensor) -> Tensor:
     bits = torch.zeros(-(-number // LABELS) * LABELS, 32 * words, dtype=torch.uint8)
     bits[:number, :n] = labels
     weights = 1 << torch.arange(8, dtype=torch.uint8)
-    # Sums of bytes' bits below 256, eight at a time: no wide copy of all labels.
+    # Eight bits sum to a byte, so the labels are never copied into a wider type.
     octets: Tensor = (bits.reshape(len(bits), -1, 8) * weights).sum(-1, dtype=torch.uint8)
     return octets.view(torch.int32).T.contiguous()
 
 
 def label_sums(values: Tensor, packed: Tensor) -> Tensor:
-    """Sum every row over the samples that a labelling marks with 1.
+    """Sum every row over the samples that each labelling marks with 1.
 
     Args:
         values: [M, n] float64, contiguous, rounded to float32.
-        packed: what `pack_labels` returned.
+        packed: result of `pack_labels`.
 
     Returns:
-        [M, R] float32; R may be rounded up, with zeros.
+        [M, R] float32; where R is rounded up, the additional sums are 0.
     """
     if packed.dtype == torch.float32:
         return values.float() @ packed
-    found: Tensor = torch.ops.safetyspace_fast.label_sums(values, packed)
-    return found
+    sums: Tensor = torch.ops.safetyspace_fast.label_sums(values, packed)
+    return sums

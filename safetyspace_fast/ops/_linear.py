@@ -1,4 +1,8 @@
-"""Layers of a model on the CPU: products with packed weights, norms, attention. Inference only."""
+"""Layers of a model on a CPU with AVX-512: products with packed weights, norms, attention.
+
+Inference only, float32 only; kernels in `csrc/cpu/linear.cpp` and `attention.cpp`. They have no
+reference: `models/fused.py` compares each layer with the one that it replaces.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,27 +14,27 @@ from torch.nn import functional
 from . import _native
 
 PANEL = 32
-"""Output features that the compiled kernel takes together."""
+"""Output features that the compiled kernel computes together."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
 }
-"""What `gated_linear` can do with the gates."""
+"""Activations that `gated_linear` applies to the gates."""
 
 
 def can_pack() -> bool:
-    """Whether there is a kernel for packed weights: compiled, on a processor with AVX-512."""
+    """Whether these kernels can run: the library is compiled and the processor has AVX-512."""
     return _native.simd_level() == "avx512"
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """Bring a weight into the order that `linear` reads.
+    """Pack a weight for `linear`.
 
     Args:
         weight: [N, K] float32.
 
     Returns:
-        [N / 32 rounded up, K, 32] float32, zeros beyond N.
+        [N / 32 rounded up, K, 32] float32, zeros for features beyond N.
     """
     padded = functional.pad(weight, (0, 0, 0, -len(weight) % PANEL))
     N, K = padded.shape
@@ -38,56 +42,56 @@ def pack_linear(weight: Tensor) -> Tensor:
 
 
 def pack_gated(gate: Tensor, up: Tensor) -> Tensor:
-    """Bring two weights into the order that `gated_linear` reads.
+    """Pack two weights for `gated_linear`.
 
     Args:
         gate, up: [N, K] float32.
 
     Returns:
-        [2 * (N / 32 rounded up), K, 32] float32, a panel of one and a panel of the other in turn.
+        [2 * (N / 32 rounded up), K, 32] float32, panels of the two weights alternating.
     """
     return torch.stack([pack_linear(gate), pack_linear(up)], 1).flatten(0, 1)
 
 
 def unpack_linear(panels: Tensor, features: int) -> Tensor:
-    """The weight [N, K] that `pack_linear` was given; `features` is N."""
+    """Undo `pack_linear`: the weight [N, K]; `features` is N."""
     return panels.transpose(1, 2).flatten(0, 1)[:features].contiguous()
 
 
 def linear(x: Tensor, panels: Tensor, bias: Tensor | None, features: int) -> Tensor:
-    """`torch.nn.functional.linear` with a packed weight, without a gradient.
+    """`torch.nn.functional.linear` with a packed weight.
 
     Args:
         x: [..., K] float32.
-        panels: what `pack_linear` returned.
+        panels: result of `pack_linear`.
         bias: [N] float32, or None.
         features: N.
 
     Returns:
-        [..., N] float32. The rounding is that of MKL; the same over any number of threads.
+        [..., N] float32, as exact as MKL's product; bit-identical for any number of threads.
     """
-    found: Tensor = torch.ops.safetyspace_fast.linear(x, panels, bias, features)
-    return found
+    product: Tensor = torch.ops.safetyspace_fast.linear(x, panels, bias, features)
+    return product
 
 
 def gated_linear(x: Tensor, panels: Tensor, features: int, activation: str) -> Tensor:
-    """`activation(x @ gate.T) * (x @ up.T)`, without a gradient.
+    """`activation(x @ gate.T) * (x @ up.T)`.
 
     Args:
         x: [..., K] float32.
-        panels: what `pack_gated` returned.
+        panels: result of `pack_gated`.
         features: N.
         activation: one of `ACTIVATIONS`.
 
     Returns:
         [..., N] float32.
     """
-    found: Tensor = torch.ops.safetyspace_fast.gated_linear(x, panels, features, activation)
-    return found
+    gated: Tensor = torch.ops.safetyspace_fast.gated_linear(x, panels, features, activation)
+    return gated
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """`torch.nn.functional.rms_norm` over the last dimension, without a gradient.
+    """`torch.nn.functional.rms_norm` over the last dimension.
 
     Args:
         x: [..., D] float32.
@@ -97,8 +101,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Returns:
         [..., D] float32.
     """
-    found: Tensor = torch.ops.safetyspace_fast.rms_norm(x, weight, epsilon)
-    return found
+    normed: Tensor = torch.ops.safetyspace_fast.rms_norm(x, weight, epsilon)
+    return normed
 
 
 def rotary_attention(
@@ -115,27 +119,29 @@ def rotary_attention(
     past_keys: Tensor | None = None,
     past_values: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention with rotary position embeddings (Su et al. 2021), without a gradient.
+    """Causal attention with rotary position embeddings (Su et al. 2021).
 
-    The halves x, y of a head are turned to x cos - y sin and y cos + x sin. Several heads of
-    queries may share one of keys and values (Ainslie et al. 2023).
+    With x and y the halves of a query or key, rotation gives x cos - y sin and y cos + x sin.
+    Several query heads may share one head of keys and values (Ainslie et al. 2023).
 
     Args:
         qkv: [B, T, (num_heads + 2 num_kv_heads) dim] float32: queries, keys and values side by
-            side, a multiple of `num_kv_heads` of the first.
-        cos, sin: [1 or B, T, dim] float32.
-        scaling: of the products of queries and keys.
-        q_norm, k_norm: [dim] float32, weights of root mean square norms of queries and keys over
-            each head, before they are turned; or None.
+            side.
+        cos, sin: [1 or B, T, dim] float32, of the rotation angles.
+        num_heads: heads of queries, a multiple of `num_kv_heads`.
+        num_kv_heads: heads of keys and of values.
+        scaling: factor of the products of queries and keys.
+        q_norm, k_norm: [dim] float32, weights of root mean square norms of each head's queries and
+            keys, applied before the rotation; or None.
         epsilon: of these norms.
-        past_keys, past_values: [num_kv_heads, P, dim] float32, of tokens before all samples, the
-            keys turned already; or None.
+        past_keys, past_values: [num_kv_heads, P, dim] float32, of tokens before every sample, keys
+            already rotated; or None.
 
     Returns:
         [B, T, num_heads dim] float32.
     """
-    found: Tensor = torch.ops.safetyspace_fast.rotary_attention(
+    mixed: Tensor = torch.ops.safetyspace_fast.rotary_attention(
         qkv, cos, sin, num_heads, num_kv_heads, scaling, q_norm, k_norm, epsilon,
         past_keys, past_values,
     )  # fmt: skip
-    return found
+    return mixed

@@ -1,4 +1,4 @@
-"""The compiled library: loaded once, and the reason kept when it cannot be.
+"""The compiled library, loaded once; if it cannot be loaded, the reason is kept.
 
 Loading `safetyspace_fast/_C.abi3.so` registers its kernels with the operators of `_schema`; it has
 no Python names.
@@ -25,13 +25,13 @@ def _missing(op: str, key: str) -> str | None:
     return f"the compiled library was built without {key} kernels for {op}"
 
 
-# Asked once, here: the answer cannot change after loading, and pool_project needs it at every call.
+# Computed once: it cannot change after loading, and pool_project needs it at every call.
 MISSING = {(op, key): _missing(op, key) for op in _schema.SCHEMAS for key in ("CPU", "CUDA")}
 
 
 def simd_level() -> str | None:
-    """Return the instruction set that the compiled CPU kernels chose, None without them.
+    """The instruction set of the compiled CPU kernels: "avx512", "avx2" or "baseline".
 
-    "avx512", "avx2" or "baseline"; ATEN_CPU_CAPABILITY=avx2 or default lowers it, as for torch.
+    None without compiled kernels. ATEN_CPU_CAPABILITY=avx2 or =default lowers it, as for torch.
     """
     return None if load_error else str(torch.ops.safetyspace_fast.simd_level())

@@ -1,4 +1,4 @@
-"""Distances of every row to the columns of each class: reduced, never stored."""
+"""Distances from every row to the columns of each class: reduced on the way, never stored."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,15 +14,15 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class PairwiseResult(NamedTuple):
-    """What every row knows about the columns of each class.
+    """Distances from each of M rows to the columns of each of C classes, summarised.
 
     sum: [M, C] float64, sum of distances; 0 for a class without columns.
     min: [M, C] float32, smallest distance; inf for a class without columns.
     max: [M, C] float32, largest distance; -inf for a class without columns.
     kernel_sum: [M, C, G] float64, sum of exp(-gamma d^2) with d the Euclidean distance; None
-    without gammas.
+        without gammas.
 
-    With rows of shape [L, M, D] every field has L in front.
+    For rows of shape [L, M, D] every field has a leading dimension L.
     """
 
     sum: Tensor
@@ -41,21 +41,28 @@ def pairwise_reduce(
     gammas: Sequence[float] | None = None,
     impl: str | None = None,
 ) -> PairwiseResult:
-    """Reduce the distances between rows and columns by the columns' class; no [M, N] matrix exists.
+    """Sum, smallest and largest distance from every row to the columns of each class.
 
-    rows: [M, D] or [L, M, D] float32, bfloat16, float16 or float64.
-    cols: [N, D] or [L, N, D], same type. `cols is rows` leaves the diagonal out and does half the
-    work.
-    col_labels: [N] int64, in 0 .. num_classes - 1.
-    metric: "euclidean", "sqeuclidean" or "cosine" (1 - cosine; a zero row gives NaN).
-    gammas: bandwidths of RBF kernels exp(-gamma d^2) to sum as well; not with "cosine".
-    impl: a forced implementation; None for the fastest that can.
+    No [M, N] matrix is stored. Distances are computed in float32 (float64 for float64 input) with a
+    relative error below 1e-5, whatever the data's offset: rows are centred first, and pairs of near
+    rows are computed again in float64. Values between 1e-15 and 1e15 are in range. A value that is
+    not finite makes NaN of its row's results, and of every row's results for its class: leave such
+    rows out first.
 
-    Distances are computed in float32 (float64 for float64 input) to a relative error below 1e-5,
-    whatever the data's offset: rows are centred first and near pairs computed again in float64.
-    Values between 1e-15 and 1e15 are in range. A row with a value that is not finite has NaN
-    everywhere, and so has every row for that row's class: leave such rows out first.
-    Raises ConfigError on wrong tensors (labels are checked on the CPU only).
+    Args:
+        rows: [M, D] or [L, M, D] float32, bfloat16, float16 or float64.
+        cols: [N, D] or [L, N, D], same dtype. If `cols is rows`, the distance of a row to itself is
+            left out, and half the work is done.
+        col_labels: [N] int64, in 0 .. num_classes - 1.
+        num_classes: C.
+        metric: "euclidean", "sqeuclidean" or "cosine" (1 - cosine; a zero row gives NaN).
+        gammas: also sum RBF kernels exp(-gamma d^2), one for each gamma; not with "cosine".
+        impl: the implementation to use; None: the fastest that supports the arguments.
+
+    Raises:
+        ConfigError: wrong tensors (labels are checked on the CPU only: elsewhere that would wait
+            for the device).
+        ImplementationError: `impl` cannot be used; the message lists the reasons.
     """
     gammas = validate(rows, cols, col_labels, num_classes, metric, gammas)
     batched = rows.ndim == 3
@@ -76,7 +83,7 @@ def pairwise_empty(
     num_layers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> PairwiseResult:
-    """Results of no pairs at all, for `pairwise_update` to add to."""
+    """Results without any pair, for `pairwise_update` to add to."""
     like = torch.empty((num_layers or 1, 0), device=device)
     total, low, high, kernels = reference.pairwise_empty(like, num_rows, num_classes, num_gammas)
     result = PairwiseResult(total, low, high, kernels if num_gammas else None)
@@ -93,16 +100,21 @@ def pairwise_update(
     gammas: Sequence[float] | None = None,
     impl: str | None = None,
 ) -> None:
-    """Add the pairs of the rows from `start` on, with all before them and among themselves.
+    """Add new rows to a result, in place: their pairs with all earlier rows and with each other.
 
-    Works in place. Called as blocks fill up, it gives the bytes of one `pairwise_reduce(x, x, ...)`
-    on all rows.
+    Calls for one block of rows after the other give bit-identical results to one
+    `pairwise_reduce(x, x, ...)` on all rows.
 
-    result: of `pairwise_empty` with room for at least N rows, and earlier calls; rows from N on are
-    not touched.
-    x: [N, D] or [L, N, D], all rows so far. labels: [N] int64.
-    start: first new row, a multiple of PAIRWISE_BLOCK; only the last block may be a short one.
-    Other arguments and errors as in `pairwise_reduce`; the same ones at every call.
+    Args:
+        result: from `pairwise_empty` with room for at least N rows, and from earlier calls; rows
+            from N on stay as they are.
+        x: [N, D] or [L, N, D], all rows so far.
+        labels: [N] int64.
+        start: first new row, a multiple of PAIRWISE_BLOCK; only the last block may be shorter.
+        metric, gammas, impl: as in `pairwise_reduce`, the same at every call.
+
+    Raises:
+        ConfigError, ImplementationError: as in `pairwise_reduce`.
     """
     num_classes = result.sum.shape[-1]
     gammas = validate(x, x, labels, num_classes, metric, gammas)
@@ -132,7 +144,7 @@ def pairwise_update(
 
 
 def center(rows: Tensor, metric: str) -> Tensor:
-    """Return `reference.center_of`, for no rows as well."""
+    """`reference.center_of`; zeros if there are no rows."""
     if rows.shape[1] == 0:
         return rows.new_zeros((rows.shape[0], rows.shape[2]), dtype=torch.float64)
     return reference.center_of(rows, metric)
@@ -151,7 +163,7 @@ def validate(
     metric: str,
     gammas: Sequence[float] | None,
 ) -> list[float]:
-    """Raise ConfigError on what `pairwise_reduce` documents; returns the bandwidths as a list."""
+    """Check the arguments of `pairwise_reduce`, and return the gammas as a list of floats."""
     for name, tensor in (("cols", cols), ("labels", labels)):
         if tensor.device != rows.device:
             raise ConfigError(f"{name}: on {tensor.device}, but rows are on {rows.device}; move it")

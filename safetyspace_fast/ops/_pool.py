@@ -21,22 +21,29 @@ def pool_project(
 ) -> tuple[Tensor, Tensor | None]:
     """Average S token ranges of every sample in one read, and project the averages.
 
-    hidden_states: [B, T, D] float32, bfloat16 or float16, or [tokens, D] with `cu_seqlens`; any
-    strides.
-    spans: [B, S, 2] int32, half-open token ranges within the sample.
-    projection: [D, P] float32, or None.
-    cu_seqlens: [B + 1] int32, where each sample starts in `[tokens, D]`; None for padded batches.
-    impl: a forced implementation; None for the fastest that can.
+    Sums are float32. A range without tokens gives NaN. Tokens outside a range have no influence,
+    even if they are NaN.
 
-    Returns pooled: [B, S, D] float32 and projected: [B, S, P] float32, None without a projection.
-    Sums are float32. A range without tokens gives NaN. Tokens outside a range are never read into
-    it.
-    Raises ConfigError on wrong tensors (ranges are checked on the CPU only: on a GPU that would
-    wait for the device).
+    Args:
+        hidden_states: [B, T, D] float32, bfloat16 or float16, or [tokens, D] with `cu_seqlens`; any
+            strides.
+        spans: [B, S, 2] int32, half-open token ranges within the sample.
+        projection: [D, P] float32, or None.
+        cu_seqlens: [B + 1] int32, where each sample starts in `[tokens, D]`; None for a padded
+            batch.
+        impl: the implementation to use; None: the fastest that supports the arguments.
+
+    Returns:
+        pooled: [B, S, D] float32, and projected: [B, S, P] float32, None without a projection.
+
+    Raises:
+        ConfigError: wrong tensors (ranges are checked on the CPU only: elsewhere that would wait
+            for the device).
+        ImplementationError: `impl` cannot be used; the message lists the reasons.
     """
     _validate(hidden_states, spans, projection, cu_seqlens)
     if cu_seqlens is not None:
-        # Every sample sees the whole tensor (stride 0) through spans that start at its own tokens.
+        # Every sample is a view (stride 0) of all tokens, with its spans moved to where it starts.
         hidden_states = hidden_states.expand(spans.shape[0], -1, -1)
         spans = spans + cu_seqlens[:-1, None, None]
     kernel = _select.choose("pool_project", impl, hidden_states, spans, projection)
@@ -45,17 +52,17 @@ def pool_project(
 
 
 class PoolProject:
-    """`pool_project` of a model's hidden states, layer after layer, into one tensor.
+    """`pool_project` for the hidden states of one layer after the other, into one tensor.
 
-    Between two layers the caches are full of weights, and every step takes longer than the pooling
-    itself. So what is checked and chosen here is so once, until shapes, types or devices change;
-    and on a CPU the averages of all layers are projected together.
+    Between two layers of a model the CPU's caches hold weights, and checking arguments takes longer
+    than pooling. So arguments are checked, and a kernel is chosen, only when shape, dtype or device
+    change; and on a CPU the averages of all layers are projected together at the end.
     """
 
     def __init__(
         self, spans: Tensor, projection: Tensor, num_layers: int, impl: str | None = None
     ) -> None:
-        """Make room for the results; for the arguments see `pool_project`."""
+        """Allocate the results; for the arguments see `pool_project`."""
         self._spans = spans
         self._projection = projection
         self._impl = impl
@@ -66,7 +73,7 @@ class PoolProject:
         self._pooled, self._projected = by_layer[..., :D].unbind(), by_layer[..., D:].unbind()
 
     def __call__(self, i_layer: int, hidden_states: Tensor) -> None:
-        """Take a layer's `[B, T, D]`."""
+        """Pool a layer's hidden states: [B, T, D]."""
         kind = (hidden_states.shape, hidden_states.dtype, hidden_states.device)
         if kind != self._known:
             self._kernel = self._chosen(hidden_states)
@@ -74,14 +81,15 @@ class PoolProject:
         self._kernel(i_layer, hidden_states)
 
     def finish(self) -> Tensor:
-        """What was made of all layers: `[L, S, B, D + P]` float32, averages and projections."""
+        """Averages and projections of all layers: [L, S, B, D + P] float32."""
         if self._out.device.type == "cpu":
             rows, width = self._out.flatten(0, 2), len(self._projection)
             torch.mm(rows[:, :width], self._projection, out=rows[:, width:])
         return self._out
 
     def _chosen(self, hidden_states: Tensor) -> Callable[[int, Tensor], None]:
-        # What is returned must not hold this object, or the result would live in a circle.
+        # The function returned must not refer to this object: a reference cycle would keep the
+        # results alive.
         spans, projection = self._spans, self._projection
         pooled, projected = self._pooled, self._projected
         _validate(hidden_states, spans, projection, None)
@@ -92,10 +100,10 @@ class PoolProject:
         on_cpu = hidden_states.device.type == "cpu"
 
         def pool(i_layer: int, hidden_states: Tensor) -> None:
-            found = kernel(hidden_states, spans, None if on_cpu else projection)
-            pooled[i_layer].copy_(found[0])
+            means, products = kernel(hidden_states, spans, None if on_cpu else projection)
+            pooled[i_layer].copy_(means)
             if not on_cpu:
-                projected[i_layer].copy_(found[1])
+                projected[i_layer].copy_(products)
 
         return pool
 

@@ -1,4 +1,4 @@
-"""Which implementation runs, and why the others do not."""
+"""Which implementation of an operator runs, and why the others cannot."""
 
 import os
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from . import _native, _schema, reference
 
 
 class Implementation(NamedTuple):
-    """One kernel of one operator.
+    """One kernel of one operator. Arguments and results differ by operator, hence `Any`.
 
     call: takes the operator's arguments in the order of `_schema`.
-    unavailable: reasons why it cannot run here at all; empty if it can.
+    unavailable: reasons why it cannot run on this machine; empty if it can.
     unsupported: reasons why it cannot take these arguments; empty if it can.
     """
 
@@ -47,7 +47,7 @@ def _native_kernel(op: str, key: str) -> Implementation:
 
 
 def _triton_modules() -> dict[str, ModuleType]:
-    # By a statement: torch.compile traces no other kind of import.
+    # An import statement: torch.compile cannot trace other ways of importing.
     from .triton import pairwise_reduce, pairwise_update, pairwise_within, pool_project
 
     return {
@@ -84,16 +84,23 @@ def _of(op: str) -> dict[str, Implementation]:
 
 # Fastest first.
 IMPLEMENTATIONS = {op: _of(op) for op in _schema.SCHEMAS}
-# What is tried without being asked for; the rest cannot work there, or (Triton's interpreter) must
-# not.
+# Tried by default on each device. Triton's interpreter runs on a CPU only if it is forced.
 _DEFAULTS = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 
-def choose(op: str, impl: str | None, *args: Any) -> Callable[..., Any]:
-    """Return the kernel to call with `args`, which start with a tensor.
+def choose(
+    op: str, impl: str | None, *args: Any
+) -> Callable[..., Any]:  # every operation takes and returns something else
+    """The kernel to call with `args`.
 
-    impl: a forced choice, or None for the first of the device's implementations that can.
-    Raises ImplementationError with every reason if the forced one cannot be used.
+    Args:
+        op: the operator's name.
+        impl: an implementation to force; None: the fastest on the tensors' device that supports
+            the arguments.
+        args: the operator's arguments; the first is a tensor.
+
+    Raises:
+        ImplementationError: `impl` cannot be used; the message lists the reasons.
     """
     table = IMPLEMENTATIONS[op]
     if impl is None:
@@ -108,9 +115,10 @@ def choose(op: str, impl: str | None, *args: Any) -> Callable[..., Any]:
 
 
 def implementations() -> dict[str, dict[str, list[str]]]:
-    """For every operator its implementations, fastest first.
+    """The implementations of every operator, fastest first, each with the reasons against it.
 
-    Each with the reasons why it cannot run here; none: it can.
+    Returns:
+        operator -> implementation -> reasons why it cannot run on this machine; empty if it can.
     """
     return {
         op: {name: kernel.unavailable() for name, kernel in table.items()}

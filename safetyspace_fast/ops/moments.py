@@ -1,4 +1,4 @@
-"""Counts, means and second moments of cells, in float64 and mergeable."""
+"""Count, mean and second moment of every cell (label and fold, for example), in float64."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,12 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class ClassMoments:
-    """Moments of the samples of each cell.
+    """Moments of the samples of each of C cells.
 
-    count: [C] int64. mean: [..., C, P] float64, 0 for an empty cell.
+    count: [C] int64.
+    mean: [..., C, P] float64, 0 for an empty cell.
     moment2: [..., C, P, P] float64, sum of (x - mean)(x - mean)^T; divided by count - 1 it is the
-    covariance.
+        covariance.
     """
 
     count: Tensor
@@ -32,11 +33,15 @@ class ClassMoments:
 
 
 def class_moments(projected: Tensor, cells: Tensor, num_cells: int) -> ClassMoments:
-    """Count, mean and second moment of every cell, for example every label and fold.
+    """Count, mean and second moment of every cell, in two passes over the samples in float64.
 
-    projected: [..., N, P] floating point. cells: [N] int64 in 0 .. num_cells - 1, the same for all
-    leading dimensions. Two passes over the samples, in float64. Raises ConfigError on wrong
-    tensors.
+    Args:
+        projected: [..., N, P] floating point.
+        cells: [N] int64 in 0 .. num_cells - 1, the same for all leading dimensions.
+        num_cells: C.
+
+    Raises:
+        ConfigError: wrong tensors.
     """
     if projected.ndim < 2 or not projected.is_floating_point():
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""The operators in plain torch: what they mean, the default kernels, and the oracle of the others.
+"""The operators in plain torch: their definition, the default kernels, and the oracle for tests.
 
-Arguments are those of `_schema`; they are not validated here. Any device that torch has will do.
+Arguments are those of `_schema`, unchecked. Any device of torch will do.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PAIRWISE_BLOCK = 1024
-"""Rows compared at a time: part of the contract of `pairwise_update`, hence one number for all."""
+"""Rows compared at a time; part of the contract of `pairwise_update`, so all kernels use it."""
 
 NEAR = 1 / 64
 """Squared distances below this share of |a|^2 + |b|^2 are computed again from a - b in float64.
@@ -24,9 +24,13 @@ def pool_project(
 ) -> tuple[Tensor, Tensor]:
     """Average token ranges and project the averages.
 
-    hidden_states: [B, T, D] f32 | bf16 | f16; spans: [B, S, 2] int32, half open;
-    projection: [D, P] f32. Returns pooled: [B, S, D] f32 and projected: [B, S, P] f32.
-    Tokens outside a span are never read into it.
+    Args:
+        hidden_states: [B, T, D] float32, bfloat16 or float16.
+        spans: [B, S, 2] int32, half-open.
+        projection: [D, P] float32, or None.
+
+    Returns:
+        pooled: [B, S, D] float32, and projected: [B, S, P] float32, P = 0 without a projection.
     """
     B, S, _ = spans.shape
     T, D = hidden_states.shape[1:]
@@ -35,7 +39,7 @@ def pool_project(
     for s in range(S):
         start, stop = spans[:, s, :1], spans[:, s, 1:]
         inside = (token >= start) & (token < stop)
-        # where and not a product with 0 and 1: a NaN outside the span must not spread
+        # `where`, not a product with 0 and 1: a NaN outside the span must not spread
         kept = torch.where(inside[..., None], hidden_states, 0)
         pooled[:, s] = kept.sum(1, dtype=torch.float32) / (stop - start).clamp(min=0)
     if projection is None:
@@ -46,11 +50,16 @@ def pool_project(
 def center_of(rows: Tensor, metric: str) -> Tensor:
     """A point near most rows: the median, by dimension, of 32 of the first block's rows.
 
-    Distances do not depend on it, their rounding errors do. A median, because one text in a hundred
-    may have a state 1,000 times as long as the others and would drag a mean with it; of the first
-    block only, so that it is the same when the later blocks are not there yet.
+    Distances do not depend on it; their rounding errors do. The median, because one text in a
+    hundred may have a hidden state 1,000 times as long as the others, which would shift the mean.
+    The first block, because later ones may not have been computed yet.
 
-    rows: [L, N, D], N >= 1. Returns [L, D] float64.
+    Args:
+        rows: [L, N, D], N >= 1.
+        metric: of `ops.METRICS`.
+
+    Returns:
+        [L, D] float64.
     """
     first = rows[:, :PAIRWISE_BLOCK]
     sample = first[:, :: max(1, first.shape[1] // 32)].double()
@@ -60,7 +69,7 @@ def center_of(rows: Tensor, metric: str) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """Rows as they are used: unscaled or of length 1 in float64, centred, and squared norms."""
+    """Rows in float64 (of length 1 for cosine), the same centred, and their squared norms."""
 
     scaled: Tensor
     centered: Tensor
@@ -96,7 +105,7 @@ def _add_tile(
     *,
     diagonal: bool = False,
 ) -> None:
-    """Add the columns of one tile, whose classes are `labels`, to the results of its rows."""
+    """Add a tile's columns, of classes `labels`, to the results of its rows."""
     total, low, high, kernel_total = results
     kernels = [_values(squared, metric, gamma) for gamma in gammas]
     distances = _values(squared, metric, None)
@@ -122,7 +131,7 @@ def _add_tile(
 def pairwise_empty(
     like: Tensor, num_rows: int, num_classes: int, num_gammas: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results of no pairs at all: sums 0, minimum inf, maximum -inf."""
+    """Results without any pair: sums 0, minimum inf, maximum -inf."""
     shape = (like.shape[0], num_rows, num_classes)
     return (
         like.new_zeros(shape, dtype=torch.float64),
@@ -144,11 +153,19 @@ def pairwise_update(
     max: Tensor,
     kernel_sum: Tensor,
 ) -> None:
-    """Add every pair of `x` that has a row at or after `start`, each tile used in both directions.
+    """Add every pair of `x` with a row at or after `start`, in place; each tile serves both rows.
 
-    x: [L, N, D]; center: [L, D] float64; labels: [N] int64; results as `pairwise_reduce` returns
-    them, for the N rows. A row meets the blocks in ascending order whatever the calls' limits are,
-    so blocks added one by one give the bytes of one call.
+    Blocks are added to a row in ascending order, however calls divide them, so block by block and
+    all at once are bit-identical.
+
+    Args:
+        x: [L, N, D].
+        center: [L, D] float64.
+        labels: [N] int64.
+        start: first new row, a multiple of PAIRWISE_BLOCK.
+        metric: of `ops.METRICS`.
+        gammas: of the kernels.
+        sum, min, max, kernel_sum: as `pairwise_reduce` returns them, for the N rows.
     """
     N = x.shape[1]
     blocks = [slice(i, i + PAIRWISE_BLOCK) for i in range(0, N, PAIRWISE_BLOCK)]
@@ -176,11 +193,19 @@ def pairwise_reduce(
     metric: str,
     gammas: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Reduce the distances from every row to the columns of each class; no [M, N] matrix is held.
+    """Sum, smallest and largest distance from every row to the columns of each class.
 
-    rows: [L, M, D]; cols: [L, N, D], or None for the rows themselves without the diagonal;
-    center: [L, D] float64; col_labels: [N] int64.
-    Returns sum: [L, M, C] f64; min, max: [L, M, C] f32; kernel_sum: [L, M, C, G] f64.
+    Args:
+        rows: [L, M, D].
+        cols: [L, N, D], or None for the rows themselves without the diagonal.
+        center: [L, D] float64.
+        col_labels: [N] int64.
+        num_classes: C.
+        metric: of `ops.METRICS`.
+        gammas: of the kernels, G numbers.
+
+    Returns:
+        sum: [L, M, C] float64; min, max: [L, M, C] float32; kernel_sum: [L, M, C, G] float64.
     """
     results = pairwise_empty(rows, rows.shape[1], num_classes, len(gammas))
     if cols is None:
@@ -204,10 +229,20 @@ def pairwise_within(
 ) -> tuple[Tensor, Tensor]:
     """Sum the values of all pairs within each mask, for many masks in one pass over the distances.
 
-    x: [L, N, D]; center: [L, D] float64; masks: [N, R] f32 of 0 and 1. The value of a pair is its
-    distance, or exp(-gamma d^2) with gamma: [L] f64. Returns total: [L, N] f64, each sample's
-    values with all others, and within: [L, R] f64, values less `shift`: [L] f32 of the pairs i < j
-    that are both in the mask; the shift keeps float32 products exact where it counts.
+    The value of a pair is its distance d or, with gamma, exp(-gamma d^2).
+
+    Args:
+        x: [L, N, D].
+        center: [L, D] float64.
+        masks: [N, R] float32 of 0 and 1.
+        metric: of `ops.METRICS`.
+        gamma: [L] float64, or None.
+        shift: [L] float32, a typical value; subtracted before float32 products, it keeps the
+            digits in which pairs differ.
+
+    Returns:
+        total: [L, N] float64, sum of each sample's values with all others; within: [L, R] float64,
+        sum of value - shift over the pairs i < j with both samples in the mask.
     """
     L, N, _ = x.shape
     total = x.new_zeros((L, N), dtype=torch.float64)

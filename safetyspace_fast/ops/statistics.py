@@ -11,24 +11,31 @@ from ._pairwise import pairwise_reduce
 def silhouette_samples(
     x: Tensor, labels: Tensor, *, metric: str = "euclidean", impl: str | None = None
 ) -> Tensor:
-    """How much nearer each sample is to its own class than to the nearest other one.
+    """How much nearer each sample is to its own class than to the nearest other class.
 
-    x: [N, D] floating point; labels: [N] integers, any values. metric, impl: as in
-    `pairwise_reduce`.
+    The score is (b - a) / max(a, b), with a the mean distance to the other samples of the class
+    and b the smallest mean distance to another class; 0 for the only sample of a class and for
+    a = b = 0, as in scikit-learn (Rousseeuw 1987).
 
-    Returns [N] float64 in -1 .. 1: (b - a) / max(a, b), with a the mean distance to the other
-    samples of the class and b the smallest mean distance to another class; 0 for the only sample of
-    a class and for a = b = 0, as in scikit-learn (Rousseeuw 1987). Raises ConfigError unless there
-    are 2 to N - 1 classes.
+    Args:
+        x: [N, D] floating point.
+        labels: [N] integers, any values.
+        metric, impl: as in `pairwise_reduce`.
+
+    Returns:
+        [N] float64 in -1 .. 1.
+
+    Raises:
+        ConfigError: there are not 2 to N - 1 classes.
     """
     classes, label, count = _classes(x, labels)
     C, N = len(classes), len(x)
     if not 2 <= C < N:
         raise ConfigError(f"labels: expected 2 to {N - 1} classes for {N} samples, got {C}")
     total = pairwise_reduce(x, x, label, C, metric=metric, impl=impl).sum
-    own = label[:, None]
-    a = (total.gather(1, own) / (count[own] - 1))[:, 0]
-    b = (total / count).scatter(1, own, torch.inf).amin(1)
+    own_class = label[:, None]
+    a = (total.gather(1, own_class) / (count[own_class] - 1))[:, 0]
+    b = (total / count).scatter(1, own_class, torch.inf).amin(1)
     score = (b - a) / torch.maximum(a, b)
     nothing = (count[label] == 1) | ((a == 0) & (b == 0))
     return torch.where(nothing, 0.0, score)
@@ -42,16 +49,23 @@ def energy_distance(
     biased: bool = False,
     impl: str | None = None,
 ) -> Tensor:
-    """Compare two classes: 2 E|X - Y| - E|X - X'| - E|Y - Y'|.
+    """Energy distance of two classes: 2 E|X - Y| - E|X - X'| - E|Y - Y'|.
 
-    x: [N, D] or [L, N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings
-    (permutations) in one pass, the same in all layers.
-    metric, impl: as in `pairwise_reduce`.
-    biased: count the zero distances of samples to themselves (V-statistic, never negative).
+    X and X' are samples of one class, Y and Y' of the other (Szekely and Rizzo 2013). The unbiased
+    estimate has mean 0 for equal distributions.
 
-    Returns a float64 scalar, or [R], or with L in front; without bias its mean is 0 for equal
-    distributions (Szekely and Rizzo 2013).
-    Raises ConfigError unless every labelling has at least two samples of either class.
+    Args:
+        x: [N, D] or [L, N, D] floating point.
+        labels: [N] of 0 and 1, or [R, N] for R labellings (permutations) in one pass, the same in
+            all layers.
+        metric, impl: as in `pairwise_reduce`.
+        biased: include the zero distances of samples to themselves (V-statistic, never negative).
+
+    Returns:
+        float64: a scalar, or [R]; with a leading L for L layers.
+
+    Raises:
+        ConfigError: a labelling has fewer than two samples of a class.
     """
     within, between = _two_class_means(x, labels, metric, None, biased, impl)
     return 2 * between - within
@@ -65,17 +79,24 @@ def mmd(
     biased: bool = False,
     impl: str | None = None,
 ) -> Tensor:
-    """Compare two classes by a kernel: E k(X, X') + E k(Y, Y') - 2 E k(X, Y), k = exp(-gamma d^2).
+    """Squared maximum mean discrepancy: E k(X, X') + E k(Y, Y') - 2 E k(X, Y), k = exp(-gamma d^2).
 
-    x: [N, D] or [L, N, D] floating point. labels: [N] of 0 and 1, or [R, N] for R labellings
-    (permutations) in one pass, the same in all layers.
-    gamma: the bandwidth, or [L] floating point, one a layer; d is the Euclidean distance.
-    impl: as in `pairwise_reduce`.
-    biased: count the kernel 1 of samples with themselves (V-statistic, never negative).
+    X and X' are samples of one class, Y and Y' of the other, d their Euclidean distance (Gretton et
+    al. 2012, equations 3 and 5).
 
-    Returns a float64 scalar, or [R], or with L in front: the squared maximum mean discrepancy
-    (Gretton et al. 2012, equations 3 and 5).
-    Raises ConfigError unless every labelling has at least two samples of either class.
+    Args:
+        x: [N, D] or [L, N, D] floating point.
+        labels: [N] of 0 and 1, or [R, N] for R labellings (permutations) in one pass, the same in
+            all layers.
+        gamma: of the kernel: a number, or [L] floating point, one for each layer.
+        impl: as in `pairwise_reduce`.
+        biased: include the kernel of samples with themselves, 1 (V-statistic, never negative).
+
+    Returns:
+        float64: a scalar, or [R]; with a leading L for L layers.
+
+    Raises:
+        ConfigError: a labelling has fewer than two samples of a class, or gamma is out of range.
     """
     gamma = torch.as_tensor(gamma, dtype=torch.float64, device=x.device)
     if not ((gamma >= 0) & gamma.isfinite()).all():
@@ -91,7 +112,7 @@ def mmd(
 def _two_class_means(
     x: Tensor, labels: Tensor, metric: str, gamma: Tensor | None, biased: bool, impl: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean value within the classes, summed over both, and between them, for every labelling."""
+    """Mean value of pairs within a class, summed over both classes, and of pairs between them."""
     N = x.shape[-2] if x.ndim in (2, 3) else 0
     if N == 0 or labels.ndim not in (1, 2) or labels.shape[-1] != N:
         raise ConfigError(
@@ -127,7 +148,7 @@ def _two_class_means(
 
 
 def _typical_value(x: Tensor, metric: str, gamma: Tensor | None) -> Tensor:
-    """Return a pair's value that is near most of its layer's: [L] float32."""
+    """A value near those of most pairs of a layer: [L] float32."""
     sample = x[:, :: max(1, x.shape[1] // 32)].double()
     distance = (sample[:, :1] - sample).norm(dim=2).nanmedian(1).values
     if gamma is not None:
@@ -142,45 +163,60 @@ def _typical_value(x: Tensor, metric: str, gamma: Tensor | None) -> Tensor:
 def dunn(
     x: Tensor, labels: Tensor, *, metric: str = "euclidean", impl: str | None = None
 ) -> Tensor:
-    """Smallest distance between two classes, divided by the largest within one.
+    """Dunn index: smallest distance between two classes over the largest within one (Dunn 1974).
 
-    x: [N, D] floating point; labels: [N] integers. metric, impl: as in `pairwise_reduce`.
+    A single extreme pair decides it.
 
-    Returns a float64 scalar (Dunn 1974); one extreme pair decides it. inf if no class has two
-    different samples.
-    Raises ConfigError unless there are at least two classes.
+    Args:
+        x: [N, D] floating point.
+        labels: [N] integers.
+        metric, impl: as in `pairwise_reduce`.
+
+    Returns:
+        A float64 scalar; inf if no class has two different samples.
+
+    Raises:
+        ConfigError: there are fewer than two classes.
     """
     classes, label, _ = _classes(x, labels)
     if len(classes) < 2:
         raise ConfigError(f"labels: expected at least 2 classes, got {len(classes)}")
     result = pairwise_reduce(x, x, label, len(classes), metric=metric, impl=impl)
-    own = label[:, None]
-    between = result.min.scatter(1, own, torch.inf).amin().double()
-    return between / result.max.gather(1, own).amax().double().clamp(min=0)
+    own_class = label[:, None]
+    between = result.min.scatter(1, own_class, torch.inf).amin().double()
+    return between / result.max.gather(1, own_class).amax().double().clamp(min=0)
 
 
 def nn_accuracy(
     x: Tensor, labels: Tensor, *, metric: str = "euclidean", impl: str | None = None
 ) -> Tensor:
-    """Share of samples whose nearest other sample is of their own class.
+    """Share of samples whose nearest neighbour is of their own class.
 
-    x: [N, D] floating point; labels: [N] integers. metric, impl: as in `pairwise_reduce`.
+    A sample as near to another class as to its own counts one half.
 
-    Returns a float64 scalar; a sample as near to another class as to its own counts one half.
-    Raises ConfigError unless there are at least two classes.
+    Args:
+        x: [N, D] floating point.
+        labels: [N] integers.
+        metric, impl: as in `pairwise_reduce`.
+
+    Returns:
+        A float64 scalar.
+
+    Raises:
+        ConfigError: there are fewer than two classes.
     """
     classes, label, _ = _classes(x, labels)
     if len(classes) < 2:
         raise ConfigError(f"labels: expected at least 2 classes, got {len(classes)}")
     nearest = pairwise_reduce(x, x, label, len(classes), metric=metric, impl=impl).min
-    own = label[:, None]
-    other = nearest.scatter(1, own, torch.inf).amin(1)
-    difference = other - nearest.gather(1, own)[:, 0]
+    own_class = label[:, None]
+    other_class = nearest.scatter(1, own_class, torch.inf).amin(1)
+    difference = other_class - nearest.gather(1, own_class)[:, 0]
     return (difference.sign().double() / 2 + 0.5).mean()
 
 
 def _classes(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of the labels, each sample's place among them, samples of each."""
+    """The different labels, each sample's index into them, and how many samples each has."""
     if labels.ndim != 1 or x.ndim != 2 or len(labels) != len(x):
         raise ConfigError(
             f"x, labels: expected [N, D] and [N], got {list(x.shape)} and {list(labels.shape)}"

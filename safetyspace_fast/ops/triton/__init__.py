@@ -1,4 +1,4 @@
-"""GPU kernels in Triton, one file each; nothing here is imported before a kernel is wanted."""
+"""GPU kernels in Triton, one file each, imported when a kernel is first used."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Whether kernels run in Triton's interpreter, which is settled where they are defined."""
+"""Whether kernels run in Triton's interpreter; decided when they are defined."""
 
 
-def current_target() -> Any:
-    """Return the GPU that a launch would use; in Triton's interpreter one that no table knows."""
+def current_target() -> Any:  # triton has no types
+    """The GPU that a launch would use; in Triton's interpreter one that is in no table."""
     if INTERPRETED:
         return GPUTarget("cuda", 0, 32)
     return triton.runtime.driver.active.get_current_target()
 
 
 def device_reasons(name: str, tensor: torch.Tensor) -> list[str]:
-    """Say why `tensor` is out of reach of a GPU kernel; empty when it is not."""
+    """Reasons why a GPU kernel cannot read `tensor`; empty if it can."""
     if tensor.device.type == "cuda" or INTERPRETED:
         return []
     return [f"{name} is on {tensor.device}, not on a GPU"]
 
 
-def launch_options(num_warps: int, **more: int) -> dict[str, Any]:
-    """Return what every launch names; fusion too, because Triton 3.10 changes its default."""
+def launch_options(num_warps: int, **more: int) -> dict[str, int | bool]:
+    """Options of every launch; fusion is named because Triton 3.10 changes its default."""
     return {"num_warps": num_warps, "enable_fp_fusion": True, **more}

@@ -23,7 +23,7 @@ classes numbered 0, 1, ... in the block. A tile then holds a run of classes, and
 of its block, k-th class) gets the block's slot t + k: unique, because along the sorted columns t
 and k only grow. Every tile writes its rows' partial results into its own slots; a last kernel adds
 each row's slots of a class in ascending order, in float64, to what the results hold already. So
-blocks that come one by one give the bytes of one call. With rows and columns the same, one product
+block by block and all at once are bit-identical. With rows and columns the same, one product
 serves the tile and its mirror image. Partial results take 12 + 4 G bytes for each of N slots times
 PAIRWISE_BLOCK / BT + min(C, PAIRWISE_BLOCK) - 1 a block, the planes 6 bytes for each of N D
 numbers.
@@ -54,10 +54,10 @@ from safetyspace_fast.ops.triton.tiles import (
     distance_of,
     exact_squares,
     layer_offset,
-    place,
     split,
     squared_distances,
     tile_config,
+    tile_position,
     tile_reasons,
 )
 
@@ -70,7 +70,7 @@ MAX_GAMMAS = 4
 
 @triton.jit
 def _identity(KIND: tl.constexpr):
-    """Return what changes nothing in a reduction."""
+    """The neutral element of a reduction."""
     if KIND == MIN:
         return float("inf")
     elif KIND == MAX:
@@ -91,7 +91,7 @@ def _reduce(values, axis: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit
 def _side(tile, i, labels_ptr, starts_ptr, K, BT: tl.constexpr):
-    """Describe one side of a tile: places, first and last class, where classes start, slots."""
+    """One side of a tile: positions, first and last class, where classes start, slots."""
     low = tl.load(labels_ptr + tile * BT).to(tl.int32)
     high = tl.minimum(tl.load(labels_ptr + tile * BT + BT - 1).to(tl.int32), K - 1)
     block = tile // (BLOCK // BT)
@@ -104,7 +104,7 @@ def _store_slots(p_out, pitch, values, side, AXIS: tl.constexpr, KIND: tl.conste
     """Reduce a tile along AXIS, one class after the other, into the classes' slots."""
     _, i, low, high, p_starts, slot = side
     for k in range(low, high + 1):
-        # The class is a range of the sorted places `i`: comparing with it takes no registers.
+        # The class is a range of the sorted positions `i`: comparing with it takes no registers.
         start = tl.load(p_starts + k).to(tl.int32)
         end = tl.load(p_starts + k + 1).to(tl.int32)
         m_class = tl.expand_dims((i >= start) & (i < end), 1 - AXIS)
@@ -164,7 +164,7 @@ def tile_kernel(
     """Multiply a tile of rows with a tile of columns and reduce the distances."""
     i_l = tl.program_id(1).to(tl.int64)
     square = first_square + tl.program_id(0)
-    i_tile, j_tile = place(square, num_row_tiles, num_col_tiles, SYMMETRIC)
+    i_tile, j_tile = tile_position(square, num_row_tiles, num_col_tiles, SYMMETRIC)
     if (i_tile >= num_row_tiles) | (j_tile >= num_col_tiles):
         return
     if SYMMETRIC and i_tile < j_tile:
@@ -340,7 +340,7 @@ def finish_kernel(
     kernel_ptr,  # [G, L, num_slots, num_row_tiles BT] float32
     firsts_ptr,  # [num_blocks, C + 1] int64: where each class would start in its block
     ranks_ptr,  # [num_blocks, C] int64: its number among the classes of the block
-    order_ptr,  # [M] int64: the place of each row in the results
+    order_ptr,  # [M] int64: the position of each row in the results
     sum_out_ptr,  # [L, num_results, C] float64
     min_out_ptr,  # [L, num_results, C] float32
     max_out_ptr,
@@ -397,12 +397,12 @@ def supports(
     metric: str,
     gammas: list[float],
 ) -> list[str]:
-    """Reasons why this implementation cannot take these arguments; empty when it can."""
+    """Reasons why this implementation cannot take these arguments; empty if it can."""
     return reduction_reasons("rows", rows, gammas)
 
 
 def reduction_reasons(name: str, rows: Tensor, gammas: list[float]) -> list[str]:
-    """Say why rows cannot be reduced with these kernels; empty when they can."""
+    """Reasons why rows cannot be reduced with these kernels; empty if they can."""
     reasons = tile_reasons(name, rows)
     if len(gammas) > MAX_GAMMAS:
         reasons.append(f"{len(gammas)} gammas, and only {MAX_GAMMAS} are done without spills")
@@ -431,34 +431,34 @@ def pairwise_reduce(
 
 
 class _Columns(NamedTuple):
-    """Columns block by block, each block sorted by class. Places are those after sorting."""
+    """Columns block by block, each block sorted by class. Positions are those after sorting."""
 
-    order: Tensor  # [N] int64: which column goes to each place
-    labels: Tensor  # [num_blocks BLOCK] int64: number of each place's class in its block, or K
-    starts: Tensor  # [num_blocks, K + 1] int64: first place of each of these numbers
-    firsts: Tensor  # [num_blocks, C + 1] int64: first place in its block of each class
-    ranks: Tensor  # [num_blocks, C] int64: number of each class in each block, where it is there
+    order: Tensor  # [N] int64: which column goes to each position
+    labels: Tensor  # [num_blocks BLOCK] int64: number of each position's class in its block, or K
+    starts: Tensor  # [num_blocks, K + 1] int64: first position of each of these numbers
+    firsts: Tensor  # [num_blocks, C + 1] int64: first position of each class in its block
+    ranks: Tensor  # [num_blocks, C] int64: number of each class in each block that has it
 
 
 def _columns(labels: Tensor, C: int, K: int) -> _Columns:
     N, block = labels.shape[0], BLOCK.value
     num_blocks = triton.cdiv(N, block)
-    # Out of range goes behind all classes, places without a column behind that.
+    # Labels out of range come after all classes, positions without a column after those.
     padded = labels.new_full((num_blocks * block,), C + 1)
     padded[:N] = torch.where((labels >= 0) & (labels < C), labels, C)
     labels, order = torch.sort(padded.view(num_blocks, block), dim=1, stable=True)
     offsets = torch.arange(0, num_blocks * block, block, device=labels.device)[:, None]
 
-    def first_places(ascending: Tensor, count: int) -> Tensor:
+    def first_positions(ascending: Tensor, count: int) -> Tensor:
         values = torch.arange(count, device=labels.device).expand(num_blocks, -1).contiguous()
         return torch.searchsorted(ascending, values)
 
-    firsts = first_places(labels, C + 1)
+    firsts = first_positions(labels, C + 1)
     ranks = (firsts.diff(dim=1) > 0).cumsum(1) - 1
     changes = torch.zeros_like(labels)
     changes[:, 1:] = labels.diff(dim=1) != 0
     numbers = torch.where(labels < C, changes.cumsum(1), K)
-    starts = first_places(numbers, K + 1) + offsets
+    starts = first_positions(numbers, K + 1) + offsets
     return _Columns((order + offsets).flatten()[:N], numbers, starts, firsts, ranks)
 
 

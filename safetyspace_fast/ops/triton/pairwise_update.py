@@ -14,7 +14,7 @@ from safetyspace_fast.ops.triton.pairwise_reduce import add_pairs, reduction_rea
 def supports(
     x: Tensor, center: Tensor, labels: Tensor, start: int, metric: str, gammas: list[float]
 ) -> list[str]:
-    """Reasons why this implementation cannot take these arguments; empty when it can."""
+    """Reasons why this implementation cannot take these arguments; empty if it can."""
     return reduction_reasons("x", x, gammas)
 
 

@@ -49,10 +49,10 @@ from safetyspace_fast.ops.triton.tiles import (
     dot,
     exact_squares,
     layer_offset,
-    place,
     split,
     squared_distances,
     tile_config,
+    tile_position,
     tile_reasons,
 )
 
@@ -97,7 +97,7 @@ def within_kernel(
     UPCAST: tl.constexpr,
 ):
     """Multiply a tile of rows with a tile of columns, and the values with the columns' sets."""
-    i_tile, j_tile = place(tl.program_id(0), num_tiles, num_tiles, True)
+    i_tile, j_tile = tile_position(tl.program_id(0), num_tiles, num_tiles, True)
     if (i_tile >= num_tiles) | (i_tile < j_tile):
         return
     i_l = tl.program_id(1).to(tl.int64)
@@ -249,7 +249,7 @@ def add_slots_kernel(
 def supports(
     x: Tensor, center: Tensor, masks: Tensor, metric: str, gamma: Tensor | None, shift: Tensor
 ) -> list[str]:
-    """Reasons why this implementation cannot take these arguments; empty when it can."""
+    """Reasons why this implementation cannot take these arguments; empty if it can."""
     return tile_reasons("x", x)
 
 

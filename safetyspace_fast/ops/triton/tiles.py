@@ -43,14 +43,14 @@ SQEUCLIDEAN = tl.constexpr(1)
 COSINE = tl.constexpr(2)
 METRICS = {"euclidean": EUCLIDEAN, "sqeuclidean": SQEUCLIDEAN, "cosine": COSINE}
 NEAR = tl.constexpr(2 * reference.NEAR)
-NEAR_MARK = tl.constexpr(-1.0)  # what no distance is: the pair has to be computed again
+NEAR_MARK = tl.constexpr(-1.0)  # not a distance: the pair has to be computed again
 GROUP = tl.constexpr(8)
 NONE = tl.constexpr(2**30)
 
 
 @triton.jit
 def layer_offset(i_l, stride_l, ALIGNED: tl.constexpr):
-    """Return where a layer starts. stride_l grows with N: specialised, it would compile anew."""
+    """Where a layer starts. stride_l grows with N: if Triton specialised it, it would recompile."""
     o_layer = i_l * stride_l
     if ALIGNED:
         o_layer = tl.multiple_of(o_layer, 16)
@@ -61,7 +61,7 @@ def layer_offset(i_l, stride_l, ALIGNED: tl.constexpr):
 def split_kernel(
     rows_ptr,  # [L, N, D]
     center_ptr,  # [L, D] float64, contiguous
-    order_ptr,  # [N] int64: which row goes to each place
+    order_ptr,  # [N] int64: which row goes to each position
     planes_ptr,  # [3, L, num_padded, num_steps BK] bfloat16, contiguous
     norms_ptr,  # [L, num_padded] float32, contiguous
     scales_ptr,  # [L, num_padded] float64, contiguous, 1 / length; only with UNIT
@@ -121,8 +121,8 @@ def split_kernel(
 
 
 @triton.jit
-def place(pid, num_row_tiles, num_col_tiles, SYMMETRIC: tl.constexpr):
-    """Return row and column of the pid-th tile, square after square of GROUP x GROUP tiles."""
+def tile_position(pid, num_row_tiles, num_col_tiles, SYMMETRIC: tl.constexpr):
+    """Row and column of the pid-th tile, in squares of GROUP x GROUP tiles."""
     square = pid // (GROUP * GROUP)
     within = pid % (GROUP * GROUP)
     if SYMMETRIC:
@@ -164,7 +164,7 @@ def squared_distances(
     BK: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Return a tile of squared distances, near pairs marked."""
+    """A tile of squared distances, near pairs marked."""
     width = num_steps * BK
     row_plane = num_layers.to(tl.int64) * rows_padded * width
     col_plane = num_layers.to(tl.int64) * cols_padded * width
@@ -198,7 +198,7 @@ def squared_distances(
 
 @triton.jit
 def _original(x, i, num_rows, o_layer, o_scales, i_d, D, UNIT: tl.constexpr):
-    """Load rows as they came, of length 1 with UNIT, in float64."""
+    """Load rows before centring, of length 1 with UNIT, in float64."""
     p_x, p_order, p_scales, stride_n, stride_d = x
     source = tl.load(p_order + i, mask=i < num_rows, other=0)
     p_rows = p_x + o_layer + source[:, None] * stride_n
@@ -236,7 +236,7 @@ def exact_squares(
     BT: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Return one row's squared distances to the columns of a tile, from differences."""
+    """One row's squared distances to the columns of a tile, from differences."""
     exact = tl.zeros([BT], tl.float64)
     for o_d in range(0, D, BD):
         i_d = o_d + tl.arange(0, BD)
@@ -267,13 +267,13 @@ SPLIT_BLOCK = 1024
 MEND_BLOCK = 64  # bytes of a row at a time, so that a thread loads 16 of them
 
 
-def tile_config(target: Any) -> TileConfig:
-    """Block sizes for a GPU; small ones for a GPU that the table does not know."""
+def tile_config(target: Any) -> TileConfig:  # triton has no types
+    """Block sizes for a GPU; small ones for a GPU that is not in the table."""
     return TILE_CONFIGS.get(target.arch, DEFAULT_TILE_CONFIG)
 
 
 def tile_reasons(name: str, rows: Tensor) -> list[str]:
-    """Say why rows cannot be split into planes; empty when they can."""
+    """Reasons why rows cannot be split into planes; empty if they can."""
     reasons = device_reasons(name, rows)
     if rows.dtype not in DTYPES:
         reasons.append(f"{name} are {rows.dtype}, not float32, bfloat16 or float16")

@@ -146,7 +146,7 @@ def _usual_way(model: LoadedModel, tokens: Tokenized) -> None:
             (state.float().cpu().numpy() * weights).sum(1) / weights.sum(1)
 
 
-def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], Any], float]:
+def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], None], float]:
     """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
 
     def linears() -> list[Any]:
