@@ -1,4 +1,4 @@
-"""How fast the engine runs a model on some of a user's own texts, beside the usual way."""
+"""How fast this package runs a model on a user's own texts, beside the usual way."""
 
 import time
 from collections.abc import Callable
@@ -26,15 +26,15 @@ USUAL_BATCH = 32
 
 @dataclass(frozen=True)
 class Bench:
-    """What `bench` measured.
+    """The result of `bench`.
 
-    texts: tried, evenly over languages and lengths.
-    tokens: run by the engine for them, without padding and shared prefix.
-    usual_s: median seconds of `output_hidden_states=True` in padded batches of 32, of the same
-        weights as transformers has them, with the mean of every layer taken in NumPy.
-    ours_s: median seconds of the engine's forward passes, with all hookpoints captured.
-    share_of_matrix_rate: the engine's, over `tokens`, of the rate at which the same products of
-        the linear layers of all blocks run by themselves; None for a model without any.
+    texts: number of texts that ran, spread evenly over languages and lengths.
+    tokens: their tokens, without padding and without the shared prefix.
+    usual_s: median seconds of the usual way: transformers with `output_hidden_states=True`, padded
+        batches of 32, and the mean of each layer in NumPy.
+    ours_s: median seconds of this package's forward passes, with all hookpoints captured.
+    share_of_matrix_rate: of ours, counted over `tokens`: the share of the rate at which the matrix
+        products of all blocks run alone. None: the model has no linear layers.
     all_texts, all_tokens: of the whole data set.
     """
 
@@ -52,12 +52,12 @@ class Bench:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast the engine is."""
+        """How many times as fast as the usual way."""
         return self.usual_s / self.ours_s
 
     @property
     def all_s(self) -> float:
-        """Forward seconds that the whole data set will take the engine, to be expected."""
+        """Expected seconds of the forward passes over the whole data set."""
         return self.ours_s * self.all_tokens / self.tokens
 
 
@@ -70,15 +70,15 @@ def bench_model(
     repeats: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bench:
-    """Time the engine and the usual way in turn on texts taken evenly from the canonical order.
+    """Time both ways in turn on texts that are spread evenly over the canonical order.
 
     Args:
         model: the loaded model.
-        samples: where the texts come from.
-        num_texts: how many, if there are as many.
-        template: as in a run.
-        repeats: timed rounds after one to warm up.
-        progress: called with the steps done and their number.
+        samples: the texts to choose from.
+        num_texts: how many to choose.
+        template: as in `RunConfig`.
+        repeats: timed rounds, after one that warms up.
+        progress: called with the number of steps done and their total.
     """
     everything = prepare(model, samples.texts, template=template)
     picks = np.linspace(0, len(samples) - 1, min(num_texts, len(samples))).round().astype(int)
@@ -97,7 +97,7 @@ def bench_model(
     seconds: list[list[float]] = [[] for _ in cases]
     for i_round in range(repeats + 1):
         for i_case, case in enumerate(cases):
-            if fused and i_case == 0:  # which is no part of the usual way
+            if fused and i_case == 0:  # the usual way has plain layers
                 unfuse(model.backbone)
             started = time.perf_counter()
             case()
@@ -147,7 +147,15 @@ def _usual_way(model: LoadedModel, tokens: Tokenized) -> None:
 
 
 def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], None], float]:
-    """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
+    """The matrix products of all blocks, and nothing else.
+
+    Args:
+        model: the loaded model.
+        n_tokens: rows of their input.
+
+    Returns:
+        A function that runs all linear layers once, and the number of floating-point operations.
+    """
 
     def linears() -> list[Any]:
         kinds = (torch.nn.Linear, PackedLinear, GatedLinear)

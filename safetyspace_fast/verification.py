@@ -1,19 +1,20 @@
-"""Whether the engine's numbers are those that transformers itself gives.
+"""Whether this package's states are those that transformers gives.
 
-A sample of texts goes through the engine's own path (tokens, plan, padding, hooks, pooling), and
-then, each text alone and without padding, through transformers' `output_hidden_states`. The second
-way shares no code with the first: it loads the model, finds the text's tokens and pools by itself.
+A few texts run as in a run (tokens, plan, padding, hooks, pooling). Then each runs alone, without
+padding, through transformers with `output_hidden_states`. This second way shares no code with the
+first: it loads the model, finds the text's tokens and pools by itself.
 
-What separates the verdicts is measured, not chosen. Rounding is how far transformers' own run in
-the working dtype lies from its run in a far more exact one, plus the rounding of the float32 in
-which pooled states are kept. The engine's distance from the exact run, the largest over the texts,
-is then
+The limits between the verdicts are measured. *Rounding* is the error of transformers itself: the
+distance of its run in the working dtype from a far more exact one, plus the rounding of float32, in
+which states are stored. The *error* is this package's distance from the exact run. Both are
+relative, and the largest over the texts. The verdict is
 
-- supported: at most twice the rounding, as far as two orders of summation lie apart;
+- supported: the error is at most twice the rounding, as between two orders of summation;
 - degraded: at most sqrt(D) times the rounding. Rounding errors of a sum over D terms grow like
-  sqrt(D), and in the worst order of summation like D (Higham and Mary 2019), so a bad order could
-  still explain it;
-- wrong: more. No order of summation in this dtype explains it: it is another quantity.
+  sqrt(D), in the worst order of summation like D (Higham and Mary 2019), so a bad order of
+  summation could explain it;
+- wrong: more. No order of summation in this dtype explains it, so it is another quantity;
+- unchecked: transformers has no such state, or one that is not finite.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +36,9 @@ from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
 from .models.weights import quiet_transformers
 
-Progress = Callable[[int, int], None]
-
 _PLACEHOLDER = "placeholder8"
+_Prompt = tuple[list[int], list[list[int]]]  # token ids, and a span [start, stop] for each pooling
+_States = dict[str, NDArray[np.float64]]  # by hookpoint, [N, S, D]
 
 
 def verify_model(
@@ -55,22 +56,23 @@ def verify_model(
     impl: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Hold the engine against transformers on texts taken evenly from the canonical order.
+    """Compare states with transformers' on texts that are spread evenly over the canonical order.
 
-    Left out are texts that begin or end with white space, where two ways to find a text's tokens
-    may differ and both be right, and texts that are longer than the window.
+    Texts that begin or end with white space are left out: two ways to find their tokens may differ
+    and both be right. So are texts that do not fit into the model's window.
 
     Args:
         spec: the model.
-        samples: where the texts come from.
-        num_texts: how many, if there are as many.
-        layers: as in a run, like all arguments from here to `trust_remote_code`.
-        progress: called with the texts done and their number, over all passes.
+        samples: the texts to choose from.
+        num_texts: how many to choose.
+        layers, poolings, template, device, dtype, token_budget, max_tokens, impl, allow_pickle,
+            trust_remote_code: as in `RunConfig`; impl None: the fastest that works here.
+        progress: called with the number of texts done and their total, over all passes.
 
     Raises:
-        ModelError: the model cannot be loaded, or not run more exactly than in its working dtype.
+        ModelError: the model cannot be loaded, or cannot run in a more exact dtype.
         DataError: no text can be used.
     """
     model = load_model(
@@ -80,18 +82,8 @@ def verify_model(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    if getattr(model.backbone.config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"{spec.name}: its weights are quantised ({model.identity['quantization']}) and run in "
-            "one way only; expected weights that also run in float64, to compare with"
-        )
-    chosen = _choose(samples.texts, num_texts)
-    texts = [samples.texts[i] for i in chosen]
-    tokens = tokenize(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
-    usable = np.flatnonzero(~tokens.truncated & (tokens.n_text_tokens > 0))
-    if not len(usable):
-        raise DataError(f"{samples.name}: no text fits into the window of {spec.name} uncut")
-    chosen = [chosen[i] for i in usable]
+    _refuse_quantised(model)
+    chosen = _choose(model, samples, num_texts, template, max_tokens)
     texts = [samples.texts[i] for i in chosen]
     work = prepare(
         model,
@@ -103,12 +95,11 @@ def verify_model(
         proj_dim=2,
         token_budget=token_budget,
     )
-    ours = _engine_states(model, work, impl)
-    working, target, causal = model.dtype, model.device, model.causal
+    states = _engine_states(model, work, impl)
+    working, causal, target = model.dtype, model.causal, model.device
     num_blocks, home = len(model.blocks), str(model.identity["tokenizer"])
-    del model  # the memory is needed
+    del model  # transformers needs the memory
     exact = torch.float64 if working == torch.float32 else torch.float32
-
     with quiet_transformers():
         oracle = _Oracle(spec, num_blocks, target, allow_pickle, trust_remote_code)
         prompts = oracle.prompts(home, texts, work.prompts.template.kind, poolings)
@@ -118,47 +109,45 @@ def verify_model(
             if progress is not None:
                 progress(next(passes), 2 * len(texts))
 
-        truth = oracle.states(prompts, exact, tick)
-        theirs = oracle.states(prompts, working, tick)
-    cells = []
-    for i_layer, hookpoint in enumerate(work.hookpoints):
-        for i_pooling, pooling in enumerate(poolings):
-            cells.append(
-                _check(
-                    hookpoint,
-                    pooling,
-                    ours[:, i_layer, i_pooling],
-                    *(states[hookpoint][:, i_pooling] for states in (truth, theirs)),
-                )
-                if hookpoint in truth and hookpoint in theirs
-                else CellCheck(hookpoint, pooling, None, None, "unchecked")
-            )
-    odd: list[int] = []
-    for i, (ids, spans) in enumerate(prompts):
-        run = work.prompts.prompt(i).tolist()  # of a causal model, up to the last token pooled
-        if run != (ids[: len(run)] if causal else ids) or spans != work.prompts.spans[i].tolist():
-            odd.append(chosen[i])
+        truth, theirs = (oracle.states(prompts, dtype, tick) for dtype in (exact, working))
     return Verification(
         model=spec.name,
         texts=len(texts),
         template=work.prompts.template.kind,
         dtype=str(working).removeprefix("torch."),
         exact_dtype=str(exact).removeprefix("torch."),
-        odd_tokens=tuple(odd),
-        cells=tuple(cells),
+        odd_tokens=tuple(chosen[i] for i in _odd_tokens(work, prompts, causal)),
+        cells=tuple(_cells(work, states, truth, theirs)),
     )
 
 
-def _choose(texts: Sequence[str], number: int) -> list[int]:
-    plain = [i for i, text in enumerate(texts) if text and text == text.strip()]
+def _refuse_quantised(model: LoadedModel) -> None:
+    if getattr(model.backbone.config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{model.name}: its weights are quantised ({model.identity['quantization']}) and run "
+            "in one way only; expected weights that also run in float64, to compare with"
+        )
+
+
+def _choose(
+    model: LoadedModel, samples: Samples, number: int, template: str, max_tokens: int | None
+) -> list[int]:
+    """The samples to compare, as indices."""
+    plain = [i for i, text in enumerate(samples.texts) if text and text == text.strip()]
     if not plain:
         raise DataError("no text without white space around it to verify with")
     picks = np.linspace(0, len(plain) - 1, min(number, len(plain))).round().astype(int)
-    return [plain[i] for i in picks]
+    chosen = [plain[i] for i in picks]
+    texts = [samples.texts[i] for i in chosen]
+    tokens = tokenize(model, texts, template=template, max_tokens=max_tokens)
+    usable = np.flatnonzero(~tokens.truncated & (tokens.n_text_tokens > 0))
+    if not len(usable):
+        raise DataError(f"{samples.name}: no text fits into the window of {model.name} uncut")
+    return [chosen[i] for i in usable]
 
 
 def _engine_states(model: LoadedModel, work: Prepared, impl: str | None) -> NDArray[np.float32]:
-    """What a run would keep: `[N, L, S, D] float32`."""
+    """The states that a run would pool: `[N, L, S, D] float32`."""
     tokens = work.tokens
     shape = (len(tokens), len(work.hookpoints), len(tokens.poolings), model.hidden_size)
     states = np.full(shape, np.nan, np.float32)
@@ -170,22 +159,43 @@ def _engine_states(model: LoadedModel, work: Prepared, impl: str | None) -> NDAr
     return states
 
 
+def _odd_tokens(work: Prepared, prompts: list[_Prompt], causal: bool) -> Iterator[int]:
+    """The texts whose token ids or spans are not transformers'."""
+    for i, (ids, spans) in enumerate(prompts):
+        run = work.prompts.prompt(i).tolist()  # of a causal model, up to the last token pooled
+        if run != (ids[: len(run)] if causal else ids) or spans != work.prompts.spans[i].tolist():
+            yield i
+
+
+def _cells(
+    work: Prepared, states: NDArray[np.float32], truth: _States, theirs: _States
+) -> Iterator[CellCheck]:
+    """Compare every hookpoint and pooling."""
+    for i_layer, hookpoint in enumerate(work.hookpoints):
+        for i_pooling, pooling in enumerate(work.prompts.poolings):
+            if hookpoint not in truth or hookpoint not in theirs:
+                yield CellCheck(hookpoint, pooling, None, None, "unchecked")
+                continue
+            exact, working = (of[hookpoint][:, i_pooling] for of in (truth, theirs))
+            yield _check(hookpoint, pooling, states[:, i_layer, i_pooling], exact, working)
+
+
 def _check(
     hookpoint: str,
     pooling: str,
-    ours: NDArray[np.float32],
+    states: NDArray[np.float32],
     truth: NDArray[np.float64],
     theirs: NDArray[np.float64],
 ) -> CellCheck:
-    """Compare `[N, D]` states of one cell; those of transformers are float64."""
+    """Compare the states `[N, D]` of one cell."""
     size = np.maximum(np.linalg.norm(truth, axis=-1), np.finfo(np.float64).tiny)
 
-    def distance(states: NDArray[np.floating]) -> float:
+    def distance(others: NDArray[np.floating]) -> float:
         with np.errstate(invalid="ignore", over="ignore"):
-            relative = np.linalg.norm(states - truth, axis=-1) / size
+            relative = np.linalg.norm(others - truth, axis=-1) / size
         return float(np.where(np.isnan(relative), np.inf, relative).max())
 
-    error = distance(ours)
+    error = distance(states)
     rounding = distance(theirs) + float(np.finfo(np.float32).eps)
     if not np.isfinite(rounding):
         verdict = "unchecked"
@@ -195,12 +205,12 @@ def _check(
         verdict = "degraded"
     else:
         verdict = "wrong"
-    shown = [value if np.isfinite(value) else None for value in (error, rounding)]
-    return CellCheck(hookpoint, pooling, shown[0], shown[1], verdict)
+    finite = [value if np.isfinite(value) else None for value in (error, rounding)]
+    return CellCheck(hookpoint, pooling, finite[0], finite[1], verdict)
 
 
 class _Oracle:
-    """transformers by itself: one text after the other, no padding, `output_hidden_states`."""
+    """transformers alone: one text at a time, without padding, with `output_hidden_states`."""
 
     def __init__(
         self,
@@ -227,8 +237,15 @@ class _Oracle:
 
     def prompts(
         self, home: str, texts: Sequence[str], kind: str, poolings: Sequence[str]
-    ) -> list[tuple[list[int], list[list[int]]]]:
-        """Token ids and spans of every text, found without the engine's code."""
+    ) -> list[_Prompt]:
+        """Token ids and spans of every text.
+
+        Args:
+            home: where the tokenizer is from: the base model or the adapter.
+            texts: the texts.
+            kind: of the template: `chat` or `none`.
+            poolings: which spans.
+        """
         import transformers
 
         if home == self._spec.base:
@@ -238,7 +255,7 @@ class _Oracle:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 name, revision=revision or "main", **{**self._where, "gguf_file": None}
             )
-        found = []
+        prompts = []
         for text in texts:
             ids, first, stop = (_chat if kind == "chat" else _plain)(tokenizer, text)
             span_of = {
@@ -246,27 +263,27 @@ class _Oracle:
                 "last": [len(ids) - 1, len(ids)],
                 "last_text": [stop - 1, stop],
             }
-            found.append((ids, [span_of[pooling] for pooling in poolings]))
-        return found
+            prompts.append((ids, [span_of[pooling] for pooling in poolings]))
+        return prompts
 
     @torch.inference_mode()
     def states(
         self,
-        prompts: list[tuple[list[int], list[list[int]]]],
+        prompts: list[_Prompt],
         dtype: torch.dtype,
         tick: Callable[[], None],
-    ) -> dict[str, NDArray[np.float64]]:
-        """Pooled states of every hookpoint that transformers gives: `[N, S, D] float64`."""
+    ) -> _States:
+        """Pooled states of every hookpoint that transformers gives."""
         model = self._load(dtype)
         deeper = None
         if self._last_is_normed(model):
-            with suppress(Exception):  # then the last block's own output stays unchecked
+            with suppress(Exception):  # if it fails, the last block's own output is not checked
                 deeper = self._load(dtype, extra_blocks=1)
         embedded = self._begins_with_embedding(model)
         pooled: dict[str, list[NDArray[np.float64]]] = {}
         for ids, spans in prompts:
             for name, state in self._hookpoints(model, deeper, ids, embedded):
-                # float32 sums for the usual script's sake, which the working dtype stands for
+                # A usual script also sums in float32.
                 wide = state[0].to(torch.promote_types(dtype, torch.float32))
                 means = [wide[start:stop].mean(0).double().cpu().numpy() for start, stop in spans]
                 pooled.setdefault(name, []).append(np.stack(means))
@@ -277,7 +294,7 @@ class _Oracle:
         self, model: Any, deeper: Any, ids: list[int], embedded: bool
     ) -> Iterator[tuple[str, torch.Tensor]]:
         last, states = self._run(model, ids)
-        if not embedded:  # Mamba lists what its blocks wrote, and not what the first one read
+        if not embedded:  # Mamba's list has the outputs of its blocks, without the first input
             inputs = torch.tensor([ids], device=self._device)
             states = (model.get_input_embeddings()(inputs), *states)
         yield "embed", states[0]
@@ -305,7 +322,7 @@ class _Oracle:
         return torch.equal(states[-1], last) and self._begins_with_embedding(model)
 
     def _begins_with_embedding(self, model: Any) -> bool:
-        """An embedding does not know its neighbours; what a block writes does."""
+        """Whether the first state is the embedding, which does not depend on other tokens."""
         one, other = (self._run(model, ids)[1][0] for ids in ([5, 6, 7, 8], [9, 6, 7, 5]))
         return torch.equal(one[0, 1:3], other[0, 1:3])
 
@@ -314,7 +331,7 @@ class _Oracle:
 
         config = transformers.AutoConfig.from_pretrained(self._base, **self._where)
         for part in (config, config.get_text_config()):
-            part.tie_last_hidden_states = False  # else the last entry is the normed state
+            part.tie_last_hidden_states = False  # otherwise the last entry is the normed state
         if extra_blocks:
             config.num_hidden_layers += extra_blocks
             if getattr(config, "layer_types", None):
@@ -322,11 +339,11 @@ class _Oracle:
         known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
         auto = transformers.AutoModel
-        if (known or remote) and not config.is_encoder_decoder:  # adapters name this class's parts
+        if (known or remote) and not config.is_encoder_decoder:  # adapters name its modules
             auto = transformers.AutoModelForCausalLM
         how = {"dtype": dtype, **self._weights}
         if dtype == torch.float64:
-            how["experts_implementation"] = "eager"  # the grouped products stop at float32
+            how["experts_implementation"] = "eager"  # grouped products do not run in float64
         model = auto.from_pretrained(self._base, config=config, **self._where, **how)
         inner = model.get_encoder() if config.is_encoder_decoder else model.base_model
         if inner is model and hasattr(model, "lm_head"):
@@ -340,7 +357,7 @@ class _Oracle:
 
 
 def _chat(tokenizer: Any, text: str) -> tuple[list[int], int, int]:
-    """Ids of one user turn, and the first and one past the last token of the text."""
+    """Token ids of one user turn, and the range of the text's own tokens."""
 
     def turn(content: str, **options: Any) -> Any:
         return tokenizer.apply_chat_template(
@@ -360,7 +377,7 @@ def _chat(tokenizer: Any, text: str) -> tuple[list[int], int, int]:
 
 
 def _plain(tokenizer: Any, text: str) -> tuple[list[int], int, int]:
-    """Ids of a bare text with the special tokens around it, and where its own are."""
+    """Token ids of a text with special tokens around it, and the range of its own."""
     ids = tokenizer(text)["input_ids"]
     own = tokenizer(text, add_special_tokens=False)["input_ids"]
     first = next(i for i in count() if ids[i : i + len(own)] == own or i == len(ids))

@@ -429,5 +429,5 @@ def test_the_command_fails_on_wrong_and_a_run_refuses(
     assert "wrong" in out
     assert "1 hookpoints (first: block.1)" in err
     assert main([*run, str(tmp_path / "bad.zarr")]) == 1
-    assert "not what transformers gives" in capsys.readouterr().err
+    assert "differs from transformers" in capsys.readouterr().err
     assert not list(tmp_path.glob("bad.zarr/models/m"))

@@ -1,4 +1,4 @@
-"""What a run tells its caller while it runs."""
+"""Events: what a run reports while it runs."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,13 @@ class Event:
 
 @dataclass(frozen=True)
 class CellCheck:
-    """One hookpoint and pooling.
+    """The comparison with transformers for one hookpoint and pooling.
 
-    error: of the engine, relative, the largest over the texts.
-    rounding: of transformers itself in the working dtype, and of float32, in the same measure.
-    Both are None where transformers gives no such state, either where it is not finite.
+    error: largest relative error of this package's states over the texts.
+    rounding: the same of transformers itself in the working dtype, plus float32's rounding.
+    verdict: one of `VERDICTS`; `verification` says what separates them.
+
+    A number is None where it is not finite; both are None where transformers has no such state.
     """
 
     hookpoint: str
@@ -31,9 +33,9 @@ class CellCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the comparison found for one model.
+    """The comparison with transformers for one model.
 
-    odd_tokens: positions, among all samples, of texts whose token ids or spans differ.
+    odd_tokens: the samples, as indices, whose token ids or spans differ from transformers'.
     """
 
     model: str
@@ -46,59 +48,59 @@ class Verification:
 
     @property
     def verdict(self) -> str:
-        """The worst of all cells; other tokens than transformers' are wrong."""
+        """The worst verdict of all cells; `wrong` if the tokens of a text differ."""
         if self.odd_tokens:
             return "wrong"
         return max((cell.verdict for cell in self.cells), key=VERDICTS.index)
 
     @property
     def problem(self) -> str | None:
-        """What is wrong, in one line, or None."""
+        """What is wrong, in one line; None: nothing is."""
         if self.verdict != "wrong":
             return None
-        found = []
+        problems = []
         if self.odd_tokens:
-            found.append(f"the tokens of {len(self.odd_tokens)} of {self.texts} texts")
+            problems.append(f"the tokens of {len(self.odd_tokens)} of {self.texts} texts")
         wrong = dict.fromkeys(c.hookpoint for c in self.cells if c.verdict == "wrong")
         if wrong:
-            found.append(f"{len(wrong)} hookpoints (first: {next(iter(wrong))})")
+            problems.append(f"{len(wrong)} hookpoints (first: {next(iter(wrong))})")
         return (
-            f"{self.model}: not what transformers gives: {' and '.join(found)}; its numbers would "
-            "be wrong, so do not use them; please report the model"
+            f"{self.model}: differs from transformers in {' and '.join(problems)}; do not use its "
+            "numbers, and please report the model"
         )
 
 
 @dataclass(frozen=True)
 class Verified(Event):
-    """A sample was held against transformers' own hidden states, and nothing was wrong."""
+    """A few texts were compared with transformers' own hidden states, and nothing was wrong."""
 
     verification: Verification
 
 
 @dataclass(frozen=True)
 class Planned(Event):
-    """The model is loaded and the work is known; comes before the first forward pass."""
+    """The model is loaded and its batches are planned; no batch has run yet."""
 
     hookpoints: int
     hidden_size: int
     texts: int
     unique_texts: int
     texts_done: int
-    """Already in the store or its work folder, from an interrupted run."""
+    """Done already, by an earlier run that was interrupted."""
     prefix_tokens: int
-    """Tokens that all prompts begin with and that run once."""
+    """Tokens that all prompts share; they run once."""
     tokens: int
-    """What there is to run behind them, each different text once, without padding."""
+    """Tokens of all different texts, without the shared ones and without padding."""
     padded_tokens: int
     batches: int
     truncated: int
     segment_bytes: int
-    """Largest size of the pooled states kept on disk at a time, until their language is done."""
+    """Largest size on disk of the pooled states that wait for their language to be complete."""
 
 
 @dataclass(frozen=True)
 class Progressed(Event):
-    """A batch went through the model."""
+    """A batch has run."""
 
     texts: int
     tokens: int
@@ -107,7 +109,7 @@ class Progressed(Event):
 
 @dataclass(frozen=True)
 class LanguageDone(Event):
-    """Everything about one language is in the store."""
+    """All arrays of one language are computed and written."""
 
     lang: str
     seconds: float
@@ -115,7 +117,7 @@ class LanguageDone(Event):
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something a person should know; a run says the same thing once."""
+    """A message for the user; a run gives each once."""
 
     message: str
 
@@ -126,7 +128,7 @@ class ModelDone(Event):
 
     texts: int
     tokens: int
-    """Run in `forward_seconds`; after a resume fewer than the model's texts have."""
+    """Run in `forward_seconds`; a resumed run runs fewer than the texts have."""
     forward_seconds: float
     finish_seconds: float
     peak_device_bytes: int | None
