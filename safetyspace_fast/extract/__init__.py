@@ -1,4 +1,8 @@
-"""Running a model over texts and reducing its hidden states while the forward pass runs."""
+"""Run a model over texts, and reduce its hidden states while the forward pass runs.
+
+`prepare` turns texts into batches; `capture` runs a batch and pools its hidden states; `loop` runs
+all batches; `finish` computes what is kept of a language.
+"""
 
 from .capture import Capture, seeded_projection
 from .events import (

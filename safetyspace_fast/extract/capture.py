@@ -1,4 +1,4 @@
-"""Hooks that reduce the hidden states of every wanted layer while the forward pass runs."""
+"""Hooks that pool and project the hidden states of layers while the forward pass runs."""
 
 from contextlib import suppress
 from functools import partial
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
-    """Ends the forward pass: no wanted layer lies deeper."""
+    """Ends the forward pass: all wanted layers have run."""
 
 
 class Capture:
-    """Attaches hooks for as long as it is entered; keeps nothing of shape `[B, T, D]`."""
+    """Runs batches with hooks on the wanted layers, for as long as a `with` block lasts.
+
+    A hook hands a layer's output `[B, T, D]` to `ops.PoolProject`, and nothing keeps it.
+    """
 
     def __init__(
         self,
@@ -31,22 +34,22 @@ class Capture:
         impl: str | None = None,
         prefix: "SharedPrefix | None" = None,
     ) -> None:
-        """Say what to capture.
+        """Choose what to capture.
 
         Args:
             model: the model.
-            hookpoints: names in order of depth: `embed`, `block.i`, `final_norm`.
-            projection: `[D, P] float32` on the model's device.
-            impl: a forced implementation of `pool_project`.
-            prefix: keys and values of tokens before every prompt, of `share_prefix`.
+            hookpoints: where, in order of depth: `embed`, `block.i`, `final_norm`.
+            projection: `[D, P] float32`, on the model's device.
+            impl: implementation of `pool_project`; None: the fastest that works here.
+            prefix: keys and values of the tokens before every prompt; see `share_prefix`.
 
         Raises:
-            ModelError: the model is compiled already, so hooks would be silently ignored.
+            ModelError: the model as a whole is compiled, so torch would ignore the hooks.
         """
         if hasattr(model.backbone, "_orig_mod"):
             raise ModelError(
-                "the model was compiled before capture was attached, so torch would ignore the "
-                "hooks; give the uncompiled model"
+                "the model was compiled before its hooks were attached, so torch would ignore "
+                "them; expected the uncompiled model"
             )
         self._model = model
         self._hookpoints = hookpoints
@@ -79,14 +82,15 @@ class Capture:
 
     @torch.inference_mode()
     def run(self, tokens: Tokenized, batch: Batch) -> torch.Tensor:
-        """Run one batch and return what the hooks made of its hidden states.
+        """Run one batch, and pool the hidden states of all hookpoints.
 
         Args:
             tokens: prompts and spans of all samples, without the prefix.
-            batch: which of them; its input has `B` rows.
+            batch: which of them to run, in `B` rows.
 
         Returns:
-            `[L, S, B, D + P] float32`, pooled states and their projection, on the device.
+            `[L, S, B, D + P] float32` on the device: pooled states and, behind them, their
+            projection.
         """
         input_ids, spans, attention_mask = padded(self._model, tokens, batch)
         self._pool = PoolProject(spans, self._projection, len(self._hookpoints), self._impl)
@@ -107,12 +111,17 @@ class Capture:
 def padded(
     model: LoadedModel, tokens: Tokenized, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The input of one batch, on the model's device.
+    """The input of one batch, padded on the right.
+
+    Args:
+        model: gives the padding token and the device.
+        tokens: prompts and spans of all samples.
+        batch: which of them.
 
     Returns:
-        input ids `[B, T] int64`, padded on the right; spans `[B, S, 2] int32`; and for a model that
-        is not causal the attention mask `[B, T] int64`, 1 at tokens and 0 at padding, else None: a
-        causal state never sees the padding.
+        On the model's device: input ids `[B, T] int64`; spans `[B, S, 2] int32`, half-open ranges
+        of tokens; and the attention mask `[B, T] int64`, 1 at tokens and 0 at padding. A causal
+        model never attends to padding on the right, so its mask is None.
     """
     ids = torch.full((len(batch.unique), batch.length), model.pad_token_id, dtype=torch.int64)
     mask = None if model.causal else torch.zeros_like(ids)
@@ -132,12 +141,17 @@ def padded(
 
 
 def seeded_projection(hidden_size: int, proj_dim: int, seed: int) -> torch.Tensor:
-    """Gaussian random projection that keeps squared distances on average.
+    """A Gaussian random projection, which keeps squared distances on average.
 
     Entries are drawn from N(0, 1/P) (Johnson and Lindenstrauss 1984; Indyk and Motwani 1998).
 
+    Args:
+        hidden_size: D.
+        proj_dim: P.
+        seed: of the draws.
+
     Returns:
-        `[D, P] float32` on the CPU, the same for every model of this width.
+        `[D, P] float32` on the CPU; the same for all models of this width.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randn(hidden_size, proj_dim, generator=generator, dtype=torch.float64)

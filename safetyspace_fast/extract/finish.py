@@ -1,4 +1,4 @@
-"""What is computed from the pooled states of one language when all of them are there."""
+"""Statistics of a language, computed when all its pooled states are on disk."""
 
 from collections.abc import Callable
 
@@ -23,20 +23,20 @@ def finish_language(
     device: torch.device,
     impl: str | None = None,
 ) -> dict[str, Array]:
-    """All arrays of one language, cell by cell and several cells at a time.
+    """Compute all arrays of one language, several cells at a time.
 
     Args:
-        states: gives the states of a layer and pooling, `[n, D + P]`, by sample.
+        states: returns the pooled and projected states `[n, D + P]` of a layer and pooling.
         grid: numbers of layers and poolings.
         labels: `[n]`, 0 or 1.
         folds: `[n]`, below `NUM_FOLDS`.
         hidden_size: D.
         device: where to compute.
-        impl: a forced implementation of `pairwise_reduce`.
+        impl: implementation of `pairwise_reduce`; None: the fastest that works here.
 
     Returns:
-        What `finish_cell` gives; `projected [n, P]`; and by label and fold `count [2, 10]` and
-        `mean [2, 10, P]` of `projected`. All of them begin with `[layer, pooling, ..]`.
+        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`; `projected [n, P]`; and
+        `count [2, 10]` and `mean [2, 10, P]` of `projected` by label and fold.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
     i_cell = labels.astype(np.int64) * NUM_FOLDS + folds
@@ -49,15 +49,15 @@ def finish_language(
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].copy()
         for name, array in (arrays | _fold_means(arrays["projected"], i_cell)).items():
-            whole = np.empty((*grid, *array.shape), array.dtype)
-            result.setdefault(name, whole)[i_layer, i_pooling] = array
+            empty = np.empty((*grid, *array.shape), array.dtype)
+            result.setdefault(name, empty)[i_layer, i_pooling] = array
 
     in_parallel(finish, list(np.ndindex(grid)))
     return result
 
 
 def _fold_means(projected: NDArray[np.float32], i_cell: NDArray[np.int64]) -> dict[str, Array]:
-    """Counts and means by label and fold; NaN where there is no sample."""
+    """Counts and means by label and fold; a mean of no sample is NaN."""
     n_cells = 2 * NUM_FOLDS
     keep = np.isfinite(projected).all(1)
     count = np.bincount(i_cell[keep], minlength=n_cells)
@@ -71,21 +71,21 @@ def _fold_means(projected: NDArray[np.float32], i_cell: NDArray[np.int64]) -> di
 def finish_cell(
     states: torch.Tensor, labels: torch.Tensor, folds: torch.Tensor, impl: str | None = None
 ) -> Cell:
-    """Everything the store keeps of one layer, pooling and language.
+    """Compute what the store keeps of one cell: a layer, pooling and language.
 
-    Samples with a state that is not finite are left out of every sum; their own rows are NaN.
+    A sample with a state that is not finite counts in no sum, and its own rows are NaN.
 
     Args:
         states: `[n, D] float32`, pooled states.
         labels: `[n] int64`, 0 or 1.
         folds: `[n] int64`, below `NUM_FOLDS`.
-        impl: a forced implementation of `pairwise_reduce`.
+        impl: implementation of `pairwise_reduce`; None: the fastest that works here.
 
     Returns:
-        rows `pca_coords [n, K]`, `pair_sum`, `pair_min`, `pair_max`, `cos_sum`, `class_sqdist`
+        By sample `pca_coords [n, K]`, `pair_sum`, `pair_min`, `pair_max`, `cos_sum`, `class_sqdist`
         `[n, 2]`, `heldout_score [n]`; and `pca_explained [K]`, `pca_components [K, D]` (float32),
-        `class_mean`, `class_var` `[2, D]` (float64). K is `COMPONENTS`; components that the data do
-        not have are zero.
+        `class_mean`, `class_var` `[2, D]` (float64). K is `COMPONENTS`; components beyond the rank
+        of the data are zero.
     """
     n, width = states.shape
     keep = states.isfinite().all(1)
@@ -97,13 +97,13 @@ def finish_cell(
     fold_count = member.sum(1).view(2, NUM_FOLDS, 1)
     count = fold_count.sum(1)
     wide = x.double()
-    del x  # here and below: two cells at a time are what a run needs most memory for
+    del x  # here and below: several cells at a time are the peak of a run's memory
 
     # Cosine distances need no pairs: over a class they sum to n - u . (sum of the class's u).
     norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     inverse = torch.where(norm > 0, 1 / norm, 0)
     alike = inverse * (wide @ ((of_class * inverse.T) @ wide).T)
-    itself = of_class.T * (norm == 0)  # a zero vector is at distance 1 from all, and left out here
+    itself = of_class.T * (norm == 0)  # a zero vector has distance 1 from itself too
     cosine = (count.T - alike - itself).clamp_min(0)
 
     centre = wide.mean(0)
@@ -144,19 +144,19 @@ def finish_cell(
 
 
 def principal_components(centred: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The leading principal components, to more than float32 precision.
+    """The leading principal components, more exact than float32.
 
     Block Krylov iteration with full reorthogonalisation on the smaller of the covariance and the
-    Gram matrix (Golub and Van Loan, 4th ed., 10.3), accepted only if every residual is below
-    1e-8 of its eigenvalue; otherwise a full eigendecomposition.
+    Gram matrix (Golub and Van Loan, 4th ed., 10.3). If a residual exceeds 1e-8 of its eigenvalue,
+    a full eigendecomposition takes its place.
 
     Args:
         centred: `[n, D] float64` with zero column means.
-        k: how many.
+        k: number of components.
 
     Returns:
-        variances `[k]` (ddof 1) and components `[k, D]`, orthonormal rows, each with its largest
-        entry positive; those beyond the rank of the data are zero.
+        Variances `[k]` (ddof 1) and components `[k, D]`: orthonormal rows, the largest entry of
+        each positive. Those beyond the rank of the data are zero.
     """
     n, width = centred.shape
     variance, components = centred.new_zeros(k), centred.new_zeros(k, width)
@@ -180,13 +180,13 @@ def principal_components(centred: torch.Tensor, k: int) -> tuple[torch.Tensor, t
 def _leading(matrix: torch.Tensor, k: int, block: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     """The `k` largest eigenvalues of a positive semidefinite matrix, and their eigenvectors.
 
-    Equal eigenvalues are told apart up to `block` of them.
+    Up to `block` equal eigenvalues are found.
     """
     n = len(matrix)
     generator = torch.Generator().manual_seed(0)
     newest = torch.randn(n, block, generator=generator, dtype=matrix.dtype).to(matrix.device)
     basis, image = matrix.new_empty(n, n // 2), matrix.new_empty(n, n // 2)  # image: matrix @ basis
-    due = 12 * block  # few spectra need less; then look every third block
+    due = 12 * block  # few spectra converge earlier; then look after every third block
     for m in range(block, basis.shape[1] + 1, block):
         known = basis[:, : m - block]
         for _ in range(2):  # once leaves rounding behind
@@ -212,10 +212,10 @@ def merge_bases(
     variances: NDArray[np.float64],
     components: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """One basis for all languages, of every layer and pooling.
+    """Merge the components of languages into one basis, for each layer and pooling.
 
     Args:
-        counts: `[L, S, C, 2]`, samples of C languages by label.
+        counts: `[L, S, C, 2]`, samples of each of C languages by label.
         class_mean: `[L, S, C, 2, D]`.
         variances: `[L, S, C, K]`, of each language's own components.
         components: `[L, S, C, K, D]`.
@@ -223,7 +223,7 @@ def merge_bases(
     Returns:
         `[L, S, D, K]`, see `merge_cell_bases`.
     """
-    # The centre of a language without a finite state counts for nothing.
+    # A language without a finite state has a centre of NaN and a count of 0.
     total = np.nan_to_num(counts[..., None] * class_mean).sum(3)
     of_lang = counts.sum(3)
     centres = total / np.maximum(of_lang, 1)[..., None]
@@ -238,20 +238,21 @@ def merge_bases(
 def merge_cell_bases(
     counts: list[int], centres: torch.Tensor, variances: torch.Tensor, components: torch.Tensor
 ) -> torch.Tensor:
-    """One basis for all languages out of each language's own leading components.
+    """Merge the components of languages into one basis, for one layer and pooling.
 
-    Each language stands for itself by `sqrt((n - 1) variance) * component` rows and one row
-    `sqrt(n) (centre - grand centre)`; their stacked SVD is the PCA of all samples but for what the
-    languages' own truncation left out (Liang et al. 2014, distributed PCA).
+    A language of n samples gives the rows `sqrt((n - 1) variance) * component` and one row
+    `sqrt(n) (centre - grand centre)`. The SVD of all languages' rows is the PCA of all samples,
+    but for what each language lost when its components were cut to K (distributed PCA: Liang et
+    al. 2014).
 
     Args:
-        counts: samples of each language, `C` of them.
-        centres: `[C, D] float64`.
-        variances: `[C, K] float64`.
+        counts: samples of each of C languages.
+        centres: `[C, D] float64`, the mean of each language.
+        variances: `[C, K] float64`, of each language's components.
         components: `[C, K, D]`.
 
     Returns:
-        `[D, K] float32`, orthonormal columns; zero where there are fewer than K.
+        `[D, K] float32`: orthonormal columns, and columns of zeros beyond the rank of the data.
     """
     weights = torch.tensor(counts, dtype=torch.float64)
     grand = (weights[:, None] * centres).sum(0) / weights.sum()

@@ -1,4 +1,4 @@
-"""One model over all samples: forward passes, language statistics, the store, resume."""
+"""The loop over all batches of one model, language by language."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +22,10 @@ from .transfer import HostCopy, WriterThread
 
 
 class Extraction:
-    """The work of one model, from its plan to its last array.
+    """All forward passes of one model, and the arrays of its languages.
 
-    Iterating runs it. Closing the iterator, or an exception in it, stops after the batch at hand
-    with everything before it kept; a new `Extraction` on the same store then goes on from there.
+    Iterating runs it and yields events. When the iterator is closed or fails, all finished batches
+    are kept, and a new `Extraction` on the same store continues from there.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Extraction:
         kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
     ) -> None:
-        """Gather what the work needs and read how far an earlier run came.
+        """Read what an earlier run has done.
 
         Args:
             model: the loaded model.
             samples: labels, folds and languages.
-            work: what runs, prepared.
-            session: where all of it is written.
-            kept: languages whose arrays are read elsewhere and not computed.
-            impl: a forced kernel implementation.
+            work: prepared for these samples.
+            session: where the results are written.
+            kept: languages that are copied from another store, by functions that read their arrays.
+            impl: implementation of the kernels; None: the fastest that works here.
         """
         self._model = model
         self._name = model.name
@@ -57,8 +57,10 @@ class Extraction:
         names = samples.languages
         self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
-        self._rows_per_pass: int | None = None
+        self._largest_batch: int | None = None
+        """Texts in a batch, once the device's memory was too small for more."""
         self.tokens = 0
+        """Tokens that have run, without padding."""
         self.forward_seconds = 0.0
         self.finish_seconds = 0.0
 
@@ -66,37 +68,37 @@ class Extraction:
             part.number: session.segments.rows_done(part.number)
             for i_lang, parts in enumerate(work.plan.languages)
             for part in parts
-            if not self._is_there(i_lang)
+            if not self._is_finished(i_lang)
         }
 
     @property
     def texts_done(self) -> int:
-        """Samples that an earlier run left behind, finished or in a segment."""
-        written = (
-            there.stop - there.start
-            for i_lang, there in enumerate(self._ranges)
-            if self._is_there(i_lang)
+        """Samples that an earlier run has done: in the store, in segments, or to be copied."""
+        finished = (
+            samples.stop - samples.start
+            for i_lang, samples in enumerate(self._ranges)
+            if self._is_finished(i_lang)
         )
-        return int(sum(written)) + sum(map(len, self._rows_done.values()))
+        return int(sum(finished)) + sum(map(len, self._rows_done.values()))
 
     @property
     def segment_bytes(self) -> int:
-        """Largest size of the pooled states that lie on disk at a time."""
+        """Largest size on disk of all segments together."""
         rows = 0
-        for there in self._ranges:  # those before it stay while they wait for a shard they share
-            waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(there)[0]]
-            rows = max(rows, there.stop - waiting[0].start)
+        for samples in self._ranges:  # languages before it stay while they share a shard with it
+            waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(samples)[0]]
+            rows = max(rows, samples.stop - waiting[0].start)
         values = len(self._work.hookpoints) * len(self._work.tokens.poolings)
         return int(4 * rows * values * sum(self._work.projection.shape))
 
     @property
     def peak_device_bytes(self) -> int | None:
-        """Peak memory that torch had allocated on the GPU; None on a CPU."""
+        """Peak memory that torch has allocated on the GPU; None on a CPU."""
         device = self._model.device
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Event]:
-        """Run everything that is not done yet."""
+        """Run all that is not done yet."""
         thread = WriterThread()
         copy = HostCopy(self._model.device)
         work = self._work
@@ -122,7 +124,7 @@ class Extraction:
         finally:
             thread.close()
 
-    def _is_there(self, i_lang: int) -> bool:
+    def _is_finished(self, i_lang: int) -> bool:
         return i_lang in self._kept or self._session.is_written(i_lang)
 
     def _extract(
@@ -132,7 +134,7 @@ class Extraction:
         waiting = [b for b in reversed(part.batches) if not done.issuperset(b.rows.tolist())]
         while waiting:
             batch = waiting.pop()
-            if self._rows_per_pass and len(batch.unique) > self._rows_per_pass:
+            if self._largest_batch and len(batch.unique) > self._largest_batch:
                 waiting.extend(reversed(batch.halves()))
                 continue
             started = time.perf_counter()
@@ -144,10 +146,10 @@ class Extraction:
                         f"{self._name}: a single text of {batch.length} tokens does not fit into "
                         "the device's memory; lower --max-tokens or use a smaller --dtype"
                     ) from error
-                said, self._rows_per_pass = self._rows_per_pass, len(batch.unique) // 2
+                first, self._largest_batch = not self._largest_batch, len(batch.unique) // 2
                 waiting.append(batch)
-                if said is None:
-                    yield Note(self._name, "out of memory: going on with smaller batches")
+                if first:
+                    yield Note(self._name, "out of memory: continuing with smaller batches")
                 continue
             host = copy.start(out)
             thread.put(partial(host, partial(self._append, part.number, batch)))
@@ -184,7 +186,7 @@ class Extraction:
         )
 
     def _write_rest(self) -> None:
-        """Write what sums up all languages, from the store."""
+        """Write the arrays over all languages, from those of each."""
         arrays = self._session.arrays
         spans = self._work.tokens.spans
         counts = arrays.read("count").sum(4)  # [L, S, lang, label]

@@ -1,4 +1,4 @@
-"""Which texts run together: a plan that is deterministic and cheap to make again."""
+"""Which texts run together: a deterministic plan, which a resumed run makes again."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,35 +11,35 @@ from numpy.typing import NDArray
 from ..models import Tokenized
 
 PART_SAMPLES = 512
-"""Samples that are planned, kept on disk and resumed together."""
+"""Samples that are planned, stored and resumed together."""
 BATCH_COST_TOKENS = 16
-"""What starting one more batch costs, in tokens of forward pass."""
+"""Cost of one more batch, in tokens of forward pass."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts that run in one forward pass.
-
-    `rows [n]` are samples; those with the same text have the same `source [n]`, the row of the
-    input that stands for them. The input has `len(unique)` rows, padded to `length` tokens.
-    """
+    """Texts that run in one forward pass; samples with the same text share a row of its input."""
 
     rows: NDArray[np.int64]
+    """`[n]`, the samples."""
     source: NDArray[np.int64]
+    """`[n]`, for each of them its row of the input."""
     unique: NDArray[np.int64]
+    """`[B]`, for each row of the input a sample with its text."""
     length: int
+    """Tokens in a row of the input, padding included."""
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens that the forward pass computes, padding included."""
+        """Tokens in the forward pass, padding included."""
         return len(self.unique) * self.length
 
     def for_rows(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give every sample what its text gave: `[L, S, len(unique), ...]` by `rows`."""
+        """Results by sample, `[L, S, n, ..]`, from results by row of input, `[L, S, B, ..]`."""
         return values if len(self.rows) == len(self.unique) else values[:, :, self.source]
 
     def halves(self) -> "tuple[Batch, Batch]":
-        """The same texts as two batches, shorter ones first."""
+        """Split the batch into two, the shorter texts first."""
         middle = len(self.unique) // 2
         first = self.source < middle
         return (
@@ -52,25 +52,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of one language's samples: the unit of work and of resume."""
+    """A stretch of one language's samples, which are planned, stored and resumed together."""
 
     number: int
-    """Among the parts of all languages."""
+    """Counted over all languages."""
     rows: slice
     batches: tuple[Batch, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All batches, part by part; the parts of a language do not depend on other languages."""
+    """All batches. The parts of a language are the same whatever the other languages are."""
 
     languages: tuple[tuple[Part, ...], ...]
     tokens: int
-    """Tokens of the texts that run, without padding."""
+    """Tokens of all different texts, without padding."""
     padded_tokens: int
     unique_texts: int
     sha256: tuple[str, ...]
-    """One hash a language, of its rows counted from its first."""
+    """A hash for each language, of its batches; rows are counted from its first sample."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Every batch in order."""
@@ -86,17 +86,16 @@ def make_plan(
     token_budget: int,
     part_samples: int = PART_SAMPLES,
 ) -> Plan:
-    """Cut every language into parts and every part into batches of similar length.
+    """Cut each language into parts, and each part into batches of texts of similar length.
 
-    A batch holds at most `token_budget` padded tokens, or one text. Among all ways to cut a part,
-    sorted by length, into such batches the one with the least padding is taken, where a further
-    batch counts as `BATCH_COST_TOKENS`. Texts of one part with the same tokens and the same spans
-    run once.
+    The texts of a part are sorted by length and cut where padding plus `BATCH_COST_TOKENS` for each
+    batch is least (by dynamic programming). Texts of a part with the same tokens and spans run
+    once.
 
     Args:
-        tokens: the prompts and spans of all samples, in canonical order.
-        languages: the samples of each language, in order; None takes all as one.
-        token_budget: padded tokens in a batch.
+        tokens: prompts and spans of all samples, in canonical order.
+        languages: the samples of each language, in order; None: all are one language.
+        token_budget: largest number of padded tokens in a batch; a longer text runs alone.
         part_samples: samples in a part.
     """
     lengths = tokens.lengths
@@ -129,10 +128,10 @@ def make_plan(
 def _batches(
     groups: list[list[int]], lengths: NDArray[np.int64], token_budget: int
 ) -> Iterator[Batch]:
-    """Cut groups, sorted by length, where the padding and the batches cost least together."""
+    """Cut groups of samples with the same text, sorted by length, at the least cost."""
     tokens = [max(1, int(lengths[rows[0]])) for rows in groups]
     cost = [0.0]  # of the first i groups
-    cut = [0]  # where the last batch among them starts
+    cut = [0]  # where their last batch begins
     for stop in range(1, len(groups) + 1):
         length = tokens[stop - 1]
         first = max(0, stop - max(1, token_budget // length))

@@ -1,4 +1,4 @@
-"""From texts to the work of a model: tokens, the prefix they share, what to capture, batches."""
+"""From texts to forward passes: tokens, the prefix that they share, hookpoints, batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that the forward passes of one model need beside the model."""
+    """All that forward passes need beside the model."""
 
     hookpoints: tuple[str, ...]
-    """Where hidden states are read, in order of depth."""
+    """Where hidden states are pooled, in order of depth."""
     projection: torch.Tensor
-    """`[D, P] float32`, on the model's device."""
+    """Random projection `[D, P] float32`, on the model's device."""
     prompts: Tokenized
     """Whole prompts."""
     tokens: Tokenized
-    """What runs: the prompts without the prefix."""
+    """The prompts without the shared prefix: what runs in each batch."""
     prefix: "SharedPrefix | None"
-    """Keys and values of the tokens that all prompts begin with; None: nothing is shared."""
+    """Keys and values of the tokens that all prompts share; None: whole prompts run."""
     token_budget: int
-    """Padded tokens in a batch."""
+    """Largest number of padded tokens in a batch."""
     plan: Plan
 
     @property
     def prefix_tokens(self) -> int:
-        """Length of the shared prefix, which runs once."""
+        """Tokens of the shared prefix."""
         return self.prompts.prefix_length if self.prefix is not None else 0
 
 
@@ -57,17 +57,17 @@ def prepare(
     """Prepare the forward passes of a model over texts.
 
     Args:
-        model: the model, which `compiled` changes.
-        texts: in the order in which their results are wanted.
-        languages: the texts of each language, in order; None takes all as one.
-        layers: as in a run, like `poolings`, `template`, `max_tokens`, `proj_dim` and `seed`.
-        token_budget: padded tokens in a batch; None measures which size is fast.
-        compiled: compile the model's blocks.
-        on_note: called with what a person should know.
+        model: the model.
+        texts: in the order of the results.
+        languages: the texts of each language, in order; None: all are one language.
+        layers, poolings, template, max_tokens, proj_dim, seed: as in `RunConfig`.
+        token_budget: largest number of padded tokens in a batch; None: measure which is fast.
+        compiled: compile the model's blocks, which changes `model`.
+        on_note: called with each message for the user.
 
     Raises:
         ConfigError: a layer, pooling or template does not exist.
-        ModelError: the template does not show the text, or the blocks cannot be compiled.
+        ModelError: the template changes the text, or the blocks cannot be compiled.
     """
     hookpoints = resolve_layers(layers, model.hookpoints)
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)

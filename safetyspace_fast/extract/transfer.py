@@ -1,4 +1,4 @@
-"""From the device to the disk without stopping the forward pass."""
+"""Results go from the device to the disk while the next batch runs."""
 
 import queue
 import threading
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 
 SLOTS = 2
-"""Pinned host buffers: one is written to disk while the next batch is copied."""
+"""Pinned host buffers: one is written to disk while the next result is copied."""
 
 
 class HostCopy:
-    """Copies results to the host on a side stream, into pinned buffers that take turns.
+    """Copies results from a GPU to the host on a stream of its own, into pinned buffers.
 
-    On the CPU there is nothing to copy, and `start` hands the tensor through.
+    On a CPU there is nothing to copy.
     """
 
-    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:  # or a stand-in
-        """Make the stream and the slots.
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:  # Any: a module
+        """Make the stream and the buffers.
 
         Args:
-            device: where results come from.
-            cuda: the module with streams and events; tests give a stand-in.
+            device: where the results are.
+            cuda: the module with streams and events; tests replace it.
         """
         self._cuda = cuda if device.type == "cuda" else None
         self._free: queue.Queue[torch.Tensor] = queue.Queue()
@@ -32,14 +32,14 @@ class HostCopy:
                 self._free.put(torch.empty(0))
 
     def start(self, result: torch.Tensor) -> "Callable[[Callable[[torch.Tensor], None]], None]":
-        """Begin the copy of one batch; waits only if every slot is still being written.
+        """Begin to copy a result; waits only while all buffers are being written.
 
         Args:
-            result: a contiguous tensor on the device, made on the current stream.
+            result: a contiguous tensor on the device, computed on the current stream.
 
         Returns:
-            a function for the writer: it waits for the copy, passes the host tensor on to its
-            argument, and frees the slot when that returns.
+            A function for the writer's thread. It waits for the copy, calls its argument with the
+            tensor on the host, and then frees the buffer.
         """
         if self._cuda is None:
             return lambda use: use(result)
@@ -52,7 +52,7 @@ class HostCopy:
             host.copy_(result, non_blocking=True)
             copied = self._cuda.Event()
             copied.record(self._stream)
-        result.record_stream(self._stream)  # its memory may be reused only after the copy
+        result.record_stream(self._stream)  # so that its memory is reused only after the copy
 
         def finish(use: Callable[[torch.Tensor], None]) -> None:
             try:
@@ -65,22 +65,22 @@ class HostCopy:
 
 
 class WriterThread:
-    """Runs jobs in order on one thread; a bounded queue slows the caller, never grows."""
+    """Runs jobs in order on one thread. When its queue is full, the caller waits."""
 
     def __init__(self, depth: int = 4) -> None:
-        """Start the thread; at most `depth` jobs wait."""
+        """Start the thread; at most `depth` jobs are in its queue."""
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="safetyspace-writer", daemon=True)
         self._thread.start()
 
     def put(self, job: Callable[[], None]) -> None:
-        """Queue a job; raises what an earlier job raised."""
+        """Queue a job; raises the error of an earlier job."""
         self._raise()
         self._jobs.put(job)
 
     def flush(self) -> None:
-        """Wait until every job is done; raises what one of them raised."""
+        """Wait until all jobs are done; raises the error of a job."""
         self._jobs.join()
         self._raise()
 
@@ -92,9 +92,9 @@ class WriterThread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                if self._error is None:  # after an error, what follows it must not be written
+                if self._error is None:  # what follows a failed write must not be written
                     job()
-            except BaseException as error:  # handed to the caller by put or flush
+            except BaseException as error:  # raised by the next `put` or `flush`
                 self._error = error
             finally:
                 self._jobs.task_done()

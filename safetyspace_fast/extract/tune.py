@@ -1,4 +1,4 @@
-"""The forward pass made fast on this machine: compiled blocks, and batches of the right size."""
+"""Making the forward pass fast on this machine: compiled blocks, and the size of batches."""
 
 import time
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from ..models.prefix import SharedPrefix
 
 BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (16_384, 32_768, 65_536)}
-"""What is tried; the first is taken where a try would not pay."""
+"""Sizes that are tried; a short run takes the first."""
 TRIAL_BLOCKS = 4
-"""A few blocks stand for all, but their weights should not all stay in the caches."""
+"""Blocks that a try runs: few, but too many for the caches."""
 WORTHWHILE = 100
-"""Runs are longer than a try by this factor, or do without it."""
+"""A run that is shorter than this many tries does without one."""
 GAIN = 0.02
-"""A larger batch takes more memory, so it has to be faster by this share."""
+"""A larger size must be faster by this share, because it takes more memory."""
 _ROUNDS = 3  # the first one warms up
 
 
@@ -30,19 +30,19 @@ def compile_blocks(
 ) -> None:
     """Compile every block of a model, for any number and length of texts.
 
-    Hooks stay outside: blocks alike share one graph, and hooks may come and go.
+    Blocks of the same kind share one graph. Hooks are outside it, so they can change afterwards.
 
     Args:
-        model: the model, which is changed.
-        tokens: prompts without the prefix.
-        prefix: keys and values before them, of `share_prefix`.
+        model: the model; it is changed.
+        tokens: prompts without the shared prefix.
+        prefix: keys and values of the prefix; see `share_prefix`.
 
     Raises:
-        ModelError: torch.compile does not work here, or not on this model.
+        ModelError: torch.compile fails on this machine or model.
     """
     import torch._dynamo
 
-    # A block's own number leads to its keys and values; it should not make a graph of its own.
+    # Blocks differ in their number, an attribute; it must not make a graph of its own for each.
     torch._dynamo.config.allow_unspec_int_on_nn_module = True
     for block in model.blocks:
         block.forward = torch.compile(block.forward, dynamic=True)
@@ -62,12 +62,15 @@ def compile_blocks(
 def find_token_budget(
     model: LoadedModel, tokens: Tokenized, prefix: "SharedPrefix | None" = None
 ) -> int:
-    """The smallest batch size, in padded tokens, whose rate no larger one beats clearly.
+    """The smallest size of batches that no larger one clearly beats in tokens per second.
 
     Args:
         model: the model.
-        tokens: prompts without the prefix.
-        prefix: keys and values before them, of `share_prefix`.
+        tokens: prompts without the shared prefix.
+        prefix: keys and values of the prefix; see `share_prefix`.
+
+    Returns:
+        Padded tokens in a batch: one of `BUDGETS`.
     """
     budgets = BUDGETS["cuda" if model.device.type == "cuda" else "cpu"]
     num_blocks = min(TRIAL_BLOCKS, len(model.blocks))
@@ -76,7 +79,8 @@ def find_token_budget(
         return budgets[0]
     lengths = tokens.lengths
     rows = np.argsort(lengths, kind="stable")
-    middle = np.searchsorted(np.cumsum(lengths[rows]), len(tokens.ids) // 2)  # by token, not text
+    # The text that holds the middle token: half of all tokens are in texts of its length or less.
+    middle = np.searchsorted(np.cumsum(lengths[rows]), len(tokens.ids) // 2)
     length = int(lengths[rows[middle]])
     deepest = f"block.{num_blocks - 1}"
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)

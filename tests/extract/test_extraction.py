@@ -299,7 +299,7 @@ def test_out_of_memory_halves_the_batches_and_says_so_once(
     monkeypatch.setattr(extract.Capture, "run", starved)
     events = list(api.iter_run(make_config(tiny, data, tmp_path / "run.zarr")))
     notes = [event.message for event in events if isinstance(event, api.Note)]
-    assert notes == ["out of memory: going on with smaller batches"]
+    assert notes == ["out of memory: continuing with smaller batches"]
     assert_close(arrays(api.open_run(tmp_path / "run.zarr")), arrays(finished))
 
 

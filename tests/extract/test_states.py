@@ -250,5 +250,5 @@ def test_a_model_compiled_after_the_hooks_are_on_runs_as_one_graph(tmp_path: Pat
 def test_hooks_on_a_compiled_model_are_refused(tmp_path: Path) -> None:
     model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
     compiled = replace(model, backbone=torch.compile(model.backbone, backend="eager"))
-    with pytest.raises(ModelError, match="compiled before capture"):
+    with pytest.raises(ModelError, match="compiled before its hooks"):
         Capture(compiled, ("embed",), seeded_projection(32, 4, seed=0))
