@@ -7,7 +7,6 @@ This module imports transformers, which takes seconds: import it inside function
 """
 
 from collections.abc import MutableMapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +64,7 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         """A layer's prefix followed by a batch's keys and values [B, heads, T, dim]."""
         layer, batch = self.layers[layer_idx], len(key_states)
