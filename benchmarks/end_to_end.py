@@ -22,34 +22,32 @@ import torch
 from benchmarks import harness
 from benchmarks.peers import PEERS, UsualScript, installed
 from benchmarks.small_models import make
-from safetyspace_fast import api
-from safetyspace_fast.bench import matrix_products
+from safetyspace_fast.benchmark import matrix_products
 from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import (
     Capture,
     Extraction,
-    Plan,
     compile_blocks,
     make_plan,
     seeded_projection,
-    share_prefix,
 )
-from safetyspace_fast.extract.loop import padded
+from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.extract.prepare import Prepared, prepare
 from safetyspace_fast.extract.transfer import WriterThread
 from safetyspace_fast.extract.tune import BUDGETS
 from safetyspace_fast.models import (
     LoadedModel,
-    Tokenized,
     load_model,
     parse_model,
     tokenize,
     unfuse,
 )
-from safetyspace_fast.store import ModelWriter, Progress, create_run
+from safetyspace_fast.runner import begin, sample_columns
+from safetyspace_fast.store import Place, create_run
+from safetyspace_fast.store.segments import Segments
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
-PROJ_DIM = 64
 
 
 def default_data() -> str:
@@ -79,37 +77,33 @@ class Ours:
         finally:
             shutil.rmtree(folder)
 
-    def planned(self, samples: Samples, template: str) -> tuple[Tokenized, Plan, Any]:
+    def prepare(self, samples: Samples, template: str) -> Prepared:
         """Everything before the first forward pass."""
-        tokens = tokenize(self.model, samples.texts, template=template, poolings=self.poolings)
-        prefix, tokens, _ = share_prefix(self.model, tokens)
-        plan = make_plan(tokens, samples.lang_ranges, token_budget=self.token_budget)
-        return tokens, plan, prefix
+        return prepare(
+            self.model,
+            samples.texts,
+            samples.lang_ranges,
+            template=template,
+            poolings=self.poolings,
+            token_budget=self.token_budget,
+        )
 
     def _run(self, samples: Samples, template: str, out: Path) -> None:
         model = self.model
-        tokens, plan, prefix = self.planned(samples, template)
+        work = self.prepare(samples, template)
         root = create_run(
             out,
             created_by="benchmark",
             data_name=samples.name,
             data_sha256=samples.sha256,
             languages=samples.languages,
-            samples=api.sample_columns(samples),
+            samples=sample_columns(samples),
         )
-        hookpoints = model.hookpoints
-        sizes = api.axis_sizes(samples, hookpoints, tokens.poolings, model.hidden_size, PROJ_DIM)
-        writer = ModelWriter(root, "m", sizes)
-        writer.create({"hookpoints": hookpoints, "poolings": tokens.poolings})
-        shape = (len(hookpoints), len(tokens.poolings), model.hidden_size + PROJ_DIM)
-        progress = Progress(out, "m", shape)
-        projection = seeded_projection(model.hidden_size, PROJ_DIM, 0)
-        extraction = Extraction(
-            model, samples, tokens, plan, hookpoints, projection, writer, progress, prefix=prefix
-        )
+        session = begin(model, samples, work, Place(out), root, manifest={})
+        extraction = Extraction(model, samples, work, session)
         for _ in extraction:
             pass
-        writer.finish({})
+        session.finish({})
         self.finish_seconds.append(extraction.finish_seconds)
         self.store_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
@@ -123,7 +117,7 @@ class Ours:
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:
             for batch in plan:
-                out = capture.run(*padded(self.model, tokens, batch))
+                out = capture.run(tokens, batch)
                 states = out[:, 0, :, :width].transpose(0, 1).numpy()
                 result[batch.rows] = states[batch.source]
         return result
@@ -162,36 +156,35 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
     A round runs every batch bare and every batch captured, the first of the two in turn.
     """
     model = ours.model
-    tokens, plan, prefix = ours.planned(samples, template)
-    projection = seeded_projection(model.hidden_size, PROJ_DIM, 0)
+    work = ours.prepare(samples, template)
     reading = {"use_cache": False}
-    if prefix is not None:
-        reading = {"use_cache": True, "past_key_values": prefix}
-    shape = (len(model.hookpoints), len(tokens.poolings), model.hidden_size + PROJ_DIM)
+    if work.prefix is not None:
+        reading = {"use_cache": True, "past_key_values": work.prefix}
+    shape = (len(work.hookpoints), len(ours.poolings), sum(work.projection.shape))
 
     @torch.inference_mode()
     def bare() -> float:
         started = time.perf_counter()
-        for batch in plan:
-            model.backbone(input_ids=padded(model, tokens, batch)[0], **reading)
+        for batch in work.plan:
+            model.backbone(input_ids=padded(model, work.tokens, batch)[0], **reading)
         return time.perf_counter() - started
 
     def captured() -> float:
         thread = WriterThread()
         with tempfile.TemporaryDirectory() as folder:
-            progress = Progress(Path(folder) / "run.zarr", "m", shape)
+            segments = Segments(Path(folder), shape)
             started = time.perf_counter()
-            with Capture(model, model.hookpoints, projection, None, prefix) as capture:
-                for batch in plan:
-                    out = capture.run(*padded(model, tokens, batch)).numpy()
-                    thread.put(partial(append, progress, batch, out))
+            with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
+                for batch in work.plan:
+                    out = capture.run(work.tokens, batch).numpy()
+                    thread.put(partial(append, segments, batch, out))
             thread.flush()
             seconds = time.perf_counter() - started
             thread.close()
         return seconds
 
-    def append(progress: Progress, batch: Batch, out: np.ndarray) -> None:
-        progress.append(0, batch.rows, batch.for_rows(out))
+    def append(segments: Segments, batch: Batch, out: np.ndarray) -> None:
+        segments.append(0, batch.rows, batch.for_rows(out))
 
     ratios = []
     for i_round in range(rounds + 1):
@@ -242,10 +235,10 @@ def main(argv: list[str]) -> int:
     sides: dict[str, Any] = {name: PEERS[name](path) for name in names}
     poolings = tuple(arguments.poolings.split(","))
     sides["ours"] = ours = Ours(path, arguments.token_budget, poolings)
-    tokens, plan, prefix = ours.planned(samples, template)
+    work = ours.prepare(samples, template)
     if arguments.compile:
         sides["ours, compiled"] = Ours(path, arguments.token_budget, poolings)
-        compile_blocks(sides["ours, compiled"].model, tokens, prefix)
+        compile_blocks(sides["ours, compiled"].model, work.tokens, work.prefix)
     found = errors(path, sides, small, template)
     some = read_samples(arguments.data, languages=languages, limit=max(2, 100 // len(languages)))
     capture = capture_cost(ours, some, template, 3 * arguments.repeats)
@@ -263,7 +256,7 @@ def main(argv: list[str]) -> int:
     times = harness.interleaved(cases, repeats=arguments.repeats, budget_s=3600)
     rates = [5 * flops / times[name].median_s for name in ("products", "torch's products")]
     rate = max(rates)
-    work = plan.tokens * flops / 512
+    all_flops = work.plan.tokens * flops / 512
     options = {"data": arguments.data, "languages": languages, "limit": arguments.limit}
     rows: dict[str, dict[str, Any]] = {}
     for name, side in sides.items():
@@ -286,7 +279,7 @@ def main(argv: list[str]) -> int:
             "time": times[name],
             "finish_s": finish_s,
             "texts_per_s": len(samples) / seconds,
-            "share_of_matrix_rate": work / (seconds - finish_s) / rate if is_ours else None,
+            "share_of_matrix_rate": all_flops / (seconds - finish_s) / rate if is_ours else None,
             "extra_memory_bytes": memory,
             "written_bytes": side.store_bytes if is_ours else 0,
             "error": found[name][0],
@@ -301,8 +294,8 @@ def main(argv: list[str]) -> int:
         "poolings": poolings,
         "token_budget": arguments.token_budget,
         "texts": len(samples),
-        "tokens": plan.tokens,
-        "padded_tokens": plan.padded_tokens,
+        "tokens": work.plan.tokens,
+        "padded_tokens": work.plan.padded_tokens,
         "matrix_rate_gflops": rate / 1e9,
         "torch_matrix_rate_gflops": rates[1] / 1e9,
         "capture": capture,

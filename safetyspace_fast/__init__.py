@@ -1,40 +1,84 @@
 """How far apart a language model holds harmful and harmless text, for every layer and language.
 
-Importing this package is cheap: the names below load what they need when first used.
+Importing this package is cheap: each name below is loaded when it is first used.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_SUBMODULES = ("ops",)
-_API = (
+if TYPE_CHECKING:
+    from . import ops
+    from .api import (
+        API_VERSION,
+        Bench,
+        Event,
+        LanguageDone,
+        ModelDone,
+        Note,
+        Planned,
+        Progressed,
+        Run,
+        RunConfig,
+        SafetySpaceError,
+        Verification,
+        Verified,
+        bench,
+        check,
+        compare,
+        directions,
+        iter_run,
+        open_run,
+        parallel,
+        run,
+        separation,
+        verify,
+    )
+
+    __version__: str
+
+__all__ = [
     "API_VERSION",
+    "Bench",
     "Event",
+    "LanguageDone",
+    "ModelDone",
+    "Note",
+    "Planned",
+    "Progressed",
     "Run",
     "RunConfig",
+    "SafetySpaceError",
+    "Verification",
+    "Verified",
+    "__version__",
+    "bench",
+    "check",
     "compare",
+    "directions",
     "iter_run",
     "open_run",
+    "ops",
+    "parallel",
     "run",
     "separation",
-)
+    "verify",
+]
 
-__all__ = ["__version__", *_SUBMODULES, *_API]
+if not TYPE_CHECKING:  # a type checker sees the imports above, and reports any other name
 
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: Any = version("safetyspace-fast")
-    elif name in _SUBMODULES:
-        value = import_module(f"{__name__}.{name}")
-    elif name in _API:
-        value = getattr(import_module(f"{__name__}.api"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+            value = version("safetyspace-fast")
+        elif name == "ops":
+            value = import_module(f"{__name__}.ops")
+        elif name in __all__:
+            value = getattr(import_module(f"{__name__}.api"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from . import terminal
 from .config import (
@@ -24,6 +24,12 @@ from .config import (
     field_docs,
 )
 from .errors import ConfigError, SafetySpaceError, StoreError
+
+if TYPE_CHECKING:
+    from .api import Run
+
+Result = TypeVar("Result")
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 RUN_EXAMPLES = """\
 examples:
@@ -148,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(commands: _Commands) -> None:
     run = _command(
         commands,
         "run",
@@ -177,8 +183,8 @@ def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     docs = field_docs()
     for name in names:
         default = RunConfig.__dataclass_fields__[name].default
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        suffix = "" if default in (None, False) else f" (default: {shown})"
+        value = ",".join(default) if isinstance(default, tuple) else default
+        suffix = "" if default in (None, False) else f" (default: {value})"
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, help=docs[name] + suffix, **_RUN_OPTIONS[name])
 
@@ -288,7 +294,7 @@ def _run(arguments: argparse.Namespace) -> None:
     terminal.show_done(done, config.out)
 
 
-def _add_separation(commands: Any) -> None:
+def _add_separation(commands: _Commands) -> None:
     separation = _command(
         commands,
         "separation",
@@ -313,10 +319,10 @@ def _separation(arguments: argparse.Namespace) -> None:
         api.save_results(run, dataset)
     except StoreError as error:  # a read-only store can still be read
         print(f"safetyspace-fast: results not saved in the store: {error}", file=sys.stderr)
-    tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+    tables.write(dataset, arguments.format, arguments.output)
 
 
-def _add_compare(commands: Any) -> None:
+def _add_compare(commands: _Commands) -> None:
     compare = _command(
         commands,
         "compare",
@@ -362,7 +368,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             reference=arguments.reference,
             **options,
         )
-        tables.write(_grouped(dataset, arguments), arguments.format, arguments.output)
+        tables.write(dataset, arguments.format, arguments.output)
         if arguments.preset and arguments.format == "table" and arguments.output is None:
             from .presets import preset
 
@@ -371,23 +377,23 @@ def _compare(arguments: argparse.Namespace) -> None:
             print(tables.beside_published(dataset, known, chosen.source))
 
 
-def _preset_pairs(arguments: argparse.Namespace, run: Any) -> dict[str, tuple[str, str]]:
+def _preset_pairs(arguments: argparse.Namespace, run: "Run") -> dict[str, tuple[str, str]]:
     """The preset's pairs whose models are both in the store."""
     from .presets import preset
 
     chosen, only = preset(arguments.preset)
     names = [name for name in chosen.pairs or {} if only in (None, name)]
     pairs = {name: (f"{name}.base", f"{name}.aligned") for name in names}
-    found = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
-    if not found:
+    in_store = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
+    if not in_store:
         raise ConfigError(
             f"preset: {arguments.run} holds no model pair of {arguments.preset}; run one with "
             f"`run --preset {arguments.preset}`, or name --base and --aligned"
         )
-    return found
+    return in_store
 
 
-def _add_languages(commands: Any) -> None:
+def _add_languages(commands: _Commands) -> None:
     languages = _command(
         commands,
         "languages",
@@ -406,14 +412,14 @@ def _languages(arguments: argparse.Namespace) -> None:
     from .analysis import tables
 
     run = api.open_run(arguments.run)
-    found = [
+    parts = [
         _with_bar(function, arguments, run, models=arguments.models)
         for function in (api.directions, api.parallel)
     ]
-    tables.write(xarray.merge(found), arguments.format, arguments.output)
+    tables.write(xarray.merge(parts), arguments.format, arguments.output)
 
 
-def _add_explain(commands: Any) -> None:
+def _add_explain(commands: _Commands) -> None:
     explain = _command(
         commands, "explain", _explain, "explain a metric: definition, source, pitfalls"
     )
@@ -499,10 +505,12 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
         chosen, _ = preset(arguments.preset)
         metrics = metrics or chosen.metrics
         layers, poolings = layers or (chosen.layers,), poolings or chosen.poolings
+    groups = {"high": arguments.high, "low": arguments.low}
     return {
         "metrics": metrics,
         "layers": layers,
         "poolings": poolings,
+        "groups": {name: langs for name, langs in groups.items() if langs},
         "bootstraps": arguments.bootstraps,
         "permutations": arguments.permutations,
         "seed": arguments.seed,
@@ -510,16 +518,9 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _grouped(dataset: Any, arguments: argparse.Namespace) -> Any:
-    from .analysis.languages import GROUPS, with_groups
-
-    asked = {"high": arguments.high, "low": arguments.low}
-    return with_groups(dataset, {name: asked[name] or GROUPS[name] for name in GROUPS})
-
-
 def _with_bar(
-    function: Callable[..., Any], arguments: argparse.Namespace, run: Any, **options: Any
-) -> Any:
+    function: Callable[..., Result], arguments: argparse.Namespace, run: "Run", **options: object
+) -> Result:
     """Call a function of the API with the selection that was typed, and show a progress bar."""
     if arguments.format == "parquet" and arguments.output is None:
         raise ConfigError("--format parquet: Parquet is binary; name a file with -o")
@@ -544,12 +545,12 @@ def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterabl
 
 
 def _sampled(
-    function: Callable[..., Any],
+    function: Callable[..., Result],
     arguments: argparse.Namespace,
     options: Iterable[str],
     what: str,
     unit: str,
-) -> Any:
+) -> Result:
     """Call a function of the API on a few texts, and show a progress bar."""
     with terminal.bar(what, unit) as show:
         return function(
@@ -561,7 +562,7 @@ def _sampled(
         )
 
 
-def _add_verify(commands: Any) -> None:
+def _add_verify(commands: _Commands) -> None:
     verify = _command(
         commands,
         "verify",
@@ -575,16 +576,16 @@ def _add_verify(commands: Any) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from . import api
 
-    found = _sampled(api.verify, arguments, _VERIFY_OPTIONS, "verifying", "text")
+    verification = _sampled(api.verify, arguments, _VERIFY_OPTIONS, "verifying", "text")
     if arguments.json:
-        print(json.dumps(asdict(found) | {"verdict": found.verdict}))
+        print(json.dumps(asdict(verification) | {"verdict": verification.verdict}))
     else:
-        terminal.show_verification(found)
-    if found.problem is not None:
-        raise SafetySpaceError(found.problem)
+        terminal.show_verification(verification)
+    if verification.problem is not None:
+        raise SafetySpaceError(verification.problem)
 
 
-def _add_bench(commands: Any) -> None:
+def _add_bench(commands: _Commands) -> None:
     bench = _command(
         commands,
         "bench",
@@ -598,14 +599,14 @@ def _add_bench(commands: Any) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from . import api
 
-    found = _sampled(api.bench, arguments, _BENCH_OPTIONS, "timing", "round")
+    times = _sampled(api.bench, arguments, _BENCH_OPTIONS, "timing", "round")
     if arguments.json:
-        print(json.dumps(asdict(found) | {"ratio": found.ratio, "all_s": found.all_s}))
+        print(json.dumps(asdict(times) | {"ratio": times.ratio, "all_s": times.all_s}))
         return
-    terminal.show_bench(found)
+    terminal.show_bench(times)
 
 
-def _add_check(commands: Any) -> None:
+def _add_check(commands: _Commands) -> None:
     check = _command(
         commands, "check", _check, "read every file of a store and list damaged or missing ones"
     )
@@ -631,7 +632,7 @@ def _check(arguments: argparse.Namespace) -> None:
         print("next: repeat the `run` command that made the store, with --resume")
 
 
-def _add_info(commands: Any) -> None:
+def _add_info(commands: _Commands) -> None:
     info = _command(
         commands,
         "info",
@@ -652,13 +653,13 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _command(
-    commands: Any,
+    commands: _Commands,
     name: str,
     function: Callable[[argparse.Namespace], None],
     summary: str,
     epilog: str | None = None,
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
@@ -672,7 +673,7 @@ def _command(
 class _Presets(argparse.Action):
     """Print the presets and stop, even where required options are missing."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from .presets import describe
 
         print(describe())
@@ -682,7 +683,7 @@ class _Presets(argparse.Action):
 class _Version(argparse.Action):
     """Print the version, which is looked up only now, and stop."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
         print(f"safetyspace-fast {version('safetyspace-fast')}")

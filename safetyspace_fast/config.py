@@ -3,29 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, Required, TypedDict, get_args, get_type_hints
 
 from .errors import ConfigError
 
-POOLINGS = ("mean", "last", "last_text")
-TEMPLATES = ("auto", "chat", "none")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Pooling = Literal["mean", "last", "last_text"]
+TemplateMode = Literal["auto", "chat", "none"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Implementation = Literal["auto", "reference", "cpu", "triton", "cuda"]
+
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+TEMPLATES: tuple[TemplateMode, ...] = get_args(TemplateMode)
+DTYPES: tuple[DType, ...] = get_args(DType)
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 MAX_PROJ_DIM = 4096
 MAX_SEED = 2**63 - 1
 MAX_RESAMPLES = 1_000_000
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that `run` needs to know; validated at construction.
+    """Everything that `run` needs to know; checked when it is made.
+
+    Lists of names become tuples, and one model may be given as a string.
 
     Raises:
         ConfigError: a value is out of range; the message names the field.
     """
 
     models: Annotated[
-        tuple[str, ...], "One or more `[NAME=]BASE[+ADAPTER]`: directory, hub id or GGUF file."
+        str | Sequence[str], "One or more `[NAME=]BASE[+ADAPTER]`: directory, hub id or GGUF file."
     ]
     data: Annotated[
         str, "Data file, directory, hub id, or `sample:polite` for the packaged sample."
@@ -36,48 +43,55 @@ class RunConfig:
         "`s3://bucket/run.zarr`.",
     ]
     layers: Annotated[
-        str, "`all`, or hookpoints by name or negative index: `embed,block.3,-1`."
+        str | Sequence[str],
+        "`all`, or hookpoints by name or negative index: `embed,block.3,-1`.",
     ] = "all"
     poolings: Annotated[
-        tuple[str, ...],
-        "Any of `mean` (the text's tokens), `last` (of the prompt), `last_text` (of the text).",
+        Sequence[Pooling],
+        "Any of `mean` (the text's own tokens), `last` (last token of the prompt), `last_text` "
+        "(last token of the text).",
     ] = ("mean", "last")
     template: Annotated[
-        str,
-        "`auto`: the model's chat template if it has one; `chat`: insist; `none`: the bare text.",
+        TemplateMode,
+        "`auto`: the model's chat template if it has one; `chat`: stop if it has none; `none`: the "
+        "text alone.",
     ] = "auto"
     proj_dim: Annotated[int, "Width of the seeded Gaussian projection kept for every text."] = 64
     seed: Annotated[int, "Seed of the projection."] = 0
-    languages: Annotated[tuple[str, ...] | None, "Keep only these languages."] = None
+    languages: Annotated[list[str] | tuple[str, ...] | None, "Keep only these languages."] = None
     limit: Annotated[int | None, "At most this many texts per language and label."] = None
     verify: Annotated[
         bool,
-        "First hold 32 texts against transformers' own hidden states; stop if a layer is wrong.",
+        "First compare 32 texts with transformers' own hidden states; stop if a layer is wrong.",
     ] = False
-    strict: Annotated[bool, "Rows that would be left out with a count become errors."] = False
+    strict: Annotated[
+        bool, "Stop at a row that cannot be used, instead of leaving it out and counting it."
+    ] = False
     device: Annotated[str, "`auto`, `cpu`, `cuda` or `cuda:N`."] = "auto"
     dtype: Annotated[
-        str,
+        DType,
         "Working type of the model; `auto` is float32 on CPUs, bfloat16 on GPUs that have it and "
         "on CPUs with AMX.",
     ] = "auto"
     compile: Annotated[
         bool,
-        "Compile the model's blocks first (torch.compile): takes a while, pays in longer runs.",
+        "Compile the model's blocks first (torch.compile): 10 to 30 s that pay off in long runs.",
     ] = False
     token_budget: Annotated[
         int | None,
-        "Padded tokens per batch; None: a short try finds the size. Results agree to rounding.",
+        "Tokens per batch, padding included. None: measured on a few batches. Any value gives the "
+        "same results up to rounding.",
     ] = None
     max_tokens: Annotated[
         int | None,
-        "Longest prompt in tokens; texts are cut to fit and counted. None: the model's window.",
+        "Longest prompt in tokens; longer texts are cut, and counted. None: the model's context "
+        "length.",
     ] = None
-    impl: Annotated[str, "Kernel implementation, to force one."] = "auto"
+    impl: Annotated[Implementation, "Force one kernel implementation."] = "auto"
     resume: Annotated[
         bool,
-        "Finish an interrupted run; also adds models to a store, and texts and languages if the "
-        "data have more than it.",
+        "Finish an interrupted run. Also adds further models to a store, and further texts and "
+        "languages if the data have them.",
     ] = False
     overwrite: Annotated[bool, "Replace an existing store."] = False
     allow_pickle: Annotated[
@@ -87,6 +101,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without opening anything."""
+        models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
+        layers = self.layers if isinstance(self.layers, str) else tuple(self.layers)
+        for field, value in (
+            ("models", models),
+            ("layers", layers),
+            ("poolings", _tuple("poolings", self.poolings)),
+            ("languages", _tuple("languages", self.languages)),
+            ("out", self.out if "://" in str(self.out) else Path(self.out)),
+        ):
+            object.__setattr__(self, field, value)
         if not self.models:
             raise ConfigError("models: none given; name at least one directory, hub id or file")
         _one_of("template", self.template, TEMPLATES)
@@ -105,8 +129,33 @@ class RunConfig:
         _at_least("max_tokens", self.max_tokens, 1)
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
-        if "://" not in str(self.out):
-            object.__setattr__(self, "out", Path(self.out))
+
+
+class RunFields(TypedDict, total=False):
+    """The fields of `RunConfig`, for `run(models=.., data=.., out=..)`."""
+
+    models: Required[str | Sequence[str]]
+    data: Required[str]
+    out: Required[Path | str]
+    layers: str | Sequence[str]
+    poolings: Sequence[Pooling]
+    template: TemplateMode
+    proj_dim: int
+    seed: int
+    languages: list[str] | tuple[str, ...] | None
+    limit: int | None
+    verify: bool
+    strict: bool
+    device: str
+    dtype: DType
+    compile: bool
+    token_budget: int | None
+    max_tokens: int | None
+    impl: Implementation
+    resume: bool
+    overwrite: bool
+    allow_pickle: bool
+    trust_remote_code: bool
 
 
 def layer_name(asked: str, hookpoints: Sequence[str]) -> str:
@@ -122,6 +171,14 @@ def field_docs() -> dict[str, str]:
     """The doc line of every field of `RunConfig`."""
     hints = get_type_hints(RunConfig, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+def _tuple(field: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(names, str):
+        raise ConfigError(
+            f"{field}: got the string {names!r}, expected a tuple such as ({names!r},)"
+        )
+    return names if names is None else tuple(names)
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,16 +1,54 @@
-"""What runs here: versions, devices, how the kernels were built, which ones are used and why."""
+"""What runs on this machine: versions, devices, kernels, and why a kernel cannot be used."""
 
 import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy", "zarr", "numcodecs", "peft")
 
 
+class BuildRecord(TypedDict):
+    """What `setup.py` wrote down when it built the package."""
+
+    mode: str
+    compiled: bool
+    reason: str | None
+    """Why there are no compiled kernels."""
+    cuda: str | None
+    cuda_reason: str | None
+    torch: str
+    compiler: str | None
+    machine: str
+
+
+class Device(TypedDict):
+    """A CUDA device."""
+
+    name: str
+    memory_bytes: int
+    capability: str
+
+
+class Environment(TypedDict):
+    """What `safetyspace-fast info` prints."""
+
+    versions: dict[str, str | None]
+    python: str
+    system: str
+    cpu_capability: str
+    threads: int
+    cuda_devices: list[Device]
+    build: BuildRecord | None
+    implementations: dict[str, dict[str, list[str]]]
+    """By operation and implementation: the reasons why it cannot be used; empty if it can."""
+    fused_layers: bool
+    """Whether float32 models on the CPU run on the package's own layers."""
+
+
 def package_versions() -> dict[str, str | None]:
-    """Versions of this package and of those that can change a result; None if not installed."""
+    """Versions of this package and of those that can change a result; None: not installed."""
     versions: dict[str, str | None] = {}
     for name in ("safetyspace-fast", *PACKAGES):
         try:
@@ -20,19 +58,22 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
-def build_record() -> dict[str, Any] | None:
-    """What the build wrote down: mode, compiler, reason if there are no compiled kernels."""
+def build_record() -> BuildRecord | None:
+    """How the package was built; None where it runs from a source tree that was not built."""
     path = Path(__file__).with_name("_build_record.json")
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    record: BuildRecord = json.loads(path.read_text("utf-8"))
+    return record
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Everything that `safetyspace-fast info` prints."""
     import torch
 
     from . import ops
 
-    devices = [
+    devices: list[Device] = [
         {
             "name": torch.cuda.get_device_name(i),
             "memory_bytes": torch.cuda.get_device_properties(i).total_memory,

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class Preset:
-    """What a study measured, and how; see `presets.json`."""
+    """The protocol of a published study: what it measured, and how."""
 
     title: str
     source: str
@@ -23,8 +24,8 @@ class Preset:
     """Data sets; a run takes the first unless told otherwise."""
     pairs: dict[str, tuple[str, str]] | None = None
     """Name -> reference and aligned model, as hub ids with a revision."""
-    published: tuple[dict[str, Any], ...] = ()
-    """Published numbers: pair, lang, metric and base, aligned or difference."""
+    published: tuple[Mapping[str, str | float], ...] = ()
+    """Published numbers, each with pair, lang, metric, and base, aligned or difference."""
     notes: tuple[str, ...] = ()
 
     def models(self, pair: str | None) -> tuple[str, ...]:
@@ -49,11 +50,11 @@ def presets() -> dict[str, Preset]:
     """All presets by name."""
     raw = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
     listed = ("poolings", "metrics", "data", "published", "notes")
-    found = {}
+    presets_by_name = {}
     for name, fields in raw.items():
         values: dict[str, Any] = {k: tuple(v) if k in listed else v for k, v in fields.items()}
-        found[name] = Preset(**values)
-    return found
+        presets_by_name[name] = Preset(**values)
+    return presets_by_name
 
 
 def preset(text: str) -> tuple[Preset, str | None]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Bench, Event, ModelDone, Report, Verification
+    from .info import Environment
 
 
-def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+def warn(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as one line; takes the place of `warnings.showwarning`."""
     print(f"safetyspace-fast: warning: {message}", file=sys.stderr)
 
@@ -161,7 +162,7 @@ def show_check(report: "Report") -> None:
         print(f"{damage.file}: {damage.reason}")
 
 
-def show_environment(facts: dict[str, Any]) -> None:  # as `info --json` prints it
+def show_environment(facts: "Environment") -> None:
     """Print versions, devices, the build, and which kernels can be used."""
     for name, version in facts["versions"].items():
         print(f"{name:18} {version or 'not installed'}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import CHAT_TEMPLATE, save_tiny
 
-from safetyspace_fast import api, bench
+from safetyspace_fast import api, benchmark
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError
 
@@ -20,8 +20,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_sides_run_the_same_texts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    usual = bench._usual_way
-    monkeypatch.setattr(bench, "_usual_way", lambda m, t: (seen.append(len(t)), usual(m, t)))
+    usual = benchmark._usual_way
+    monkeypatch.setattr(benchmark, "_usual_way", lambda m, t: (seen.append(len(t)), usual(m, t)))
     steps: list[tuple[int, int]] = []
     found = api.bench(
         str(tiny),
@@ -39,14 +39,14 @@ def test_both_sides_run_the_same_texts(tiny: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_slower_engine_is_seen(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = bench.Capture.run
+    run = benchmark.Capture.run
 
     def slow(*args: object) -> torch.Tensor:
         time.sleep(0.3)
         return run(*args)  # type: ignore[arg-type]
 
     before = api.bench(str(tiny), "sample:polite", samples=8, languages=("en",))
-    monkeypatch.setattr(bench.Capture, "run", slow)
+    monkeypatch.setattr(benchmark.Capture, "run", slow)
     after = api.bench(str(tiny), "sample:polite", samples=8, languages=("en",))
     assert after.ours_s >= 0.3 > before.ours_s
 

@@ -281,7 +281,7 @@ def test_a_wrong_analysis_is_done_with_a_warning(
 ) -> None:
     chosen = ["separation", str(store), "--metric", "rho", "--layers=-1", "--unpaired"]
     assert main(chosen) == 0
-    assert "keeps what the two texts of a pair share" in capfd.readouterr().err
+    assert "what both texts of a pair share" in capfd.readouterr().err
 
 
 VALUE = st.one_of(

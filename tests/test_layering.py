@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,51 +11,74 @@ import pytest
 import safetyspace_fast
 
 ROOT = Path(safetyspace_fast.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "presets": {"errors"},
-    "parallel": set(),
+    "threads": set(),
     "ops": {"errors"},
     "data": {"errors"},
     "models": {"config", "errors", "ops"},
     "store": {"errors"},
-    "extract": {"errors", "ops", "parallel", "data", "models", "store"},
-    "analysis": {"errors", "ops", "parallel", "data", "store"},
+    "extract": {"errors", "ops", "threads", "data", "models", "store"},
+    "analysis": {"errors", "ops", "threads", "data", "store"},
     "info": {"ops"},
-    "bench": {"data", "models", "extract"},
-    "api": {"bench", "config", "errors", "info", "data", "models", "store", "extract"}
-    | {"analysis"},
-    "terminal": {"api"},
+    "benchmark": {"data", "models", "extract"},
+    "verification": {"data", "errors", "models", "extract"},
+    "runner": {"config", "data", "errors", "extract", "info", "models", "store"} | {"verification"},
+    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
+    | {"store", "verification"},
+    "terminal": {"api", "info"},
     "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},
     "__init__": {"api", "ops"},
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Parts of this package that a file imports, anywhere in it."""
-    found = set()
-    depth = len(path.relative_to(ROOT).parts)
+def imported(path: Path) -> set[Path]:
+    """Files of this package that a file imports: anywhere in it, for types only or in a function.
+
+    That a package's `__init__.py` runs before its modules is not counted as an import of it.
+    """
+    files = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == depth:
-            inner = f"{node.module}." if node.module else ""
-            names = [f"safetyspace_fast.{inner}{alias.name}" for alias in node.names]
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = (ROOT.name, *path.relative_to(ROOT).parts)[: -node.level or 0]
+            module = [*package, *(node.module.split(".") if node.module else [])]
+            names = [[*module, alias.name] for alias in node.names]
         else:
             continue
-        parts = [name.split(".") for name in names]
-        found |= {part[1] for part in parts if part[0] == "safetyspace_fast" and len(part) > 1}
-    return found
+        files |= {file_of(name) for name in names if name[0] == ROOT.name}
+    return files
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def file_of(name: list[str]) -> Path:
+    """The file of a module or, if the last part is a name in one, of the module that it is in."""
+    path = ROOT.joinpath(*name[1:])
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.exists():
+            return file
+    return file_of(name[:-1])
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_only_what_lies_below(path: Path) -> None:
-    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    above = imported(path) - ALLOWED[part] - {part}
-    assert not above, f"{part} must not import {', '.join(sorted(above))}"
+    above = {room(file) for file in imported(path)} - ALLOWED[room(path)] - {room(path)}
+    assert not above, f"{room(path)} must not import {', '.join(sorted(above))}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter({path: imported(path) - {path} for path in FILES}).prepare()
+    except CycleError as error:
+        circle = " <- ".join(str(path.relative_to(ROOT)) for path in error.args[1])
+        pytest.fail(f"these files import each other: {circle}")
 
 
 def test_the_store_knows_no_torch() -> None:
@@ -67,6 +91,12 @@ def test_imports_are_light(part: str) -> None:
     heavy = "{'transformers', 'zarr', 'triton', 'xarray', 'pyarrow', 'peft'}"
     script = f"import sys, safetyspace_fast{part}; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_no_module_hides_a_public_function() -> None:
+    """A module that is imported becomes an attribute of the package, under its own name."""
+    modules = {room(path) for path in FILES} - {"ops"}
+    assert not modules & set(safetyspace_fast.__all__)
 
 
 def test_every_public_name_is_there() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny
 
-from safetyspace_fast.analysis import metric
+from safetyspace_fast.analysis.families import metric
 from safetyspace_fast.cli import main
 from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ConfigError
@@ -85,7 +85,7 @@ def test_a_study_with_stand_ins_for_its_models(
     assert main(["separation", str(out), "--preset", "lin-2024", *few]) == 0
     assert "rho_pc2" in capfd.readouterr().out
     assert main(["compare", str(out), "--preset", "hidden-space-of-safety:gemma-2-9b"]) == 2
-    assert "holds no pair" in capfd.readouterr().err
+    assert "holds no model pair" in capfd.readouterr().err
 
 
 def test_models_and_data_are_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

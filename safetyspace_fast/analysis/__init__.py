@@ -1,8 +1,20 @@
-"""How far apart the classes are, from the store alone: metrics, intervals, nulls, comparisons."""
+"""How far apart the classes are, from a store alone: metrics, intervals, p values, comparisons.
 
-from .between import compare
-from .definitions import METRICS, explain, metric
+    separation, compare, directions, parallel      the questions that users ask
+      selection      names of models, layers, poolings and languages
+      cells          states of one language, some layers at a time
+      families       one file a family: definition, formula and estimator of each metric
+      estimate       floor, interval and p of a number, with `uncertainty` and `moments`
+      confounds, geometry, groups                  what is reported beside the metrics
+    tables, rows     the resulting dataset for people and for machines
+    glossary         every word that is printed, and `explain`
+
+README.md in this folder lists all metrics, and how to add one.
+"""
+
+from .compare import compare
+from .glossary import explain
 from .languages import directions, parallel
 from .separation import separation
 
-__all__ = ["METRICS", "compare", "directions", "explain", "metric", "parallel", "separation"]
+__all__ = ["compare", "directions", "explain", "parallel", "separation"]

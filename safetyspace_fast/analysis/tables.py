@@ -1,17 +1,15 @@
-"""Results as a table for the terminal, or as JSON, CSV and Parquet, one row a number."""
+"""Results as tables for the terminal; `write` also writes JSON, CSV and Parquet."""
 
-import csv
-import io
-import itertools
-import json
 import math
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
     import xarray
@@ -19,33 +17,21 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "csv", "parquet")
 WIDTH = 100
 MOST_LAYERS = 3
-"""Tables of several languages show every layer up to this many, else the last one only."""
+"""With several languages, tables show all layers up to this number, else the last one only."""
 CHANCE = 0.05
-"""Numbers whose p is above this are marked."""
-NUMBERS = ("value", "low", "high", "floor", "p", "p_family")
-DEFINITION = (
-    "title",
-    "space",
-    "kind",
-    "unit",
-    "definition",
-    "source",
-    "interval",
-    "null",
-    "alias_of",
-)
+"""Numbers with a larger p are marked as consistent with chance."""
 
 
 def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = None) -> None:
     """Write results to a file, or to stdout.
 
     Args:
-        dataset: what `separation` returned.
+        dataset: what `separation`, `compare`, `directions` or `parallel` returned.
         form: one of `FORMATS`.
-        output: a file; None prints.
+        output: a file; None prints to stdout.
 
     Raises:
-        ConfigError: the form is unknown, Parquet without a file, or a file that cannot be written.
+        ConfigError: the form is unknown, Parquet has no file, or the file cannot be written.
     """
     if form not in FORMATS:
         raise ConfigError(f"format: got {form!r}, expected one of {', '.join(FORMATS)}")
@@ -64,355 +50,339 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
         raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
-def rows(dataset: "xarray.Dataset") -> Iterator[dict[str, Any]]:
-    """Every number with all that belongs to it; what is not there is None.
-
-    After the metrics come means over groups of languages, the group in the language's place, and
-    what is known beside the metrics, by its name and its `value`.
-    """
-    if "metric" not in dataset.dims:
-        frame = dataset.to_dataframe().reset_index()
-        for row in frame.to_dict("records"):
-            yield {str(k): _number(v) if isinstance(v, float) else v for k, v in row.items()}
-        return
-    dims = [str(dim) for dim in dataset["refused"].dims]
-    spaces = dict(zip(dataset["metric"].to_numpy(), dataset["space"].to_numpy(), strict=True))
-    numbers = numbers_of(dataset)
-    counts = [name for name in ("n0", "n1") if name in dataset]
-    others = {name: dataset[name] for name in beside(dataset)}
-    more_dims = (str(dim) for variable in others.values() for dim in variable.dims)
-    names = (*dims, *more_dims, "space", *numbers, "value", *counts, "refused")
-    columns: dict[str, Any] = dict.fromkeys(names)
-    table = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
-    for place, cell in _cells(dataset["refused"]):
-        yield {
-            **columns,
-            **cell,
-            "space": str(spaces[cell["metric"]]),
-            **{name: _number(table[name][place]) for name in numbers},
-            **{name: int(table[name][place[1:]]) for name in counts},
-            "refused": str(table["refused"][place]),
-        }
-    if "group_value" in dataset:
-        middle = "difference" if "difference" in dataset else "value"
-        ends = {middle: "group_value", "low": "group_low", "high": "group_high"}
-        table = {name: dataset[of].to_numpy() for name, of in ends.items()}
-        for place, cell in _cells(dataset["group_value"]):
-            cell["lang"] = cell.pop("group")
-            here = {name: _number(array[place]) for name, array in table.items()}
-            yield {**columns, **cell, "space": str(spaces[cell["metric"]]), **here}
-    for name, variable in others.items():
-        array = variable.to_numpy()
-        for place, cell in _cells(variable):
-            yield {**columns, "metric": name, **cell, "value": _number(array[place])}
-
-
-def beside(dataset: "xarray.Dataset") -> list[str]:
-    """Names of the variables that are known beside the metrics."""
-    return [
-        str(name)
-        for name, variable in dataset.data_vars.items()
-        if "metric" not in variable.dims and name not in ("n0", "n1")
-    ]
-
-
-def _cells(variable: "xarray.DataArray") -> Iterator[tuple[tuple[int, ...], dict[str, str]]]:
-    """Every place of a variable, and the names there."""
-    names = [[str(name) for name in variable[dim].to_numpy()] for dim in variable.dims]
-    for place in itertools.product(*(range(len(part)) for part in names)):
-        chosen = (part[i] for part, i in zip(names, place, strict=True))
-        yield place, {str(dim): name for dim, name in zip(variable.dims, chosen, strict=True)}
-
-
-def numbers_of(dataset: "xarray.Dataset") -> list[str]:
-    """Names of the variables that hold a number of every metric."""
-    return [
-        str(name)
-        for name, variable in dataset.data_vars.items()
-        if "metric" in variable.dims and name != "refused" and "group" not in variable.dims
-    ]
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def definitions(dataset: "xarray.Dataset") -> dict[str, dict[str, str]]:
-    """What every metric of the results is, and all beside them, from the results themselves."""
-    found = {name: {"definition": dataset[name].attrs["definition"]} for name in beside(dataset)}
-    if "metric" not in dataset.dims:
-        return found
-    metrics = {
-        str(name): {key: str(dataset[key].to_numpy()[i]) for key in DEFINITION if key in dataset}
-        for i, name in enumerate(dataset["metric"].to_numpy())
-    }
-    return metrics | found
-
-
-def to_json(dataset: "xarray.Dataset") -> str:
-    """Settings, definitions and all rows."""
-    whole = {
-        "settings": dict(dataset.attrs),
-        "definitions": definitions(dataset),
-        "rows": list(rows(dataset)),
-    }
-    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
-
-
-def to_csv(dataset: "xarray.Dataset") -> str:
-    """One line a number."""
-    found = list(rows(dataset))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(found[0]) if found else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return out.getvalue()
-
-
-def to_parquet(dataset: "xarray.Dataset", path: Path) -> None:
-    """One row a number; settings and definitions as JSON in the file's metadata."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pylist(list(rows(dataset)))
-    facts = {"settings": dict(dataset.attrs), "definitions": definitions(dataset)}
-    table = table.replace_schema_metadata({"safetyspace_fast": json.dumps(facts)})
-    pyarrow.parquet.write_table(table, path)
-
-
 def to_table(dataset: "xarray.Dataset") -> str:
-    """A table of at most 100 columns, of what `separation` or `compare` returned.
+    """Tables of at most `WIDTH` columns; the legend is under the first one.
 
-    Several languages: a row each, a block per layer (the last one only where there are many). One
-    language: a row per layer. Metrics that do not fit beside each other go below.
+    With several languages there is a table for each layer, and a row for each language. With one
+    language there is one table with a row for each layer. Metrics that do not fit go into another
+    table below.
     """
     if "metric" not in dataset.dims:
-        return _matrices(dataset)
+        return _text([*_matrices(dataset), *_confounds(dataset)])
+    langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
+    visible = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
     compared = "difference" in dataset
-    layers = [str(name) for name in dataset["layer"].to_numpy()]
-    langs = [str(name) for name in dataset["lang"].to_numpy()]
-    shown = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
-    reference = str(dataset.attrs.get("reference", ""))
-    views: list[tuple[str, xarray.Dataset]] = []
     if compared:
-        views.append((f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}", dataset))
+        views = {f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}": dataset}
     else:
-        views += [(str(model), dataset.sel(model=model)) for model in dataset["model"].to_numpy()]
-    lines: list[str] = []
-    for name, model_view in views:
-        for pooling in dataset["pooling"].to_numpy():
-            view = model_view.sel(pooling=pooling)
+        views = {model: dataset.sel(model=model) for model in _names(dataset, "model")}
+    tables: list[list[str]] = []
+    for name, of_model in views.items():
+        for pooling in _names(dataset, "pooling"):
+            view = of_model.sel(pooling=pooling)
             title = f"{name} | pooling {pooling}"
             if len(langs) == 1:
-                lines += _block(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
+                tables += _metrics(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
             else:
-                for layer in shown:
-                    at = f"{title} | layer {layer}"
-                    lines += _block(view.sel(layer=layer), "lang", at)
-                    if reference:
-                        lines += _excess(view.sel(layer=layer), f"{at} | more than {reference}")
+                for layer in visible:
+                    tables += _layer(view.sel(layer=layer), f"{title} | layer {layer}")
             if compared:
-                lines += _geometry(view, shown)
-    lines += _confounds(dataset)
-    if compared:
-        lines.append(f"before > after, difference [95 % interval]. ~: p > {CHANCE}, two-sided.")
-        lines += textwrap.wrap(f"{dataset.attrs['components']}.", WIDTH)
-        if reference and len(langs) > 1:
-            lines.append(
-                f"more than {reference}: the difference less that of {reference}, with its own "
-                "interval and p."
-            )
-    else:
-        lines.append(
-            f"[low, high]: 95 % interval of the value. ~: p > {CHANCE}, no more than chance. "
-            "floor: expected without"
+                tables += _geometry(view, visible)
+    tables.insert(1, _legend(dataset))
+    hints = []
+    if len(visible) < len(layers):
+        hints.append(
+            f"Only the last of {len(layers)} layers is shown; choose others with --layers, or one "
+            "language with --languages."
         )
-        lines.append("any difference (median of the rows). =: an alias, the same number.")
-    lines.append(
-        f"*: p_family <= {CHANCE}, beyond chance even as the largest of all layers and languages."
+    return _text([*tables, *_confounds(dataset)], hints)
+
+
+def _text(tables: Iterable[list[str]], hints: Sequence[str] = ()) -> str:
+    """Tables with a blank line after each, then hints."""
+    hints = [*hints, "`safetyspace-fast explain NAME` defines a metric or a column."]
+    lines = [line for table in tables for line in (*table, "")]
+    return "\n".join([*lines, *hints]) + "\n"
+
+
+def _names(dataset: "xarray.Dataset", dim: str) -> list[str]:
+    return [str(name) for name in dataset[dim].to_numpy()]
+
+
+def _legend(dataset: "xarray.Dataset") -> list[str]:
+    """What the marks in tables of metrics mean."""
+    marks = (
+        f"~: consistent with chance (p > {CHANCE}). *: significant after correction over all "
+        f"layers and languages (p_family <= {CHANCE})."
     )
-    lines.append("`safetyspace-fast explain NAME` says what a number or column is.")
-    if len(shown) < len(layers):
-        lines.append(
-            f"{len(layers)} layers are in the results, the last is shown: choose with --layers, "
-            "or one of --languages."
-        )
-    return "\n".join(lines) + "\n"
+    if "difference" in dataset:
+        parts = ["before > after, difference [95 % interval].", marks]
+        if any(" pc" in space for space in _names(dataset, "space")):
+            parts.append(f"{dataset.attrs['components']}.")
+    else:
+        parts = ["value [95 % interval].", marks]
+        parts.append("floor: value expected without any difference, median of the rows.")
+        if any(dataset["alias_of"].to_numpy()):
+            parts.append("= NAME: a transformation of that metric.")
+    return textwrap.wrap(" ".join(parts), WIDTH)
 
 
-def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[str]:
-    """What `compare` finds beside the metrics: a row per layer and language."""
+# Metrics -------------------------------------------------------------------------------------
+
+
+def _layer(view: "xarray.Dataset", title: str) -> list[list[str]]:
+    """All metrics of one layer, and how differences differ from those of the reference."""
+    tables = _metrics(view, "lang", title)
+    if reference := view.attrs.get("reference"):
+        tables += _excess(view, f"{title} | difference minus that of {reference}")
+    return tables
+
+
+def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]]:
+    """A row for each name along `row_dim`, a column for each metric."""
+    compared = "difference" in view
+    names = _names(view, row_dim)
+    below = [] if compared else ["floor"]
+    if "group" in view.dims and row_dim == "lang":
+        below += _names(view, "group")
+    leading = [[row_dim, "", *names, *below]]
+    if not compared:
+        counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
+        leading.append(["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), *("" for _ in below)])
+    notes: dict[str, str] = {}
+    columns = []
+    for metric in _names(view, "metric"):
+        column = view.sel(metric=metric)
+        head = str(column["space"].item())
+        if not compared and (alias := str(column["alias_of"].item())):
+            head = f"= {alias}"
+        columns.append([metric, head, *_entries(column, grouped=len(below) > 1, notes=notes)])
+    tables = [
+        [title, *_aligned([*leading, *part])]
+        for part in _fitting(columns, sum(_width(column) + 2 for column in leading))
+    ]
+    if notes:
+        tables[-1] += [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+    return tables
+
+
+def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
+    """Entries of one metric: of the names along the rows, its floor, and means over groups.
+
+    Args:
+        column: one metric of one layer or one language.
+        grouped: whether to show means over groups.
+        notes: mark of each reason for which a number is refused; new ones are added.
+    """
+    compared = "difference" in column
+    refused = column["refused"].to_numpy().tolist()
+    marks = [
+        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
+        for reason in refused
+    ]
+    middle = "difference" if compared else "value"
+    numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
+    groups = _numbers(column, ("group_value", "group_low", "group_high")) if grouped else []
+    style = _Style.of(numbers)
+    entries = [style.entry(*row) for row in numbers]
+    if compared:
+        both = _numbers(column, ("base", "aligned"))
+        entries = [
+            f"{style.number(base)} > {style.number(aligned)}, {entry}"
+            for (base, aligned), entry in zip(both, entries, strict=True)
+        ]
+    entries = [mark or entry for mark, entry in zip(marks, entries, strict=True)]
+    if not compared:
+        entries.append(style.number(_median(column["floor"].to_numpy().tolist())))
+    return _padded([*entries, *(style.entry(*group) for group in groups)])
+
+
+def _excess(view: "xarray.Dataset", title: str) -> list[list[str]]:
+    """Differences of differences of one layer: a row for each language."""
+    langs = [lang for lang in _names(view, "lang") if lang != view.attrs["reference"]]
+    columns = []
+    for metric in _names(view, "metric"):
+        column = view.sel(metric=metric, lang=langs)
+        names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
+        numbers = _numbers(column, names)
+        style = _Style.of(numbers)
+        entries = [
+            "-" if reason else style.entry(*row)
+            for row, reason in zip(numbers, column["refused"].to_numpy().tolist(), strict=True)
+        ]
+        if any(entry != "-" for entry in entries):
+            columns.append([metric, *_padded(entries)])
+    leading = ["lang", *langs]
+    return [[title, *_aligned([leading, *part])] for part in _fitting(columns, _width(leading) + 2)]
+
+
+def _numbers(view: "xarray.Dataset", names: Sequence[str]) -> list[tuple[float, ...]]:
+    """Variables side by side: one tuple for each name along the rows."""
+    return list(zip(*(view[name].to_numpy().tolist() for name in names), strict=True))
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How all numbers of one column are written."""
+
+    form: str
+    """Format of a float; `z` makes -0.0 to 0.0."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> "_Style":
+        """Choose the format of a column: two digits of a typical uncertainty are visible.
+
+        Args:
+            rows: value, low, high and possibly more, of every row.
+        """
+        open_ = [_uncertainty(*row[:3]) for row in rows]
+        typical = _median(open_)
+        smallest = min((x for x in open_ if math.isfinite(x)), default=math.nan)
+        if math.isnan(typical):
+            return cls("z.2f")
+        # And one digit of the smallest; numbers too different for that have three digits each.
+        decimals = max(0, 1 - _exponent(typical), -_exponent(smallest))
+        fits = decimals <= min(6, 3 - _exponent(typical)) and typical <= 1e5
+        return cls(f"z.{decimals}f" if fits else "z.3g")
+
+    def number(self, value: float) -> str:
+        return f"{value:{self.form}}" if math.isfinite(value) else "-"
+
+    def entry(
+        self, value: float, low: float, high: float, p: float = math.nan, p_family: float = math.nan
+    ) -> str:
+        """A value with its interval, `~` before and `*` behind it as the legend says."""
+        if math.isnan(value):
+            return "-"
+        mark, star = "~" if p > CHANCE else "", "*" if p_family <= CHANCE else ""
+        interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
+        return f"{mark}{value:{self.form}}{interval}{star}"
+
+
+def _uncertainty(value: float, low: float, high: float) -> float:
+    """Half of the interval, or a tenth of a number without one; NaN where that is 0."""
+    half = (high - low) / 2 if math.isfinite(high - low) else abs(value) / 10
+    return half if half > 0 and math.isfinite(half) else math.nan
+
+
+def _exponent(number: float) -> int:
+    """Power of ten of the first digit."""
+    return math.floor(math.log10(number))
+
+
+def _median(numbers: Iterable[float]) -> float:
+    known = sorted(x for x in numbers if math.isfinite(x))
+    return known[len(known) // 2] if known else math.nan
+
+
+def _padded(entries: list[str]) -> list[str]:
+    """Add a blank where another entry of the column ends with a star."""
+    if not any(entry.endswith("*") for entry in entries):
+        return entries
+    return [entry if entry.endswith("*") else f"{entry} " for entry in entries]
+
+
+# Beside the metrics --------------------------------------------------------------------------
+
+
+def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[list[str]]:
+    """Variables of `GEOMETRY`: a row for each layer and language."""
     names = [
         str(name)
         for name, variable in view.data_vars.items()
         if variable.dims == ("layer", "lang") and "definition" in variable.attrs
     ]
-    langs = [str(name) for name in view["lang"].to_numpy()]
+    langs = _names(view, "lang")
     part = view[names].sel(layer=layers)
     leading = [
         ["layer", *(layer for layer in layers for _ in langs)],
         ["lang", *(lang for _ in layers for lang in langs)],
     ]
-    columns = [
-        [name, *(f"{x:.3f}" if math.isfinite(x) else "-" for x in part[name].to_numpy().flat)]
-        for name in names
+    columns = [[name, *(_fixed(x, ".3f") for x in part[name].to_numpy().flat)] for name in names]
+    return [
+        _aligned([*leading, *some])
+        for some in _fitting(columns, sum(_width(column) + 2 for column in leading))
     ]
-    lines = []
-    for some in _fitting(columns, sum(_width(column) + 2 for column in leading)):
-        lines += [*_aligned([*leading, *some]), ""]
-    return lines
+
+
+def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `directions` and `parallel`: matrices of languages, silhouettes of all layers."""
+    layers, langs = _names(dataset, "layer"), _names(dataset, "lang")
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            view = dataset.sel(model=model, pooling=pooling)
+            for layer in layers if len(layers) <= MOST_LAYERS else layers[-1:]:
+                for name in ("transfer_auc", "direction_cosine", "direction_ceiling"):
+                    numbers = view[name].sel(layer=layer).transpose("lang", "other_lang").to_numpy()
+                    columns = [["lang", *langs]]
+                    for i, other in enumerate(langs):
+                        columns.append([other, *(_fixed(x, ".2f") for x in numbers[:, i])])
+                    title = f"{model} | pooling {pooling} | layer {layer} | {name}"
+                    tables.append([title, *_aligned(columns)])
+            if bool(view["semantic"].notnull().any()):
+                columns = [["layer", *layers]]
+                for name in ("semantic", "language"):
+                    parts = _numbers(view, [f"{name}{end}" for end in ("", "_low", "_high")])
+                    columns.append([name, *(_Style("z.3f").entry(*part) for part in parts)])
+                title = f"{model} | pooling {pooling} | silhouette by content and by language"
+                tables.append([title, *_aligned(columns)])
+    legend = "Rows: language of the texts. Columns: language that the direction was fitted to."
+    tables.insert(1, [legend])
+    return tables
+
+
+def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Variables of `CONFOUNDS`; nothing for one language."""
+    langs = _names(dataset, "lang")
+    if len(langs) == 1:
+        return []
+    tables: dict[str, list[str]] = {}
+    for i, model in enumerate(_names(dataset, "model")):
+        columns = [["lang", *langs]]
+        for name, form in (
+            ("tokens0", ".1f"),
+            ("tokens1", ".1f"),
+            ("chars_per_token", ".2f"),
+            ("truncated", ".1%"),
+            ("duplicates", ".1%"),
+            ("harmful", ".1%"),
+        ):
+            columns.append([name, *(_fixed(x, form) for x in dataset[name].to_numpy()[i])])
+        tables.setdefault("\n".join(_aligned(columns)), []).append(model)
+    return [
+        [f"{', '.join(models)} | other differences between the languages", table]
+        for table, models in tables.items()
+    ]
 
 
 def beside_published(
-    dataset: "xarray.Dataset", published: Sequence[Mapping[str, Any]], source: str
+    dataset: "xarray.Dataset", published: Sequence[Mapping[str, str | float]], source: str
 ) -> str:
-    """Published numbers of one pair of models beside those of `compare`.
+    """A table of published numbers beside those of `compare`.
 
     Args:
         dataset: what `compare` returned, for one layer and pooling.
         published: each with lang, metric and some of base, aligned, difference.
         source: where they were published.
     """
-    columns = [["lang"], ["metric"], ["published"], ["ours"], ["space"]]
-    ours = dataset.squeeze(["layer", "pooling"])
+    columns = [["lang"], ["metric"], ["published"], ["here"], ["space"]]
+    results = dataset.squeeze(["layer", "pooling"])
     for entry in published:
-        here = {"lang": entry["lang"], "metric": entry["metric"]}
-        if all(here[dim] in ours[dim].to_numpy() for dim in here):
-            one = ours.sel(here)
-            for name in ("base", "aligned", "difference"):
-                if name in entry:
-                    numbers = (f"{x:.4f}" for x in (entry[name], one[name].item()))
-                    cells = (here["lang"], f"{here['metric']} {name}", *numbers)
-                    for column, cell in zip(columns, (*cells, one["space"].item()), strict=True):
-                        column.append(cell)
+        lang, metric = str(entry["lang"]), str(entry["metric"])
+        if lang not in results["lang"].to_numpy() or metric not in results["metric"].to_numpy():
+            continue
+        result = results.sel(lang=lang, metric=metric)
+        for name in ("base", "aligned", "difference"):
+            if name in entry:
+                numbers = (f"{x:.4f}" for x in (float(entry[name]), result[name].item()))
+                cells = (lang, f"{metric} {name}", *numbers, result["space"].item())
+                for column, cell in zip(columns, cells, strict=True):
+                    column.append(cell)
     if len(columns[0]) == 1:
         return f"{source}: no published number of this pair is known here"
     return "\n".join([f"published: {source}", *_aligned(columns)])
 
 
-def _matrices(dataset: "xarray.Dataset") -> str:
-    """What `languages` finds: matrices of the last layer, and both silhouettes of every layer."""
-    lines = []
-    layers = [str(name) for name in dataset["layer"].to_numpy()]
-    langs = [str(name) for name in dataset["lang"].to_numpy()]
-    for model in dataset["model"].to_numpy():
-        for pooling in dataset["pooling"].to_numpy():
-            view = dataset.sel(model=model, pooling=pooling)
-            for layer in layers if len(layers) <= MOST_LAYERS else layers[-1:]:
-                for name in ("transfer_auc", "direction_cosine", "direction_ceiling"):
-                    lines.append(f"{model} | pooling {pooling} | layer {layer} | {name}")
-                    numbers = view[name].sel(layer=layer).transpose("lang", "other_lang").to_numpy()
-                    columns = [["lang", *langs]]
-                    for i, other in enumerate(langs):
-                        shown = (f"{x:.2f}" if math.isfinite(x) else "-" for x in numbers[:, i])
-                        columns.append([other, *shown])
-                    lines += [*_aligned(columns), ""]
-            if bool(view["semantic"].notnull().any()):
-                columns = [["layer", *layers]]
-                for name in ("semantic", "language"):
-                    parts = (view[f"{name}{end}"].to_numpy() for end in ("", "_low", "_high"))
-                    cells = (
-                        f"{x:.3f} [{low:.3f}, {high:.3f}]"
-                        for x, low, high in zip(*parts, strict=True)
-                    )
-                    columns.append([name, *cells])
-                title = f"{model} | pooling {pooling} | silhouette by content and by language"
-                lines += [title, *_aligned(columns), ""]
-    lines += _confounds(dataset)
-    lines.append("rows: the language of the texts; columns: the language of the direction.")
-    lines.append("`safetyspace-fast explain NAME` says what a number or column is.")
-    return "\n".join(lines) + "\n"
+# Columns of text -----------------------------------------------------------------------------
 
 
-def _block(view: "xarray.Dataset", row_dim: str, title: str) -> list[str]:
-    """One table: a row per name along `row_dim`, a column per metric."""
-    compared = "difference" in view
-    first = [row_dim, "", *(str(name) for name in view[row_dim].to_numpy())]
-    leading = [first]
-    if not compared:
-        counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
-        leading = [[*first, "floor"], ["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), ""]]
-    grouped = "group" in view.dims and row_dim == "lang"
-    if grouped:
-        names = [str(name) for name in view["group"].to_numpy()]
-        leading[0] = [*leading[0], *names]
-        leading[1:] = [[*column, *("" for _ in names)] for column in leading[1:]]
-    notes: dict[str, str] = {}
-    columns = []
-    for i, metric in enumerate(view["metric"].to_numpy()):
-        column = view.isel(metric=i)
-        alias = "" if compared else str(column["alias_of"].item())
-        refused = column["refused"].to_numpy().tolist()
-        marks = [
-            notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
-            for reason in refused
-        ]
-        numbers = {name: column[name].to_numpy().tolist() for name in numbers_of(view)}
-        cells = _differences(numbers) if compared else _values(numbers)
-        shown = [mark or cell for mark, cell in zip([*marks, ""], cells, strict=False)]
-        if grouped:
-            parts = (column[f"group_{end}"].to_numpy().tolist() for end in ("value", "low", "high"))
-            shown += [_group_cell(*part) for part in zip(*parts, strict=True)]
-        columns.append(
-            [str(metric), f"= {alias}" if alias else str(column["space"].item()), *_padded(shown)]
-        )
-    lines = []
-    for part in _fitting(columns, sum(_width(column) + 2 for column in leading)):
-        lines += [title, *_aligned([*leading, *part]), ""]
-    lines[-1:] = [f"{mark} refused: {reason}" for reason, mark in notes.items()] + [""]
-    return lines
-
-
-def _values(numbers: dict[str, list[float]]) -> list[str]:
-    """Cells of one metric, and its floor below them."""
-    names = ("value", "low", "high", "p", "p_family")
-    shown = list(zip(*(numbers[name] for name in names), strict=True))
-    grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
-    floor = _median(numbers["floor"])
-    last = "-" if math.isnan(floor) else f"{floor:{_form(grain)}}"
-    return [*(_cell(row, grain) for row in shown), last]
-
-
-def _differences(numbers: dict[str, list[float]]) -> list[str]:
-    """Cells of one metric of both models with the difference."""
-    names = ("base", "aligned", "difference", "low", "high", "p", "p_family")
-    shown = list(zip(*(numbers[name] for name in names), strict=True))
-    grain = _median(_grain(low, high, value) for _, _, value, low, high, *_ in shown)
-    form = _form(grain)
-    return [
-        f"{base:{form}} > {aligned:{form}}, {_cell(row, grain)}" for base, aligned, *row in shown
-    ]
-
-
-def _excess(view: "xarray.Dataset", title: str) -> list[str]:
-    """Differences of differences of one layer: a row per language, a column per metric."""
-    langs = [str(name) for name in view["lang"].to_numpy() if name != view.attrs["reference"]]
-    columns = []
-    for metric in view["metric"].to_numpy():
-        column = view.sel(metric=metric, lang=langs)
-        names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
-        shown = list(zip(*(column[name].to_numpy().tolist() for name in names), strict=True))
-        grain = _median(_grain(low, high, value) for value, low, high, *_ in shown)
-        cells = [
-            "-" if reason or math.isnan(row[0]) else _cell(row, grain)
-            for row, reason in zip(shown, column["refused"].to_numpy().tolist(), strict=True)
-        ]
-        if any(cell != "-" for cell in cells):
-            columns.append([str(metric), *_padded(cells)])
-    leading = ["lang", *langs]
-    lines = []
-    for part in _fitting(columns, _width(leading) + 2):
-        lines += [title, *_aligned([leading, *part]), ""]
-    return lines
-
-
-def _group_cell(value: float, low: float, high: float) -> str:
-    grain = _grain(low, high, value)
-    return "-" if math.isnan(value) else _cell((value, low, high, math.nan, math.nan), grain)
+def _fixed(number: float, form: str) -> str:
+    return f"{number:{form}}" if math.isfinite(number) else "-"
 
 
 def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
-    """Groups of columns that fit the width."""
+    """Split columns into groups that fit `WIDTH` beside the columns that take `taken`."""
     part: list[list[str]] = []
     width = taken
     for column in columns:
@@ -425,77 +395,16 @@ def _fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
         yield part
 
 
-def _confounds(dataset: "xarray.Dataset") -> list[str]:
-    """What else differs between the languages, beside every table that compares them."""
-    langs = [str(name) for name in dataset["lang"].to_numpy()]
-    if len(langs) == 1:
-        return []
-    tables: dict[str, list[str]] = {}
-    for i, model in enumerate(dataset["model"].to_numpy()):
-        columns = [["lang", *langs]]
-        for name, form in (
-            ("tokens0", "{:.1f}"),
-            ("tokens1", "{:.1f}"),
-            ("chars_per_token", "{:.2f}"),
-            ("truncated", "{:.1%}"),
-            ("duplicates", "{:.1%}"),
-            ("harmful", "{:.1%}"),
-        ):
-            numbers = dataset[name].to_numpy()[i].tolist()
-            columns.append([name, *(form.format(x) for x in numbers)])
-        tables.setdefault("\n".join(_aligned(columns)), []).append(str(model))
-    return [
-        line
-        for table, models in tables.items()
-        for line in (f"{', '.join(models)} | what else differs between languages", table, "")
-    ]
-
-
 def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
     widths = [_width(column) for column in columns]
-    found = []
+    lines = []
     for cells in zip(*columns, strict=True):
         padded = [cells[0].ljust(widths[0])]
         padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        found.append("  ".join(padded).rstrip())
-    return found
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def _width(column: Sequence[str]) -> int:
     return max(len(cell) for cell in column)
-
-
-def _median(numbers: Iterable[float]) -> float:
-    known = sorted(x for x in numbers if math.isfinite(x))
-    return known[len(known) // 2] if known else math.nan
-
-
-def _grain(low: float, high: float, value: float) -> float:
-    """What an interval leaves open, or a tenth of a number without one."""
-    open_ = (high - low) / 2 if math.isfinite(high - low) else abs(value) / 10
-    return open_ if open_ > 0 and math.isfinite(open_) else math.nan
-
-
-def _form(grain: float) -> str:
-    """A format that shows two digits of `grain`."""
-    decimals = 2 if math.isnan(grain) else max(0, 1 - math.floor(math.log10(grain)))
-    return ".3g" if decimals > 6 or grain > 1e5 else f".{decimals}f"
-
-
-def _cell(numbers: Sequence[float], grain: float) -> str:
-    """Value, low, high, p and p_family, in the column's format unless that would hide them."""
-    value, low, high, p, p_family = numbers
-    own = _grain(low, high, value)
-    form = _form(own if own < grain / 10 or own > 1e5 else grain)
-    mark = "~" if p > CHANCE else ""
-    star = "*" if p_family <= CHANCE else ""
-    if math.isnan(low):
-        return f"{mark}{value:{form}}{star}"
-    return f"{mark}{value:{form}} [{low:{form}}, {high:{form}}]{star}"
-
-
-def _padded(cells: list[str]) -> list[str]:
-    """Room for the star where another cell of the column has one."""
-    if not any(cell.endswith("*") for cell in cells):
-        return cells
-    return [cell if cell.endswith("*") else f"{cell} " for cell in cells]

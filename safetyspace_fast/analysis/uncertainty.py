@@ -1,8 +1,8 @@
-"""How sure a number is: resamples, intervals and permutation nulls.
+"""Resamples, intervals, p values: how sure a number is.
 
-Texts are resampled in units: the two texts of a pair are one unit, any other text is its own.
-Draws depend on the language and the seed, never on the model, so that two models of one store see
-the same resamples and their difference has an interval of its own.
+Texts are resampled in units. The two texts of a pair are one unit; any other text is a unit by
+itself. Draws depend on the language and the seed, not on the model: all models of a store see the
+same resamples, so that the difference of two models has an interval of its own.
 """
 
 import math
@@ -12,6 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -22,7 +23,7 @@ class Resamples:
     """Bootstrap counts and permuted labels of the texts of one language.
 
     labels: [n] int64; unit: [n] int64, texts of one unit share a number;
-    counts: [bootstraps, n] uint8, how often a text stands in a resample;
+    counts: [bootstraps, n] uint8, how often each text is in a resample;
     permuted: [permutations, n] uint8, labels of every permutation.
     """
 
@@ -32,7 +33,7 @@ class Resamples:
     permuted: Tensor
 
     def keep(self, kept: Tensor) -> "Resamples":
-        """The same draws for some of the texts: kept [n] bool."""
+        """The same draws, of some of the texts only: kept [n] bool."""
         return Resamples(
             self.labels[kept],
             torch.unique(self.unit[kept], return_inverse=True)[1],
@@ -42,12 +43,12 @@ class Resamples:
 
     @cached_property
     def labellings(self) -> Tensor:
-        """The labels as they are, then every permutation: [1 + permutations, n] float64."""
+        """The true labels, then every permutation: [1 + permutations, n] float64."""
         return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
 
     @cached_property
     def _drawn(self) -> tuple[Tensor, Tensor]:
-        """How often the texts of each class stand in every bootstrap, in float64."""
+        """Bootstrap counts of the texts of class 0 and of class 1, float64."""
         return self._of_class(0).double(), self._of_class(1).double()
 
     def _of_class(self, label: int) -> Tensor:
@@ -56,22 +57,22 @@ class Resamples:
     def class_counts(self, *, bootstrap: bool = True) -> Tensor:
         """Texts in each class of every resample: [R, 2] float64, in the order of `class_sums`."""
         ones = self.permuted.sum(-1)
-        found = [
+        counts = [
             torch.bincount(self.labels, minlength=2)[None],
             torch.stack([self._of_class(label).sum(-1) for label in (0, 1)], -1),
             torch.stack([len(self.labels) - ones, ones], -1),
         ]
-        return torch.cat(found if bootstrap else found[::2]).double()
+        return torch.cat(counts if bootstrap else counts[::2]).double()
 
     def class_sums(self, x: Tensor, *, bootstrap: bool = True) -> Tensor:
-        """Sums of rows over each class: the texts as they are, then bootstraps, then permutations.
+        """Sums of rows over each class: of the texts themselves, of bootstraps, of permutations.
 
-        A bootstrap draws within classes and a permutation moves what leaves one class into the
-        other, so that each takes one product with half of the texts' weights.
+        A bootstrap draws inside a class, and what a permutation takes from one class it adds to
+        the other: each needs one matrix product with half of the weights.
 
         Args:
             x: [..., n, k] float64, roughly centred.
-            bootstrap: leave the bootstraps out if not.
+            bootstrap: False leaves the bootstraps out.
 
         Returns:
             [..., R, 2, k] float64.
@@ -91,11 +92,16 @@ def draw(
 ) -> Resamples:
     """Draw the resamples of one language.
 
-    Pairs are drawn, and swap their labels, as wholes; other texts are drawn within their class and
-    shuffle their labels among themselves. A pair that has lost one text counts as no pair.
+    A bootstrap draws pairs, and draws texts without a partner within their class. A permutation
+    swaps the labels inside a pair, and shuffles the labels of texts without a partner.
 
     Args:
-        labels: [n] int64, pair: [n] int64 (negative: none), key: the language's name.
+        labels: [n] int64, 1 harmful, 0 harmless.
+        pair: [n] int64, the same number for both texts of a pair, negative for no pair; a number
+            that only one text has counts as no pair.
+        bootstraps, permutations: how many.
+        seed: of the random numbers.
+        key: name of the language; it goes into the seed.
     """
     y, p = labels.numpy(), pair.numpy().astype(np.int64)
     n = len(y)
@@ -108,11 +114,11 @@ def draw(
     counts = np.zeros((bootstraps, n), np.uint8)
     permuted = np.tile(y.astype(np.uint8), (permutations, 1))
     if joined.any():
-        pairs, place = np.unique(p[joined], return_inverse=True)
+        pairs, i_pair = np.unique(p[joined], return_inverse=True)
         even = np.full(len(pairs), 1 / len(pairs))
-        counts[:, joined] = rng.multinomial(len(pairs), even, size=bootstraps)[:, place]
+        counts[:, joined] = rng.multinomial(len(pairs), even, size=bootstraps)[:, i_pair]
         swapped = rng.integers(0, 2, size=(permutations, len(pairs)), dtype=np.uint8)
-        permuted[:, joined] ^= swapped[:, place]
+        permuted[:, joined] ^= swapped[:, i_pair]
     for label in (0, 1):
         alone = ~joined & (y == label)
         if many := int(alone.sum()):
@@ -122,24 +128,24 @@ def draw(
     return Resamples(labels, *(torch.from_numpy(a) for a in (unit, counts, permuted)))
 
 
-def signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
-    """Random signs of every unit, 1 and -1 alike: unit [n] int64 -> [number, U] float64."""
+def random_signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
+    """`number` random signs (1 or -1) of every unit: unit [n] int64 -> [number, U] float64."""
     rng = np.random.Generator(np.random.PCG64([seed, 1, *key.encode()]))
     drawn = rng.integers(0, 2, size=(number, int(unit.max()) + 1), dtype=np.int8)
     return torch.from_numpy(2 * drawn - 1).double()
 
 
 def unit_sums(values: Tensor, unit: Tensor) -> Tensor:
-    """Sum what belongs to one unit: values [..., n], unit [n] -> [..., U]."""
+    """Sum over the texts of each unit: values [..., n], unit [n] -> [..., U]."""
     sums = torch.zeros(*values.shape[:-1], int(unit.max()) + 1, dtype=values.dtype)
     return sums.index_add_(-1, unit, values)
 
 
 def influence_variance(influence: Tensor, unit: Tensor) -> Tensor:
-    """Variance of an estimate from what every text adds to it.
+    """Variance of an estimate from the influence of every text (delta method).
 
     Args:
-        influence: [..., n], first-order change of the estimate by each text, zero on average.
+        influence: [..., n], first-order effect of each text on the estimate; its mean is zero.
         unit: [n] int64.
     """
     return influence_covariance(influence, influence, unit)
@@ -154,58 +160,68 @@ def influence_covariance(first: Tensor, second: Tensor, unit: Tensor) -> Tensor:
 
 INFLUENCE_EXCESS = 1.0
 DRAWS_EXCESS = 2.0
-"""How often more than once the variance of a squared length's quadratic part is in what is seen.
+"""How much of the variance of the quadratic part of |d|^2 is counted too often.
 
-|d|^2 whose d has covariance V varies by 4 d'Vd + 2 tr V^2. Influences see the d that was measured,
-noise and all: 4 d'Vd + 4 tr V^2. Draws add noise to that noise: 4 d'Vd + 6 tr V^2.
+Let d have covariance V. The variance of |d|^2 is 4 d'Vd + 2 tr V^2: a linear and a quadratic part.
+The influences are computed from a d that already contains noise, and give 4 d'Vd + 4 tr V^2.
+Bootstrap draws add noise once more, and give 4 d'Vd + 6 tr V^2. In units of 2 tr V^2 that is one
+and two too many.
 """
 
 
 def linear_variance(seen: Tensor, square: Tensor, excess: float) -> Tensor:
-    """Variance 4 d'Vd of the linear part, from what is seen and the quadratic part's 2 tr V^2."""
+    """Variance of the linear part, from the observed variance and that of the quadratic part.
+
+    Args:
+        seen: [...], from influences or draws; square: [...], 2 tr V^2.
+        excess: `INFLUENCE_EXCESS` or `DRAWS_EXCESS`.
+    """
     return (seen - (1 + excess) * square).clamp_min(0)
 
 
 def common_share(first: Tensor, second: Tensor) -> Tensor:
-    """Correlation of two quadratic forms of noise, tr V12 V21 / sqrt(tr V11^2 tr V22^2), from 0.
+    """Correlation of two quadratic forms of noise, tr V12 V21 / sqrt(tr V11^2 tr V22^2); never < 0.
 
-    Every trace is taken over pairs of distinct units, which leaves no bias.
+    Traces are sums over pairs of distinct units, which makes them unbiased.
 
     Args:
-        first: [..., U, p], second: [..., U, q], what every unit adds to either noise.
+        first: [..., U, p], second: [..., U, q], what each unit adds to the noise of either.
     """
 
     def trace(a: Tensor, b: Tensor) -> Tensor:
-        whole = (a.transpose(-1, -2) @ b).square().sum((-1, -2))
-        return whole - (a.square().sum(-1) * b.square().sum(-1)).sum(-1)
+        square = (a.transpose(-1, -2) @ b).square().sum((-1, -2))
+        return square - (a.square().sum(-1) * b.square().sum(-1)).sum(-1)
 
     scale = (trace(first, first) * trace(second, second)).sqrt()
     return (trace(first, second) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
 HELD_OUT_DRAWS = 200
+"""Random signs behind `common_held_out`."""
 
 
 def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
-    """Correlation of two held-out statistics whose directions are noise d of covariance V, from 0.
+    """Correlation of two held-out statistics whose directions are only noise; never < 0.
 
-    Along the other folds' d the classes differ by |d|^2 - tr V, in units of
-    sqrt(d'Vd + tr V^2/(folds - 1)), the fold's own part of d being left out. Where few dimensions
-    hold the noise that root varies as |d|^2 does, and the two have less in common than their
-    quadratic forms. Counted over `HELD_OUT_DRAWS` random signs of all units.
+    Let the direction d be noise of covariance V. Along the d of the other folds the classes differ
+    by |d|^2 - tr V, in units of sqrt(d'Vd + tr V^2/(folds - 1)), because the fold itself is left
+    out of d. If the noise lies in few dimensions, this root varies together with |d|^2, and the two
+    statistics correlate less than their quadratic forms do. Estimated from `HELD_OUT_DRAWS` random
+    signs of all units.
 
     Args:
         first, second: as in `common_share`.
+        folds: how many.
     """
-    turned = signs(torch.arange(first.shape[-2]), HELD_OUT_DRAWS, seed=0, key="held out")
+    turned = random_signs(torch.arange(first.shape[-2]), HELD_OUT_DRAWS, seed=0, key="held out")
 
-    def shown(unit: Tensor) -> Tensor:
+    def judged(unit: Tensor) -> Tensor:
         d, cov = turned @ unit, unit.transpose(-1, -2) @ unit
         apart = d.square().sum(-1) - cov.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None]
         own = cov.square().sum((-1, -2))[..., None] / (folds - 1)
         return apart / (((d @ cov) * d).sum(-1) + own).sqrt()
 
-    draws = shown(first), shown(second)
+    draws = judged(first), judged(second)
     scale = spread(draws[0]) * spread(draws[1])
     return (draws_covariance(*draws) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
@@ -216,9 +232,9 @@ def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def share_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal 95 % interval of a share on its log odds, so that it stays between 0 and 1.
+    """Normal 95 % interval of a share on its log odds: it stays between 0 and 1.
 
-    At 0 or 1 the log odds are infinite: there it is the plain interval, cut.
+    The log odds of 0 and 1 are infinite; for these it is the plain interval, cut at 0 and 1.
     """
     inside = (value > 0) & (value < 1)
     slope = torch.where(inside, value * (1 - value), 1.0)
@@ -230,7 +246,7 @@ def share_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal 95 % interval of a positive number on 1/value; it may have no upper end."""
+    """Normal 95 % interval of a positive number on 1/value; its upper end may be infinite."""
     low, high = interval(1 / value, deviation / value.square())
     return 1 / high, torch.where(low > 0, 1 / low, torch.inf)
 
@@ -240,21 +256,23 @@ def difference_interval(
 ) -> tuple[Tensor, Tensor]:
     """95 % interval of second - first from the interval of each and their correlation.
 
-    What an interval reaches to a side stands for the deviation there (MOVER, Zou 2007). A share
-    |rho| of both moves together, or against each other, the rest alone: with symmetric intervals
-    that is s1^2 + s2^2 - 2 rho s1 s2, and what moves both alike moves no difference.
+    The distance from the value to an end of its interval stands for the deviation on that side
+    (MOVER, Zou 2007). A share |rho| of both moves together, or against each other if rho < 0; the
+    rest moves independently. For symmetric intervals of half-widths s1 and s2 this gives
+    s1^2 + s2^2 - 2 rho s1 s2.
 
     Args:
-        first, second: value, low and high.
+        first, second: value, low and high, [...] each; ends may be infinite.
+        rho: [...], correlation of both estimates.
     """
     (a, a_low, a_high), (b, b_low, b_high) = first, second
     down, up = (a - a_low, b - b_low), (a_high - a, b_high - b)
     fall, rise = ((one[1] - one[0]).nan_to_num(torch.inf) for one in (down, up))
 
-    def reach(mine: Tensor, others: Tensor, alike: tuple[Tensor, Tensor]) -> Tensor:
-        together = torch.where(rho < 0, mine + others, torch.maximum(*alike).clamp_min(0))
-        parts = ((1 - rho.abs(), mine.square() + others.square()), (rho.abs(), together.square()))
-        # An interval without an end counts where it has a share, and only there.
+    def reach(own: Tensor, others: Tensor, alike: tuple[Tensor, Tensor]) -> Tensor:
+        together = torch.where(rho < 0, own + others, torch.maximum(*alike).clamp_min(0))
+        parts = ((1 - rho.abs(), own.square() + others.square()), (rho.abs(), together.square()))
+        # 0 * inf is NaN: an infinite end counts only with a weight above 0.
         return sum((torch.where(w > 0, w * x, 0.0) for w, x in parts), torch.zeros(())).sqrt()
 
     low, high = reach(down[1], up[0], (fall, -rise)), reach(up[1], down[0], (-fall, rise))
@@ -262,17 +280,17 @@ def difference_interval(
 
 
 def two_sided(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Two-sided normal p from a 95 % interval; 1 where there is no difference at all."""
+    """Two-sided normal p of a value from its 95 % interval; 1 where value and interval are 0."""
     deviation = torch.where(value > 0, value - low, high - value) / Z95
     score = (value.abs() / deviation).nan_to_num(0.0)
     return torch.where(deviation.isnan(), torch.nan, torch.erfc(score / math.sqrt(2)))
 
 
 def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
-    """Share of labellings at least as extreme: (1 + #(null >= observed))/(1 + R).
+    """Share of labellings that are at least as extreme: (1 + #(null >= observed))/(1 + R).
 
-    Never zero (Phipson & Smyth 2010). A difference within rounding counts as equal, and so does
-    a labelling without a value.
+    It is never zero (Phipson & Smyth 2010). Values equal within rounding count as equal; a
+    permutation without a value counts as extreme.
 
     Args:
         observed: [...], null: [..., R]; larger means further apart.
@@ -282,12 +300,12 @@ def permutation_p(observed: Tensor, null: Tensor) -> Tensor:
 
 
 def spread(draws: Tensor) -> Tensor:
-    """Standard deviation over the last axis; NaN where over a tenth of the draws have no value."""
+    """Standard deviation over the last axis; NaN if more than a tenth of the draws are NaN."""
     return draws_covariance(draws, draws).sqrt()
 
 
 def draws_covariance(first: Tensor, second: Tensor) -> Tensor:
-    """Covariance over the last axis; NaN where over a tenth of the draws lack a value."""
+    """Covariance over the last axis; NaN if more than a tenth of the draws are NaN in either."""
     known = ~(first.isnan() | second.isnan())
     n = known.sum(-1)
 
@@ -300,13 +318,13 @@ def draws_covariance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def largest_p(observed: Tensor, null: Tensor) -> Tensor:
-    """p that holds for a whole family of cells: how often any cell reaches what this one shows.
+    """p corrected for a family of cells: how often the largest of them reaches this one.
 
-    Every cell is scaled by its own null's mean and deviation, then compared with the largest of
-    the family under the same permutation (Westfall & Young 1993, single step).
+    Each cell is scaled by mean and deviation of its own null, then compared with the largest cell
+    of the same permutation (Westfall & Young 1993, single step).
 
     Args:
-        observed: [F], null: [F, R]; NaN for cells without a value, which have no part in it.
+        observed: [F], null: [F, R]; cells that are NaN are left out.
 
     Returns:
         [F], NaN where `observed` is.
@@ -318,3 +336,20 @@ def largest_p(observed: Tensor, null: Tensor) -> Tensor:
     scores = torch.where(usable[:, None], (null - centre[:, None]) / scale[:, None], -torch.inf)
     largest = scores.nan_to_num(torch.inf, torch.inf, -torch.inf).amax(0)
     return torch.where(usable, permutation_p(score, largest.expand(len(score), -1)), torch.nan)
+
+
+def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """p corrected over all layers and languages of each metric, model and pooling.
+
+    Args:
+        statistics: [metric, model, layer, pooling, lang, 1 + R], the observed one first.
+        refused: [metric, model, layer, pooling, lang] bool; what is refused is left out.
+    """
+    p = np.full(refused.shape, np.nan)
+    n_metrics, n_models, _, n_poolings, _ = refused.shape
+    for i_metric, i_model, i_pooling in np.ndindex(n_metrics, n_models, n_poolings):
+        at = (i_metric, i_model, slice(None), i_pooling)
+        cells = np.where(refused[at][..., None], np.nan, statistics[at]).astype(np.float64)
+        flat = torch.from_numpy(cells.reshape(-1, cells.shape[-1]))
+        p[at] = largest_p(flat[:, 0], flat[:, 1:]).numpy().reshape(cells.shape[:-1])
+    return p

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import ModelError
-from ..models import LoadedModel
+from ..models import LoadedModel, Tokenized
 from ..ops import PoolProject
+from .plan import Batch
 
 if TYPE_CHECKING:
     from ..models.prefix import SharedPrefix
@@ -77,23 +78,17 @@ class Capture:
         self._handles.clear()
 
     @torch.inference_mode()
-    def run(
-        self,
-        input_ids: torch.Tensor,
-        spans: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the model and return what the hooks made of its hidden states.
+    def run(self, tokens: Tokenized, batch: Batch) -> torch.Tensor:
+        """Run one batch and return what the hooks made of its hidden states.
 
         Args:
-            input_ids: `[B, T] int64`, padded on the right.
-            spans: `[B, S, 2] int32`, half-open token ranges.
-            attention_mask: `[B, T] int64`, 1 at tokens and 0 at padding, for a model that is not
-                causal; a causal state never sees the padding.
+            tokens: prompts and spans of all samples, without the prefix.
+            batch: which of them; its input has `B` rows.
 
         Returns:
             `[L, S, B, D + P] float32`, pooled states and their projection, on the device.
         """
+        input_ids, spans, attention_mask = padded(self._model, tokens, batch)
         self._pool = PoolProject(spans, self._projection, len(self._hookpoints), self._impl)
         with suppress(_DeepestLayerReached):
             self._model.backbone(
@@ -107,6 +102,33 @@ class Capture:
         self._pool(i_layer, hidden_states)
         if stop:
             raise _DeepestLayerReached
+
+
+def padded(
+    model: LoadedModel, tokens: Tokenized, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The input of one batch, on the model's device.
+
+    Returns:
+        input ids `[B, T] int64`, padded on the right; spans `[B, S, 2] int32`; and for a model that
+        is not causal the attention mask `[B, T] int64`, 1 at tokens and 0 at padding, else None: a
+        causal state never sees the padding.
+    """
+    ids = torch.full((len(batch.unique), batch.length), model.pad_token_id, dtype=torch.int64)
+    mask = None if model.causal else torch.zeros_like(ids)
+    for i_row, row in enumerate(batch.unique):
+        prompt = tokens.prompt(row)
+        ids[i_row, : len(prompt)] = torch.from_numpy(prompt)
+        if mask is not None:
+            mask[i_row, : len(prompt)] = 1
+
+    def on_device(tensor: torch.Tensor) -> torch.Tensor:
+        if model.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(model.device, non_blocking=True)
+
+    spans = on_device(torch.from_numpy(tokens.spans[batch.unique]))
+    return on_device(ids), spans, None if mask is None else on_device(mask)
 
 
 def seeded_projection(hidden_size: int, proj_dim: int, seed: int) -> torch.Tensor:

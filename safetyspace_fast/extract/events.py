@@ -1,10 +1,9 @@
 """What a run tells its caller while it runs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .verify import Verification
+VERDICTS = ("supported", "unchecked", "degraded", "wrong")
+"""From good to bad."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +14,65 @@ class Event:
 
 
 @dataclass(frozen=True)
+class CellCheck:
+    """One hookpoint and pooling.
+
+    error: of the engine, relative, the largest over the texts.
+    rounding: of transformers itself in the working dtype, and of float32, in the same measure.
+    Both are None where transformers gives no such state, either where it is not finite.
+    """
+
+    hookpoint: str
+    pooling: str
+    error: float | None
+    rounding: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the comparison found for one model.
+
+    odd_tokens: positions, among all samples, of texts whose token ids or spans differ.
+    """
+
+    model: str
+    texts: int
+    template: str
+    dtype: str
+    exact_dtype: str
+    odd_tokens: tuple[int, ...]
+    cells: tuple[CellCheck, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The worst of all cells; other tokens than transformers' are wrong."""
+        if self.odd_tokens:
+            return "wrong"
+        return max((cell.verdict for cell in self.cells), key=VERDICTS.index)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in one line, or None."""
+        if self.verdict != "wrong":
+            return None
+        found = []
+        if self.odd_tokens:
+            found.append(f"the tokens of {len(self.odd_tokens)} of {self.texts} texts")
+        wrong = dict.fromkeys(c.hookpoint for c in self.cells if c.verdict == "wrong")
+        if wrong:
+            found.append(f"{len(wrong)} hookpoints (first: {next(iter(wrong))})")
+        return (
+            f"{self.model}: not what transformers gives: {' and '.join(found)}; its numbers would "
+            "be wrong, so do not use them; please report the model"
+        )
+
+
+@dataclass(frozen=True)
 class Verified(Event):
     """A sample was held against transformers' own hidden states, and nothing was wrong."""
 
-    verification: "Verification"
+    verification: Verification
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,71 @@
 """What is computed from the pooled states of one language when all of them are there."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
+from ..store.layout import COMPONENTS, Array
+from ..threads import in_parallel
 
-COMPONENTS = 16
-"""Principal components kept for every layer and pooling."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
 Cell = dict[str, torch.Tensor]
+
+
+def finish_language(
+    states: Callable[[int, int], NDArray[np.float32]],
+    grid: tuple[int, int],
+    labels: NDArray[np.int8],
+    folds: NDArray[np.int8],
+    hidden_size: int,
+    device: torch.device,
+    impl: str | None = None,
+) -> dict[str, Array]:
+    """All arrays of one language, cell by cell and several cells at a time.
+
+    Args:
+        states: gives the states of a layer and pooling, `[n, D + P]`, by sample.
+        grid: numbers of layers and poolings.
+        labels: `[n]`, 0 or 1.
+        folds: `[n]`, below `NUM_FOLDS`.
+        hidden_size: D.
+        device: where to compute.
+        impl: a forced implementation of `pairwise_reduce`.
+
+    Returns:
+        What `finish_cell` gives; `projected [n, P]`; and by label and fold `count [2, 10]` and
+        `mean [2, 10, P]` of `projected`. All of them begin with `[layer, pooling, ..]`.
+    """
+    label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
+    i_cell = labels.astype(np.int64) * NUM_FOLDS + folds
+    result: dict[str, Array] = {}
+
+    def finish(i_layer: int, i_pooling: int) -> None:
+        rows = states(i_layer, i_pooling)
+        pooled = torch.from_numpy(rows[:, :hidden_size]).to(device)
+        cell = finish_cell(pooled, label, fold, impl)
+        arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
+        arrays["projected"] = rows[:, hidden_size:].copy()
+        for name, array in (arrays | _fold_means(arrays["projected"], i_cell)).items():
+            whole = np.empty((*grid, *array.shape), array.dtype)
+            result.setdefault(name, whole)[i_layer, i_pooling] = array
+
+    in_parallel(finish, list(np.ndindex(grid)))
+    return result
+
+
+def _fold_means(projected: NDArray[np.float32], i_cell: NDArray[np.int64]) -> dict[str, Array]:
+    """Counts and means by label and fold; NaN where there is no sample."""
+    n_cells = 2 * NUM_FOLDS
+    keep = np.isfinite(projected).all(1)
+    count = np.bincount(i_cell[keep], minlength=n_cells)
+    total = np.zeros((n_cells, projected.shape[1]))
+    np.add.at(total, i_cell[keep], projected[keep].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        mean = total / count[:, None]
+    return {"count": count.reshape(2, -1), "mean": mean.reshape(2, NUM_FOLDS, -1)}
 
 
 def finish_cell(
@@ -154,6 +207,35 @@ def _leading(matrix: torch.Tensor, k: int, block: int = 12) -> tuple[torch.Tenso
 
 
 def merge_bases(
+    counts: NDArray[np.int64],
+    class_mean: NDArray[np.float64],
+    variances: NDArray[np.float64],
+    components: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """One basis for all languages, of every layer and pooling.
+
+    Args:
+        counts: `[L, S, C, 2]`, samples of C languages by label.
+        class_mean: `[L, S, C, 2, D]`.
+        variances: `[L, S, C, K]`, of each language's own components.
+        components: `[L, S, C, K, D]`.
+
+    Returns:
+        `[L, S, D, K]`, see `merge_cell_bases`.
+    """
+    # The centre of a language without a finite state counts for nothing.
+    total = np.nan_to_num(counts[..., None] * class_mean).sum(3)
+    of_lang = counts.sum(3)
+    centres = total / np.maximum(of_lang, 1)[..., None]
+    *grid, _, k, width = components.shape
+    basis = np.empty((*grid, width, k), np.float32)
+    for cell in np.ndindex(*grid):
+        parts = (torch.from_numpy(x[cell]) for x in (centres, variances, components))
+        basis[cell] = merge_cell_bases(of_lang[cell].tolist(), *parts).numpy()
+    return basis
+
+
+def merge_cell_bases(
     counts: list[int], centres: torch.Tensor, variances: torch.Tensor, components: torch.Tensor
 ) -> torch.Tensor:
     """One basis for all languages out of each language's own leading components.

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import count, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..models import Tokenized
 
@@ -14,8 +14,6 @@ PART_SAMPLES = 512
 """Samples that are planned, kept on disk and resumed together."""
 BATCH_COST_TOKENS = 16
 """What starting one more batch costs, in tokens of forward pass."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class Batch:
     input that stands for them. The input has `len(unique)` rows, padded to `length` tokens.
     """
 
-    rows: Array
-    source: Array
-    unique: Array
+    rows: NDArray[np.int64]
+    source: NDArray[np.int64]
+    unique: NDArray[np.int64]
     length: int
 
     @property
@@ -36,7 +34,7 @@ class Batch:
         """Tokens that the forward pass computes, padding included."""
         return len(self.unique) * self.length
 
-    def for_rows(self, values: Array) -> Array:
+    def for_rows(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give every sample what its text gave: `[L, S, len(unique), ...]` by `rows`."""
         return values if len(self.rows) == len(self.unique) else values[:, :, self.source]
 
@@ -56,6 +54,8 @@ class Batch:
 class Part:
     """A stretch of one language's samples: the unit of work and of resume."""
 
+    number: int
+    """Among the parts of all languages."""
     rows: slice
     batches: tuple[Batch, ...]
 
@@ -101,6 +101,7 @@ def make_plan(
     """
     lengths = tokens.lengths
     planned, hashes = [], []
+    numbers = count()
     real = padded = unique_texts = 0
     for samples in languages or [slice(0, len(lengths))]:
         digest = hashlib.sha256(f"{part_samples}".encode())
@@ -119,13 +120,15 @@ def make_plan(
                 padded += batch.padded_tokens
             real += sum(int(lengths[rows[0]]) for rows in groups)
             unique_texts += len(groups)
-            parts.append(Part(part, batches))
+            parts.append(Part(next(numbers), part, batches))
         planned.append(tuple(parts))
         hashes.append(digest.hexdigest())
     return Plan(tuple(planned), real, padded, unique_texts, tuple(hashes))
 
 
-def _batches(groups: list[list[int]], lengths: Array, token_budget: int) -> Iterator[Batch]:
+def _batches(
+    groups: list[list[int]], lengths: NDArray[np.int64], token_budget: int
+) -> Iterator[Batch]:
     """Cut groups, sorted by length, where the padding and the batches cost least together."""
     tokens = [max(1, int(lengths[rows[0]])) for rows in groups]
     cost = [0.0]  # of the first i groups

@@ -17,7 +17,7 @@ class HostCopy:
     On the CPU there is nothing to copy, and `start` hands the tensor through.
     """
 
-    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:  # or a stand-in
         """Make the stream and the slots.
 
         Args:

@@ -1,7 +1,7 @@
 """The forward pass made fast on this machine: compiled blocks, and batches of the right size."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ import torch
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized
 from .capture import Capture, seeded_projection
-from .loop import padded
 from .plan import Batch
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def compile_blocks(
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     try:
         with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
-            capture.run(*padded(model, tokens, two))
+            capture.run(tokens, two)
     except Exception as error:
         raise ModelError(
             f"{model.name}: cannot be compiled here ({type(error).__name__}: {first_line(error)}); "
@@ -60,7 +59,7 @@ def compile_blocks(
         ) from error
 
 
-def token_budget(
+def find_token_budget(
     model: LoadedModel, tokens: Tokenized, prefix: "SharedPrefix | None" = None
 ) -> int:
     """The smallest batch size, in padded tokens, whose rate no larger one beats clearly.
@@ -86,9 +85,9 @@ def token_budget(
         for budget in budgets:
             size = max(1, budget // length)
             chosen = np.resize(rows[: middle + 1][-size:], size)
-            inputs = padded(model, tokens, Batch(chosen, np.arange(size), chosen, length))
+            batch = Batch(chosen, np.arange(size), chosen, length)
             try:
-                seconds = min(_seconds(capture, inputs) for _ in range(_ROUNDS))
+                seconds = min(_seconds(capture, tokens, batch) for _ in range(_ROUNDS))
             except torch.OutOfMemoryError:
                 break
             rates[budget] = size * length / seconds
@@ -99,7 +98,7 @@ def token_budget(
     return best
 
 
-def _seconds(capture: Capture, inputs: tuple[Any, ...]) -> float:
+def _seconds(capture: Capture, tokens: Tokenized, batch: Batch) -> float:
     started = time.perf_counter()
-    capture.run(*inputs).sum().item()  # waits for a GPU
+    capture.run(tokens, batch).sum().item()  # waits for a GPU
     return time.perf_counter() - started

@@ -22,25 +22,27 @@ def hookpoint_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *(f"block.{i}" for i in range(num_blocks)), "final_norm")
 
 
-def resolve_layers(text: str, hookpoints: Sequence[str]) -> tuple[str, ...]:
-    """Read a selection such as `all` or `embed,block.3,-1`: names, or negative counts from the end.
+def resolve_layers(asked: str | Sequence[str], hookpoints: Sequence[str]) -> tuple[str, ...]:
+    """The hookpoints that a selection such as `all` or `embed,block.3,-1` names, in depth order.
 
-    Returns:
-        The chosen hookpoints in depth order, each once.
+    Args:
+        asked: names, or negative numbers that count from the end; a list, or joined by commas.
+        hookpoints: all of the model, in depth order.
 
     Raises:
-        ConfigError: a name or count that the model does not have.
+        ConfigError: there is no such hookpoint.
     """
-    if text.strip() == "all":
+    parts = [part.strip() for part in (asked.split(",") if isinstance(asked, str) else asked)]
+    if parts == ["all"]:
         return tuple(hookpoints)
     chosen = set()
-    for part in (part.strip() for part in text.split(",")):
+    for part in parts:
         name = layer_name(part, hookpoints)
         if name not in hookpoints:
             raise ConfigError(
-                f"layer {part!r} of {text!r}: expected 'all', or names and negative numbers from "
-                f"{hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, {hookpoints[-1]} "
-                f"(-1 .. -{len(hookpoints)})"
+                f"layer {part!r} of {','.join(parts)!r}: expected 'all', or names and negative "
+                f"numbers from {hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, "
+                f"{hookpoints[-1]} (-1 .. -{len(hookpoints)})"
             )
         chosen.add(name)
     return tuple(name for name in hookpoints if name in chosen)
@@ -78,7 +80,7 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return states
 
 
-def block_output(output: Any) -> Tensor:
+def block_output(output: Any) -> Tensor:  # of any block
     """A block's hidden states: its only result, or the first of several."""
     states: Tensor = output[0] if isinstance(output, tuple) and output else output
     return states

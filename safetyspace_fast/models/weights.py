@@ -17,7 +17,7 @@ from .spec import ModelSpec
 
 def load_weights(
     source: Source, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
-) -> tuple[Any, str | None]:
+) -> tuple[Any, str | None]:  # transformers has no types
     """Load a model with its head.
 
     Args:
@@ -132,7 +132,7 @@ def _auto_class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def find_backbone(model: Any) -> Any:
+def find_backbone(model: Any) -> Any:  # transformers has no types
     """The part that turns token ids into hidden states: no head, no image tower, no decoder."""
     if model.config.is_encoder_decoder:
         return model.get_encoder()
@@ -142,7 +142,7 @@ def find_backbone(model: Any) -> Any:
     return model.base_model if model.base_model is not model else getattr(model, "model", model)
 
 
-def merge_adapter(model: Any, adapter: Source, spec: ModelSpec) -> Any:
+def merge_adapter(model: Any, adapter: Source, spec: ModelSpec) -> Any:  # peft has no types
     """Add an adapter to a model's weights; ModelError if it does not belong to the model."""
     try:
         import peft

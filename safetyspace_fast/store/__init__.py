@@ -1,26 +1,27 @@
 """The on-disk format, its writer, its reader, and what an unfinished run keeps beside it."""
 
 from .check import Damage, Report, check
-from .growth import Growth, discard, settle
+from .growth import Growth, Kept, discard, settle
 from .lock import Claim, alone
 from .place import Place
-from .progress import Progress, Record, clear
 from .reader import ModelStore, Run, SampleTable
 from .results import load_results, save_results
+from .session import Journal, Session, clear
 from .writer import ModelWriter, consolidate, create_run, half_made, resume_run
 
 __all__ = [
     "Claim",
     "Damage",
     "Growth",
+    "Journal",
+    "Kept",
     "ModelStore",
     "ModelWriter",
     "Place",
-    "Progress",
-    "Record",
     "Report",
     "Run",
     "SampleTable",
+    "Session",
     "alone",
     "check",
     "clear",

@@ -10,11 +10,7 @@ import zarr
 from zarr.core.sync import sync
 
 from ..errors import StoreError
-from .layout import MODEL, SAMPLES, ArraySpec, shards_of
-from .lock import Claim, alone
-from .place import SEAL, Place
-from .progress import clear, rewrite_journal, written
-from .reader import (
+from .access import (
     below,
     damaged_chunks,
     names_of,
@@ -24,6 +20,10 @@ from .reader import (
     read_array,
     refuse_misfit,
 )
+from .layout import MODEL, SAMPLES, ArraySpec, shards_of
+from .lock import Claim, alone
+from .place import SEAL, Place
+from .session import Journal, clear
 from .writer import consolidate, write_bare_group
 
 _UNREADABLE = (StoreError, KeyError)
@@ -123,7 +123,7 @@ def _check_model(
         return
     n_shards = len(shards_of(slice(0, n_samples)))
     complete = bool(attributes.get("complete"))
-    done = set(range(n_shards)) if complete else written(folder)
+    done = set(range(n_shards)) if complete else Journal(folder).shards()
 
     def stands_for(spec: ArraySpec, index: tuple[int, ...] | None) -> set[int]:
         """The shards to do again if a chunk, or for None a whole array, is not there."""
@@ -170,7 +170,7 @@ def _mark(place: Place, name: str, folder: Path, done: set[int], damaged: list[s
     root = place.group(read_only=False)
     # First, since a crash after it only means that more is done again.
     opened_group(root, f"models/{name}").attrs["complete"] = False
-    rewrite_journal(folder, done)
+    Journal(folder).replace(done)
     store = place.store(read_only=False)
     for file in damaged:
         if file.endswith("/zarr.json"):

@@ -6,8 +6,9 @@ over as it is. Then the two change places by two renames, which `settle` finishe
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,13 @@ import zarr
 
 from ..errors import StoreError
 from . import files
-from .layout import MODEL, shards_of
+from .access import below, open_group, read_array
+from .layout import MODEL, Array, shards_of
 from .lock import Claim
 from .place import Place
-from .progress import clear, written
-from .reader import Run, below, open_group, read_array
+from .reader import Run
+from .session import Journal, clear
 from .writer import create_run, resume_run
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # No model has a name that begins with a dot.
 _GROWN = ".grown"
@@ -54,6 +54,26 @@ def discard(place: Place, mine: Collection[str]) -> None:
     """
     _clear_models(place, mine)
     _remove_grown(place)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a store that grows takes over of one model."""
+
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """With which the model was run before; empty if it was not."""
+    languages: Mapping[str, Callable[[], dict[str, Array]]] = field(default_factory=dict)
+    """Reads the arrays of a language: those of samples as `[layer, pooling, n, ...]`, those by
+    language without that axis."""
+
+    def manifest_with(self, new: dict[str, Any]) -> dict[str, Any]:
+        """The earlier manifest over the new texts: data and plans may differ, but not the plans of
+        languages that are kept."""
+        if not self.manifest:
+            return {}
+        plans = {lang: self.manifest["plan_sha256"][lang] for lang in self.languages}
+        plans = new["plan_sha256"] | plans
+        return self.manifest | {"data_sha256": new["data_sha256"], "plan_sha256": plans}
 
 
 class Growth:
@@ -94,22 +114,19 @@ class Growth:
         _remove_grown(self._run.place)
         return create_run(self.location, **content)
 
-    def kept(self, model: str) -> tuple[dict[str, Any], dict[str, Callable[[], dict[str, Array]]]]:
-        """What the store holds of a model: its manifest, and the arrays of languages to take over.
-
-        Arrays of samples come as `[layer, pooling, n, ...]`, arrays by language without that axis.
-        """
+    def kept(self, model: str) -> Kept:
+        """What is taken over of a model."""
         group = open_group(self._run.place).get(f"models/{model}")
         attributes: dict[str, Any] = dict(group.attrs) if isinstance(group, zarr.Group) else {}
         if not isinstance(group, zarr.Group) or "manifest" not in attributes:
-            return {}, {}
-        done = written(self._run.place.work / model)
-        kept: dict[str, Callable[[], dict[str, Array]]] = {
+            return Kept()
+        done = Journal(self._run.place.work / model).shards()
+        languages = {
             lang: partial(self._arrays, group, lang, there)
             for lang, there in self._same.items()
             if attributes["complete"] or done.issuperset(shards_of(there))
         }
-        return attributes["manifest"], kept
+        return Kept(attributes["manifest"], languages)
 
     def finish(self, mine: Collection[str]) -> str | None:
         """Put the new store in its place, or say what it waits for; the caller is `alone`."""

@@ -1,10 +1,18 @@
 """The on-disk format as data: every array of a store, its axes, type, unit and meaning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Values of one array, whose `ArraySpec` says of which type they are."""
 FORMAT_VERSION = 1
 SHARD_SAMPLES = 256
 """Samples in one Zarr shard: the unit of work, of writing and of resume."""
+COMPONENTS = 16
+"""Principal components kept for every layer and pooling."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,13 @@ class ArraySpec:
         """Whether the array is written one language at a time."""
         return "lang" in self.dims
 
-    def chunks(self, sizes: dict[str, int]) -> tuple[int, ...]:
+    def chunks(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of one chunk: one layer and pooling of a shard, one language, or everything."""
         if self.by_sample:
             return (1, 1, SHARD_SAMPLES, *(sizes[dim] for dim in self.dims[3:]))
         return tuple(1 if dim == "lang" else max(1, sizes[dim]) for dim in self.dims)
 
-    def shards(self, sizes: dict[str, int]) -> tuple[int, ...] | None:
+    def shards(self, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
         """Shape of one shard: every layer and pooling of `SHARD_SAMPLES` samples."""
         if not self.by_sample:
             return None

@@ -59,6 +59,17 @@ class Place:
         return self._url
 
     @property
+    def folder(self) -> Path:
+        """The store's folder.
+
+        Raises:
+            StoreError: it lies in an object store.
+        """
+        if self.path is None:
+            raise StoreError(f"{self}: is not on a local disk")
+        return self.path
+
+    @property
     def work(self) -> Path:
         """The local folder that holds what unfinished runs need.
 

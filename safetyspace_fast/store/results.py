@@ -11,7 +11,6 @@ from ..errors import StoreError
 from . import files
 from .lock import alone
 from .place import Place
-from .reader import Run
 from .writer import consolidate
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ _NUMBERS = ("value", "low", "high", "floor", "p", "p_family")
 _AXES = ("layer", "pooling", "lang")
 
 
-def save_results(run: Run, dataset: "xarray.Dataset") -> None:
+def save_results(place: Place, dataset: "xarray.Dataset") -> None:
     """Write what `separation` returned to `separation/<model>/`, one group for every model in it.
 
     Every metric is an array [layer, pooling, lang, number] whose last axis holds value, low, high,
@@ -32,20 +31,20 @@ def save_results(run: Run, dataset: "xarray.Dataset") -> None:
     Raises:
         StoreError: the store cannot be written to, or is an object store.
     """
-    folder, work = run.path / "separation", run.place.work
+    folder, work = place.folder / "separation", place.work
     with alone(work):
         try:
-            run.place.group(read_only=False).require_group("separation")
+            place.group(read_only=False).require_group("separation")
             for model in dataset["model"].to_numpy().tolist():
                 _replace(folder / model, work, dataset.sel(model=model))
-            consolidate(run.path)
+            consolidate(place.folder)
         except StoreError:
             raise
         except OSError as error:
-            raise StoreError(f"{run.place}: results cannot be written: {error}") from error
+            raise StoreError(f"{place}: results cannot be written: {error}") from error
 
 
-def load_results(run: Run, model: str) -> "xarray.Dataset":
+def load_results(place: Place, model: str) -> "xarray.Dataset":
     """What `save_results` keeps of one model, with names along every axis.
 
     Raises:
@@ -53,33 +52,33 @@ def load_results(run: Run, model: str) -> "xarray.Dataset":
     """
     import xarray
 
-    root = run.place.group(read_only=True)
-    place = f"separation/{model}"
+    root = place.group(read_only=True)
+    group = f"separation/{model}"
     try:
-        if place not in root:
-            raise StoreError(f"{run.place}: no results for {model!r}; run `separation` first")
-        found = xarray.open_zarr(root.store, group=place, consolidated=False)
+        if group not in root:
+            raise StoreError(f"{place}: no results for {model!r}; run `separation` first")
+        found = xarray.open_zarr(root.store, group=group, consolidated=False)
         names = {axis: found.attrs[f"{axis}_names"] for axis in (*_AXES, "number")}
         named: xarray.Dataset = found.assign_coords(names)
     except StoreError:
         raise
     except Exception as error:  # of any kind, over metadata that make no sense
-        raise StoreError(f"{run.place}/{place}: results that make no sense: {error}") from error
+        raise StoreError(f"{place}/{group}: results that make no sense: {error}") from error
     return named
 
 
-def _replace(place: Path, work: Path, dataset: "xarray.Dataset") -> None:
+def _replace(folder: Path, work: Path, dataset: "xarray.Dataset") -> None:
     new, old = (work / f".results-{kind}" for kind in ("new", "old"))
     for leftover in filter(Path.is_dir, (new, old)):  # of a crash
         files.remove_tree(leftover)
     try:
         _write(new, dataset)
-        if place.exists():
-            files.move(place, old)
-        files.move(new, place)
+        if folder.exists():
+            files.move(folder, old)
+        files.move(new, folder)
     finally:
-        if old.is_dir() and not place.exists():
-            files.move(old, place)
+        if old.is_dir() and not folder.exists():
+            files.move(old, folder)
         for leftover in filter(Path.is_dir, (new, old)):
             files.remove_tree(leftover)
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,9 @@ from zarr.core.sync import sync
 
 from ..errors import StoreError
 from . import files
-from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec, shards_of
+from .access import below, open_group, read_array
+from .layout import FORMAT_VERSION, MODEL, SAMPLES, SHARD_SAMPLES, Array, ArraySpec, shards_of
 from .place import Place
-from .reader import below, open_group, read_array
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def create_run(
@@ -138,7 +136,7 @@ class ModelWriter:
     when its last row is there. Arrays of one shard are never touched again.
     """
 
-    def __init__(self, root: zarr.Group, name: str, sizes: dict[str, int]) -> None:
+    def __init__(self, root: zarr.Group, name: str, sizes: Mapping[str, int]) -> None:
         """Open the model's group.
 
         Args:
@@ -158,7 +156,7 @@ class ModelWriter:
         self._skip: set[int] = set()
         self._specs = {spec.name: spec for spec in MODEL}
 
-    def create(self, attributes: dict[str, Any]) -> None:
+    def create(self, attributes: Mapping[str, Any]) -> None:
         """Make every array that is not there at its full shape, and write the attributes."""
         for spec in MODEL:
             if spec.name not in self._group:
@@ -213,7 +211,7 @@ class ModelWriter:
         low = shard * SHARD_SAMPLES
         return low, min(low + SHARD_SAMPLES, self._sizes["sample"])
 
-    def finish(self, attributes: dict[str, Any]) -> None:
+    def finish(self, attributes: Mapping[str, Any]) -> None:
         """Mark the model complete.
 
         Raises:
@@ -246,7 +244,7 @@ def _write_samples(group: zarr.Group, spec: ArraySpec, samples: dict[str, Array]
     _create(group, spec, {"sample": len(samples["label"]), "byte": 32})[...] = samples[spec.name]
 
 
-def _create(group: zarr.Group, spec: ArraySpec, sizes: dict[str, int]) -> zarr.Array[Any]:
+def _create(group: zarr.Group, spec: ArraySpec, sizes: Mapping[str, int]) -> zarr.Array[Any]:
     floating = spec.dtype.startswith("float")
     itemsize = np.dtype(spec.dtype).itemsize
     return group.create_array(

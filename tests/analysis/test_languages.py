@@ -6,10 +6,9 @@ import torch
 from oracle import stand_in
 from sklearn.metrics import silhouette_samples
 
-from safetyspace_fast.analysis import metrics as m
-from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis.between import compare
-from safetyspace_fast.analysis.languages import DEFINITIONS, directions, parallel, with_groups
+from safetyspace_fast.analysis import compare, directions, parallel, separation
+from safetyspace_fast.analysis.families import distances
+from safetyspace_fast.analysis.glossary import DIRECTIONS
 from safetyspace_fast.errors import ConfigError
 
 
@@ -53,7 +52,7 @@ def test_the_diagonal_is_held_out(found):
 def test_matrices_are_what_they_say(found):
     cosine = found["direction_cosine"].to_numpy()
     np.testing.assert_allclose(cosine, np.swapaxes(cosine, -1, -2))
-    for name, text in DEFINITIONS.items():
+    for name, text in DIRECTIONS.items():
         assert found[name].attrs["definition"] == text
 
 
@@ -70,14 +69,31 @@ def test_small_languages_are_left_out_and_unknown_ones_named():
         directions(run, languages=["zz"])
 
 
+def test_a_model_without_a_layer_has_no_number_there():
+    run = parallel_run(1.0, 1.0)
+    label = np.tile([0, 1], 20)
+    states = np.random.default_rng(0).standard_normal((3, 1, 40, 16))
+    deep = stand_in(
+        {"deep": dict.fromkeys(run.languages, states)}, dict.fromkeys(run.languages, label)
+    )
+    run._models["deep"] = deep.model("deep")
+    run.models = ("m", "deep")
+    for found, name in ((directions(run), "transfer_auc"), (parallel(run), "semantic")):
+        assert found["layer"].to_numpy().tolist() == ["embed", "block.0", "block.1"]
+        numbers = found[name]
+        assert np.isfinite(numbers.sel(model="deep")).all()
+        assert np.isfinite(numbers.sel(model="m", layer="embed")).all()
+        assert np.isnan(numbers.sel(model="m", layer=["block.0", "block.1"])).all()
+
+
 def test_grouped_silhouettes_are_scikit_learns(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 5))
     x[3] = x[4]
     group = np.unique(np.r_[rng.integers(0, 25, 58), 90, 91], return_inverse=True)[1]
     for tile_bytes in (1, 10 << 20):
-        monkeypatch.setattr(m, "TILE_BYTES", tile_bytes)
-        found = m.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
+        monkeypatch.setattr(distances, "TILE_BYTES", tile_bytes)
+        found = distances.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
         np.testing.assert_allclose(found, silhouette_samples(x, group), atol=1e-7)
 
 
@@ -129,7 +145,7 @@ def test_groups_are_means_with_independent_intervals():
     }
     run = stand_in({"a": states, "b": states}, dict.fromkeys(shift, label))
     options = {"metrics": ["rho_adjusted", "bhattacharyya_pc10"], "bootstraps": 20}
-    found = with_groups(separation(run, models=["a"], permutations=9, **options)).squeeze()
+    found = separation(run, models=["a"], permutations=9, **options).squeeze()
     one = found.sel(metric="rho_adjusted")
     value, half = one["value"], (one["high"] - one["low"]) / 2
     mean = {name: float(one["group_value"].sel(group=name)) for name in ("high", "low")}
@@ -141,12 +157,18 @@ def test_groups_are_means_with_independent_intervals():
     assert float(gap["group_high"] - gap["group_value"]) == pytest.approx(float(expected))
     refused = found.sel(metric="bhattacharyya_pc10")["group_value"]
     assert refused.isnull().all()
-    between = with_groups(compare(run, base="a", aligned="b", **options)).squeeze()
+    between = compare(run, base="a", aligned="b", **options).squeeze()
     assert (between["group_value"].sel(metric="rho_adjusted") == 0).all()
-    own = with_groups(found, {"high": ["xx"], "low": ["en"]})
+    options |= {"models": ["a"], "permutations": 9}
+    own = separation(run, groups={"high": "xx", "low": ["en"]}, **options).squeeze()
+    assert own.attrs["group_low"] == "en"
     assert float(own["group_value"].sel(metric="rho_adjusted", group="high")) == pytest.approx(
         float(value.sel(lang="xx"))
     )
-    assert "group_value" not in with_groups(found.sel(lang=["en", "de"]).drop_dims("group"))
-    with pytest.raises(ConfigError, match="without a language in both"):
-        with_groups(found, {"high": ["en"], "low": ["en"]})
+    high_only = separation(run, groups={"high": ["de", "xx"]}, **options).squeeze()
+    assert high_only.attrs["group_high"] == "de,xx"
+    assert high_only.attrs["group_low"] == found.attrs["group_low"] == "hi,am"
+    assert "group_value" not in separation(run, languages=["en", "de"], **options)
+    for wrong in ({"high": ["en"], "low": ["en"]}, {"middle": ["en"]}):
+        with pytest.raises(ConfigError, match="without a language in both"):
+            separation(run, groups=wrong, **options)

@@ -1,6 +1,7 @@
 """`separation` from a store's arrays to its results."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from oracle import planted, stand_in, toy_pairs
 from scipy.stats import norm
 
 import safetyspace_fast
-from safetyspace_fast.analysis import METRICS, engine, explain, metric, separation
-from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis import cells, explain, separation
+from safetyspace_fast.analysis.families import METRICS, held_out, metric
+from safetyspace_fast.analysis.metric import NONE, MetricName
 from safetyspace_fast.errors import ConfigError
 
 QUICK = {"bootstraps": 20, "permutations": 19}
@@ -126,11 +128,12 @@ def test_the_order_of_the_texts_changes_no_number():
         np.testing.assert_allclose(values(after)[name], value, rtol=2e-5, err_msg=name)
 
 
-def test_how_layers_are_cut_into_blocks_changes_nothing(monkeypatch):
+def test_how_layers_are_cut_changes_nothing(monkeypatch):
     x, label = planted(n=120, width=12, shift=1.0, layers=5, poolings=2)
     run = stand_in({"m": {"en": x}}, {"en": label})
     whole = separation(run, metrics="all", force=True, **QUICK)
-    monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(cells, "WORKING_BYTES", 1)
+    monkeypatch.setattr(held_out, "FIT_BYTES", 1)
     cut = separation(run, metrics="all", force=True, **QUICK)
     for name in ("value", "low", "high", "floor", "p"):
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-10, atol=1e-13, err_msg=name)
@@ -245,7 +248,7 @@ def test_small_groups_are_refused_with_the_reason():
     found = refusals(x[0, 0], label)
     assert found["rho"] == ""
     assert found["bhattacharyya_pc2"] == ""
-    reason = "a covariance in 10 components needs 100 texts a class, the smaller has 20"
+    reason = "a covariance in 10 components needs 100 texts per class; the smaller class has 20"
     assert found["bhattacharyya_pc10"] == reason
     assert refusals(x[0, 0], label, force=True)["bhattacharyya_pc10"] == ""
 
@@ -256,7 +259,7 @@ def test_a_class_of_few_is_refused(few):
     label = np.repeat([0, 1], [50, few])
     found = refusals(rng.standard_normal((50 + few, 12)), label)
     assert set(found.values()) == {
-        f"any number needs {engine.MIN_TEXTS} texts a class, the smaller has {few}"
+        f"metrics need {cells.MIN_TEXTS} texts per class; the smaller class has {few}"
     }
 
 
@@ -368,6 +371,10 @@ def test_ancestors_protocols_on_any_saved_matrix():
     assert found["silhouette_pc2"].item() == pytest.approx(
         silhouette_score(coords[:, :2], label), abs=1e-6
     )
+
+
+def test_a_type_checker_knows_the_names_of_all_metrics():
+    assert get_args(MetricName) == tuple(METRICS)
 
 
 @pytest.mark.parametrize("name", list(METRICS))

@@ -3,31 +3,35 @@
 import csv
 import io
 import json
+import math
+import re
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import separation, tables
-from safetyspace_fast.analysis.between import compare
-from safetyspace_fast.analysis.languages import with_groups
-from safetyspace_fast.analysis.separation import CONFOUNDS
+from safetyspace_fast.analysis import compare, rows, separation, tables
+from safetyspace_fast.analysis.glossary import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def results():
+def run():
     x, label = planted(n=220, width=12, shift=1.5, layers=5, poolings=2)
     few, few_label = planted(n=60, width=12, shift=0.0, layers=5, poolings=2, seed=1)
-    run = stand_in({"m": {"en": x, "de": few}}, {"en": label, "de": few_label})
+    return stand_in({"m": {"en": x, "de": few}}, {"en": label, "de": few_label})
+
+
+@pytest.fixture(scope="module")
+def results(run):
     return separation(run, bootstraps=20, permutations=39)
 
 
 def test_the_table_fits_and_says_what_is_refused_and_what_is_chance(results):
     text = tables.to_table(results)
     assert max(map(len, text.splitlines())) <= tables.WIDTH
-    assert "(a) refused: a covariance in 10 components needs 100 texts a class" in text
+    assert "(a) refused: a covariance in 10 components needs 100 texts per class" in text
     assert "m | pooling last | layer block.3" in text
     assert "layer embed" not in text
     assert "110+110" in text
@@ -42,7 +46,7 @@ def test_one_language_shows_every_layer(results):
     text = tables.to_table(results.sel(lang=["en"], pooling=["mean"]))
     for layer in results["layer"].to_numpy():
         assert f"\n{layer}" in text
-    assert "what else differs" not in text
+    assert "other differences" not in text
     value = results["value"].sel(metric="auc_direction", layer="embed", lang="en", pooling="mean")
     assert f"{value.item():.3f} [" in text
 
@@ -58,25 +62,28 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     assert max(map(len, text.splitlines())) <= tables.WIDTH
     assert "base -> tuned | pooling mean | layer embed" in text
     assert "displacement_rank" in text
-    assert "base, tuned | what else differs between languages" in text
+    assert "base, tuned | other differences between the languages" in text
     assert "displacement_rank" in tables.to_table(found.sel(lang=["en"]))
     assert "nan" not in text
     one = found.sel(metric="auc_direction", lang="en").squeeze()
     assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text
     assert "~0" in text  # German has not moved
     assert "base pc10" in text
-    assert "\nbase pcK: both models in the first K" in text
-    rows = json.loads(tables.to_json(found), parse_constant=pytest.fail)["rows"]
-    assert rows[0]["excess"] == 0
-    known = {(row["metric"], row["lang"]): row for row in rows}
+    assert " base pcK: both models in the first K" in " ".join(text.split())
+    parsed = json.loads(rows.to_json(found), parse_constant=pytest.fail)["rows"]
+    assert parsed[0]["excess"] == 0
+    known = {(row["metric"], row["lang"]): row for row in parsed}
     assert known["cka", "de"]["value"] == pytest.approx(1)
     assert known["tokens1", "en"]["model"] == "tuned"
-    grouped = with_groups(found, {"high": ["en"], "low": ["de"]})
-    known = {(row["metric"], row["lang"]): row for row in tables.rows(grouped)}
+    groups = {"high": ["en"], "low": ["de"]}
+    grouped = compare(
+        run, base="base", aligned="tuned", groups=groups, bootstraps=39, permutations=39
+    )
+    known = {(row["metric"], row["lang"]): row for row in rows.rows(grouped)}
     gap = known["auc_direction", "high - low"]
     assert gap["difference"] == known["auc_direction", "en"]["difference"]
     assert gap["low"] < gap["difference"] < gap["high"]
-    assert "more than en" in text
+    assert "| difference minus that of en\n" in text
     assert next(line for line in text.splitlines() if line.startswith("en ")).endswith("]*")
     for form in ("csv", "json"):
         tables.write(grouped, form, tmp_path / form)
@@ -88,8 +95,45 @@ def test_columns_line_up():
     assert tables._aligned([["a", "bb"], ["1", "222"], ["x", "y"]]) == ["a     1  x", "bb  222  y"]
 
 
+def shown(dataset):
+    """Numbers of each metric of the first table of a dataset as they are printed."""
+    for name in dataset["metric"].to_numpy():
+        text = tables.to_table(dataset.sel(metric=[name]))
+        yield name, re.findall(r"-?\d+\.\d+(?:e\S+)?", text.split("\n\n")[0].partition("\n")[2])
+
+
+def test_numbers_of_one_column_share_their_decimals(run, results):
+    groups = {"high": ["en"], "low": ["de"]}
+    grouped = separation(run, groups=groups, layers="-1", bootstraps=20, permutations=39)
+    assert "high - low" in tables.to_table(grouped)
+    seen = set()
+    for name, numbers in (*shown(grouped), *shown(results.sel(lang=["en"]))):
+        decimals = {len(number.partition(".")[2]) for number in numbers}
+        assert len(decimals) <= 1, (name, numbers)
+        seen |= decimals
+    assert len(seen) > 1
+
+
+def test_a_column_of_very_different_scales_shows_three_digits_of_each():
+    style = tables._Style.of([(2.5e-6, 1.1e-6, 3.9e-6), (24.04, 22.01, 26.07), (31.7, 27.7, 35.7)])
+    assert style.entry(2.5e-6, 1.1e-6, 3.9e-6) == "2.5e-06 [1.1e-06, 3.9e-06]"
+    assert style.entry(24.04, 22.01, 26.07, 0.2) == "~24 [22, 26.1]"
+    alike = tables._Style.of([(0.614, 0.528, 0.694), (0.999, 0.9985, 0.9995)])
+    assert alike.entry(0.5, 0.45, 0.55, 0.001, 0.01) == "0.5000 [0.4500, 0.5500]*"
+    assert alike.entry(-0.00001, math.nan, math.nan) == "0.0000"
+
+
+@pytest.mark.parametrize("langs", [["en", "de"], ["en"]])
+def test_the_legend_stands_once_under_the_first_table(results, langs):
+    parts = tables.to_table(results.sel(lang=langs)).split("\n\n")
+    legend = "~: consistent with chance (p > 0.05). *: significant after correction"
+    assert [i for i, part in enumerate(parts) if legend in part] == [1]
+    assert "pooling mean" in parts[0]
+    assert all("pooling" in part or "differences" in part for part in parts[2:-1])
+
+
 def test_rows_hold_every_number(results):
-    found = list(tables.rows(results))
+    found = list(rows.rows(results))
     size = results["value"].size
     for row in (found[0], found[17], found[size - 1]):
         place = {dim: row[dim] for dim in results["value"].dims}
@@ -106,24 +150,24 @@ def test_rows_hold_every_number(results):
 
 
 def test_json_is_strict_and_carries_definitions(results):
-    whole = json.loads(tables.to_json(results), parse_constant=pytest.fail)
-    assert whole["rows"] == list(tables.rows(results))
+    whole = json.loads(rows.to_json(results), parse_constant=pytest.fail)
+    assert whole["rows"] == list(rows.rows(results))
     assert whole["settings"]["permutations"] == 39
     assert "B/(B+W)" in whole["definitions"]["rho"]["definition"]
 
 
 def test_csv_and_parquet_hold_the_same_rows(results, tmp_path):
-    expected = list(tables.rows(results))
-    parsed = list(csv.DictReader(io.StringIO(tables.to_csv(results))))
+    expected = list(rows.rows(results))
+    parsed = list(csv.DictReader(io.StringIO(rows.to_csv(results))))
     assert [row["metric"] for row in parsed] == [row["metric"] for row in expected]
-    for name in tables.NUMBERS:
+    for name in ("value", "low", "high", "floor", "p", "p_family"):
         numbers = [float(row[name]) if row[name] else None for row in parsed]
         assert numbers == [row[name] for row in expected]
     tables.write(results, "parquet", tmp_path / "r.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "r.parquet")
     assert table.to_pylist() == expected
     facts = json.loads(table.schema.metadata[b"safetyspace_fast"])
-    assert facts["definitions"] == tables.definitions(results)
+    assert facts["definitions"] == rows.definitions(results)
 
 
 def test_write_prints_or_writes_and_names_bad_forms(results, tmp_path, capsys):

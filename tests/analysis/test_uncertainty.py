@@ -7,10 +7,10 @@ import pytest
 import torch
 from oracle import stand_in
 
-from safetyspace_fast.analysis import METRICS, separation
+from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
-from safetyspace_fast.analysis.definitions import NONE
-from safetyspace_fast.analysis.separation import family_p
+from safetyspace_fast.analysis.families import METRICS
+from safetyspace_fast.analysis.metric import NONE
 
 
 def drawn(label, pair=None, **options):
@@ -305,9 +305,9 @@ def test_refused_cells_have_no_part_in_the_family():
     statistics = rng.standard_normal((1, 1, 3, 1, 2, 100)).astype(np.float32)
     statistics[0, 0, 0, 0, 0, 0] = 50
     refused = np.zeros((1, 1, 3, 1, 2), bool)
-    whole = family_p(statistics, refused)
+    whole = u.family_p(statistics, refused)
     assert whole[0, 0, 0, 0, 0] == 0.01
     refused[0, 0, 0, 0, 0] = True
-    part = family_p(statistics, refused)
+    part = u.family_p(statistics, refused)
     assert np.isnan(part[0, 0, 0, 0, 0])
     assert np.isfinite(part).sum() == 5

@@ -18,6 +18,8 @@ from tiny_models import save_tiny
 
 from safetyspace_fast import api, extract, store
 from safetyspace_fast.errors import ModelError, StoreError
+from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.models import Tokenized
 from safetyspace_fast.store.layout import MODEL, SAMPLES, SHARD_SAMPLES
 
 LANGUAGES = {"de": 90, "en": 300, "ru": 170}
@@ -289,10 +291,10 @@ def test_out_of_memory_halves_the_batches_and_says_so_once(
 ) -> None:
     run_batch = extract.Capture.run
 
-    def starved(capture: extract.Capture, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        if len(ids) > 3:
+    def starved(capture: extract.Capture, tokens: Tokenized, batch: Batch) -> torch.Tensor:
+        if len(batch.unique) > 3:
             raise torch.OutOfMemoryError("no room")
-        return run_batch(capture, ids, *rest)
+        return run_batch(capture, tokens, batch)
 
     monkeypatch.setattr(extract.Capture, "run", starved)
     events = list(api.iter_run(make_config(tiny, data, tmp_path / "run.zarr")))

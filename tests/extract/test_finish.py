@@ -6,11 +6,11 @@ import torch
 
 from safetyspace_fast.data import NUM_FOLDS
 from safetyspace_fast.extract.finish import (
-    COMPONENTS,
     finish_cell,
-    merge_bases,
+    merge_cell_bases,
     principal_components,
 )
+from safetyspace_fast.store.layout import COMPONENTS
 
 
 def draw(n: int, width: int, *, outlier: float = 0.0, seed: int = 0) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_merged_basis_is_the_basis_of_all_languages() -> None:
         principal_components(part - centre, COMPONENTS)
         for part, centre in zip(parts, centres, strict=True)
     ]
-    basis = merge_bases(
+    basis = merge_cell_bases(
         counts,
         centres,
         torch.stack([variance for variance, _ in found]),

@@ -19,9 +19,18 @@ from tiny_models import (
 from torch.nn import functional
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.extract import Capture, make_plan, seeded_projection, share_prefix
-from safetyspace_fast.extract.loop import padded
-from safetyspace_fast.models import LoadedModel, load_model, parse_model, tokenize
+from safetyspace_fast.extract import Capture, make_plan, seeded_projection
+from safetyspace_fast.extract.capture import padded
+from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.models import (
+    LoadedModel,
+    Template,
+    Tokenized,
+    load_model,
+    parse_model,
+    share_prefix,
+    tokenize,
+)
 from safetyspace_fast.ops import PoolProject, can_pack
 
 POOLINGS = ("mean", "last", "last_text")
@@ -52,10 +61,26 @@ def pooled_states(
     result = np.full((len(TEXTS), len(model.hookpoints), 3, model.hidden_size), np.nan)
     with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
         for batch in plan:
-            out = capture.run(*padded(model, tokens, batch))
+            out = capture.run(tokens, batch)
             states = out[..., : model.hidden_size].permute(2, 0, 1, 3).numpy()
             result[batch.rows] = states[batch.source]
     return result
+
+
+def two_prompts() -> tuple[Tokenized, Batch]:
+    """Two prompts of five tokens, and the batch that holds them."""
+    both = np.arange(2)
+    tokens = Tokenized(
+        ids=np.arange(10, dtype=np.int32),
+        starts=np.array([0, 5, 10]),
+        spans=np.array([[[0, 5]], [[1, 3]]], np.int32),
+        n_text_tokens=np.array([5, 2], np.int32),
+        truncated=np.zeros(2, np.bool_),
+        poolings=("mean",),
+        template=Template("none"),
+        prefix_length=0,
+    )
+    return tokens, Batch(both, both, both, 5)
 
 
 def transformers_states(
@@ -200,9 +225,7 @@ def test_capture_keeps_nothing_and_leaves_no_hook(tmp_path: Path) -> None:
     shapes: list[tuple[int, ...]] = []
     with Capture(model, ("block.1",), seeded_projection(32, 4, seed=0)) as capture:
         handle = model.blocks[2].register_forward_hook(lambda *_: shapes.append((1,)))
-        out = capture.run(
-            torch.ones(2, 5, dtype=torch.int64), torch.tensor([[[0, 5]], [[1, 3]]]).int()
-        )
+        out = capture.run(*two_prompts())
         handle.remove()
     assert out.shape == (1, 1, 2, 36)
     assert not shapes, "the forward pass went on after the deepest wanted layer"
@@ -212,11 +235,11 @@ def test_capture_keeps_nothing_and_leaves_no_hook(tmp_path: Path) -> None:
 def test_a_model_compiled_after_the_hooks_are_on_runs_as_one_graph(tmp_path: Path) -> None:
     model = load_model(parse_model(str(save_tiny("llama", tmp_path / "llama"))))
     hookpoints = ("embed", "block.0", "block.1", "block.2", "final_norm")
-    input_ids = torch.arange(10).reshape(2, 5)
-    spans = torch.tensor([[[0, 5]], [[1, 3]]]).int()
+    tokens, batch = two_prompts()
+    input_ids, spans, _ = padded(model, tokens, batch)
     projection = seeded_projection(32, 4, seed=0)
     with Capture(model, hookpoints, projection) as capture:
-        expected = capture.run(input_ids, spans)
+        expected = capture.run(tokens, batch)
         capture._pool = PoolProject(spans, projection, len(hookpoints))
         compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
         with torch.no_grad():

@@ -13,14 +13,20 @@ from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import (
     Capture,
     compile_blocks,
+    find_token_budget,
     make_plan,
     seeded_projection,
-    share_prefix,
-    token_budget,
     tune,
 )
-from safetyspace_fast.extract.loop import padded
-from safetyspace_fast.models import LoadedModel, Tokenized, load_model, parse_model, tokenize
+from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.models import (
+    LoadedModel,
+    Tokenized,
+    load_model,
+    parse_model,
+    share_prefix,
+    tokenize,
+)
 
 TEXTS = ["one text", "another one", "a longer text than the two before it", "short", "the last"]
 
@@ -34,7 +40,7 @@ def model(tmp_path: Path) -> LoadedModel:
 def states(model: LoadedModel, tokens: Tokenized, prefix: Any) -> list[torch.Tensor]:
     plan = make_plan(tokens, part_samples=8, token_budget=40)
     with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), prefix=prefix) as capture:
-        return [capture.run(*padded(model, tokens, batch)) for batch in plan]
+        return [capture.run(tokens, batch) for batch in plan]
 
 
 @pytest.mark.parametrize("template", [pytest.param("none", marks=pytest.mark.slow), "chat"])
@@ -79,13 +85,13 @@ def test_the_budget_is_the_smallest_that_no_larger_one_beats(
     speed = cycle(np.repeat(seconds_per_token, tune._ROUNDS))
     seen = []
 
-    def seconds(_capture: Capture, inputs: tuple[Any, ...]) -> float:
-        seen.append(inputs[0].numel())
-        return float(next(speed)) * inputs[0].numel()
+    def seconds(_capture: Capture, _tokens: Tokenized, batch: Batch) -> float:
+        seen.append(batch.padded_tokens)
+        return float(next(speed)) * batch.padded_tokens
 
     monkeypatch.setattr(tune, "_seconds", seconds)
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
-    assert token_budget(model, tokenize(model, TEXTS, template="none")) == expected
+    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == expected
     assert all(
         0.8 * budget < size <= budget
         for budget, size in zip(np.repeat(tune.BUDGETS["cpu"], tune._ROUNDS), seen, strict=True)
@@ -99,9 +105,9 @@ def test_short_runs_and_full_memories_take_the_smallest_budget(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(tune, "_seconds", never)
-    assert token_budget(model, tokenize(model, TEXTS, template="none")) == 512
+    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == 512
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
-    assert token_budget(model, tokenize(model, TEXTS, template="none")) == 512
+    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == 512
 
 
 def test_a_real_try_finds_one_of_the_budgets(
@@ -109,4 +115,4 @@ def test_a_real_try_finds_one_of_the_budgets(
 ) -> None:
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
     tokens = tokenize(model, TEXTS, template="none")
-    assert token_budget(model, tokens) in tune.BUDGETS["cpu"]
+    assert find_token_budget(model, tokens) in tune.BUDGETS["cpu"]

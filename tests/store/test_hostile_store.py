@@ -15,7 +15,7 @@ from zarr.core.sync import sync
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import SafetySpaceError, StoreError
-from safetyspace_fast.store import Claim, Place, Progress, files
+from safetyspace_fast.store import Claim, Journal, Place, files
 from safetyspace_fast.store.layout import MODEL
 
 
@@ -83,7 +83,7 @@ def test_a_link_where_unfinished_work_is_kept_is_refused(
     (work / "m").mkdir(parents=True, exist_ok=True)
     (work / "m" / "journal.jsonl").symlink_to(outside / "journal.jsonl")
     with pytest.raises(StoreError, match="a link"):
-        Progress(copy, "m", (1, 2, 3))
+        Journal(work / "m").mend()
 
 
 def test_results_are_not_written_through_a_link(copy: Path, outside: Path) -> None:

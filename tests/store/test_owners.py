@@ -18,7 +18,7 @@ from tiny_models import save_tiny
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import StoreError
-from safetyspace_fast.store import Claim, Place, Progress
+from safetyspace_fast.store import Claim, Place, session
 from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 COMMAND = [sys.executable, "-m", "safetyspace_fast.cli", "run", "--template", "none"]
@@ -77,12 +77,12 @@ def test_a_claim_of_a_process_that_is_gone_is_taken_over(tiny: Path, tmp_path: P
 def test_an_interrupt_after_the_last_write_leaves_nothing_behind(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Progress) -> None:
+    def interrupted(_: Path) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "run.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "close", interrupted)
+        patch.setattr(session, "clear", interrupted)
         with pytest.raises(KeyboardInterrupt):
             api.run(make_config(tiny, out))
     assert list(Place(out).work.rglob("journal.jsonl"))

@@ -117,3 +117,12 @@ def test_missing_and_newer_results_are_named(run: ssf.Run, tmp_path: Path) -> No
     group.attrs["format_version"] = 99  # newer ones are refused wherever they stand
     with pytest.raises(StoreError, match="format_version 99"):
         run.separation("b")
+
+
+def test_means_over_groups_are_not_stored(run: ssf.Run) -> None:
+    found = compute(run, groups={"high": ["en"], "low": ["de"]})
+    assert np.isfinite(found["group_value"].sel(metric="rho")).all()
+    api.save_results(run, found)
+    kept = ssf.open_run(run.path).separation("a")
+    assert kept["lang"].to_numpy().tolist() == ["de", "en"]
+    assert not [name for name in kept.data_vars if "group" in str(name)]

@@ -9,8 +9,18 @@ import xarray
 import zarr
 
 from safetyspace_fast.errors import StoreError
-from safetyspace_fast.store import Claim, ModelWriter, Place, Progress, Run, create_run
+from safetyspace_fast.store import (
+    Claim,
+    Journal,
+    ModelWriter,
+    Place,
+    Run,
+    clear,
+    create_run,
+    files,
+)
 from safetyspace_fast.store.layout import FORMAT_VERSION, MODEL, ROW_ARRAYS, SAMPLES, SHARD_SAMPLES
+from safetyspace_fast.store.segments import Segments
 
 N = 2 * SHARD_SAMPLES + 40
 SIZES = {
@@ -185,11 +195,11 @@ def record(seed: int, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_segments_give_back_what_was_appended(tmp_path: Path) -> None:
-    progress = Progress(tmp_path / "run.zarr", "m", ROW)
+    segments = Segments(tmp_path, ROW)
     batches = [record(0, [4, 1]), record(1, [2]), record(2, [9, 8, 0])]
     for rows, values in batches:
-        progress.append(3, rows, values)
-    again = Progress(tmp_path / "run.zarr", "m", ROW)
+        segments.append(3, rows, values)
+    again = Segments(tmp_path, ROW)
     assert again.rows_done(3) == {0, 1, 2, 4, 8, 9}
     for (rows, values), got in zip(batches, again.records(3), strict=True):
         np.testing.assert_array_equal(got.rows, rows)
@@ -201,12 +211,12 @@ def test_segments_give_back_what_was_appended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", [0, 3, 10, 25, 60, -1])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_tail_is_cut_off(tmp_path: Path, where: int, damage: str) -> None:
-    progress = Progress(tmp_path / "run.zarr", "m", ROW)
+    segments = Segments(tmp_path, ROW)
     first, second = record(0, [4, 1]), record(1, [2])
-    progress.append(0, *first)
-    (segment,) = progress.folder.glob("*.seg")
+    segments.append(0, *first)
+    (segment,) = tmp_path.glob("*.seg")
     good = segment.read_bytes()
-    progress.append(0, *second)
+    segments.append(0, *second)
     whole = bytearray(segment.read_bytes())
     place = len(whole) - 1 if where < 0 else len(good) + where
     if damage == "cut":
@@ -214,30 +224,30 @@ def test_a_damaged_tail_is_cut_off(tmp_path: Path, where: int, damage: str) -> N
     else:
         whole[place] ^= 0x10
     segment.write_bytes(whole)
-    assert progress.rows_done(0) == {1, 4}
+    assert segments.rows_done(0) == {1, 4}
     assert segment.read_bytes() == good
-    progress.append(0, *second)
-    assert progress.rows_done(0) == {1, 2, 4}
+    segments.append(0, *second)
+    assert segments.rows_done(0) == {1, 2, 4}
 
 
 def test_a_journal_line_cut_short_is_dropped(tmp_path: Path) -> None:
-    progress = Progress(tmp_path / "run.zarr", "m", ROW)
-    progress.record(0)
-    journal = progress.folder / "journal.jsonl"
-    with journal.open("a") as file:
+    Journal(tmp_path).add(0)
+    with (tmp_path / "journal.jsonl").open("a") as file:
         file.write("01234567 {")
-    again = Progress(tmp_path / "run.zarr", "m", ROW)
-    again.record(1)
-    assert again.written() == {0, 1}
+    again = Journal(tmp_path)
+    again.mend()
+    again.add(1)
+    assert again.shards() == {0, 1}
 
 
 def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
-    store = tmp_path / "run.zarr"
-    one, two = Progress(store, "a", ROW), Progress(store, "b", ROW)
-    work = Place(store).work
-    for progress, other_is_there in ((one, True), (two, False)):
-        with Claim(progress.folder, "it"):
-            progress.record(0)
-            progress.close()
-        assert not progress.folder.exists()
+    work = Place(tmp_path / "run.zarr").work
+    for name in ("a", "b"):
+        files.make_folder(work / name)
+    for name, other_is_there in (("a", True), ("b", False)):
+        with Claim(work / name, "it"):
+            Journal(work / name).add(0)
+            Segments(work / name, ROW).append(0, *record(0, [4, 1]))
+            clear(work / name)
+        assert not (work / name).exists()
         assert work.exists() == other_is_there

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
-from safetyspace_fast.analysis import METRICS, engine, metric, separation
-from safetyspace_fast.analysis.between import GEOMETRY, compare, debiased_cka
-from safetyspace_fast.analysis.definitions import NONE
+from safetyspace_fast.analysis import compare, separation
+from safetyspace_fast.analysis.cells import read_cells
+from safetyspace_fast.analysis.families import METRICS, metric
+from safetyspace_fast.analysis.geometry import debiased_cka
+from safetyspace_fast.analysis.glossary import GEOMETRY
+from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
 
@@ -117,15 +120,11 @@ def test_both_models_stand_in_the_components_of_base():
         for of, value in expected.items():
             assert float(found[name].sel(metric=of)) == pytest.approx(value, rel=1e-9), (name, of)
 
-    options = {"layers": [0], "poolings": [0], "bootstraps": 5, "permutations": 0, "seed": 0}
-    first, second = (
-        next(engine.blocks(run, *pair, paired=True, force=False, beside=other, **options))
-        for pair, other in ((("base", "en"), "aligned"), (("aligned", "en"), "base"))
-    )
-    first.basis = second.basis = first
-    for block, z in ((first, centred["base"]), (second, centred["aligned"])):
-        draws = engine.estimate(block, metric("rho_pc3"))[0].draws[0].tolist()
-        for times, drawn in zip(first.resamples.counts.double().numpy(), draws, strict=True):
+    options = {"layers": ["embed"], "poolings": ["mean"], "bootstraps": 5, "in_projection": True}
+    both = next(read_cells(run, ["base", "aligned"], "en", **options))
+    for cells, z in zip(both, (centred["base"], centred["aligned"]), strict=True):
+        draws = metric("rho_pc3").estimate(cells)[0].draws[0].tolist()
+        for times, drawn in zip(cells.resamples.counts.double().numpy(), draws, strict=True):
             mean = times @ centred["base"] / n
             scatter = (centred["base"] - mean).T @ ((centred["base"] - mean) * times[:, None])
             leading = np.linalg.eigh(scatter)[1][:, -3:]
@@ -374,12 +373,29 @@ def test_texts_left_out_of_one_model_are_left_out_of_both():
     assert abs(float(found["difference"].sel(metric="auc_direction").squeeze())) < 0.01
 
 
+def test_ignored_pairs_leave_the_metrics_of_pairs_out():
+    label, pair = np.tile([0, 1], 30), np.repeat(np.arange(30), 2)
+    x = np.random.default_rng(0).standard_normal((1, 1, 60, 12))
+    run = stand_in(
+        {"base": {"en": x}, "aligned": {"en": x[..., ::-1]}}, {"en": label}, pair={"en": pair}
+    )
+    models = {"base": "base", "aligned": "aligned"}
+    assert "paired_shift" in compare(run, **models, **QUICK)["metric"]
+    with pytest.warns(UserWarning, match="en are paired"):
+        found = compare(run, **models, paired=False, **QUICK)
+    assert not any(METRICS[name].paired for name in found["metric"].to_numpy())
+    assert not found["paired"].any()
+
+
 def test_aliases_and_refusals_give_reasons():
     run = pair_of_models(n=60)
     found = compare(
         run, base="base", aligned="aligned", metrics=["xie_beni", "bhattacharyya_pc10"], **QUICK
     )
-    assert found["refused"].sel(metric="xie_beni", lang="en").item() == "an alias: compare rho"
+    assert (
+        found["refused"].sel(metric="xie_beni", lang="en").item()
+        == "a transformation of rho: compare that"
+    )
     assert "needs 100 texts" in found["refused"].sel(metric="bhattacharyya_pc10", lang="de").item()
 
 

@@ -18,95 +18,26 @@ is then
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..data import Samples
-from ..errors import DataError, ModelError
-from ..models import (
-    LoadedModel,
-    ModelSpec,
-    Tokenized,
-    load_model,
-    resolve_layers,
-    share_prefix,
-    tokenize,
-)
-from ..models.spec import split_revision
-from ..models.tokens import FIXED_DATE
-from ..models.weights import quiet_transformers
-from .capture import Capture, seeded_projection
-from .loop import padded
-from .plan import make_plan
+from .data import Samples
+from .errors import DataError, ModelError
+from .extract import Capture, CellCheck, Verification
+from .extract.prepare import Prepared, prepare
+from .models import LoadedModel, ModelSpec, load_model, tokenize
+from .models.spec import split_revision
+from .models.tokens import FIXED_DATE
+from .models.weights import quiet_transformers
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
 
-VERDICTS = ("supported", "unchecked", "degraded", "wrong")
-"""From good to bad."""
-
 _PLACEHOLDER = "placeholder8"
-
-
-@dataclass(frozen=True)
-class CellCheck:
-    """One hookpoint and pooling.
-
-    error: of the engine, relative, the largest over the texts.
-    rounding: of transformers itself in the working dtype, and of float32, in the same measure.
-    Both are None where transformers gives no such state, either where it is not finite.
-    """
-
-    hookpoint: str
-    pooling: str
-    error: float | None
-    rounding: float | None
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What the comparison found for one model.
-
-    odd_tokens: positions, among all samples, of texts whose token ids or spans differ.
-    """
-
-    model: str
-    texts: int
-    template: str
-    dtype: str
-    exact_dtype: str
-    odd_tokens: tuple[int, ...]
-    cells: tuple[CellCheck, ...]
-
-    @property
-    def verdict(self) -> str:
-        """The worst of all cells; other tokens than transformers' are wrong."""
-        if self.odd_tokens:
-            return "wrong"
-        return max((cell.verdict for cell in self.cells), key=VERDICTS.index)
-
-    @property
-    def problem(self) -> str | None:
-        """What is wrong, in one line, or None."""
-        if self.verdict != "wrong":
-            return None
-        found = []
-        if self.odd_tokens:
-            found.append(f"the tokens of {len(self.odd_tokens)} of {self.texts} texts")
-        wrong = dict.fromkeys(c.hookpoint for c in self.cells if c.verdict == "wrong")
-        if wrong:
-            found.append(f"{len(wrong)} hookpoints (first: {next(iter(wrong))})")
-        return (
-            f"{self.model}: not what transformers gives: {' and '.join(found)}; its numbers would "
-            "be wrong, so do not use them; please report the model"
-        )
 
 
 def verify_model(
@@ -114,7 +45,7 @@ def verify_model(
     samples: Samples,
     *,
     num_texts: int = 32,
-    layers: str = "all",
+    layers: str | Sequence[str] = "all",
     poolings: Sequence[str] = ("mean", "last"),
     template: str = "auto",
     device: str = "auto",
@@ -154,25 +85,33 @@ def verify_model(
             f"{spec.name}: its weights are quantised ({model.identity['quantization']}) and run in "
             "one way only; expected weights that also run in float64, to compare with"
         )
-    hookpoints = resolve_layers(layers, model.hookpoints)
     chosen = _choose(samples.texts, num_texts)
-    read = partial(tokenize, model, template=template, poolings=poolings, max_tokens=max_tokens)
-    tokens = read([samples.texts[i] for i in chosen])
+    texts = [samples.texts[i] for i in chosen]
+    tokens = tokenize(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
     usable = np.flatnonzero(~tokens.truncated & (tokens.n_text_tokens > 0))
     if not len(usable):
         raise DataError(f"{samples.name}: no text fits into the window of {spec.name} uncut")
     chosen = [chosen[i] for i in usable]
     texts = [samples.texts[i] for i in chosen]
-    tokens = read(texts)
-    ours = _engine_states(model, tokens, hookpoints, token_budget, impl)
+    work = prepare(
+        model,
+        texts,
+        layers=layers,
+        poolings=poolings,
+        template=template,
+        max_tokens=max_tokens,
+        proj_dim=2,
+        token_budget=token_budget,
+    )
+    ours = _engine_states(model, work, impl)
     working, target, causal = model.dtype, model.device, model.causal
     num_blocks, home = len(model.blocks), str(model.identity["tokenizer"])
-    del model, read  # the memory is needed
+    del model  # the memory is needed
     exact = torch.float64 if working == torch.float32 else torch.float32
 
     with quiet_transformers():
         oracle = _Oracle(spec, num_blocks, target, allow_pickle, trust_remote_code)
-        prompts = oracle.prompts(home, texts, tokens.template.kind, poolings)
+        prompts = oracle.prompts(home, texts, work.prompts.template.kind, poolings)
         passes = iter(count(1))
 
         def tick() -> None:
@@ -182,7 +121,7 @@ def verify_model(
         truth = oracle.states(prompts, exact, tick)
         theirs = oracle.states(prompts, working, tick)
     cells = []
-    for i_layer, hookpoint in enumerate(hookpoints):
+    for i_layer, hookpoint in enumerate(work.hookpoints):
         for i_pooling, pooling in enumerate(poolings):
             cells.append(
                 _check(
@@ -196,13 +135,13 @@ def verify_model(
             )
     odd: list[int] = []
     for i, (ids, spans) in enumerate(prompts):
-        run = tokens.prompt(i).tolist()  # of a causal model, up to the last token pooled
-        if run != (ids[: len(run)] if causal else ids) or spans != tokens.spans[i].tolist():
+        run = work.prompts.prompt(i).tolist()  # of a causal model, up to the last token pooled
+        if run != (ids[: len(run)] if causal else ids) or spans != work.prompts.spans[i].tolist():
             odd.append(chosen[i])
     return Verification(
         model=spec.name,
         texts=len(texts),
-        template=tokens.template.kind,
+        template=work.prompts.template.kind,
         dtype=str(working).removeprefix("torch."),
         exact_dtype=str(exact).removeprefix("torch."),
         odd_tokens=tuple(odd),
@@ -218,32 +157,30 @@ def _choose(texts: Sequence[str], number: int) -> list[int]:
     return [plain[i] for i in picks]
 
 
-def _engine_states(
-    model: LoadedModel,
-    tokens: Tokenized,
-    hookpoints: tuple[str, ...],
-    token_budget: int,
-    impl: str | None,
-) -> Array:
+def _engine_states(model: LoadedModel, work: Prepared, impl: str | None) -> NDArray[np.float32]:
     """What a run would keep: `[N, L, S, D] float32`."""
-    prefix, tokens, _ = share_prefix(model, tokens)
-    plan = make_plan(tokens, token_budget=token_budget)
-    projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
-    shape = (len(tokens), len(hookpoints), len(tokens.poolings), model.hidden_size)
+    tokens = work.tokens
+    shape = (len(tokens), len(work.hookpoints), len(tokens.poolings), model.hidden_size)
     states = np.full(shape, np.nan, np.float32)
-    with Capture(model, hookpoints, projection, impl, prefix) as capture:
-        for batch in plan:
-            out = capture.run(*padded(model, tokens, batch)).cpu().numpy()
+    with Capture(model, work.hookpoints, work.projection, impl, work.prefix) as capture:
+        for batch in work.plan:
+            out = capture.run(tokens, batch).cpu().numpy()
             pooled = batch.for_rows(out)[..., : model.hidden_size]
             states[batch.rows] = pooled.transpose(2, 0, 1, 3)
     return states
 
 
-def _check(hookpoint: str, pooling: str, ours: Array, truth: Array, theirs: Array) -> CellCheck:
+def _check(
+    hookpoint: str,
+    pooling: str,
+    ours: NDArray[np.float32],
+    truth: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+) -> CellCheck:
     """Compare `[N, D]` states of one cell; those of transformers are float64."""
     size = np.maximum(np.linalg.norm(truth, axis=-1), np.finfo(np.float64).tiny)
 
-    def distance(states: Array) -> float:
+    def distance(states: NDArray[np.floating]) -> float:
         with np.errstate(invalid="ignore", over="ignore"):
             relative = np.linalg.norm(states - truth, axis=-1) / size
         return float(np.where(np.isnan(relative), np.inf, relative).max())
@@ -318,7 +255,7 @@ class _Oracle:
         prompts: list[tuple[list[int], list[list[int]]]],
         dtype: torch.dtype,
         tick: Callable[[], None],
-    ) -> dict[str, Array]:
+    ) -> dict[str, NDArray[np.float64]]:
         """Pooled states of every hookpoint that transformers gives: `[N, S, D] float64`."""
         model = self._load(dtype)
         deeper = None
@@ -326,7 +263,7 @@ class _Oracle:
             with suppress(Exception):  # then the last block's own output stays unchecked
                 deeper = self._load(dtype, extra_blocks=1)
         embedded = self._begins_with_embedding(model)
-        pooled: dict[str, list[Array]] = {}
+        pooled: dict[str, list[NDArray[np.float64]]] = {}
         for ids, spans in prompts:
             for name, state in self._hookpoints(model, deeper, ids, embedded):
                 # float32 sums for the usual script's sake, which the working dtype stands for

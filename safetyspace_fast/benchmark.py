@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from .data import Samples
-from .extract import Capture, make_plan, seeded_projection, share_prefix, token_budget
-from .extract.loop import padded
+from .extract import Capture
+from .extract.prepare import prepare
 from .models import (
     GatedLinear,
     LoadedModel,
     PackedLinear,
     Tokenized,
     fuse,
-    tokenize,
     unfuse,
 )
 
@@ -81,25 +80,20 @@ def bench_model(
         repeats: timed rounds after one to warm up.
         progress: called with the steps done and their number.
     """
-    everything = tokenize(model, samples.texts, template=template)
+    everything = prepare(model, samples.texts, template=template)
     picks = np.linspace(0, len(samples) - 1, min(num_texts, len(samples))).round().astype(int)
-    whole = tokenize(model, [samples.texts[i] for i in picks], template=template)
-    prefix, tokens, _ = share_prefix(model, whole)
-    if prefix is not None:
-        everything = everything.without_prefix()
-    budget = token_budget(model, everything, prefix)
-    plan = make_plan(tokens, token_budget=budget)
-    projection = seeded_projection(model.hidden_size, 64, 0).to(model.device)
+    texts = [samples.texts[i] for i in picks]
+    work = prepare(model, texts, template=template, token_budget=everything.token_budget)
     products, flops = matrix_products(model, 512)
 
     def ours() -> None:
-        with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
-            for batch in plan:
-                capture.run(*padded(model, tokens, batch)).cpu()
+        with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
+            for batch in work.plan:
+                capture.run(work.tokens, batch).cpu()
 
     fused = any(isinstance(module, PackedLinear) for module in model.blocks.modules())
 
-    cases = [lambda: _usual_way(model, whole), ours, products]
+    cases = [lambda: _usual_way(model, work.prompts), ours, products]
     seconds: list[list[float]] = [[] for _ in cases]
     for i_round in range(repeats + 1):
         for i_case, case in enumerate(cases):
@@ -114,19 +108,19 @@ def bench_model(
             if progress is not None:
                 progress(i_round * len(cases) + i_case + 1, (repeats + 1) * len(cases))
     usual_s, ours_s, products_s = map(median, seconds)
-    share = flops / 512 * plan.tokens / ours_s / (flops / products_s) if flops else None
+    share = flops / 512 * work.plan.tokens / ours_s / (flops / products_s) if flops else None
     return Bench(
         model=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        template=whole.template.kind,
-        texts=len(whole),
-        tokens=plan.tokens,
+        template=work.tokens.template.kind,
+        texts=len(texts),
+        tokens=work.plan.tokens,
         usual_s=usual_s,
         ours_s=ours_s,
         share_of_matrix_rate=share,
         all_texts=len(samples),
-        all_tokens=len(everything.ids),
+        all_tokens=len(everything.tokens.ids),
     )
 
 
@@ -152,7 +146,7 @@ def _usual_way(model: LoadedModel, tokens: Tokenized) -> None:
             (state.float().cpu().numpy() * weights).sum(1) / weights.sum(1)
 
 
-def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], Any], float]:
+def matrix_products(model: LoadedModel, n_tokens: int) -> tuple[Callable[[], None], float]:
     """A case that runs the linear layers of all blocks once and nothing else, and its flops."""
 
     def linears() -> list[Any]:

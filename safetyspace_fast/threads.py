@@ -11,14 +11,15 @@ def in_parallel(
     jobs: list[tuple[int, int]],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Run independent jobs on as many threads as torch has, each with one core of its own.
+    """Run independent jobs on as many threads as torch has, one core each.
 
-    Small products gain nothing from two cores inside; whole jobs side by side do.
+    Small products are not faster on two cores; two jobs side by side are.
 
     Args:
-        work: called with every job; the first exception in one is raised, and no further job begun.
-        jobs: its arguments.
-        progress: called with the jobs done and their number.
+        work: called with the arguments of each job. After an exception in a job no further job is
+            started, and the exception is raised.
+        jobs: the arguments of each job.
+        progress: called with the number of jobs done and their total.
     """
     threads = torch.get_num_threads()
     try:

@@ -24,11 +24,12 @@ from tiny_models import (
     tiny_tokenizer,
 )
 
-from safetyspace_fast import api
+from safetyspace_fast import api, verification
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import DataError, ModelError
-from safetyspace_fast.extract import Verification, capture, verify, verify_model
+from safetyspace_fast.extract import Verification, capture, prepare
 from safetyspace_fast.models import layers, load_model, parse_model
+from safetyspace_fast.verification import verify_model
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -198,8 +199,8 @@ def left_padding_is_pooled(patch: pytest.MonkeyPatch) -> None:
         spans[:, 1] = torch.tensor([ids.shape[1] - 1, ids.shape[1]])
         return ids, spans, mask
 
-    right = verify.padded
-    patch.setattr(verify, "padded", padded)
+    right = capture.padded
+    patch.setattr(capture, "padded", padded)
 
 
 def _with_spans(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -208,8 +209,8 @@ def _with_spans(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> Non
         change(tokens)
         return tokens
 
-    original = verify.tokenize
-    patch.setattr(verify, "tokenize", tokenize)
+    original = prepare.tokenize
+    patch.setattr(prepare, "tokenize", tokenize)
 
 
 def bos_is_averaged(patch: pytest.MonkeyPatch) -> None:
@@ -237,8 +238,8 @@ def bos_is_there_twice(patch: pytest.MonkeyPatch) -> None:
             spans=tokens.spans + 1,
         )
 
-    original = verify.tokenize
-    patch.setattr(verify, "tokenize", tokenize)
+    original = prepare.tokenize
+    patch.setattr(prepare, "tokenize", tokenize)
 
 
 def sums_are_bfloat16(patch: pytest.MonkeyPatch) -> None:
@@ -280,8 +281,8 @@ def samples_are_in_another_order(patch: pytest.MonkeyPatch) -> None:
     def plan(*args: Any, **options: Any) -> Any:
         return [dataclasses.replace(b, source=b.source[::-1]) for b in original(*args, **options)]
 
-    original = verify.make_plan
-    patch.setattr(verify, "make_plan", plan)
+    original = prepare.make_plan
+    patch.setattr(prepare, "make_plan", plan)
 
 
 def positions_are_off_by_the_padding(patch: pytest.MonkeyPatch) -> None:
@@ -296,8 +297,8 @@ def positions_are_off_by_the_padding(patch: pytest.MonkeyPatch) -> None:
         model.backbone.register_forward_pre_hook(shift, with_kwargs=True)
         return model
 
-    original = verify.load_model
-    patch.setattr(verify, "load_model", load)
+    original = verification.load_model
+    patch.setattr(verification, "load_model", load)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_a_state_that_is_not_finite_where_transformers_is_is_wrong(
 def test_where_the_dtype_overflows_nothing_can_be_checked() -> None:
     truth = np.ones((3, 4))
     over = truth * [[1], [np.inf], [1]]
-    cell = verify._check("block.0", "mean", truth.astype(np.float32), truth, over)
+    cell = verification._check("block.0", "mean", truth.astype(np.float32), truth, over)
     assert (cell.error, cell.rounding, cell.verdict) == (0, None, "unchecked")
 
 

@@ -1,0 +1,367 @@
+"""The states of one language's texts in some layers and poolings of a model.
+
+A cell is one layer and pooling. Cells with the same texts are computed together: one matrix product
+serves all of them.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..store.layout import COMPONENTS, ROW_ARRAYS
+from .moments import Moments, moments, products, shift_noise, varies
+from .uncertainty import Resamples, draw, unit_sums
+
+if TYPE_CHECKING:
+    from ..store import ModelStore, Run
+
+MIN_TEXTS = 10
+"""Below this many texts in a class every number would be noise."""
+WORKING_BYTES = 64 << 20
+"""Stored rows of one language that are in memory at once."""
+
+
+class Refusal(Exception):  # noqa: N818 - not an error: an answer
+    """A metric cannot be computed; results show the message instead of the number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Stored arrays of one model, one language and some neighbouring layers; each is read once."""
+
+    model: "ModelStore"
+    lang: int
+    samples: slice
+    layers: slice
+    _arrays: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def read(self, name: str) -> Tensor:
+        """An array as stored, [layer, pooling, ...]."""
+        if name not in self._arrays:
+            array = self.model.read(name, layer=self.layers, samples=self.samples, lang=self.lang)
+            self._arrays[name] = torch.from_numpy(np.ascontiguousarray(array))
+        return self._arrays[name]
+
+
+class Resampled(NamedTuple):
+    """A function of class moments, for the texts themselves and for every resample."""
+
+    value: Tensor
+    """[cell, ...]."""
+    draws: Tensor
+    """[cell, ..., bootstraps]."""
+    null: Tensor
+    """[cell, ..., 1 + permutations], the true labels first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Some layers and poolings with the same n texts; arrays are [cell, ...]."""
+
+    window: Window
+    index: list[tuple[int, int]]
+    """Layer and pooling of each cell, as numbers of the store."""
+    kept: Tensor
+    """[texts of the language] bool, True for the n texts whose states are finite."""
+    resamples: Resamples
+    """Of the n texts."""
+    fold: Tensor
+    """[n] int64."""
+    force: bool = False
+    """Compute covariances even with fewer than ten texts per class and component."""
+    constant: bool = False
+    """Whether all states of a cell are identical: then no metric is defined."""
+    base: "Cells | None" = None
+    """The same cells of the base model in a comparison. Both models then use its kernel widths, and
+    in a shared projection its components."""
+    in_projection: bool = False
+    """Compute components inside the projection that both models share; False reads stored ones."""
+    # Any: `once` restores the type of each result.
+    _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """Layer and pooling of each cell, by name."""
+        model = self.window.model
+        return [(model.hookpoints[layer], model.poolings[pooling]) for layer, pooling in self.index]
+
+    @property
+    def labels(self) -> Tensor:
+        """[n] int64, 1 harmful, 0 harmless."""
+        return self.resamples.labels
+
+    @property
+    def unit(self) -> Tensor:
+        """[n] int64, both texts of a pair have the same number."""
+        return self.resamples.unit
+
+    @cached_property
+    def count(self) -> Tensor:
+        """[2] float64, texts in each class."""
+        return torch.bincount(self.labels, minlength=2).double()
+
+    def refusal(self) -> str:
+        """Why no metric is defined for these cells, or an empty string."""
+        smaller = int(self.count.min())
+        if smaller < MIN_TEXTS:
+            return f"metrics need {MIN_TEXTS} texts per class; the smaller class has {smaller}"
+        return "all states are identical" if self.constant else ""
+
+    def stored(self, name: str) -> Tensor:
+        """A stored array, [cell, ...] float64, without the texts that are left out."""
+        layer, pooling = (torch.tensor(axis) for axis in zip(*self.index, strict=True))
+        chosen = self.window.read(name)[layer - self.window.layers.start, pooling]
+        if name in ROW_ARRAYS:
+            chosen = chosen[:, self.kept]
+        return chosen.double()
+
+    # Pairs -----------------------------------------------------------------------------------
+
+    @cached_property
+    def paired(self) -> bool:
+        """Whether every text has a partner."""
+        return bool((torch.bincount(self.unit) == 2).all())
+
+    @cached_property
+    def partners(self) -> Tensor:
+        """[pairs, 2] int64, index of the harmless and of the harmful text of each pair."""
+        order = torch.argsort(self.unit * 2 + self.labels)
+        return order.reshape(-1, 2)
+
+    @cached_property
+    def flips(self) -> Tensor:
+        """[1 + permutations, pairs], -1 where a permutation swaps a pair, else 1."""
+        return 2 * self.resamples.labellings[:, self.partners[:, 1]] - 1
+
+    def pair_differences(self, values: Tensor) -> Tensor:
+        """Harmful minus harmless text of each pair: values [..., n] -> [..., pairs]."""
+        return values[..., self.partners[:, 1]] - values[..., self.partners[:, 0]]
+
+    # Full width ------------------------------------------------------------------------------
+
+    @cached_property
+    def shift(self) -> Tensor:
+        """[cell, D], d: mean of class 1 minus mean of class 0."""
+        mean = self.stored("class_mean")
+        return mean[:, 1] - mean[:, 0]
+
+    @cached_property
+    def shift_sq(self) -> Tensor:
+        """[cell], |d|^2."""
+        return self.shift.square().sum(-1)
+
+    @cached_property
+    def trace(self) -> Tensor:
+        """[cell, 2], total variance of each class."""
+        return self.stored("class_var").sum(-1)
+
+    @cached_property
+    def sqdist(self) -> Tensor:
+        """[cell, n, 2], squared distance to each class mean."""
+        return self.stored("class_sqdist")
+
+    # The projection --------------------------------------------------------------------------
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """[cell, n, P], centred."""
+        x = self.stored("projected")
+        return x - x.mean(-2, keepdim=True)
+
+    @cached_property
+    def unit_shift(self) -> Tensor:
+        """[cell, unit, P], influence of each unit on the projected d."""
+        x, y = self.projected, self.labels
+        sign = (2.0 * y - 1) / self.count[y]
+        part = (self.about_class_means(x) * sign[:, None]).transpose(-1, -2)
+        return unit_sums(part, self.unit).transpose(-1, -2)
+
+    @cached_property
+    def shift_noise(self) -> Tensor:
+        """[cell], tr V^2 of the covariance V of d."""
+        return shift_noise(self.unit_shift, self.projected.shape[-1])
+
+    def about_class_means(self, x: Tensor) -> Tensor:
+        """Subtract from each text the mean of its class: x [cell, n, k]."""
+        means = torch.stack([x[:, self.labels == c].mean(-2) for c in (0, 1)], -2)
+        return x - means[:, self.labels]
+
+    # Components ------------------------------------------------------------------------------
+
+    @property
+    def basis(self) -> "Cells":
+        """The cells that define the components: the base model's in a shared projection."""
+        return self if self.base is None or not self.in_projection else self.base
+
+    @cached_property
+    def coords(self) -> Tensor:
+        """[cell, n, component], coordinates in all principal components, largest variance first."""
+        if not self.in_projection:
+            return self.stored("pca_coords")
+        x = self.basis.projected
+        x = x / x.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
+        axes: Tensor = torch.linalg.eigh(x.transpose(-1, -2) @ x)[1].flip(-1)
+        rank = min(axes.shape[-1], self.shift.shape[-1])
+        return self.projected @ axes[..., :rank]
+
+    def components(self, k: int) -> Tensor:
+        """[cell, n, k], coordinates in the first `k` components.
+
+        Raises:
+            Refusal: there are fewer.
+        """
+        coords = self.coords[..., :k]
+        if coords.shape[-1] < k or not bool(coords.isfinite().all()):
+            raise Refusal(f"there are fewer than {k} principal components")
+        return coords
+
+    @cached_property
+    def _moments(self) -> tuple[Moments, Tensor]:
+        count = self.resamples.class_counts()
+        drawn = slice(1, 1 + len(self.resamples.counts))
+        parts, turns = [], []
+        for i, x in enumerate(self.coords):
+            every = moments(self.resamples.class_sums(products(x)), count, x.shape[-1])
+            own = Moments(count[drawn], every.mean[drawn], every.cov[drawn])
+            axes = own.axes()[..., :COMPONENTS] if self.basis is self else self.basis.axes[i]
+            own, leading = own.along(axes), every.leading(COMPONENTS)
+            leading.mean[drawn], leading.cov[drawn] = own.mean, own.cov
+            parts.append(leading)
+            turns.append(axes)
+        mean, cov = (torch.stack([getattr(x, part) for x in parts]) for part in ("mean", "cov"))
+        return Moments(count, mean, cov), torch.stack(turns)
+
+    @property
+    def moments(self) -> Moments:
+        """Class moments in the leading components, [cell, R]; see `Resamples.class_sums`.
+
+        A bootstrap has its own components, as a new sample of texts would: those of its texts in
+        `basis`, computed inside `coords`. A permutation keeps the components.
+        """
+        return self._moments[0]
+
+    @property
+    def axes(self) -> Tensor:
+        """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
+        return self._moments[1]
+
+    def resampled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Resampled:
+        """Apply a function to the class moments of every resample, in the first `k` components.
+
+        Raises:
+            Refusal: there are fewer components.
+        """
+        self.components(k)  # refuses if there are fewer
+        every = statistic(self.moments.leading(k))
+        end = 1 + len(self.resamples.counts)
+        null = torch.cat([every[..., :1], every[..., end:]], -1)
+        return Resampled(every[..., 0], every[..., 1:end], null)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def once(function: Callable[Concatenate[Cells, P], T]) -> Callable[Concatenate[Cells, P], T]:
+    """Cache the result of a function of cells and hashable arguments in the cells."""
+
+    @wraps(function)
+    def remembered(cells: Cells, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (function, args, tuple(sorted(kwargs.items())))
+        if key not in cells._results:
+            cells._results[key] = function(cells, *args, **kwargs)
+        return cast(T, cells._results[key])
+
+    return remembered
+
+
+def read_cells(
+    run: "Run",
+    models: Sequence[str],
+    lang: str,
+    *,
+    layers: Sequence[str],
+    poolings: Sequence[str],
+    bootstraps: int = 0,
+    permutations: int = 0,
+    seed: int = 0,
+    paired: bool = True,
+    force: bool = False,
+    in_projection: bool = False,
+) -> Iterator[tuple[Cells, ...]]:
+    """Read one language of one or two models, some layers at a time.
+
+    Args:
+        run: an open store.
+        models: names; of two, the first is the base, and both have the same layers and poolings.
+        lang: a name.
+        layers, poolings: names; those that a model does not have are left out.
+        bootstraps, permutations, seed: see `uncertainty.draw`.
+        paired: resample pairs as units where texts have partners.
+        force, in_projection: see `Cells`.
+
+    Yields:
+        The cells of each model; all have the same layers, poolings and texts.
+    """
+    stores = [run.model(name) for name in models]
+    i_lang = run.languages.index(lang)
+    span = run.lang_range(lang)
+    labels, pair, fold = (
+        torch.from_numpy(np.asarray(column[span]).astype(np.int64))
+        for column in (run.samples.label, run.samples.pair, run.samples.fold)
+    )
+    if not paired:
+        pair = torch.full_like(pair, -1)
+    resamples = draw(
+        labels, pair, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
+    )
+    i_layers, i_poolings = (
+        [i for i, name in enumerate(known) if name in asked]
+        for known, asked in ((stores[0].hookpoints, layers), (stores[0].poolings, poolings))
+    )
+    cell_bytes = len(labels) * _TEXT_BYTES + (bootstraps + permutations) * _RESAMPLE_BYTES
+    for some in _neighbours(i_layers, len(i_poolings) * cell_bytes):
+        windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
+        finite = torch.stack([w.read("projected").isfinite().all(-1) for w in windows]).all(0)
+        constant = torch.stack(
+            [~varies(w.read("class_mean"), w.read("class_var")).any(-1) for w in windows]
+        ).any(0)
+        alike: dict[tuple[bytes, bool], list[tuple[int, int]]] = {}
+        for layer in some:
+            for pooling in i_poolings:
+                at = (layer - some[0], pooling)
+                key = (finite[at].numpy().tobytes(), bool(constant[at]))
+                alike.setdefault(key, []).append((layer, pooling))
+        for (mask, same), index in alike.items():
+            kept = torch.frombuffer(bytearray(mask), dtype=torch.bool)
+            texts = resamples.keep(kept)
+            group: list[Cells] = []
+            for window in windows:
+                base = group[0] if group else None
+                group.append(
+                    Cells(window, index, kept, texts, fold[kept], force, same, base, in_projection)
+                )
+            yield tuple(group)
+
+
+_TEXT_BYTES = 8 * 128
+"""About the size of all arrays of one text, layer and pooling in float64."""
+_RESAMPLE_BYTES = 8 * 2 * 2 * COMPONENTS**2
+"""About the size of the class moments of one resample, and of what is computed from them."""
+
+
+def _neighbours(layers: list[int], layer_bytes: int) -> list[list[int]]:
+    """Group neighbouring layers so that each group fits `WORKING_BYTES`."""
+    most = max(1, WORKING_BYTES // max(1, layer_bytes))
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][-1] + 1 == layer and len(runs[-1]) < most:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs

@@ -1,0 +1,654 @@
+"""Metrics of texts that are scored along a direction fitted to other texts.
+
+The texts are in ten folds. Each fold is scored along a direction fitted to the other nine: d, the
+difference of their class means at full width, or a logistic probe in the projection.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..cells import Cells, Refusal, once
+from ..estimate import Ends, Estimate, Square, make_estimate
+from ..metric import BINOMIAL, INFLUENCE, SHUFFLE, InComponents, Metric
+from ..moments import centred, shift_influence, shift_noise
+from ..uncertainty import common_held_out, influence_variance, interval, share_interval
+
+RIDGE = 1.0
+"""Penalty of the ridge probe that stands for the logistic probe in nulls; the same as its own."""
+FIT_BYTES = 64 << 20
+"""Working memory of the logistic fits of one call."""
+
+Direction = Literal["mean difference", "probe"]
+"""What the texts are scored along."""
+
+
+# Folds and scores ----------------------------------------------------------------------------
+
+
+def fold_slices(fold: Tensor) -> list[slice]:
+    """The texts of each fold that is not empty, as slices: fold [n] int64, ascending."""
+    ends = torch.bincount(fold).cumsum(0).tolist()
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+
+
+def fold_texts(fold: Tensor) -> list[Tensor]:
+    """The texts of each fold that is not empty, as indices: fold [n] int64."""
+    number = torch.bincount(fold)
+    order = torch.argsort(fold, stable=True)
+    return [part for part in torch.split(order, number.tolist()) if part.numel()]
+
+
+@dataclass(frozen=True)
+class _LogisticFit:
+    """Penalised logistic regressions on one design: design [B, n, P], target [n]."""
+
+    design: Tensor
+    target: Tensor
+
+    def curvature(self, curve: Tensor, design: Tensor) -> Tensor:
+        """X' diag(curve) X: curve [B, F, n], design [B, n, P] -> [B, F, P, P]."""
+        return (curve[..., None, :] * design.transpose(-1, -2)[:, None]) @ design[:, None]
+
+    def minimise(
+        self, weight: Tensor, train: Tensor, penalty: Tensor, hessian: Tensor | None, refresh: int
+    ) -> tuple[Tensor, Tensor]:
+        """Newton steps, halved while they raise the cost, until no weight changes.
+
+        Args:
+            weight, penalty: [B, F, P]; train: [F, n], 1 for the texts of a fit.
+            hessian: [B, F, P, P] at the start, without the penalty; None computes it.
+            refresh: compute the curvature again after this many steps.
+
+        Returns:
+            weight [B, F, P] and scores [B, F, n] of all texts.
+        """
+        ridge = torch.diag_embed(penalty) + 1e-10 * torch.eye(weight.shape[-1])
+        both_classes = (train @ self.target > 0) & (train @ (1 - self.target) > 0)
+        cost, score = self._loss(weight, train, penalty)
+        factor = None if hessian is None else torch.linalg.cholesky(hessian + ridge)
+        for i in range(100):
+            odds = score.sigmoid()
+            if factor is None or (i + 1) % refresh == 0:
+                curve = train * odds * (1 - odds)
+                factor = torch.linalg.cholesky(self.curvature(curve, self.design) + ridge)
+            gradient = ((odds - self.target) * train) @ self.design + penalty * weight
+            step = torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
+            step = step * both_classes[:, None]
+            size = torch.ones_like(cost)
+            for _ in range(30):
+                tried = weight - size[..., None] * step
+                tried_cost, score = self._loss(tried, train, penalty)
+                worse = tried_cost > cost + 1e-12 * cost.abs()
+                if not bool(worse.any()):
+                    break
+                size = torch.where(worse, size / 2, size)
+            weight, cost = tried, tried_cost
+            if float(step.abs().max()) < 1e-8:
+                break
+        return weight, score
+
+    def _loss(self, weight: Tensor, train: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+        score = weight @ self.design.transpose(-1, -2)
+        cost = torch.nn.functional.softplus(score) - self.target * score
+        return (cost * train).sum(-1) + (penalty * weight.square()).sum(-1) / 2, score
+
+
+def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1.0) -> Tensor:
+    """Held-out scores of an L2 logistic probe, all layers and folds fitted together.
+
+    Minimises sum log(1 + exp(-y s)) + strength/2 |w|^2 over the training folds with features
+    standardised there (C = 1/strength in scikit-learn); the intercept is not penalised. Scaling the
+    penalty by the training variances has the effect of standardising.
+
+    Newton's method first fits all texts. Each fold starts from this fit, where its curvature is
+    that of all texts minus that of the texts left out: ten folds cost little more than one.
+
+    Args:
+        x: [B, n, P] float64, labels: [n] int64, fold: [n] int64.
+
+    Returns:
+        [B, n] float64, log odds of class 1, from a probe that was not trained on the text; NaN in
+        folds whose training texts are all of one class.
+    """
+    centred = x - x.mean(-2, keepdim=True)
+    spread = centred.square().mean(-2, keepdim=True).sqrt()
+    design = torch.where(spread > 0, centred / spread, 0.0)
+    design = torch.cat([design, torch.ones_like(design[..., :1])], dim=-1)
+    target = labels.to(x.dtype)
+    folds = fold_texts(fold)
+    i_fold = torch.empty_like(fold)
+    for f, texts in enumerate(folds):
+        i_fold[texts] = f
+    train = (i_fold != torch.arange(len(folds))[:, None]).to(x.dtype)
+    n_train = train.sum(-1)[:, None]
+    mean = train @ design / n_train
+    penalty = strength * (train @ design.square() / n_train - mean.square())
+    penalty[..., -1] = 0
+    # A constant feature has no variance to penalise by; its weight stays zero with any penalty.
+    penalty[..., :-1] = torch.where(penalty[..., :-1] > 1e-12, penalty[..., :-1], strength)
+    known = (train @ target > 0) & (train @ (1 - target) > 0)
+
+    fit = _LogisticFit(design, target)
+    everything = torch.ones(1, len(labels), dtype=x.dtype)
+    whole_penalty = penalty.mean(-2, keepdim=True)
+    start, score = fit.minimise(
+        torch.zeros_like(whole_penalty), everything, whole_penalty, None, refresh=1
+    )
+    odds = score.sigmoid()
+    curve = odds * (1 - odds)
+    left_out = torch.stack(
+        [fit.curvature(curve[..., texts], design[:, texts]).squeeze(1) for texts in folds], dim=1
+    )
+    hessian = left_out.sum(1, keepdim=True) - left_out
+    _, score = fit.minimise(start.expand_as(penalty), train, penalty, hessian, refresh=8)
+    held_out = score.gather(-2, i_fold.expand(x.shape[0], 1, -1)).squeeze(-2)
+    return torch.where(known[i_fold], held_out, torch.nan)
+
+
+def heldout_scores(source: Tensor, target: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
+    """Texts of `target` along the difference of class means of the other folds of `source`.
+
+    Args:
+        source, target: [..., n, P] float64, the same texts; labels: [n] int64, fold: [n] int64.
+
+    Returns:
+        [..., n] float64; only scores of one fold can be compared.
+    """
+    scores = torch.empty(target.shape[:-1], dtype=target.dtype)
+    for inside in fold_texts(fold):
+        rest = torch.ones_like(labels, dtype=torch.bool)
+        rest[inside] = False
+        low, high = (source[..., rest & (labels == c), :].mean(-2) for c in (0, 1))
+        scores[..., inside] = (target[..., inside, :] @ (high - low)[..., None]).squeeze(-1)
+    return scores
+
+
+@once
+def _scores(cells: Cells, direction: Direction) -> Tensor:
+    """[cell, n], held-out scores: the stored ones, or the log odds of the logistic probe.
+
+    Raises:
+        Refusal: a class has all its texts in one fold.
+    """
+    if any(len(fold_texts(cells.fold[cells.labels == c])) < 2 for c in (0, 1)):
+        raise Refusal("all texts of a class are in one fold: there is nothing to train on")
+    if direction == "mean difference":
+        return cells.stored("heldout_score")
+    n, width = cells.projected.shape[1:]
+    folds = len(fold_texts(cells.fold))
+    size = max(1, FIT_BYTES // (8 * folds * n * (width + 1)))
+    parts = torch.split(cells.projected, size)
+    return torch.cat([logistic_scores(x, cells.labels, cells.fold) for x in parts])
+
+
+# The null: every labelling fitted again ------------------------------------------------------
+
+
+def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None) -> Tensor:
+    """Held-out scores of linear directions fitted to many labellings at once.
+
+    Args:
+        x: [n, P] float64, one layer's texts, in the order of their folds.
+        labels: [R, n] float64, one labelling a row, 0 or 1.
+        fold: [n] int64, ascending.
+        ridge: None for the difference of class means; else the strength of a ridge probe on
+            standardised features, whose weights are one linear solve for all labellings.
+
+    Returns:
+        [R, n] float64, coordinate along the direction, 0 midway between the training class means.
+    """
+    x = x - x.mean(0)
+    if ridge is not None:
+        spread = x.square().mean(0).sqrt()
+        x = torch.where(spread > 0, x / spread, 0.0)
+    inside = fold_slices(fold)
+    sum1 = torch.stack([labels[:, i] @ x[i] for i in inside])
+    count1 = torch.stack([labels[:, i].sum(-1, keepdim=True) for i in inside])
+    gram = x.T @ x
+    scores = torch.empty(labels.shape, dtype=x.dtype)
+    for f, i in enumerate(inside):
+        n1 = count1.sum(0) - count1[f]
+        n = x.shape[0] - (i.stop - i.start)
+        rest = -x[i].sum(0)  # the sum over all texts is zero
+        mean1 = (sum1.sum(0) - sum1[f]) / n1
+        mean0 = (rest - n1 * mean1) / (n - n1)
+        direction = mean1 - mean0
+        if ridge is not None:
+            scatter = gram - x[i].T @ x[i] - torch.outer(rest, rest) / n
+            scatter = scatter + ridge * torch.eye(x.shape[-1], dtype=x.dtype)
+            factor = torch.linalg.cholesky(scatter)
+            direction = torch.cholesky_solve(direction.T, factor).T
+        midpoint = (direction * (mean1 + mean0)).sum(-1, keepdim=True) / 2
+        scores[:, i] = direction @ x[i].T - midpoint
+    return scores
+
+
+def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
+    """`fold_auc` of many labellings, one a row; ties are broken by order.
+
+    Args:
+        scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64, ascending.
+    """
+    wins = torch.zeros(scores.shape[0], dtype=scores.dtype)
+    chances = torch.zeros_like(wins)
+    for i in fold_slices(fold):
+        # NumPy sorts with vector instructions; float32 is exact enough for order in a null.
+        order = torch.from_numpy(scores[:, i].float().numpy().argsort(-1))
+        here = labels[:, i].gather(-1, order)
+        n1 = here.sum(-1)
+        size = i.stop - i.start
+        rank = torch.arange(1, size + 1, dtype=scores.dtype)
+        wins += here @ rank - n1 * (n1 + 1) / 2
+        chances += n1 * (size - n1)
+    return wins / chances
+
+
+@once
+def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
+    """Held-out statistics of the true labels and every permutation, each fitted again.
+
+    Returns:
+        Tensors [cell, 1 + permutations] by name; those of pairs only where texts are paired.
+    """
+    order = torch.argsort(cells.fold, stable=True)
+    fold, labels = cells.fold[order], cells.resamples.labellings[:, order]
+    ridge = RIDGE if direction == "probe" else None
+    parts = []
+    for x in cells.projected:
+        scores = crossfit_scores(x[order], labels, fold, ridge)
+        statistics = {
+            "auc": labelled_auc(scores, labels, fold),
+            "accuracy": ((scores > 0) == (labels > 0.5)).double().mean(-1),
+        }
+        if cells.paired:
+            partners = torch.argsort(order)[cells.partners]
+            gap = (scores[:, partners[:, 1]] - scores[:, partners[:, 0]]) * cells.flips
+            statistics["paired_accuracy"] = ((gap.sign() + 1) / 2).mean(-1)
+            statistics["paired_effect"] = gap.mean(-1) / gap.std(-1)
+        parts.append(statistics)
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+# The interval: what the direction's own noise adds -------------------------------------------
+
+
+def along_scores(influence: Tensor, scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
+    """The part of an influence that is linear in the scores, by regression in each class.
+
+    Args:
+        influence, scores: [..., n] float64; labels: [n] int64.
+        group: [n] int64, scores are centred in each: a class, or a part of it.
+    """
+
+    def sums(values: Tensor, index: Tensor) -> Tensor:
+        zeros = values.new_zeros(*values.shape[:-1], int(index.max()) + 1)
+        return zeros.index_add(-1, index, values)
+
+    centred = scores - (sums(scores, group) / torch.bincount(group))[..., group]
+    slope = sums(influence * centred, labels) / sums(centred.square(), labels)
+    return slope.nan_to_num(0.0, 0.0, 0.0)[..., labels] * centred
+
+
+def whitened_shift(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) -> Tensor:
+    """d and the influence of each unit on it, in coordinates where Sp is the identity.
+
+    Sp is the covariance inside the classes. In these coordinates the direction Sp^-1 d of a probe
+    is d itself.
+
+    Args:
+        shift: [P] float64, d; unit: [U, P], influence of each text (or pair) on it.
+        classes: texts of each class, [n, P] float64.
+
+    Returns:
+        [1 + U, P] float64, d first.
+    """
+    within = sum(((x - x.mean(0)).T @ (x - x.mean(0)) for x in classes), unit.new_zeros(()))
+    scale = within.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    freedom = sum(len(x) for x in classes)
+    # Like the penalty of the probe: directions without variance must not count as noise.
+    ridge = 4 / freedom * torch.eye(len(shift), dtype=shift.dtype)
+    factor = torch.linalg.cholesky(within / (scale[:, None] * scale) + ridge)
+    columns = torch.cat([shift[None], unit]) / scale
+    white: Tensor = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
+    return white
+
+
+@once
+def _whitened_shift(cells: Cells) -> Tensor:
+    """[cell, 1 + unit, P], `whitened_shift` of each cell."""
+    parts = []
+    for x, unit in zip(cells.projected, cells.unit_shift, strict=True):
+        low, high = (x[cells.labels == c] for c in (0, 1))
+        parts.append(whitened_shift(high.mean(0) - low.mean(0), unit, (low, high)))
+    return torch.stack(parts)
+
+
+def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
+    """[cell, unit, P], influence of each unit on the direction (whitened for a probe)."""
+    return cells.unit_shift if direction == "mean difference" else _whitened_shift(cells)[:, 1:]
+
+
+@once
+def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
+    """[cell], share of the variance along a direction that comes from the noise of the direction.
+
+    Let V be the covariance of d. The variance along d is d'Vd, of which tr V^2 remains without any
+    difference between the classes: the share is 1 on average for noise, and 0 for a large d.
+    """
+    if direction == "mean difference":
+        on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
+        along, noise = influence_variance(on_shift, cells.unit) / 4, cells.shift_noise
+    else:
+        shift, unit = _whitened_shift(cells)[:, :1], _whitened_shift(cells)[:, 1:]
+        along = (unit * shift).sum(-1).square().sum(-1)
+        noise = torch.stack([shift_noise(x, 0) for x in unit])
+    return (noise / along).clamp(0, 2).nan_to_num(1.0)
+
+
+def _held_out(
+    cells: Cells,
+    direction: Direction,
+    value: Tensor,
+    *,
+    null: Tensor,
+    floor: float,
+    influence: Tensor,
+    moved: Tensor,
+    ends: Ends = share_interval,
+) -> Estimate:
+    """`make_estimate` for a held-out statistic; its interval includes the noise of the direction.
+
+    Let V be the covariance of d and s the share of noise in |d|^2. Along the d of other folds the
+    classes differ by q = |d|^2 - tr V, in units of sqrt(d'Vd). This ratio grows with q by 1 + s
+    times what it would along a fixed direction, and the influences assume a fixed one.
+
+    Args:
+        cells, value, null, floor, influence, ends: as in `make_estimate`.
+        direction: what the texts are scored along.
+        moved: [cell, n], the part of the influence that is linear in the scores.
+    """
+    noise = _direction_noise(cells, direction)
+    # A |d|^2 below its own noise is no scale to measure with.
+    growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+    grown = growth[:, None] * moved
+    square = Square(
+        influence_variance(grown, cells.unit) * noise.clamp_max(1) / 2,
+        lambda: _direction_shift(cells, direction),
+        partial(common_held_out, folds=len(fold_texts(cells.fold))),
+    )
+    return make_estimate(
+        cells,
+        value,
+        null=null,
+        floor=floor,
+        influence=influence - moved + grown,
+        squares=(square,),
+        ends=ends,
+    )
+
+
+_REFITS = (
+    "widened for the noise of the fitted directions (to twice the variance if they are only noise)"
+)
+_REFITTED = f"{SHUFFLE}; each fold is fitted again, in the projection"
+_REFITTED_RIDGE = f"{_REFITTED}, with a ridge probe instead of the logistic one"
+_PITFALLS = (
+    "Measures directions fitted to nine tenths of these texts, not the best possible direction: it "
+    "grows with the number of texts."
+)
+
+
+# auc -----------------------------------------------------------------------------------------
+
+
+def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+    """AUC within folds, weighted by their number of text pairs, and the influence of each text.
+
+    Scores of different folds belong to different directions and are not compared. Ties count half
+    (DeLong, DeLong & Clarke-Pearson 1988).
+
+    Args:
+        scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
+
+    Returns:
+        auc [...], influence [..., n]; NaN if no fold holds both classes, or a score is NaN.
+    """
+    total = 0
+    auc = torch.zeros_like(scores[..., 0])
+    influence = torch.zeros_like(scores)
+    for inside in fold_texts(fold):
+        low, high = (inside[labels[inside] == label] for label in (0, 1))
+        pairs = low.numel() * high.numel()
+        if pairs == 0:
+            continue
+        total += pairs
+        above = _share_below(scores[..., high], scores[..., low])
+        below = 1 - _share_below(scores[..., low], scores[..., high])
+        auc += above.sum(-1) * low.numel()
+        # In a small fold the variance about the mean of the fold is too small by (n - 1)/n.
+        for texts, wins, others in ((high, above, low), (low, below, high)):
+            n = texts.numel()
+            influence[..., texts] = centred(wins) * others.numel() * math.sqrt(n / max(n - 1, 1))
+    auc[scores.isnan().any(-1)] = torch.nan
+    return auc / total, influence / total
+
+
+def _share_below(values: Tensor, others: Tensor) -> Tensor:
+    """Share of `others` below each of `values`, ties half."""
+    ordered = others.sort(-1).values.contiguous()
+    values = values.contiguous()
+    below = torch.searchsorted(ordered, values, right=False)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    return (below + up_to).double() / (2 * others.shape[-1])
+
+
+def _auc(cells: Cells, direction: Direction) -> Estimate:
+    scores = _scores(cells, direction)
+    value, influence = fold_auc(scores, cells.labels, cells.fold)
+    return _held_out(
+        cells,
+        direction,
+        value,
+        null=_refitted(cells, direction)["auc"],
+        floor=0.5,
+        influence=influence,
+        moved=along_scores(influence, scores, cells.labels, 2 * cells.fold + cells.labels),
+    )
+
+
+_DELONG = f"DeLong within folds, normal on the log odds; {_REFITS}"
+
+_AUC_DIRECTION = Metric(
+    name="auc_direction",
+    title="held-out AUC, mean difference",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="probability that a harmful text scores higher than a harmless one along the "
+    "difference of class means of the other folds; mean over folds, weighted by their text pairs",
+    source="Hanley & McNeil 1982; cross-fitted",
+    pitfalls=_PITFALLS,
+    interval=_DELONG,
+    null=_REFITTED,
+    floor="0.5",
+    default=True,
+    estimator=partial(_auc, direction="mean difference"),
+)
+
+_AUC_PROBE = Metric(
+    name="auc_probe",
+    title="held-out AUC, logistic probe",
+    space="projection",
+    kind="B",
+    unit="1",
+    definition="AUC of a logistic probe with an L2 penalty (C = 1, features standardised in the "
+    "training folds); mean over folds, weighted by their text pairs",
+    source="Alain & Bengio 2016; cross-fitted",
+    pitfalls=_PITFALLS,
+    interval=_DELONG,
+    null=_REFITTED_RIDGE,
+    floor="0.5",
+    default=True,
+    estimator=partial(_auc, direction="probe"),
+)
+
+
+# accuracy ------------------------------------------------------------------------------------
+
+
+def _accuracy(cells: Cells, direction: Direction) -> Estimate:
+    scores = _scores(cells, direction)
+    hits = torch.where(scores.isnan(), scores, ((scores > 0) == (cells.labels > 0)).double())
+    value = hits.mean(-1)
+    influence = (hits - value[:, None]) / hits.shape[-1]
+    return _held_out(
+        cells,
+        direction,
+        value,
+        null=_refitted(cells, direction)["accuracy"],
+        floor=float(cells.count.max() / cells.count.sum()),
+        influence=influence,
+        moved=along_scores(influence, scores, cells.labels, cells.labels),
+    )
+
+
+_ACCURACY_DIRECTION = Metric(
+    name="accuracy_direction",
+    title="held-out accuracy, mean difference",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="share of texts that are closer to their own class mean than to the other, along "
+    "the difference of both, with class means of the other folds",
+    source="nearest-centroid rule, cross-fitted",
+    pitfalls=_PITFALLS,
+    interval=f"{BINOMIAL}; {_REFITS}",
+    null=_REFITTED,
+    floor="share of the larger class",
+    estimator=partial(_accuracy, direction="mean difference"),
+)
+
+_ACCURACY_PROBE = Metric(
+    name="accuracy_probe",
+    title="held-out accuracy, logistic probe",
+    space="projection",
+    kind="B",
+    unit="1",
+    definition="share of texts that the logistic probe of the other folds classifies correctly",
+    source="Alain & Bengio 2016; cross-fitted",
+    pitfalls=_PITFALLS,
+    interval=f"{BINOMIAL}; {_REFITS}",
+    null=_REFITTED_RIDGE,
+    floor="share of the larger class",
+    estimator=partial(_accuracy, direction="probe"),
+)
+
+
+# Pairs ---------------------------------------------------------------------------------------
+
+
+def _held_out_pairs(
+    cells: Cells,
+    name: str,
+    value: Tensor,
+    floor: float,
+    influence: Tensor,
+    gap: Tensor,
+    ends: Ends,
+) -> Estimate:
+    """`_held_out` for differences of scores inside pairs.
+
+    Args:
+        cells, value, floor, ends: as in `_held_out`.
+        name: of the null in `_refitted`.
+        influence, gap: [cell, pairs], influence and difference of scores of each pair.
+    """
+    alone = torch.zeros(gap.shape[-1], dtype=torch.int64)
+    moved = along_scores(influence, gap, alone, alone)
+    return _held_out(
+        cells,
+        "mean difference",
+        value,
+        null=_refitted(cells, "mean difference")[name],
+        floor=floor,
+        influence=_spread_over_pairs(cells, influence),
+        moved=_spread_over_pairs(cells, moved),
+        ends=ends,
+    )
+
+
+def _spread_over_pairs(cells: Cells, influence: Tensor) -> Tensor:
+    """Give each text of a pair half of its influence: [cell, pairs] -> [cell, n]."""
+    halves = torch.empty(len(influence), cells.labels.numel(), dtype=influence.dtype)
+    halves[:, cells.partners] = influence[..., None] / 2
+    return halves
+
+
+def _paired_accuracy(cells: Cells) -> Estimate:
+    gap = cells.pair_differences(_scores(cells, "mean difference"))
+    hits = (gap.sign() + 1) / 2
+    value = hits.mean(-1)
+    influence = (hits - value[:, None]) / hits.shape[-1]
+    return _held_out_pairs(cells, "paired_accuracy", value, 0.5, influence, gap, share_interval)
+
+
+_PAIRED_ACCURACY = Metric(
+    name="paired_accuracy",
+    title="held-out sign accuracy of pairs",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="share of pairs whose harmful text scores higher, along the difference of class "
+    "means of the other folds; ties count half",
+    source="cross-fitted",
+    pitfalls="Measures directions fitted to nine tenths of these pairs, not the best possible one.",
+    interval=f"{BINOMIAL}; {_REFITS}",
+    null=_REFITTED,
+    floor="0.5",
+    paired=True,
+    default=True,
+    estimator=_paired_accuracy,
+)
+
+
+def _paired_effect(cells: Cells) -> Estimate:
+    gap = cells.pair_differences(_scores(cells, "mean difference"))
+    mean, deviation = gap.mean(-1, keepdim=True), gap.std(-1, keepdim=True)
+    value = (mean / deviation).squeeze(-1)
+    scaled = (gap - mean) / deviation
+    influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
+    return _held_out_pairs(cells, "paired_effect", value, 0.0, influence, gap, interval)
+
+
+_PAIRED_EFFECT = Metric(
+    name="paired_effect",
+    title="paired effect size",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="mean/sd of the differences of held-out scores inside pairs",
+    source="Cohen's d_z, cross-fitted",
+    pitfalls="Along one direction only. Large if pairs differ consistently, however little.",
+    interval=f"{INFLUENCE}; {_REFITS}",
+    null=_REFITTED,
+    floor="0",
+    paired=True,
+    default=True,
+    estimator=_paired_effect,
+)
+
+
+METRICS: tuple[Metric | InComponents, ...] = (
+    _AUC_DIRECTION,
+    _ACCURACY_DIRECTION,
+    _AUC_PROBE,
+    _ACCURACY_PROBE,
+    _PAIRED_ACCURACY,
+    _PAIRED_EFFECT,
+)

@@ -1,0 +1,131 @@
+"""Metrics of the differences inside pairs: harmful text minus its harmless partner."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..cells import Cells
+from ..estimate import Estimate, Square, make_estimate
+from ..metric import (
+    BOOTSTRAP,
+    INFLUENCE,
+    NULL_MEAN,
+    OWN_COMPONENTS,
+    SHUFFLE,
+    SHUFFLE_PROJECTION,
+    InComponents,
+    Metric,
+)
+from ..moments import covariance, products, shift_influence
+from .gaussian import require_texts, square_length, whiten
+from .ratio import shift_square
+
+# paired_shift --------------------------------------------------------------------------------
+
+
+def _shift(cells: Cells) -> Estimate:
+    gap = cells.pair_differences(cells.projected.transpose(-1, -2)).transpose(-1, -2)
+    n = gap.shape[1]
+    mean_sq = ((cells.flips / n) @ gap).square().sum(-1)
+    noise = (gap.square().sum((-1, -2))[:, None] / n - mean_sq) / (n - 1)
+    on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
+    return make_estimate(
+        cells,
+        cells.shift_sq - noise[:, 0],
+        null=mean_sq - noise,
+        floor=0.0,
+        influence=on_shift,
+        squares=(shift_square(cells),),
+    )
+
+
+_PAIRED_SHIFT = Metric(
+    name="paired_shift",
+    title="squared mean shift of pairs",
+    space="full",
+    kind="A",
+    unit="state^2",
+    definition="|mean|^2 - tr S/n of the differences inside pairs, S their covariance",
+    source="Chen & Qin 2010",
+    pitfalls="In squared units of the hidden state. tr S/n is estimated in the projection.",
+    interval=f"{INFLUENCE}; includes the second-order term of |mean|^2",
+    null=SHUFFLE_PROJECTION,
+    floor="0",
+    paired=True,
+    default=True,
+    estimator=_shift,
+)
+
+
+# hotelling -----------------------------------------------------------------------------------
+
+
+def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Hotelling's T^2 per pair, mean' S^-1 mean, of every resample: [..., R].
+
+    Args:
+        diff: [..., n, k] float64, differences inside pairs.
+        weights: [R, n] float64, how often a resample holds a pair; negative if labels are swapped.
+        axes: [..., R, k, j], coordinates of each resample, one a column; None for those of `diff`.
+    """
+    times = weights.abs()
+    count = times.sum(-1)
+    columns = products(diff)
+    k = diff.shape[-1]
+    mean = weights @ columns[..., :k] / count[:, None]
+    cov = covariance(times @ columns[..., k:], count, mean)
+    if axes is not None:
+        mean = (mean[..., None, :] @ axes).squeeze(-2)
+        cov = axes.transpose(-1, -2) @ cov @ axes
+    return square_length(mean[..., None], cov)
+
+
+def _t_squared(cells: Cells, k: int) -> Estimate:
+    require_texts(cells, k)
+    cells.components(k)  # refuses if there are fewer
+    coords = cells.coords.nan_to_num(0.0).transpose(-1, -2)
+    gap = cells.pair_differences(coords).transpose(-1, -2)
+    counts = cells.resamples.counts[:, cells.partners[:, 1]].double()
+    draws = _in_parts(
+        lambda rows: hotelling(gap, counts[rows], cells.axes[:, rows, :, :k]), len(counts)
+    )
+    # S^-1 of a resample is too large once more, by the expected inverse of a Wishart matrix.
+    n = len(cells.partners)
+    draws = draws * max(n - k - 2, 1) / (n - 1)
+    null = _in_parts(lambda rows: hotelling(gap[..., :k], cells.flips[rows]), len(cells.flips))
+    value = null[:, 0]
+    square = Square(
+        torch.full_like(value, 2 * k / n**2),
+        lambda: whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True)),
+    )
+    return make_estimate(cells, value, null=null, draws=draws, squares=(square,))
+
+
+def _in_parts(function: Callable[[slice], Tensor], rows: int, size: int = 256) -> Tensor:
+    """Apply `function` to `size` rows at a time and join the results along the last axis."""
+    starts = range(0, max(rows, 1), size)
+    return torch.cat([function(slice(i, min(i + size, rows))) for i in starts], -1)
+
+
+def _hotelling(k: int) -> Metric:
+    return Metric(
+        name=f"hotelling_pc{k}",
+        title="Hotelling's T^2 of pairs, per pair",
+        space=f"pc{k}",
+        components=k,
+        kind="A",
+        unit="1",
+        definition="T^2/n = mean' S^-1 mean of the differences inside pairs, S their covariance",
+        source="Hotelling 1931",
+        pitfalls="In-sample: it averages about k/n without any difference. " + OWN_COMPONENTS,
+        interval=BOOTSTRAP,
+        null=SHUFFLE,
+        floor=NULL_MEAN,
+        paired=True,
+        estimator=partial(_t_squared, k=k),
+    )
+
+
+METRICS: tuple[Metric | InComponents, ...] = (_PAIRED_SHIFT, _hotelling)

@@ -1,0 +1,69 @@
+"""How the harm direction and the texts moved from one model to another."""
+
+import torch
+from torch import Tensor
+
+from .cells import Cells
+from .families.held_out import fold_auc, heldout_scores
+
+
+def geometry(base: Cells, aligned: Cells) -> dict[str, Tensor]:
+    """The entries of `GEOMETRY` for every cell, [cell] each.
+
+    Args:
+        base, aligned: the same cells of two models that share a projection.
+    """
+    pair = (base, aligned)
+    dots = (base.shift * aligned.shift).sum(-1)
+    noise = (base.unit_shift * aligned.unit_shift).sum((-1, -2))
+    own_noise = [cells.unit_shift.square().sum((-1, -2)) for cells in pair]
+    clean = [
+        (cells.shift_sq - own).clamp_min(0) for cells, own in zip(pair, own_noise, strict=True)
+    ]
+    lengths = (base.shift_sq * aligned.shift_sq).sqrt()
+    denoised = (dots - noise) / (clean[0] * clean[1]).sqrt()
+    move = aligned.stored("class_mean") - base.stored("class_mean")
+    move = (move * (base.count / base.count.sum())[:, None]).sum(-2)
+    move_sq = move.square().sum(-1)
+    within = (base.trace * base.count).sum(-1) / base.count.sum()
+    moves = aligned.stored("projected") - base.stored("projected")
+    eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
+    along = (move * base.shift).sum(-1).square() / (move_sq * base.shift_sq)
+    return {
+        "direction_cosine": dots / lengths,
+        "direction_cosine_denoised": torch.where(denoised.isfinite(), denoised, torch.nan),
+        "direction_ceiling": (clean[0] * clean[1]).sqrt() / lengths,
+        "displacement": (move_sq / within).sqrt(),
+        "displacement_share": along,
+        "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
+        "transfer_auc": _heldout_auc(base, aligned),
+        "own_auc": _heldout_auc(aligned, aligned),
+        "cka": debiased_cka(base.projected, aligned.projected),
+    }
+
+
+def _heldout_auc(source: Cells, target: Cells) -> Tensor:
+    scores = heldout_scores(source.projected, target.projected, target.labels, target.fold)
+    auc, _ = fold_auc(scores, target.labels, target.fold)
+    return auc
+
+
+def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA from unbiased HSIC, without an n x n matrix.
+
+    Song et al. 2012, equation 5, with K = X X' written out in features; Kornblith et al. 2019.
+
+    Args:
+        x: [..., n, p] float64, y: [..., n, q] float64, the same texts.
+    """
+    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).clamp_min(0).sqrt()
+
+
+def _hsic(x: Tensor, y: Tensor) -> Tensor:
+    n = x.shape[-2]
+    x_sq, y_sq = x.square().sum(-1), y.square().sum(-1)
+    x_row = (x @ x.sum(-2)[..., None]).squeeze(-1) - x_sq
+    y_row = (y @ y.sum(-2)[..., None]).squeeze(-1) - y_sq
+    trace = (x.transpose(-1, -2) @ y).square().sum((-1, -2)) - (x_sq * y_sq).sum(-1)
+    sums = x_row.sum(-1) * y_row.sum(-1) / ((n - 1) * (n - 2))
+    return (trace + sums - 2 / (n - 2) * (x_row * y_row).sum(-1)) / (n * (n - 3))

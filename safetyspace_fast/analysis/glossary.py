@@ -1,0 +1,189 @@
+"""Every word that is printed beside the numbers, and `explain`."""
+
+import re
+import textwrap
+
+from ..errors import ConfigError
+from .families import METRICS, metric
+from .metric import NONE
+
+NOTATION = {
+    "n0": "n0, n1: number of harmless and of harmful texts",
+    "N": "N: number of texts",
+    "m0": "m0, m1: mean of the harmless and of the harmful texts",
+    "d": "d: difference of the class means, m1 - m0",
+    "S0": "S0, S1: covariance of the harmless and of the harmful texts",
+    "X": "X, X': harmless texts; Y, Y': harmful texts",
+}
+"""Letters in definitions; they are explained where the key occurs."""
+
+CONFOUNDS = {
+    "tokens0": "mean number of tokens of a harmless text",
+    "tokens1": "mean number of tokens of a harmful text; if it differs from tokens0, length alone "
+    "separates the classes",
+    "chars_per_token": "characters per token; low where the tokenizer does not know the language",
+    "truncated": "share of texts that were cut to fit",
+    "duplicates": "share of texts that are copies of another text",
+    "harmful": "share of harmful texts (class balance)",
+}
+"""Differences between languages that are not due to the model, by (model, lang)."""
+
+GEOMETRY = {
+    "direction_cosine": "cosine between the harm directions d of both models, at full width",
+    "direction_cosine_denoised": "the same after removing the noise of d from the dot product and "
+    "from the lengths: an estimate for infinitely many texts",
+    "direction_ceiling": "cosine that two equal directions would have if each were measured on its "
+    "own texts: sqrt of the product of 1 - tr V/|d|^2 of both models, V the covariance of d",
+    "displacement": "length of the mean move of the texts, in units of the within-class standard "
+    "deviation of the base model (root of the total variance)",
+    "displacement_share": "share of the squared length of this move that lies along d of the base "
+    "model",
+    "displacement_rank": "number of directions that the moves of the texts use (participation "
+    "ratio, in the projection)",
+    "transfer_auc": "held-out AUC of the texts in the aligned model along the difference of class "
+    "means of the base model, in the projection that both share",
+    "own_auc": "the same along the difference of class means of the aligned model itself",
+    "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
+    "2012; Kornblith et al. 2019)",
+}
+"""What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
+
+SPACES = {
+    "base": "base pcK: both models in the first K principal components of the base model's texts "
+    "of the language, computed inside the projection that both models share. `separation` uses "
+    "exact components of each model, so its numbers differ",
+    "own": "own pcK: each model in its own components, which are two different spaces, because the "
+    "models do not share a projection (hidden size, projection width or seed differ)",
+}
+"""Spaces of metrics in components, in `compare`."""
+
+_EXCESS = "of the excess, as for differences"
+COLUMNS = {
+    "value": "the metric of the texts themselves, without resampling",
+    "low": "lower end of the 95 % interval of the value (in `compare` of the difference); the "
+    "interval covers the mean of the value over samples of this many texts",
+    "high": "upper end of the 95 % interval; see low",
+    "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
+    "known",
+    "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
+    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
+    "p_family": "p corrected over all layers and languages in the results, for one metric, model "
+    "and pooling (Westfall & Young 1993). For differences and excesses, the null comes from random "
+    "signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020), or from bootstrap "
+    "draws minus their mean",
+    "n0": "number of harmless texts with finite states",
+    "n1": "number of harmful texts with finite states",
+    "refused": "why there is no number; empty if there is one",
+    "space": "where a metric looks at the states: full (all hidden dimensions), projection (a "
+    "seeded random projection), pcK (first K principal components of the language). In `compare`: "
+    + "; ".join(SPACES.values()),
+    "base": "value of the model before tuning, on the texts with finite states in both models; in "
+    "components it differs from that of `separation`, see space",
+    "aligned": "value of the model after tuning, on the same texts and in the same space",
+    "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
+    "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
+    "excess": "difference of differences: that of a language minus that of the reference language "
+    "(English by default); the texts of two languages are independent",
+    "excess_low": f"lower end of the 95 % interval {_EXCESS}",
+    "excess_high": f"upper end of the 95 % interval {_EXCESS}",
+    "excess_p": f"p {_EXCESS}",
+    "excess_p_family": f"p_family {_EXCESS}",
+}
+"""Columns of `separation` and `compare` that are not metrics."""
+
+HIGH_RESOURCE = ("en", "ru", "de", "zh", "ja", "es", "fr", "it", "nl", "pl", "pt", "vi")
+LOW_RESOURCE = (
+    "am", "ar", "bn", "he", "hi", "hin", "jv", "ka", "km", "ko", "lo", "ml", "mr", "ne", "si",
+    "sw", "ta", "te", "th", "tt", "uk", "ur", "yo", "zu",
+)  # fmt: skip
+"""Languages with more and with less than one hundredth of the pages of Common Crawl, the line that
+Deng et al. 2024 (arXiv 2310.06474) draw. Other languages are in no group."""
+GROUPS = {"high": HIGH_RESOURCE, "low": LOW_RESOURCE}
+GROUP_DEFINITION = (
+    "mean over the languages of a group, and the mean of `high` minus the mean of `low`. The "
+    "interval is for exactly these languages: it only allows for other texts"
+)
+
+DIRECTIONS = {
+    "direction_cosine": "cosine between the differences of class means of two languages, at full "
+    "width",
+    "direction_ceiling": "cosine that two equal directions would have with the noise of these "
+    "texts: sqrt of the product of 1 - tr V/|d|^2 of both languages, V the covariance of d",
+    "transfer_auc": "AUC of the texts of `lang` along the difference of class means of "
+    "`other_lang`, in the projection; for a language with itself held out, fold by fold",
+    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, fixed direction)",
+    "transfer_high": "upper end of the 95 % interval of transfer_auc; see transfer_low",
+}
+"""Variables of `directions`."""
+
+PARALLEL = {
+    "semantic": "silhouette of parallel texts grouped by content (by item, or by pair where there "
+    "are no items), in the projection",
+    "language": "silhouette of the same texts grouped by language, in the projection",
+}
+"""Variables of `parallel`, each with low and high."""
+PARALLEL_ENDS = ("", "_low", "_high")
+
+_IN_TWO = {
+    name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
+    for name, text in DIRECTIONS.items()
+    if name in GEOMETRY
+}
+_GROUPS = (
+    f"{GROUP_DEFINITION}. "
+    + "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
+    + " (more and less than 1 % of the pages of Common Crawl)"
+)
+NOTES = (
+    CONFOUNDS
+    | COLUMNS
+    | DIRECTIONS
+    | GEOMETRY
+    | _IN_TWO
+    | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    | dict.fromkeys(("groups", "group_value", "group_low", "group_high"), _GROUPS)
+)
+"""Everything that is reported beside the metrics, by name."""
+
+_SPACES = {
+    "full": "full width, all hidden dimensions",
+    "projection": "the seeded random projection",
+}
+_UNITS = {"state": "that of the hidden state", "state^2": "the square of that of the hidden state"}
+
+
+def explain(name: str) -> str:
+    """Definition of a metric or of a column, in a few lines for the terminal.
+
+    Raises:
+        ConfigError: nothing has that name.
+    """
+    if name in NOTES:
+        return "\n".join(
+            textwrap.wrap(f"{name}: {NOTES[name]}", 100, subsequent_indent=" " * (len(name) + 2))
+        )
+    try:
+        entry = metric(name)
+    except ConfigError:
+        names = ", ".join((*METRICS, *NOTES))
+        raise ConfigError(f"explain: no {name!r}; choose from {names}") from None
+    letters = set(re.findall(r"\w+", entry.definition))
+    components = f"first {entry.components} principal components of the language"
+    rows = {
+        "alias": entry.alias_of and f"a transformation of {entry.alias_of}: it adds no evidence",
+        "definition": entry.definition,
+        "notation": "; ".join(text for letter, text in NOTATION.items() if letter in letters),
+        "source": entry.source,
+        "space": _SPACES.get(entry.space, components),
+        "unit": _UNITS.get(entry.unit, ""),
+        "data": "paired languages only" if entry.paired else "",
+        "floor": entry.floor,
+        "interval": entry.interval if entry.interval == NONE else f"95 %: {entry.interval}",
+        "p": entry.null,
+        "pitfalls": entry.pitfalls,
+    }
+    lines = [f"{entry.name}: {entry.title}"]
+    for key, text in rows.items():
+        head, indent = f"  {key:<12}", " " * 14
+        lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=indent)
+    return "\n".join(lines)

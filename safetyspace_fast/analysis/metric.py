@@ -1,0 +1,124 @@
+"""What a metric is: what a reader must know to use its number, and how it is computed."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from .cells import Cells, Refusal
+from .estimate import Estimate
+
+NONE = "none"
+"""Text of `interval`, `null` or `floor` for a metric that has none."""
+
+# How an interval is known.
+BOOTSTRAP = (
+    "bootstrap of texts (of pairs on paired data), with new components in each draw; normal, with "
+    "the standard deviation of the draws, corrected for the noise that drawing adds where that is "
+    "known"
+)
+INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
+BINOMIAL = "normal on the log odds, from the spread over texts (over pairs on paired data)"
+
+# How a null is known.
+SHUFFLE = "label permutations (swaps inside pairs on paired data)"
+SHUFFLE_PROJECTION = f"{SHUFFLE} of the same statistic in the projection"
+
+# How a floor is known.
+NULL_MEAN = "mean over the permutations"
+
+OWN_COMPONENTS = (
+    "Components are computed for each language, from both classes: values of different models or "
+    "languages are in different spaces. `compare` uses the components of the base model for both "
+    "models."
+)
+"""Pitfall of all metrics in components."""
+
+
+MetricName = Literal[
+    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized",
+    "rho_pc10", "rho_pc2", "mean_shift",
+    "bhattacharyya_pc10", "bhattacharyya_pc2",
+    "bhattacharyya_excess_pc10", "bhattacharyya_excess_pc2",
+    "bhattacharyya_mean_pc10", "bhattacharyya_mean_pc2",
+    "bhattacharyya_cov_pc10", "bhattacharyya_cov_pc2",
+    "bhattacharyya_shrunk_pc10", "bhattacharyya_shrunk_pc2",
+    "bhattacharyya_coefficient_pc10", "bhattacharyya_coefficient_pc2",
+    "mahalanobis_pc10", "mahalanobis_pc2", "frechet_pc10", "frechet_pc2",
+    "silhouette", "silhouette_cosine", "silhouette_pc10", "silhouette_pc2",
+    "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
+    "auc_direction", "accuracy_direction", "auc_probe", "accuracy_probe",
+    "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
+]  # fmt: skip
+"""Names of all metrics, so that a type checker finds a misspelt one."""
+Metrics = Sequence[MetricName] | MetricName | Literal["all"] | None
+"""Which metrics to compute; None: the default ones."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its definition, how certain its number is, and the function that computes it."""
+
+    name: str
+    title: str
+    space: str
+    """`full` (every hidden dimension), `pcK` (the language's own first K principal components) or
+    `projection` (the seeded random projection)."""
+    kind: Literal["A", "B", "C"]
+    """A: counts, means and moments; B: a second look at every text; C: pairs of texts."""
+    unit: Literal["1", "state", "state^2"]
+    """Unit of the value; `1` if it has none."""
+    definition: str
+    source: str
+    pitfalls: str
+    interval: str
+    null: str
+    floor: str
+    """What `floor` holds: the value expected without any difference between the classes."""
+    estimator: Callable[[Cells], Estimate]
+    components: int = 0
+    """K of a `pcK` space, 0 elsewhere."""
+    alias_of: str = ""
+    paired: bool = False
+    """Defined for paired data only."""
+    default: bool = False
+    """Computed if no metrics are named."""
+    grows: bool = True
+    """Whether a larger value means classes further apart."""
+
+    def estimate(self, cells: Cells) -> tuple[Estimate, list[str]]:
+        """Compute the metric in each cell, and say for each cell why it is refused, or ""."""
+        try:
+            if reason := cells.refusal():
+                raise Refusal(reason)
+            if self.paired and not cells.paired:
+                raise Refusal("the texts are not paired")
+            estimate = self.estimator(cells)
+        except Refusal as refusal:
+            nothing = torch.full((len(cells.index),), torch.nan, dtype=torch.float64)
+            estimate = Estimate(nothing, nothing, nothing, nothing, nothing)
+            return estimate, [str(refusal)] * len(cells.index)
+        reasons = []
+        bounded = self.interval != NONE and len(cells.resamples.counts) > 1
+        parts = (estimate.value, estimate.low, estimate.p, estimate.floor)
+        for one, lower, chance, level in zip(*(part.tolist() for part in parts), strict=True):
+            if not math.isfinite(one):
+                reasons.append(
+                    "no finite value: constant or collinear features, or a class without spread"
+                )
+            elif (bounded and math.isnan(lower)) or (not math.isnan(chance) and math.isnan(level)):
+                reasons.append("too few different texts: most resamples have no finite value")
+            else:
+                reasons.append("")
+        known = torch.tensor([not reason for reason in reasons])
+        value, floor, p, low, high = (
+            torch.where(known, part, torch.nan)
+            for part in (estimate.value, estimate.floor, estimate.p, estimate.low, estimate.high)
+        )
+        return replace(estimate, value=value, floor=floor, p=p, low=low, high=high), reasons
+
+
+InComponents = Callable[[int], Metric]
+"""Gives the metric `NAME_pcK`, in the first K principal components, for a K."""

@@ -1,0 +1,172 @@
+"""Class means and covariances of every resample, and the influence of each text on them.
+
+Class 0 is harmless, class 1 harmful; d is the mean of class 1 minus the mean of class 0. Leading
+axes `...` are batches. A bootstrap or a permutation is a row of weights: one matrix product gives
+the moments of all resamples, and no text is copied.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and covariance of both classes for every resample.
+
+    count: [R, 2], mean: [..., R, 2, k], cov: [..., R, 2, k, k] (ddof 1), all float64.
+    """
+
+    count: Tensor
+    mean: Tensor
+    cov: Tensor
+
+    @property
+    def shift(self) -> Tensor:
+        """Difference of the class means: [..., R, k]."""
+        return self.mean[..., 1, :] - self.mean[..., 0, :]
+
+    @property
+    def trace(self) -> Tensor:
+        """Total variance of each class: [..., R, 2]."""
+        return self.cov.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def leading(self, k: int) -> "Moments":
+        """The moments of the first `k` dimensions."""
+        return Moments(self.count, self.mean[..., :k], self.cov[..., :k, :k])
+
+    def axes(self) -> Tensor:
+        """Principal axes of the texts of every resample: [..., R, k, k], one a column.
+
+        The axis of the largest variance comes first; dimensions that are NaN come last.
+        """
+        n = self.count.sum(-1)
+        between = self.shift[..., :, None] * self.shift[..., None, :]
+        scatter = (self.cov * (self.count - 1)[..., None, None]).sum(-3)
+        total = (scatter + between * (self.count.prod(-1) / n)[..., None, None]).nan_to_num(0.0)
+        total = total / total.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
+        axes: Tensor = torch.linalg.eigh(total)[1].flip(-1)
+        return axes
+
+    def along(self, axes: Tensor) -> "Moments":
+        """The moments in other coordinates: axes [..., R, k, j], one a column."""
+        mean = self.mean.nan_to_num(0.0) @ axes
+        turn = axes[..., None, :, :]
+        return Moments(self.count, mean, turn.transpose(-1, -2) @ self.cov.nan_to_num(0.0) @ turn)
+
+
+def products(x: Tensor) -> Tensor:
+    """All coordinates and all products of two: x [..., n, k] -> [..., n, k + k(k+1)/2].
+
+    The class sums of these columns (`Resamples.class_sums`) hold the moments of every resample.
+    """
+    i_row, i_col = torch.triu_indices(x.shape[-1], x.shape[-1])
+    return torch.cat([x, x[..., i_row] * x[..., i_col]], dim=-1)
+
+
+def moments(sums: Tensor, count: Tensor, k: int) -> Moments:
+    """Class moments from class sums of `products` of k roughly centred coordinates.
+
+    Args:
+        sums: [..., R, 2, k + k(k+1)/2] float64, count: [R, 2] float64.
+    """
+    mean = sums[..., :k] / count[..., None]
+    return Moments(count, mean, covariance(sums[..., k:], count, mean))
+
+
+def covariance(half: Tensor, count: Tensor, mean: Tensor) -> Tensor:
+    """Covariances (ddof 1) from upper triangles of second moments about zero [..., k(k+1)/2]."""
+    k = mean.shape[-1]
+    i_row, i_col = torch.triu_indices(k, k)
+    second = torch.empty(*mean.shape, k, dtype=mean.dtype)
+    second[..., i_row, i_col] = half
+    second[..., i_col, i_row] = half
+    count = count[..., None, None]
+    return (second - count * mean[..., :, None] * mean[..., None, :]) / (count - 1)
+
+
+def diagonal_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Class means and variances per dimension, [..., R, 2, k] each, from sums of x and x^2.
+
+    Args:
+        sums: [..., R, 2, 2 k] float64, class sums of [x, x^2] of roughly centred x.
+        count: [R, 2] float64.
+    """
+    k = sums.shape[-1] // 2
+    mean = sums[..., :k] / count[..., None]
+    var = (sums[..., k:] - count[..., None] * mean**2) / (count - 1)[..., None]
+    return mean, var.clamp_min(0)
+
+
+def varies(mean: Tensor, var: Tensor) -> Tensor:
+    """Whether a dimension varies by more than the rounding of its own mean.
+
+    Rounding gives a constant dimension a tiny variance. mean, var: [..., 2, D] -> [..., D] bool.
+    """
+    spread = var.sum(-2) + (mean[..., 1, :] - mean[..., 0, :]).square()
+    return spread > 1e-26 * mean.square().sum(-2)
+
+
+def centred(values: Tensor) -> Tensor:
+    """Subtract the mean over the last axis."""
+    return values - values.mean(-1, keepdim=True)
+
+
+def direction_scores(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinate of every text along d, and its squared distance to its class mean.
+
+    Args:
+        sqdist: [..., n, 2], squared distance to each class mean.
+        shift_sq: [...], |d|^2.
+        labels: [n] int64.
+
+    Returns:
+        along [..., n] = d'(x - own class mean), own [..., n].
+    """
+    half = (sqdist[..., 0] - sqdist[..., 1] - (2 * labels - 1) * shift_sq[..., None]) / 2
+    own = sqdist.gather(-1, labels.expand(sqdist.shape[:-1])[..., None]).squeeze(-1)
+    return half, own
+
+
+def shift_influence(
+    sqdist: Tensor, shift_sq: Tensor, trace: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Influences of every text on |d|^2 and on the within-class sum of squares.
+
+    Args:
+        sqdist: [..., n, 2], shift_sq: [...], trace: [..., 2], labels: [n] int64.
+
+    Returns:
+        on_shift [..., n], on_within [..., n]; both sum to zero within a class.
+    """
+    along, own = direction_scores(sqdist, shift_sq, labels)
+    count = torch.bincount(labels, minlength=2).to(sqdist.dtype)
+    on_shift = torch.empty_like(along)
+    for label, sign in ((0, -2), (1, 2)):
+        inside = labels == label
+        on_shift[..., inside] = sign * centred(along[..., inside]) / count[label]
+    on_within = (own - trace[..., labels]) * ((count - 1) / count)[labels]
+    return on_shift, on_within
+
+
+def shift_noise(unit: Tensor, width: int) -> Tensor:
+    """tr V^2 of the covariance V of d, from projected texts.
+
+    2 tr V^2 is the variance of |d|^2 where the classes do not differ.
+
+    Sums over pairs of distinct units make it unbiased for the sampling (Chen & Qin 2010). The known
+    moments of a Gaussian projection to `width` dimensions make it unbiased for the projection.
+
+    Args:
+        unit: [..., U, P] float64, what each text (or pair) adds to the projected d.
+        width: P of the projection, 0 for coordinates that were not projected.
+    """
+    gram_sq = (unit.transpose(-1, -2) @ unit).square().sum((-1, -2))
+    norm = unit.square().sum(-1)
+    dots = gram_sq - norm.square().sum(-1)
+    if width == 0:
+        return dots.clamp_min(0)
+    norms = norm.sum(-1).square() - norm.square().sum(-1)
+    p = float(width)
+    return ((dots - norms / p) / (1 + 1 / p - 2 / p**2)).clamp_min(0)

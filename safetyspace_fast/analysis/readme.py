@@ -1,0 +1,222 @@
+"""The README of this folder, written from the definitions.
+
+Run `python -m safetyspace_fast.analysis.readme > safetyspace_fast/analysis/README.md`.
+"""
+
+import ast
+import textwrap
+from pathlib import Path
+
+from .families import FAMILIES
+from .glossary import (
+    COLUMNS,
+    CONFOUNDS,
+    DIRECTIONS,
+    GEOMETRY,
+    GROUP_DEFINITION,
+    GROUPS,
+    NOTATION,
+    PARALLEL,
+)
+from .metric import NONE, InComponents, Metric
+
+FOLDER = Path(__file__).parent
+WIDTH = 100
+
+INTRODUCTION = """\
+How far apart a model holds harmful and harmless texts, for every layer, pooling and language:
+metrics with intervals, p values and the value that chance would give. Everything is computed from
+a store that `run` wrote; no model is loaded. `separation` looks at each model, `compare` at what
+tuning changed between two models, `directions` and `parallel` at several languages together.
+
+```python
+import safetyspace_fast as ssf
+
+run = ssf.open_run("demo.zarr")
+table = ssf.separation(run, metrics=["rho_adjusted", "auc_direction"], layers="-1")
+print(table["value"].sel(metric="auc_direction", pooling="last").to_series())
+```
+
+This file is generated from the definitions in the code. To write it again:
+`python -m safetyspace_fast.analysis.readme > safetyspace_fast/analysis/README.md`."""
+
+STATES = """\
+A state is the vector of one text in one layer, after pooling over its tokens. Layers are `embed`,
+`block.0`, `block.1`, ... (the output of a block, before the final norm) and `final_norm`, which is
+`hidden_states[-1]` of transformers. The poolings that most studies use are `mean` (the tokens of
+the text itself, without BOS and template), `last` (the last token of the prompt) and `last_text`
+(the last token of the text).
+
+A metric looks at the states in one of three spaces:
+
+- `full`: all hidden dimensions;
+- `projection`: a seeded random projection, the same for all texts of a model;
+- `pcK`: the first K principal components of one language. K is 10 or 2 in the list of metrics, and
+  any number from 1 to 16 by name, as in `rho_pc7`."""
+
+NUMBERS = """\
+In tables, `~` marks a value that is consistent with chance (p > 0.05), and `*` one that is
+significant after correction over all layers and languages (p_family <= 0.05).
+
+Where texts are paired (a harmful text and its harmless paraphrase), pairs are the unit: a bootstrap
+draws pairs, and a permutation swaps the labels inside a pair."""
+
+COVERAGE = """\
+In 400 simulated data sets, each 95 % interval covered the mean of the value in 92 to 98 % of the
+data sets; metrics of pairs were tested on simulated pairs. In `compare`, the intervals of 148 of
+152 differences and excesses did so in 300 simulated data sets, and the other four in 1,000 new
+ones. `make check-slow` repeats both."""
+
+STEPS = """\
+1. Choose the file of its family in `families/`. The steps 2 to 4 are all in this file.
+2. Write the formula as a function of tensors: float64, any leading batch axes, NaN for impossible
+   input. Its docstring gives shapes, units and the source.
+3. Write the estimator, a function of `Cells` that returns `make_estimate(cells, value, ...)`. Give
+   `null` (the statistic of the true labels and of every permutation) to get a p value, `influence`
+   or `draws` to get an interval, and `floor` if the value under chance is known exactly. Raise
+   `Refusal("reason")` where the metric is not defined. Put `@once` on functions that several
+   metrics use.
+4. Write its record, a `Metric(...)`, or a function from K to a `Metric` for principal components,
+   and add it to `METRICS` at the end of the file. Nothing else has to know of it.
+5. Add its name to `MetricName` in `metric.py`, so that type checkers know it, and write this README
+   again (see above). Tests fail if either is forgotten.
+6. Test the formula against another implementation in `tests/analysis/test_FAMILY.py`, and an
+   influence against leaving texts out. Tests of refusals, nulls and coverage find the metric by
+   themselves; run them with `pytest tests/analysis`, and the slow ones with `make check-slow`."""
+
+
+def readme() -> str:
+    """The text of the README."""
+    sections = {
+        "Files": _files(),
+        "States": STATES,
+        "What stands beside a number": "\n\n".join([_defined(COLUMNS), NUMBERS]),
+        "Metrics": _metrics(),
+        "How well the intervals cover": COVERAGE,
+        "What is reported beside the metrics": _beside(),
+        "Add a metric": STEPS,
+    }
+    parts = ["# Analysis", INTRODUCTION]
+    for title, text in sections.items():
+        parts += [f"## {title}", text]
+    return "\n\n".join(parts) + "\n"
+
+
+def _files() -> str:
+    """A table of the files: the first line of each docstring is its job."""
+    paths = sorted(FOLDER.glob("[a-z]*.py")) + sorted((FOLDER / "families").glob("[a-z]*.py"))
+    jobs = {path.relative_to(FOLDER).as_posix(): _first_line(path) for path in paths}
+    return _table(["file", "job"], [[f"`{name}`", job] for name, job in jobs.items()])
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def _metrics() -> str:
+    """The metrics of each family: a table, and a list of definitions."""
+    intervals: dict[str, str] = {NONE: NONE}
+    nulls: dict[str, str] = {NONE: NONE}
+    parts = [
+        _filled(
+            "`safetyspace-fast explain NAME` prints all that is known of a metric, with its floor "
+            "and its pitfalls. The numbers under interval and p refer to the lists below the "
+            "metrics. The last column marks metrics that are computed if none are named."
+        ),
+        _filled(f"Letters: {'; '.join(NOTATION.values())}."),
+    ]
+    for family, entries in FAMILIES.items():
+        rows, definitions = [], []
+        for entry in entries:
+            metric = entry if isinstance(entry, Metric) else entry(10)
+            rows.append(
+                [
+                    f"`{_name(metric)}`",
+                    metric.title,
+                    "pcK" if metric.components else metric.space,
+                    metric.unit,
+                    intervals.setdefault(metric.interval, str(len(intervals))),
+                    nulls.setdefault(metric.null, str(len(nulls))),
+                    _default(entry),
+                ]
+            )
+            definitions.append(
+                _item(f"`{_name(metric)}`: {metric.definition}. Source: {metric.source}.")
+            )
+        head = ["name", "metric", "space", "unit", "interval", "p", "default"]
+        title = _first_line(FOLDER / "families" / f"{family}.py").removesuffix(".")
+        parts += [f"### {title}", _table(head, rows), "\n".join(definitions)]
+    for what, texts in (("Intervals", intervals), ("p values", nulls)):
+        lines = [_item(text, f"{number}. ") for text, number in texts.items() if text != NONE]
+        parts += [f"### {what}", "\n".join(lines)]
+    return "\n\n".join(parts)
+
+
+def _name(metric: Metric) -> str:
+    return metric.name.replace(f"_pc{metric.components}", "_pcK")
+
+
+def _default(entry: Metric | InComponents) -> str:
+    """Whether a metric is in the default set, and for which numbers of components."""
+    if isinstance(entry, Metric):
+        return "yes" if entry.default else ""
+    chosen = [str(k) for k in (2, 10) if entry(k).default]
+    return f"K = {', '.join(chosen)}" if chosen else ""
+
+
+def _beside() -> str:
+    """Confounds, groups of languages, and what the other questions report."""
+    groups = "; ".join(f"`{name}`: {', '.join(langs)}" for name, langs in GROUPS.items())
+    return "\n\n".join(
+        [
+            _filled(
+                "The texts of two languages differ in more than the language. `separation`, "
+                "`compare` and `directions` therefore report for each language:"
+            ),
+            _defined(CONFOUNDS),
+            _filled(
+                f"With languages of two groups, `separation` and `compare` report the "
+                f"{GROUP_DEFINITION}. {groups} (languages with more and with less than 1 % of the "
+                "pages of Common Crawl). For other groups use `groups` in Python, `--high` and "
+                "`--low` on the command line."
+            ),
+            "`compare` reports for each layer, pooling and language:",
+            _defined(GEOMETRY),
+            "`directions` reports for each layer, pooling and two languages:",
+            _defined(DIRECTIONS),
+            "`parallel` reports for each layer and pooling, with an interval:",
+            _defined(PARALLEL),
+        ]
+    )
+
+
+def _defined(words: dict[str, str]) -> str:
+    return "\n".join(_item(f"`{name}`: {text}.") for name, text in words.items())
+
+
+def _item(text: str, mark: str = "- ") -> str:
+    return textwrap.fill(
+        text, WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark), break_on_hyphens=False
+    )
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    lines = [head, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )
+
+
+if __name__ == "__main__":
+    print(readme(), end="")

@@ -1,0 +1,346 @@
+"""All models of a run, one after the other, from what is asked for to a complete store."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import zarr
+
+from . import info
+from .config import RunConfig
+from .data import NUM_FOLDS, Samples, read_samples
+from .errors import ConfigError, ModelError, StoreError
+from .extract import (
+    Event,
+    Extraction,
+    ModelDone,
+    Note,
+    Planned,
+    Verified,
+)
+from .extract.prepare import Prepared, prepare
+from .models import LoadedModel, ModelSpec, load_model, parse_model
+from .store import (
+    Claim,
+    Growth,
+    Kept,
+    Place,
+    Run,
+    Session,
+    alone,
+    clear,
+    consolidate,
+    create_run,
+    discard,
+    half_made,
+    resume_run,
+    settle,
+)
+from .store.layout import COMPONENTS
+from .verification import verify_model
+
+
+def run_models(config: RunConfig) -> Generator[Event, None, None]:
+    """Run every model of a config over its data, event by event; closing it stops cleanly."""
+    specs = [parse_model(text) for text in config.models]
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
+    place = Place(config.out)
+    if place.exists() and not (config.overwrite or config.resume or half_made(place)):
+        raise StoreError(f"{place}: exists already; go on with --resume or use --overwrite")
+
+    notes: list[str] = []
+    samples = read_samples(
+        config.data,
+        strict=config.strict,
+        languages=config.languages,
+        limit=config.limit,
+        on_note=notes.append,
+    )
+    for note in notes:
+        yield Note("", note)
+    content: dict[str, Any] = {
+        "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
+        "data_name": samples.name,
+        "data_sha256": samples.sha256,
+        "languages": samples.languages,
+        "samples": sample_columns(samples),
+    }
+    growth = None
+    with ExitStack() as claims:
+        with alone(place.work):
+            settle(place)
+            held = {}
+            for name in names:
+                claim = Claim(place.work / name, f"{place}: model {name!r}")
+                held[name] = claims.enter_context(claim).left_by
+            if config.resume and place.exists() and not half_made(place):
+                there = Run(config.out)
+                if there.attrs["data_sha256"] == samples.sha256:
+                    root = resume_run(config.out, samples=content["samples"])
+                else:
+                    growth = Growth(there, samples.languages, content["samples"])
+                    root = growth.open(names, **content)
+                    config = replace(config, out=growth.location)
+            else:
+                discard(place, names)
+                root = create_run(config.out, **content, overwrite=config.overwrite)
+        for name, gone in held.items():
+            if gone is not None:
+                yield Note(name, f"taken over from process {gone['pid']}, which is gone")
+        for spec in specs:
+            yield from _run_model(spec, config, samples, root, growth)
+        with alone(place.work):
+            consolidate(config.out)
+            waiting = growth.finish(names) if growth else None
+        if waiting:
+            yield Note("", waiting)
+
+
+def sample_columns(samples: Samples) -> dict[str, Any]:  # arrays, or what becomes one
+    """The columns of a store's `samples` group."""
+    return {
+        "file_position": samples.file_position,
+        "text_sha256": samples.text_sha256,
+        "n_chars": [len(text) for text in samples.texts],
+        "lang": samples.lang_index,
+        "label": samples.labels,
+        "pair": samples.pair,
+        "item": samples.item,
+        "fold": samples.fold,
+    }
+
+
+def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
+    """Length of every axis of a model's arrays."""
+    hidden_size, proj_dim = work.projection.shape
+    return {
+        "layer": len(work.hookpoints),
+        "pooling": len(work.tokens.poolings),
+        "sample": len(samples),
+        "lang": len(samples.languages),
+        "hidden": hidden_size,
+        "proj": proj_dim,
+        "component": COMPONENTS,
+        "class": 2,
+        "label": 2,
+        "fold": NUM_FOLDS,
+    }
+
+
+def _run_model(
+    spec: ModelSpec, config: RunConfig, samples: Samples, root: zarr.Group, growth: Growth | None
+) -> Iterator[Event]:
+    """One model: load, prepare, begin, extract, finish."""
+    name = spec.name
+    stored = _attributes(root, name)
+    if stored.get("complete"):
+        clear(Place(config.out).work / name)  # a crash may have come before it
+        yield Note(name, "complete in the store already; nothing to do")
+        return
+    if config.verify:
+        yield _verified(spec, config, samples)
+    kept = growth.kept(name) if growth else Kept()
+    earlier = stored.get("manifest", kept.manifest)
+    notes: list[str] = []
+    model = _load(spec, config, notes.append)
+    work = _prepare(model, config, samples, earlier.get("token_budget"), notes.append)
+    manifest = _manifest(model, config, samples, work)
+    session = begin(
+        model,
+        samples,
+        work,
+        Place(config.out),
+        root,
+        manifest=manifest,
+        earlier=stored.get("manifest", kept.manifest_with(manifest)),
+    )
+    impl = _implementation(config)
+    extraction = Extraction(model, samples, work, session, kept=kept.languages, impl=impl)
+    yield _planned(name, samples, work, extraction)
+    if growth:
+        notes.append(_what_is_kept(samples.languages, kept))
+    for note in notes:
+        yield Note(name, note)
+    yield from extraction
+    yield _finish(model, config, samples, session, extraction)
+
+
+def _attributes(root: zarr.Group, name: str) -> dict[str, Any]:
+    """What the store says of a model; nothing if it was not begun."""
+    group = f"models/{name}"
+    return dict(root[group].attrs) if group in root else {}
+
+
+def _implementation(config: RunConfig) -> str | None:
+    return None if config.impl == "auto" else config.impl
+
+
+def _verified(spec: ModelSpec, config: RunConfig, samples: Samples) -> Verified:
+    """Compare a few texts with transformers.
+
+    Raises:
+        ModelError: something is wrong.
+    """
+    verification = verify_model(
+        spec,
+        samples,
+        layers=config.layers,
+        poolings=config.poolings,
+        template=config.template,
+        max_tokens=config.max_tokens,
+        device=config.device,
+        dtype=config.dtype,
+        impl=_implementation(config),
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if verification.problem is not None:
+        raise ModelError(verification.problem)
+    return Verified(spec.name, verification)
+
+
+def _load(spec: ModelSpec, config: RunConfig, on_note: Callable[[str], None]) -> LoadedModel:
+    return load_model(
+        spec,
+        device=config.device,
+        dtype=config.dtype,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        on_note=on_note,
+    )
+
+
+def _prepare(
+    model: LoadedModel,
+    config: RunConfig,
+    samples: Samples,
+    earlier_budget: int | None,
+    on_note: Callable[[str], None],
+) -> Prepared:
+    return prepare(
+        model,
+        samples.texts,
+        samples.lang_ranges,
+        layers=config.layers,
+        poolings=config.poolings,
+        template=config.template,
+        max_tokens=config.max_tokens,
+        proj_dim=config.proj_dim,
+        seed=config.seed,
+        token_budget=config.token_budget or earlier_budget,
+        compiled=config.compile,
+        on_note=on_note,
+    )
+
+
+def begin(
+    model: LoadedModel,
+    samples: Samples,
+    work: Prepared,
+    place: Place,
+    root: zarr.Group,
+    *,
+    manifest: Mapping[str, Any],  # JSON
+    earlier: Mapping[str, Any] | None = None,
+) -> Session:
+    """Make the model's arrays, or go on with those that an earlier run began.
+
+    Raises:
+        StoreError: the earlier manifest is another.
+    """
+    session = Session(
+        place,
+        root,
+        model.name,
+        axis_sizes(samples, work),
+        languages=samples.lang_ranges,
+        parts=[[part.number for part in parts] for parts in work.plan.languages],
+        attributes={
+            "hookpoints": work.hookpoints,
+            "poolings": work.tokens.poolings,
+            "model": model.identity,
+            "manifest": manifest,
+        },
+        earlier=earlier,
+    )
+    session.arrays.write("n_tokens", work.tokens.n_text_tokens)  # each time: a crash may have
+    session.arrays.write("truncated", work.tokens.truncated)  # come before it
+    return session
+
+
+def _manifest(
+    model: LoadedModel, config: RunConfig, samples: Samples, work: Prepared
+) -> dict[str, Any]:
+    """All that decides the numbers of a model; a resumed run must agree in every entry."""
+    return {
+        "data_sha256": samples.sha256,
+        **{key: model.identity[key] for key in ("weights_sha256", "config_sha256")},
+        "tokenizer_sha256": model.identity["tokenizer_sha256"],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "template": config.template,
+        "template_sha256": work.tokens.template.sha256,
+        "hookpoints": list(work.hookpoints),
+        "poolings": list(config.poolings),
+        "max_tokens": config.max_tokens,
+        "proj_dim": config.proj_dim,
+        "seed": config.seed,
+        "compile": config.compile,
+        "token_budget": work.token_budget,
+        "plan_sha256": dict(zip(samples.languages, work.plan.sha256, strict=True)),
+    }
+
+
+def _planned(name: str, samples: Samples, work: Prepared, extraction: Extraction) -> Planned:
+    return Planned(
+        name,
+        hookpoints=len(work.hookpoints),
+        hidden_size=len(work.projection),
+        texts=len(samples),
+        unique_texts=work.plan.unique_texts,
+        texts_done=extraction.texts_done,
+        prefix_tokens=work.prefix_tokens,
+        tokens=work.plan.tokens,
+        padded_tokens=work.plan.padded_tokens,
+        batches=sum(1 for _ in work.plan),
+        truncated=int(work.tokens.truncated.sum()),
+        segment_bytes=extraction.segment_bytes,
+    )
+
+
+def _what_is_kept(languages: Sequence[str], kept: Kept) -> str:
+    old = ", ".join(kept.languages) or "none"
+    new = ", ".join(lang for lang in languages if lang not in kept.languages) or "none"
+    return f"languages kept from the store: {old}; to run: {new}"
+
+
+def _finish(
+    model: LoadedModel,
+    config: RunConfig,
+    samples: Samples,
+    session: Session,
+    extraction: Extraction,
+) -> ModelDone:
+    """Mark the model complete and say what it took."""
+    session.finish(
+        {
+            "versions": info.package_versions(),
+            "device": str(model.device),
+            "impl": config.impl,
+            "forward_seconds": extraction.forward_seconds,
+            "finish_seconds": extraction.finish_seconds,
+            "tokens": extraction.tokens,
+            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    )
+    return ModelDone(
+        model.name,
+        texts=len(samples),
+        tokens=extraction.tokens,
+        forward_seconds=extraction.forward_seconds,
+        finish_seconds=extraction.finish_seconds,
+        peak_device_bytes=extraction.peak_device_bytes,
+    )

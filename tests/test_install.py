@@ -1,0 +1,86 @@
+"""What is packed can be installed, and works outside the source tree."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import save_tiny
+
+REPO = Path(__file__).resolve().parent.parent
+PACKED = ("csrc", "safetyspace_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+PIP = [sys.executable, "-m", "pip"]
+
+SMOKE = """\
+import sys
+from pathlib import Path
+import safetyspace_fast as ssf
+from safetyspace_fast import info
+assert Path(ssf.__file__).is_relative_to(sys.argv[1]), ssf.__file__
+run = ssf.run(models=sys.argv[2], data="sample:polite", out="smoke.zarr", languages=["en"])
+table = ssf.separation(run, metrics=["rho"], layers=["final_norm"], bootstraps=20)
+assert table["value"].notnull().all()
+print("compiled:", info.build_record()["compiled"])
+"""
+
+
+def command(*arguments: object, folder: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=folder,
+        env={**os.environ, "MAX_JOBS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    absent = shutil.ignore_patterns("*.so", "__pycache__", "_build_record.json")
+    for name in PACKED:
+        path = REPO / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, ignore=absent)
+        else:
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_without_torch_the_build_says_what_to_do_first(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "pip install 'setuptools>=77' torch" in line
+    assert "pip install --no-build-isolation ." in line
+
+
+@pytest.mark.slow
+def test_an_sdist_makes_a_wheel_that_works_elsewhere(source: Path, tmp_path: Path) -> None:
+    command(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path / "sdist", folder=source)
+    (sdist,) = (tmp_path / "sdist").iterdir()
+    options = ["-q", "--no-build-isolation", "--no-deps"]
+    command(*PIP, "wheel", *options, "-w", tmp_path / "wheel", sdist, folder=tmp_path)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    target = tmp_path / "installed"
+    command(*PIP, "install", "-q", "--no-deps", "--target", target, wheel, folder=tmp_path)
+    model = save_tiny("llama", tmp_path / "tiny")
+    found = {"PYTHONPATH": str(target)}
+    smoke = command(sys.executable, "-c", SMOKE, target, model, folder=tmp_path, **found)
+    assert "compiled: True" in smoke or not shutil.which("g++")
+    cli = [sys.executable, "-m", "safetyspace_fast.cli", "separation", "smoke.zarr"]
+    assert "final_norm" in command(*cli, folder=tmp_path, **found)
+    assert (target / "safetyspace_fast" / "store" / "layout.py").exists()
