@@ -22,7 +22,7 @@ ALLOWED = {
     "models": {"config", "errors", "ops"},
     "store": {"errors"},
     "extract": {"errors", "ops", "threads", "data", "models", "store"},
-    "analysis": {"errors", "ops", "threads", "data", "store"},
+    "analysis": {"config", "errors", "ops", "threads", "data", "store"},
     "info": {"ops"},
     "benchmark": {"data", "models", "extract"},
     "verification": {"data", "errors", "models", "extract"},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config import layer_name
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ def select(
     chosen = _named("models", models, run.models)
     stores = [run.model(name) for name in chosen]
     hookpoints = _union([store.hookpoints for store in stores])
-    ends = {str(i - len(hookpoints)): name for i, name in enumerate(hookpoints)}
     if layers is not None:
-        layers = None if layers == "all" else [ends.get(name, name) for name in listed(layers)]
+        layers = (
+            None if layers == "all" else [layer_name(name, hookpoints) for name in listed(layers)]
+        )
     return Selection(
         chosen,
         _named("layers", layers, hookpoints),

@@ -170,8 +170,8 @@ class FusedAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,  # transformers has no types
-        **rest: Any,
+        past_key_values: object = None,
+        **rest: object,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, D] to [B, T, D], and None in place of attention weights."""
         past = self._past(past_key_values, attention_mask)
@@ -191,7 +191,7 @@ class FusedAttention(nn.Module):
         qkv = self.qkv_proj(hidden_states)
         return self.o_proj(self.mix(qkv, *position_embeddings, **past)), None
 
-    def _past(self, past_key_values: Any, mask: Tensor | None) -> dict[str, Tensor] | None:
+    def _past(self, past_key_values: object, mask: Tensor | None) -> dict[str, Tensor] | None:
         """The arguments of `mix` for a cache; None if `mix` cannot take this cache or this mask."""
         if past_key_values is None:
             return {} if mask is None else None

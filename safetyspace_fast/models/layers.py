@@ -73,7 +73,8 @@ def watch(
     )
 
 
-def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:  # of any block
+# Blocks of different models take and return different things, hence Any.
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """A block's hidden states: its first argument, or the one named `hidden_states`."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states

@@ -13,7 +13,7 @@ from . import _native, _schema, reference
 
 
 class Implementation(NamedTuple):
-    """One kernel of one operator. Arguments and results differ by operator, hence `Any`.
+    """One kernel of one operator.
 
     call: takes the operator's arguments in the order of `_schema`.
     unavailable: reasons why it cannot run on this machine; empty if it can.
@@ -88,9 +88,8 @@ IMPLEMENTATIONS = {op: _of(op) for op in _schema.SCHEMAS}
 _DEFAULTS = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 
-def choose(
-    op: str, impl: str | None, *args: Any
-) -> Callable[..., Any]:  # every operation takes and returns something else
+# Arguments and results differ by operator, hence Any.
+def choose(op: str, impl: str | None, *args: Any) -> Callable[..., Any]:
     """The kernel to call with `args`.
 
     Args:

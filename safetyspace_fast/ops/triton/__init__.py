@@ -1,7 +1,5 @@
 """GPU kernels in Triton, one file each, imported when a kernel is first used."""
 
-from typing import Any
-
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -10,7 +8,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter; decided when they are defined."""
 
 
-def current_target() -> Any:  # triton has no types
+def current_target() -> GPUTarget:
     """The GPU that a launch would use; in Triton's interpreter one that is in no table."""
     if INTERPRETED:
         return GPUTarget("cuda", 0, 32)
@@ -24,6 +22,6 @@ def device_reasons(name: str, tensor: torch.Tensor) -> list[str]:
     return [f"{name} is on {tensor.device}, not on a GPU"]
 
 
-def launch_options(num_warps: int, **more: int) -> dict[str, int | bool]:
+def launch_options(num_warps: int, **more: int) -> dict[str, int]:
     """Options of every launch; fusion is named because Triton 3.10 changes its default."""
     return {"num_warps": num_warps, "enable_fp_fusion": True, **more}

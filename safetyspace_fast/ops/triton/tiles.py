@@ -33,6 +33,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from safetyspace_fast.ops import reference
 from safetyspace_fast.ops.triton import device_reasons, launch_options
@@ -267,7 +268,7 @@ SPLIT_BLOCK = 1024
 MEND_BLOCK = 64  # bytes of a row at a time, so that a thread loads 16 of them
 
 
-def tile_config(target: Any) -> TileConfig:  # triton has no types
+def tile_config(target: GPUTarget) -> TileConfig:
     """Block sizes for a GPU; small ones for a GPU that is not in the table."""
     return TILE_CONFIGS.get(target.arch, DEFAULT_TILE_CONFIG)
 
