@@ -1,5 +1,6 @@
 """What a user's editor and a user's notebook see of the package."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +45,13 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         scripts[f"wrong_{i}.py"] = SCRIPT.replace(right, wrong)
     for name, script in scripts.items():
         (folder / name).write_text(script)
-    options = ["--strict", "--ignore-missing-imports", "--no-error-summary"]
+    options = ["--strict", "--no-error-summary"]
     cache = ["--cache-dir", str(folder / "cache"), "--follow-imports", "silent"]
     command = [sys.executable, "-m", "mypy", *options, *cache, *scripts]
-    checked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    package = {**os.environ, "MYPYPATH": str(Path(ssf.__file__).parents[1])}
+    checked = subprocess.run(
+        command, cwd=folder, env=package, capture_output=True, text=True, check=False
+    )
     assert not checked.stderr
     lines = checked.stdout.splitlines()
     return {name: [line for line in lines if line.startswith(name)] for name in scripts}
