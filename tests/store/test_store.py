@@ -1,5 +1,6 @@
 """The on-disk format: what other tools see, and what the writer and the reader refuse."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_a_shard_is_one_file_and_every_chunk_has_a_checksum(store: Path) -> None
         (sharding,) = json.loads((folder / "zarr.json").read_text())["codecs"]
         inner = sharding["configuration"]["codecs"]
         assert [codec["name"] for codec in inner] == ["bytes", "blosc", "crc32c"]
+
+
+def test_a_seal_is_the_hash_that_the_readme_defines(store: Path) -> None:
+    for file in store.rglob("zarr.json"):
+        content = json.loads(file.read_text())
+        content.pop("consolidated_metadata", None)
+        seal = content["attributes"].pop("metadata_sha256")
+        expected = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        assert seal == expected, file
 
 
 def test_damage_is_an_error_that_names_the_array(store: Path) -> None:
