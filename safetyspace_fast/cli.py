@@ -310,7 +310,6 @@ def _add_separation(commands: _Commands) -> None:
 def _separation(arguments: argparse.Namespace) -> None:
     from . import api
     from .analysis import tables
-    from .errors import StoreError
 
     run = api.open_run(arguments.run)
     options = _statistics(arguments)

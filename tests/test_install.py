@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from sources import copy_sources
 from tiny_models import save_tiny
 
-REPO = Path(__file__).resolve().parent.parent
-PACKED = ("csrc", "safetyspace_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 PIP = [sys.executable, "-m", "pip"]
 
 SMOKE = """\
@@ -41,15 +40,7 @@ def command(*arguments: object, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    absent = shutil.ignore_patterns("*.so", "__pycache__", "_build_record.json")
-    for name in PACKED:
-        path = REPO / name
-        if path.is_dir():
-            shutil.copytree(path, folder / name, ignore=absent)
-        else:
-            shutil.copy(path, folder)
-    return folder
+    return copy_sources(tmp_path_factory.mktemp("install"))
 
 
 def test_without_torch_the_build_says_what_to_do_first(source: Path, tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from sources import REPO, copy_sources
 
-REPO = Path(__file__).resolve().parents[2]
-ABSENT = shutil.ignore_patterns("*.so", "__pycache__", "_build_record.json")
 LIBRARY = "safetyspace_fast/_C.abi3.so"
 RECORD = "safetyspace_fast/_build_record.json"
 CUBINS = ["sm_100", "sm_80", "sm_90a"]
@@ -36,15 +35,6 @@ def run(folder, *command, **environment):
         text=True,
         env={**os.environ, **environment},
     )
-
-
-def copy_sources(folder):
-    source = folder / "source"
-    for name in ("csrc", "safetyspace_fast"):
-        shutil.copytree(REPO / name, source / name, ignore=ABSENT)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPO / name, source)
-    return source
 
 
 def build(folder, **environment):
