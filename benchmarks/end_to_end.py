@@ -63,7 +63,7 @@ class Ours:
         self, path: str, token_budget: int, poolings: tuple[str, ...] = ("mean", "last")
     ) -> None:
         self.poolings = poolings
-        self.model: LoadedModel = load_model(parse_model(path))
+        self.model: LoadedModel = load_model(parse_model(path), dtype="float32")  # as the peers
         self.token_budget = token_budget
         self.finish_seconds: list[float] = []
         self.store_bytes = 0
