@@ -72,7 +72,8 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
             config = replace(config, out=growth.location)
         for name, owner in left_by.items():
             if owner is not None:
-                yield Note(name, f"taken over from process {owner['pid']}, which has ended")
+                process = f"process {owner['pid']} on {owner['host']}"
+                yield Note(name, f"taken over from {process}, which has ended")
         for spec in specs:
             yield from _run_model(spec, config, samples, root, growth)
         with alone(place.work):

@@ -8,6 +8,7 @@ that fails on purpose.
 
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,10 @@ from pathlib import Path
 from ..errors import StoreError
 
 Bytes = bytes | bytearray | memoryview
+
+
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
+"""What file systems say that cannot sync a folder or a file: some of FUSE, of networks, of NAS."""
 
 
 def replace(path: Path, content: Bytes) -> None:
@@ -123,14 +128,36 @@ def _write(path: Path, flag: int, pieces: tuple[Bytes, ...], *, sync: bool) -> N
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
         if sync:
-            os.fsync(descriptor)
+            _fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:  # a folder that may be written to, but not opened
+        _refuse_failed_sync(error)
+        return
+    try:
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        _refuse_failed_sync(error)
+
+
+def _refuse_failed_sync(error: OSError) -> None:
+    """Warn of a file system that cannot sync; raise what says that data are lost."""
+    if error.errno not in _NO_SYNC:
+        raise error
+    warnings.warn(
+        f"this file system cannot sync files or folders ({error.strerror}): a power cut may lose "
+        "what was written last; a crash of the program does not",
+        stacklevel=1,
+    )

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,31 +14,39 @@ from typing import Self
 from ..errors import StoreError
 
 
+_NO_LOCKS = (
+    "this file system has no file locks ({}): let only one process at a time write a model of a "
+    "store"
+)
+
+
 class Claim:
     """The right to write one model, for as long as a `with` block or the process lasts."""
 
     def __init__(self, folder: Path, what: str) -> None:
-        """Take the claim; a process of this machine that has ended gives it up.
+        """Take the claim; the system gives back that of a process that has ended, on any host.
+
+        Where a file system has no locks, the file says who has the claim: a process of this host
+        that has ended gives it up, a process of another host must have deleted it.
 
         Args:
             folder: the model's folder in the store's work folder; made if it is missing.
             what: the model's name in an error.
 
         Raises:
-            StoreError: another process has the claim, or a process of another host had it and did
-                not give it up.
+            StoreError: another process has the claim.
         """
         _refuse_link(folder.parent)
         self._path = folder / "owner.json"
-        self._descriptor = _locked(self._path, what)
+        self._descriptor, locked = _locked(self._path, what)
         self.left_by = _owner(self._descriptor)
         """The owner that ended without giving it up; None if there is none."""
         host = socket.gethostname()
-        if self.left_by and self.left_by["host"] != host:
+        if self.left_by and not locked and _may_live(self.left_by, host):
             os.close(self._descriptor)
             raise StoreError(
-                f"{what}: {_held_by(self.left_by)}, another host; if that process has ended, "
-                f"delete {self._path} and try again"
+                f"{what}: {_held_by(self.left_by)}, and there are no file locks to ask; if that "
+                f"process has ended, delete {self._path} and try again"
             )
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         owner = json.dumps({"pid": os.getpid(), "host": host, "started": started})
@@ -57,21 +66,27 @@ class Claim:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Run a `with` block while no other process runs one with the same folder; waits for that."""
+    """Run a `with` block while no other process runs one with the same folder; waits for that.
+
+    Where a file system has no locks, nothing is waited for.
+    """
     path = folder / ".lock"
-    descriptor = _locked(path)
+    descriptor, _ = _locked(path)
     try:
         yield
     finally:
         _unlock(path, descriptor)
 
 
-def _locked(path: Path, what: str | None = None) -> int:
+def _locked(path: Path, what: str | None = None) -> tuple[int, bool]:
     """Lock a file, which is made if it is missing.
 
     Args:
         path: the file.
         what: its name in the error that is raised if another process has the lock; None: wait.
+
+    Returns:
+        Descriptor of the file, and whether it is locked: some network file systems have no locks.
     """
     _refuse_link(path.parent)
     while True:
@@ -85,14 +100,17 @@ def _locked(path: Path, what: str | None = None) -> int:
             raise StoreError(f"{path}: cannot be locked: {error.strerror or error}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
+            locked = True
         except BlockingIOError as error:
             owner = _owner(descriptor)
             os.close(descriptor)
             raise StoreError(f"{what}: {_held_by(owner)}; wait for it, or stop it") from error
-        except FileNotFoundError:
-            pass
+        except OSError as error:  # Lustre without -o flock, NFS without lockd
+            locked = False
+            warnings.warn(_NO_LOCKS.format(error.strerror), stacklevel=1)
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor, locked
         os.close(descriptor)  # its owner has deleted the file since
 
 
@@ -116,6 +134,21 @@ def _owner(descriptor: int) -> dict[str, object] | None:
         return {key: owner[key] for key in ("pid", "host", "started")}
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _may_live(owner: dict[str, object], host: str) -> bool:
+    """Whether a process may still run, as far as this host can know."""
+    if owner["host"] != host or not isinstance(pid := owner["pid"], int):
+        return True
+    if pid == os.getpid():  # of the same container, started again
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _held_by(owner: dict[str, object] | None) -> str:

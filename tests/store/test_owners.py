@@ -1,5 +1,6 @@
 """Several processes at one store: two models at once, one model once, readers at any time."""
 
+import errno
 import json
 import os
 import signal
@@ -70,7 +71,9 @@ def test_a_claim_of_a_process_that_is_gone_is_taken_over(tiny: Path, tmp_path: P
     process.wait()
     events = list(api.iter_run(again))
     notes = [event.message for event in events if isinstance(event, api.Note)]
-    assert notes == [f"taken over from process {process.pid}, which has ended"]
+    assert notes == [
+        f"taken over from process {process.pid} on {socket.gethostname()}, which has ended"
+    ]
     assert api.open_run(out).models == ("m",)
 
 
@@ -90,17 +93,75 @@ def test_an_interrupt_after_the_last_write_leaves_nothing_behind(
     assert not Place(out).work.exists()
 
 
-def test_a_claim_of_another_host_says_how_to_clear_it(tmp_path: Path) -> None:
+def test_a_claim_that_another_host_has_lost_is_taken_over(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    lock = Place(out).work / "m" / "owner.json"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"pid": 1, "host": "pod-a", "started": "yesterday"}))
+    events = list(api.iter_run(make_config(tiny, out)))
+    notes = [event.message for event in events if isinstance(event, api.Note)]
+    assert notes[:1] == ["taken over from process 1 on pod-a, which has ended"]
+    assert not Place(out).work.exists()
+
+
+@pytest.mark.filterwarnings("ignore:this file system has no file locks")
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_without_file_locks_the_owner_file_decides(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_descriptor: int, _operation: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("fcntl.flock", flock)
     folder = tmp_path / "run.zarr.work" / "m"
-    folder.mkdir(parents=True)
     lock = folder / "owner.json"
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "yesterday"}))
-    with pytest.raises(StoreError, match=rf"on elsewhere since yesterday.*delete {lock}"):
-        Claim(folder, "model 'm'")
-    lock.unlink()
-    with Claim(folder, "model 'm'"):
-        pass
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    def owned_by(pid: int, host: str = socket.gethostname()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.write_text(json.dumps({"pid": pid, "host": host, "started": "yesterday"}))
+
+    for pid, host in ((os.getppid(), socket.gethostname()), (ended.pid, "elsewhere")):
+        owned_by(pid, host)
+        with pytest.raises(StoreError, match=rf"since yesterday.*delete {lock}") as caught:
+            Claim(folder, "model 'm'")
+        assert "\n" not in str(caught.value)
+    owned_by(ended.pid)
+    with pytest.warns(UserWarning, match="has no file locks"), Claim(folder, "model 'm'") as claim:
+        assert claim.left_by is not None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:this file system has no file locks")
+@pytest.mark.filterwarnings("ignore:this file system cannot sync")
+def test_a_run_on_a_file_system_without_locks_and_syncs(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        patch.setattr("safetyspace_fast.store.files.os.fsync", refuse)
+        api.run(make_config(tiny, tmp_path / "without.zarr"))
+    api.run(make_config(tiny, tmp_path / "with.zarr"))
+    means = [
+        api.open_run(tmp_path / name).model("m").read("projected")
+        for name in ("without.zarr", "with.zarr")
+    ]
+    np.testing.assert_array_equal(*means)
+
+
+def test_a_failed_sync_of_a_sick_disk_is_an_error(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("safetyspace_fast.store.files.os.fsync", refuse)
+    with pytest.raises(StoreError, match=os.strerror(errno.EIO)):
+        api.run(make_config(tiny, tmp_path / "run.zarr"))
 
 
 def test_two_processes_write_two_models_while_a_third_reads(tiny: Path, tmp_path: Path) -> None:
