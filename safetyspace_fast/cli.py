@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 a clear error, 2 wrong usage, 130 interrupted with everything so far saved.
+        0 done, 1 an error, in one line, 2 wrong usage, 130 interrupted with everything so far saved.
     """
     warnings.showwarning = terminal.warn
     try:
@@ -125,10 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"safetyspace-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("safetyspace-fast: interrupted; repeat with --resume to go on", file=sys.stderr)
+        print("safetyspace-fast: interrupted; repeat a run with --resume to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
         sys.stderr.close()
+        return 1
+    except Exception as error:  # what nobody foresaw
+        print(f"safetyspace-fast: {terminal.unforeseen(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -279,9 +283,9 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"run: {flag} is missing; give it, or a --preset that has it")
     options["models"] = tuple(options["models"])
     config = RunConfig(**options)
+    _interrupt_at_signals()
     from . import api
 
-    signal.signal(signal.SIGTERM, _as_interrupt)
     done: list[api.ModelDone] = []
     with terminal.RunDisplay() as progress, closing(api.iter_run(config)) as events:
         for event in events:
@@ -689,9 +693,17 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Treat SIGTERM, which schedulers send before they stop a job, like Ctrl-C."""
-    raise KeyboardInterrupt
+def _interrupt_at_signals() -> None:
+    """Treat the signals that schedulers and terminals send before they stop a job like Ctrl-C."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # no other may set them
+        return
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, interrupt)
 
 
 if __name__ == "__main__":

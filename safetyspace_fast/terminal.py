@@ -1,9 +1,13 @@
 """What a person sees: progress bars and news on stderr, results on stdout."""
 
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from .errors import SafetySpaceError, first_line
 
 if TYPE_CHECKING:
     from .api import Bench, Event, ModelDone, Report, Verification
@@ -13,6 +17,28 @@ if TYPE_CHECKING:
 def warn(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as one line; takes the place of `warnings.showwarning`."""
     print(f"safetyspace-fast: warning: {message}", file=sys.stderr)
+
+
+def unforeseen(error: Exception) -> str:
+    """Write the traceback of an error that nobody foresaw to a file; returns a line that names it.
+
+    The file is in the folder for temporary files.
+    """
+    said = f"{type(error).__name__}: {first_line(error)[:200]}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="safetyspace-fast-", suffix=".log", encoding="utf-8", delete=False
+        ) as log:
+            log.write("".join(traceback.format_exception(error)))
+    except OSError as reason:
+        log_name = f"cannot be written ({reason.strerror})"
+    else:
+        log_name = f"is in {log.name}"
+    line = (
+        f"unforeseen error: {said}; the traceback {log_name}; please report it with that file and "
+        "what `safetyspace-fast info` prints"
+    )
+    return str(SafetySpaceError(line))  # without what no terminal should get
 
 
 class RunDisplay:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import save_tiny
 
+from safetyspace_fast import cli, terminal
 from safetyspace_fast.cli import main
 
+UNFORESEEN = terminal.unforeseen
 RUN = [sys.executable, "-m", "safetyspace_fast.cli"]
+
+
+@pytest.fixture(autouse=True)
+def _no_last_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that nobody foresaw fail the test that finds them."""
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(terminal, "unforeseen", fail)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +195,9 @@ def test_the_command_starts_fast_and_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+)
 def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: int) -> None:
     out = tmp_path / "run.zarr"
     command = [*RUN, "run", "--model", str(tiny), "--data", "sample:polite", "--out", str(out)]
@@ -207,8 +222,65 @@ def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: 
     assert process.returncode == 130, progress
     assert "interrupted" in progress
     assert "Traceback" not in progress
+    assert not list(segments.rglob("owner.json"))
     finished = subprocess.run([*command, "--resume"], env=environment, check=False)
     assert finished.returncode == 0
+
+
+def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        cli._interrupt_at_signals()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_run_may_be_started_in_a_thread(tiny: Path, tmp_path: Path) -> None:
+    command = ["run", "--model", str(tiny), "--data", "sample:polite", "--languages", "en"]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, [*command, "--out", str(tmp_path / "run.zarr")]).result() == 0
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("first\nsecond"), MemoryError(), OSError(5, "sick"), KeyError("\x1b")]
+)
+def test_an_unforeseen_error_is_one_line_and_a_log(
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(terminal, "unforeseen", UNFORESEEN)
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        patch.setattr("safetyspace_fast.info.environment", fail)
+        assert main(["info"]) == 1
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1
+    assert f"unforeseen error: {type(error).__name__}: " in line
+    assert "\x1b" not in line
+    (log,) = tmp_path.iterdir()
+    assert str(log) in line
+    assert "Traceback (most recent call last)" in log.read_text("utf-8")
+
+
+def test_an_unforeseen_error_without_room_for_a_log(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(terminal, "unforeseen", UNFORESEEN)
+        patch.setattr("tempfile.tempdir", "/no/such/folder")
+        patch.setattr("safetyspace_fast.info.environment", lambda: 1 / 0)
+        assert main(["info"]) == 1
+    assert "cannot be written (No such file or directory)" in capfd.readouterr().err
 
 
 def test_languages_prints_matrices_and_rows(store: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ ALLOWED = {
     "runner": {"config", "data", "errors", "extract", "info", "models", "store"} | {"verification"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
-    "terminal": {"api", "info"},
+    "terminal": {"api", "errors", "info"},
     "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},
     "__init__": {"api", "ops"},
 }

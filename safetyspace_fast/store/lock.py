@@ -13,7 +13,6 @@ from typing import Self
 
 from ..errors import StoreError
 
-
 _NO_LOCKS = (
     "this file system has no file locks ({}): let only one process at a time write a model of a "
     "store"
