@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 an error, in one line, 2 wrong usage, 130 interrupted with everything so far saved.
+        0 done, 1 an error in one line, 2 wrong usage, 130 interrupted with everything so far saved.
     """
     warnings.showwarning = terminal.warn
     try:
