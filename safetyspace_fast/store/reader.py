@@ -1,5 +1,6 @@
 """A store for whoever reads it; arrays are read when they are asked for, and nothing is changed."""
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -265,6 +266,9 @@ class Run:
     def dataset(self, name: str) -> "xarray.Dataset":
         """One model's arrays as xarray, lazily, with names along every axis and sample columns.
 
+        Its attributes are strings and numbers, as netCDF takes them: `model`, `manifest` and
+        `versions` are JSON. `ModelStore.attrs` has them as they are.
+
         Raises:
             StoreError: as for `model`; or its metadata are damaged.
         """
@@ -289,7 +293,14 @@ class Run:
             raise
         except Exception as error:  # damaged metadata can raise anything
             raise StoreError(f"{self.place}/models/{name}: damaged metadata: {error}") from error
-        return dataset
+        return dataset.assign_attrs({key: _scalar(value) for key, value in arrays.attrs.items()})
+
+
+def _scalar(value: object) -> str | int | float:
+    """An attribute as netCDF takes it; what is neither a string nor a number becomes JSON."""
+    if isinstance(value, str | int | float):
+        return int(value) if isinstance(value, bool) else value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _described(store: ModelStore) -> str:

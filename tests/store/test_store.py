@@ -120,6 +120,23 @@ def test_xarray_opens_it_with_named_axes_and_units(store: Path) -> None:
     np.testing.assert_array_equal(chosen, Run(store).model("m").read("class_mean")[1, 1, 1, 1])
 
 
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.filterwarnings("ignore:Consolidated metadata:zarr.errors.ZarrUserWarning")
+@pytest.mark.parametrize("kind", ["netcdf", "zarr"])
+def test_a_dataset_can_be_written_by_xarray(store: Path, tmp_path: Path, kind: str) -> None:
+    data = Run(store).dataset("m")
+    if kind == "netcdf":
+        data.to_netcdf(tmp_path / "copy", engine="scipy")
+        copy = xarray.open_dataset(tmp_path / "copy", engine="scipy")
+    else:
+        data.to_zarr(tmp_path / "copy", zarr_format=3)
+        copy = xarray.open_zarr(tmp_path / "copy")
+    np.testing.assert_array_equal(copy["class_mean"], data["class_mean"])
+    assert [str(name) for name in copy["layer"].values] == list(data["layer"].values)
+    assert json.loads(copy.attrs["hookpoints"]) == list(Run(store).model("m").hookpoints)
+    assert copy.attrs["complete"] == 1
+
+
 def test_a_shard_is_one_file_and_every_chunk_has_a_checksum(store: Path) -> None:
     for name in ROW_ARRAYS:
         folder = store / "models" / "m" / name
