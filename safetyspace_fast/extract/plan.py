@@ -1,6 +1,7 @@
 """Which texts run together: a deterministic plan, which a resumed run makes again."""
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -85,6 +86,7 @@ def make_plan(
     *,
     token_budget: int,
     part_samples: int = PART_SAMPLES,
+    padding: bool = True,
 ) -> Plan:
     """Cut each language into parts, and each part into batches of texts of similar length.
 
@@ -97,6 +99,7 @@ def make_plan(
         languages: the samples of each language, in order; None: all are one language.
         token_budget: largest number of padded tokens in a batch; a longer text runs alone.
         part_samples: samples in a part.
+        padding: False: all texts of a batch have the same length.
     """
     lengths = tokens.lengths
     planned, hashes = [], []
@@ -112,7 +115,7 @@ def make_plan(
                 key = tokens.prompt(row).tobytes() + tokens.spans[row].tobytes()
                 rows_of.setdefault(key, []).append(row)
             groups = sorted(rows_of.values(), key=lambda rows: (lengths[rows[0]], rows[0]))
-            batches = tuple(_batches(groups, lengths, token_budget))
+            batches = tuple(_batches(groups, lengths, token_budget, padding))
             for batch in batches:
                 digest.update((batch.rows - samples.start).tobytes() + batch.source.tobytes())
                 digest.update(batch.length.to_bytes(4, "little"))
@@ -126,7 +129,7 @@ def make_plan(
 
 
 def _batches(
-    groups: list[list[int]], lengths: NDArray[np.int64], token_budget: int
+    groups: list[list[int]], lengths: NDArray[np.int64], token_budget: int, padding: bool
 ) -> Iterator[Batch]:
     """Cut groups of samples with the same text, sorted by length, at the least cost."""
     tokens = [max(1, int(lengths[rows[0]])) for rows in groups]
@@ -135,6 +138,8 @@ def _batches(
     for stop in range(1, len(groups) + 1):
         length = tokens[stop - 1]
         first = max(0, stop - max(1, token_budget // length))
+        if not padding:
+            first = max(first, bisect_left(tokens, length))
         costs = [cost[i] + (stop - i) * length + BATCH_COST_TOKENS for i in range(first, stop)]
         best = min(range(len(costs)), key=costs.__getitem__)
         cost.append(costs[best])

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
-from .capture import seeded_projection
-from .plan import Plan, make_plan
+from .capture import padded, seeded_projection
+from .plan import Batch, Plan, make_plan
 from .tune import compile_blocks, find_token_budget
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def prepare(
 
     Raises:
         ConfigError: a layer, pooling or template does not exist.
-        ModelError: the template changes the text, or the blocks cannot be compiled.
+        ModelError: the template changes the text, the blocks cannot be compiled, or a text's states
+            depend on the other texts of its batch.
     """
     hookpoints = resolve_layers(layers, model.hookpoints)
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)
@@ -79,5 +82,65 @@ def prepare(
         compile_blocks(model, tokens, prefix)
     if token_budget is None:
         token_budget = find_token_budget(model, tokens, prefix)
-    plan = make_plan(tokens, languages, token_budget=token_budget)
+    padding = not reads_padding(model, tokens)
+    if not padding:
+        on_note(
+            f"padding changes the states of {type(model.backbone).__name__}, so each batch holds "
+            "texts of one length"
+        )
+    plan = make_plan(tokens, languages, token_budget=token_budget, padding=padding)
     return Prepared(hookpoints, projection, prompts, tokens, prefix, token_budget, plan)
+
+
+@torch.inference_mode()
+def reads_padding(model: LoadedModel, tokens: Tokenized) -> bool:
+    """Whether padding on the right changes a text's states, in spite of the attention mask.
+
+    A short text runs alone, beside a text of its length, and beside a longer one. Causal models
+    never see what is on the right.
+
+    Args:
+        model: the model.
+        tokens: prompts.
+
+    Raises:
+        ModelError: the states depend on the other texts of a batch, padded or not, or on chance; or
+            a forward pass fails.
+    """
+    lengths = tokens.lengths
+    if model.causal or not (lengths > 0).any():
+        return False
+    shortest = np.flatnonzero(lengths == lengths[lengths > 0].min())
+    short, like = int(shortest[0]), int(shortest[-1])
+    longer = np.flatnonzero(lengths >= min(lengths.max(), lengths[short] + 8))
+    long = int(longer[lengths[longer].argmin()])
+    alone = _states(model, tokens, [short])
+    if not _close(alone, _states(model, tokens, [short, like])[:1]):
+        raise ModelError(
+            f"{model.name}: its states of a text depend on the other texts of its batch, or differ "
+            f"from run to run; {type(model.backbone).__name__} cannot be measured"
+        )
+    return not _close(alone, _states(model, tokens, [short, long])[:1, : alone.shape[1]])
+
+
+def _states(model: LoadedModel, tokens: Tokenized, rows: list[int]) -> torch.Tensor:
+    """Last hidden states of some texts in one batch: `[B, T, D]`."""
+    indices = np.array(rows)
+    batch = Batch(indices, np.arange(len(rows)), indices, int(tokens.lengths[indices].max()))
+    ids, _, mask = padded(model, tokens, batch)
+    try:
+        states: torch.Tensor = model.backbone(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+    except Exception as error:
+        raise ModelError(
+            f"{model.name}: a forward pass on {batch.length} tokens failed "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return states
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two states of each token are as close as half the digits of their dtype."""
+    distance = (one - other).float().norm(dim=-1)
+    return bool((distance <= torch.finfo(one.dtype).eps ** 0.5 * one.float().norm(dim=-1)).all())
