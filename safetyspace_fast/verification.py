@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from .data import Samples
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, first_line
 from .extract import Capture, CellCheck, Verification
 from .extract.prepare import Prepared, prepare
 from .models import LoadedModel, ModelSpec, load_model, tokenize
@@ -309,12 +309,26 @@ class _Oracle:
 
     def _run(self, model: Any, ids: list[int]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         inputs = torch.tensor([ids], device=self._device)
-        out = model(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            output_hidden_states=True,
-            use_cache=False,
-        )
+        usual = torch.get_default_dtype()
+        for default in (usual, model.dtype):  # XGLM makes its mask in the default dtype
+            torch.set_default_dtype(default)
+            try:
+                out = model(
+                    input_ids=inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    output_hidden_states=True,
+                    use_cache=False,
+                )
+                break
+            except Exception as error:
+                failed = error
+            finally:
+                torch.set_default_dtype(usual)
+        else:
+            raise ModelError(
+                f"{self._spec.name}: transformers cannot run it in {model.dtype} to compare with "
+                f"({type(failed).__name__}: {first_line(failed)})"
+            ) from failed
         return out.last_hidden_state, out.hidden_states
 
     def _last_is_normed(self, model: Any) -> bool:

@@ -120,7 +120,9 @@ class Extraction:
                     seconds = time.perf_counter() - started
                     self.finish_seconds += seconds
                     yield LanguageDone(self._name, lang, seconds)
-            self._write_rest()
+            lost = self._write_rest()
+            if lost.any():
+                yield Note(self._name, self._what_is_lost(lost))
         finally:
             thread.close()
 
@@ -185,12 +187,26 @@ class Extraction:
             self._impl,
         )
 
-    def _write_rest(self) -> None:
-        """Write the arrays over all languages, from those of each."""
+    def _write_rest(self) -> NDArray[np.int64]:
+        """Write the arrays over all languages, from those of each.
+
+        Returns:
+            [L] pooled states of each hookpoint that are not finite.
+        """
         arrays = self._session.arrays
         spans = self._work.tokens.spans
         counts = arrays.read("count").sum(4)  # [L, S, lang, label]
         pooled = (spans[..., 0] < spans[..., 1]).sum()
-        arrays.write("nonfinite", pooled - counts.sum((1, 2, 3)))
+        lost: NDArray[np.int64] = pooled - counts.sum((1, 2, 3))
+        arrays.write("nonfinite", lost)
         others = map(arrays.read, ("class_mean", "pca_explained", "pca_components"))
         arrays.write("pca_basis", merge_bases(counts, *others))
+        return lost
+
+    def _what_is_lost(self, lost: NDArray[np.int64]) -> str:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        first = self._work.hookpoints[int(np.flatnonzero(lost)[0])]
+        return (
+            f"up to {lost.max()} pooled states of a layer (first: {first}) are not finite in "
+            f"{dtype} and count in no number; another --dtype may hold them"
+        )

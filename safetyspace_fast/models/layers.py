@@ -22,6 +22,21 @@ def hookpoint_names(num_blocks: int) -> tuple[str, ...]:
     return ("embed", *(f"block.{i}" for i in range(num_blocks)), "final_norm")
 
 
+def embedding_rows(backbone: Any, name: str) -> int:  # transformers has no types
+    """How many tokens a backbone embeds.
+
+    Raises:
+        ModelError: it has no table of token embeddings.
+    """
+    try:
+        return int(backbone.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: {type(backbone).__name__} has no table of token embeddings; expected a model "
+            "that embeds the tokens of its tokenizer"
+        ) from error
+
+
 def resolve_layers(asked: str | Sequence[str], hookpoints: Sequence[str]) -> tuple[str, ...]:
     """The hookpoints that a selection such as `all` or `embed,block.3,-1` names, in depth order.
 
@@ -134,7 +149,8 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
 
     Raises:
         ModelError: not exactly one list of modules fits (the message lists all of them, each with
-            what speaks against it), or the last hidden state has another width than the blocks.
+            what speaks against it), the last hidden state has another width than the blocks, or a
+            state is not finite.
     """
     candidates = [
         _Candidate(path, module)
@@ -157,6 +173,7 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
         for handle in handles:
             handle.remove()
 
+    _refuse_overflow(candidates, last, name)
     objections = [c.objection(num_blocks, tokens.shape[1]) for c in candidates]
     fitting = [c for c, objection in zip(candidates, objections, strict=True) if objection is None]
     if len(fitting) != 1:
@@ -175,6 +192,22 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
             "expected one width at every hookpoint"
         )
     return Blocks(fitting[0].modules, width, causal=_same(last[0, :-1], last[1, :-1]))
+
+
+def _refuse_overflow(candidates: list[_Candidate], last: Tensor, name: str) -> None:
+    """Raise ModelError if a module of a list writes states that are not finite."""
+    written = [
+        (f"{c.path}.{number}", state)
+        for c in candidates
+        for number, state in zip(c.calls, c.outputs, strict=True)
+    ]
+    for where, state in [*written, ("the last hidden state", last)]:
+        if isinstance(state, Tensor) and not state.isfinite().all():
+            dtype = str(state.dtype).removeprefix("torch.")
+            advice = "its weights are damaged, or it needs another dtype"
+            if state.dtype == torch.float16:
+                advice = "its states are too large for it; use dtype bfloat16 or float32"
+            raise ModelError(f"{name}: {where} is not finite in {dtype}: {advice}")
 
 
 def _record(candidate: _Candidate) -> list[RemovableHandle]:

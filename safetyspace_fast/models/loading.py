@@ -207,7 +207,7 @@ def _keep_spaces_in_offsets(backend: Any) -> None:
 
 def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
     # Without added tokens: they may lie beyond the embedding (Gemma's image token), in no text.
-    rows = backbone.get_input_embeddings().weight.shape[0]
+    rows = layers.embedding_rows(backbone, spec.name)
     if tokenizer.vocab_size > rows:
         raise ModelError(
             f"{spec.name}: the tokenizer has {tokenizer.vocab_size} tokens but the model embeds "
@@ -246,7 +246,8 @@ def _skipped_positions(backbone: nn.Module) -> int:
 
 def _filler(config: Any, tokenizer: Any) -> int:
     """The first ordinary token; at their padding token some models warn or act differently."""
-    special = {*tokenizer.all_special_ids, config.get_text_config(decoder=True).pad_token_id}
+    text_config = config.get_text_config(decoder=True)
+    special = {*tokenizer.all_special_ids, getattr(text_config, "pad_token_id", None)}
     return next(token_id for token_id in count() if token_id not in special)
 
 

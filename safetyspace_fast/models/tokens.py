@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..config import POOLINGS, TEMPLATES
 from ..errors import ConfigError, ModelError, first_line
+from .layers import embedding_rows
 from .loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ def _cut_to_window(
 
 
 def _check_ids(ids: NDArray[np.int32], model: LoadedModel) -> None:
-    rows = model.backbone.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    rows = embedding_rows(model.backbone, model.name)
     if len(ids) and (largest := int(ids.max())) >= rows:
         token = model.tokenizer.convert_ids_to_tokens(largest)
         raise ModelError(
