@@ -19,6 +19,7 @@ from tiny_models import (
     FURTHER_ARCHITECTURES,
     HIDDEN_SIZE,
     NUM_BLOCKS,
+    PADDING_READERS,
     save_tiny,
     tiny_config,
     tiny_tokenizer,
@@ -64,7 +65,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What is right is called so
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *FURTHER_ARCHITECTURES, *ENCODERS])
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES, *FURTHER_ARCHITECTURES, *ENCODERS, *PADDING_READERS]
+)
 def test_every_architecture_is_supported(name: str, tmp_path: Path) -> None:
     found = check(save_tiny(name, tmp_path / name))
     assert_supported(found)

@@ -66,6 +66,8 @@ _SCAN = {
 FURTHER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": _GROUPED,
     "gptj": {"rotary_dim": 4},
+    "rwkv": {"context_length": 128},
+    "xglm": {"d_model": HIDDEN_SIZE, "ffn_dim": 64, "num_layers": NUM_BLOCKS, "attention_heads": 4},
     "llama4_text": _GROUPED
     | {
         "num_local_experts": 2,
@@ -169,6 +171,14 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Encoders whose states padding changes, whatever the mask says.
+PADDING_READERS: dict[str, dict[str, Any]] = {
+    "fnet": {},
+    "convbert": {"embedding_size": HIDDEN_SIZE},
+    "nystromformer": {},
+    "yoso": {},
+}
+
 
 def tiny_config(name: str, **changes: Any) -> transformers.PreTrainedConfig:
     """The configuration of a model above, or of any other that transformers knows."""
@@ -185,7 +195,7 @@ def tiny_config(name: str, **changes: Any) -> transformers.PreTrainedConfig:
         # Large enough that attention, not only the embedding, shapes the states.
         "initializer_range": 0.2,
     }
-    known = ARCHITECTURES | FURTHER_ARCHITECTURES | ENCODERS
+    known = ARCHITECTURES | FURTHER_ARCHITECTURES | ENCODERS | PADDING_READERS
     options |= known.get(name, {}) | changes
     return transformers.AutoConfig.for_model(options.pop("model_type", name), **options)
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
-from .capture import padded, seeded_projection
-from .plan import Batch, Plan, make_plan
+from .capture import seeded_projection
+from .plan import Plan, make_plan
 from .tune import compile_blocks, find_token_budget
 
 if TYPE_CHECKING:
@@ -110,31 +112,31 @@ def reads_padding(model: LoadedModel, tokens: Tokenized) -> bool:
     lengths = tokens.lengths
     if model.causal or not (lengths > 0).any():
         return False
-    shortest = np.flatnonzero(lengths == lengths[lengths > 0].min())
-    short, like = int(shortest[0]), int(shortest[-1])
-    longer = np.flatnonzero(lengths >= min(lengths.max(), lengths[short] + 8))
-    long = int(longer[lengths[longer].argmin()])
-    alone = _states(model, tokens, [short])
-    if not _close(alone, _states(model, tokens, [short, like])[:1]):
+    short = lengths[lengths > 0].min()
+    longer = np.flatnonzero(lengths >= min(lengths.max(), short + 8))
+    text = tokens.prompt(int(np.flatnonzero(lengths == short)[0]))
+    other = tokens.prompt(int(longer[lengths[longer].argmin()]))
+    alone = _states(model, text)
+    if not _close(alone, _states(model, text, other[:short])[:1]):
         raise ModelError(
             f"{model.name}: its states of a text depend on the other texts of its batch, or differ "
             f"from run to run; {type(model.backbone).__name__} cannot be measured"
         )
-    return not _close(alone, _states(model, tokens, [short, long])[:1, : alone.shape[1]])
+    return not _close(alone, _states(model, text, other)[:1, :short])
 
 
-def _states(model: LoadedModel, tokens: Tokenized, rows: list[int]) -> torch.Tensor:
-    """Last hidden states of some texts in one batch: `[B, T, D]`."""
-    indices = np.array(rows)
-    batch = Batch(indices, np.arange(len(rows)), indices, int(tokens.lengths[indices].max()))
-    ids, _, mask = padded(model, tokens, batch)
+def _states(model: LoadedModel, *prompts: NDArray[np.int32]) -> torch.Tensor:
+    """Last hidden states of prompts `[T]` in one batch: `[B, T, D]`."""
+    rows = [torch.from_numpy(prompt.astype(np.int64)) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=model.pad_token_id)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     try:
         states: torch.Tensor = model.backbone(
-            input_ids=ids, attention_mask=mask, use_cache=False
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
         ).last_hidden_state
     except Exception as error:
         raise ModelError(
-            f"{model.name}: a forward pass on {batch.length} tokens failed "
+            f"{model.name}: a forward pass on {ids.shape[1]} tokens failed "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
     return states

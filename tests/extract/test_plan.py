@@ -75,6 +75,18 @@ def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
     assert got == min(costs)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 60))
+def test_without_padding_a_batch_has_one_length(lengths: list[int], budget: int) -> None:
+    prompts = [[i + 1] * length for i, length in enumerate(lengths)]
+    plan = make_plan(tokenized(prompts), part_samples=99, token_budget=budget, padding=False)
+    assert sorted(np.concatenate([batch.rows for batch in plan])) == list(range(len(prompts)))
+    assert plan.padded_tokens == plan.tokens
+    assert all(batch.padded_tokens <= budget or len(batch.unique) == 1 for batch in plan)
+    if budget >= 9 * len(lengths):
+        assert len(list(plan)) == len(set(lengths))
+
+
 def test_other_texts_or_budgets_are_other_plans() -> None:
     hashes = {
         make_plan(tokenized(prompts), part_samples=PART, token_budget=budget).sha256

@@ -1,8 +1,10 @@
 """Every pooled state equals the mean of transformers' own hidden states of the text run alone."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,14 +16,18 @@ from tiny_models import (
     ENCODERS,
     FURTHER_ARCHITECTURES,
     NUM_BLOCKS,
+    PADDING_READERS,
     save_tiny,
+    tiny_tokenizer,
 )
 from torch.nn import functional
 
+from safetyspace_fast import api
 from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import Capture, make_plan, seeded_projection
 from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.extract.prepare import prepare, reads_padding
 from safetyspace_fast.models import (
     LoadedModel,
     Template,
@@ -134,7 +140,7 @@ def test_pooled_states_are_those_of_the_text_alone(
     assert_as_exact_as_transformers(path, template, budget=100)
 
 
-KEEP_MORE = {"mamba", "mamba2", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "zamba2"}
+KEEP_MORE = {"rwkv", "mamba", "mamba2", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "zamba2"}
 KEEP_MORE |= {"qwen3_next"}
 
 
@@ -198,6 +204,71 @@ def test_encoders_get_their_mask(name: str, tmp_path: Path) -> None:
     path = save_tiny(name, tmp_path / name)
     assert not load_model(parse_model(str(path))).causal
     assert_as_exact_as_transformers(path, "none", budget=100)
+
+
+@pytest.mark.parametrize("name", PADDING_READERS)
+def test_texts_of_a_model_that_reads_padding_run_in_batches_of_one_length(
+    name: str, tmp_path: Path
+) -> None:
+    model = load_model(parse_model(str(save_tiny(name, tmp_path / name))))
+    notes: list[str] = []
+    work = prepare(model, TEXTS, template="none", token_budget=10_000, on_note=notes.append)
+    assert notes == [
+        f"padding changes the states of {type(model.backbone).__name__}, so each batch holds texts "
+        "of one length"
+    ]
+    assert work.plan.padded_tokens == work.plan.tokens
+    for batch in work.plan:
+        assert {len(work.tokens.prompt(row)) for row in batch.unique} == {batch.length}
+
+
+class ReadsItsBatch(torch.nn.Module):
+    """Mixes the texts of a batch, as batch normalisation does."""
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        states = self.backbone(**inputs).last_hidden_state
+        return SimpleNamespace(last_hidden_state=states - states.mean(0))
+
+
+class Fails(torch.nn.Module):
+    def forward(self, **inputs: torch.Tensor) -> None:
+        raise RuntimeError("the length must be a multiple of 8\nat layer 3")
+
+
+def test_a_model_that_reads_the_other_texts_is_refused(tmp_path: Path) -> None:
+    model = load_model(parse_model(str(save_tiny("bert", tmp_path / "bert"))))
+    tokens = tokenize(model, TEXTS, template="none")
+    assert not reads_padding(model, tokens)
+    mixing = replace(model, backbone=ReadsItsBatch(model.backbone))
+    with pytest.raises(ModelError, match="bert: its states of a text depend on the other texts"):
+        reads_padding(mixing, tokens)
+    with pytest.raises(ModelError, match=r"tokens failed \(RuntimeError: the length must be a mul"):
+        reads_padding(replace(model, backbone=Fails()), tokens)
+
+
+def test_states_that_are_not_finite_are_told_after_a_run(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path / "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():  # of one token that is in few texts
+        model.get_input_embeddings().weight[tiny_tokenizer()("z")["input_ids"][-1]] = torch.inf
+    model.save_pretrained(path)
+    rows = [{"text": f"{i} {'z' if i == 3 else 'a'}", "label": i % 2} for i in range(40)]
+    (tmp_path / "en.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    events = api.iter_run(
+        models=f"m={path}",
+        data=str(tmp_path / "en.jsonl"),
+        out=tmp_path / "o.zarr",
+        poolings=("mean",),
+    )
+    notes = [event.message for event in events if isinstance(event, api.Note)]
+    assert notes == [
+        "up to 1 pooled states of a layer (first: embed) are not finite in float32 and count in no "
+        "number; another --dtype may hold them"
+    ]
 
 
 @pytest.mark.parametrize("template", ["none", "chat"])

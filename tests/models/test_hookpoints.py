@@ -174,6 +174,29 @@ def test_a_model_that_does_not_fit_is_refused_with_the_candidates(backbone, num_
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [(torch.float16, "use dtype bfloat16 or float32"), (torch.float32, "its weights are damaged")],
+)
+def test_a_state_that_is_not_finite_is_named_before_the_blocks_are_sought(dtype, advice):
+    backbone = Backbone().to(dtype)
+    with torch.no_grad():
+        backbone.layers[1].linear.bias.fill_(torch.finfo(dtype).max)
+        backbone.layers[1].linear.weight.fill_(torch.finfo(dtype).max)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ModelError, match=rf"^m: layers\.1 is not finite in {name}: .*{advice}"):
+        find_blocks(backbone, 3, "m")
+
+
+def test_a_model_without_a_table_of_tokens_is_refused(tmp_path):
+    path = tmp_path / "canine"
+    options = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
+    transformers.CanineModel(transformers.CanineConfig(**options)).save_pretrained(path)
+    tiny_models.tiny_tokenizer().save_pretrained(path)
+    with pytest.raises(ModelError, match="CanineModel has no table of token embeddings"):
+        load_model(ModelSpec("m", str(path)))
+
+
 NAMES = ("embed", "block.0", "block.1", "block.2", "final_norm")
 
 
