@@ -30,7 +30,7 @@ _FURTHER_BLOCKS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden
 # Warnings about what this package reads or does itself, or never does.
 _NO_NEWS = re.compile(
     r"LOAD REPORT|missing adapter keys|save_embedding_layers|generation (config|flags)"
-    r"|tie_word_embeddings=True"
+    r"|tie_word_embeddings=True|tied weights mapping|is_decoder=True|default to dequantizing"
 )
 
 
