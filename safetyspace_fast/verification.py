@@ -366,15 +366,18 @@ def _adapt(model: Any, inner: Any, name: str, revision: str | None) -> Any:
     name, where = os.path.expanduser(name), {"revision": revision or "main"}
     config = peft.PeftConfig.from_pretrained(name, **where)
     weights = peft.utils.load_peft_weights(name, device="cpu", **where)
-    model_of = {"CAUSAL_LM": model, "FEATURE_EXTRACTION": inner}
+    embedding = model.get_input_embeddings()
+    called = next(name for name, part in model.named_modules() if part is embedding)
+    called = f".{called.rpartition('.')[2]}."
     for key, weight in weights.items():
-        grown = key.endswith((".embed_tokens.weight", ".embed_tokens.base_layer.weight"))
-        if grown and len(weight) != len(model.get_input_embeddings().weight):
+        if called in key and key.endswith("weight") and len(weight) != len(embedding.weight):
             model.resize_token_embeddings(len(weight), mean_resizing=False)
+            break
     if config.task_type != "CAUSAL_LM":  # the head of a classifier is not here
         config.modules_to_save = None
-    task, config.task_type = config.task_type, None
-    return peft.PeftModel.from_pretrained(model_of.get(task, model), name, config=config, **where)
+    target = inner if config.task_type == "FEATURE_EXTRACTION" else model
+    config.task_type = None
+    return peft.PeftModel.from_pretrained(target, name, config=config, **where)
 
 
 def _chat(tokenizer: Any, text: str) -> tuple[list[int], int, int]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -116,7 +117,7 @@ def load_model(
         files = _weight_files(source, adapters)
         digests = pool.map(sha256, files.values())
         model, quantization = load_weights(
-            source, torch.float32 if adapters else working, allow_pickle, trust_remote_code
+            source, torch.float32 if adapters else working, allow_pickle, trust_remote_code, note
         )
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
@@ -252,6 +253,16 @@ def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
         raise ModelError(
             f"{spec.name}: the tokenizer has {tokenizer.vocab_size} tokens but the model embeds "
             f"only {rows}; they belong to different models"
+        )
+    turn = [{"role": "user", "content": "a"}]
+    ids: list[int] = []
+    with suppress(Exception):  # no template, or one that `tokens` refuses with its reason
+        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    if max(ids, default=0) >= rows:
+        raise ModelError(
+            f"{spec.name}: the chat template has the token {tokenizer.decode([max(ids)])!r} (id "
+            f"{max(ids)}) but the model embeds only {rows}; the embedding of added tokens is not "
+            "in the files: save it with the adapter"
         )
 
 

@@ -25,17 +25,24 @@ _UNUSED = re.compile(
     r"|attn\.(masked_)?bias|attention\.(masked_)?bias)$"
 )
 _QUANTISATION = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
+# Parts beside the blocks that other tasks use: poolers, towers for images and sound, more heads.
+_OTHER_PARTS = re.compile(r"pool|mtp|vis|image|audio|multi_modal|mm_|head|score|classifier")
 # Blocks behind the last one that predict further tokens (DeepSeek-V3, GLM-4.5) and are never run.
 _FURTHER_BLOCKS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 # Warnings about what this package reads or does itself, or never does.
 _NO_NEWS = re.compile(
     r"LOAD REPORT|missing adapter keys|save_embedding_layers|generation (config|flags)"
-    r"|tie_word_embeddings=True|tied weights mapping|is_decoder=True|default to dequantizing"
+    r"|tie_word_embeddings=True|no longer tied|tied weights mapping|is_decoder=True"
+    r"|default to dequantizing"
 )
 
 
 def load_weights(
-    source: Source, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
+    source: Source,
+    dtype: torch.dtype,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    note: Callable[[str], None],
 ) -> tuple[Any, str | None]:  # transformers has no types
     """Load a model with its head.
 
@@ -43,12 +50,14 @@ def load_weights(
         source: a model, checked before.
         dtype: of the weights; quantised ones keep theirs.
         allow_pickle, trust_remote_code: as in `load_model`.
+        note: called with one-line notes that need no action.
 
     Returns:
         The model, and the method by which its files are quantised, None for plain weights.
 
     Raises:
-        ModelError: transformers cannot load it, or weights are missing.
+        ModelError: transformers cannot load it, or the weights in its files are not those of the
+            part that runs.
     """
     import transformers
 
@@ -82,11 +91,14 @@ def load_weights(
             f"{source.asked}: a package is missing to load it: {first_line(error)}"
         ) from error
     except Exception as error:
+        reason = first_line(error)
+        if "conversion of the weights" in reason:  # it refers to a report that nobody sees
+            reason = "its weights are incomplete or of another architecture than config.json says"
         raise ModelError(
-            f"{source.asked}: transformers cannot load it as a language model: {first_line(error)}"
+            f"{source.asked}: transformers cannot load it as a language model: {reason}"
         ) from error
     method = "gguf" if source.gguf else quantization
-    _check_report(source, model, report, packed=method is not None)
+    _check_report(source, model, report, method is not None, note)
     return model, method
 
 
@@ -103,7 +115,13 @@ def without_adapter(directory: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _check_report(source: Source, model: Any, report: dict[str, Any], packed: bool) -> None:
+def _check_report(
+    source: Source,
+    model: Any,
+    report: dict[str, Any],
+    packed: bool,
+    note: Callable[[str], None],
+) -> None:
     """Refuse a model unless its files fill every place of the backbone, and nothing is left over.
 
     Args:
@@ -111,6 +129,7 @@ def _check_report(source: Source, model: Any, report: dict[str, Any], packed: bo
         model: as loaded.
         report: what transformers says of missing, mismatched and unexpected weights.
         packed: whether the files are quantised: they hold scales, which have no place.
+        note: told of weights beside the backbone's parts that no known task uses.
     """
     backbone = find_backbone(model)
     path = _path_of(backbone, model)
@@ -143,6 +162,14 @@ def _check_report(source: Source, model: Any, report: dict[str, Any], packed: bo
             f"{type(model).__name__} (first: {left[0]}); config.json describes another model: use "
             "the one that belongs to these weights"
         )
+    beside = [
+        name
+        for name in unexpected
+        if path and name.startswith(path) and not _OTHER_PARTS.search(name)
+    ]
+    beside = [name for name in beside if not _is_part(name.removeprefix(path), backbone)]
+    if beside:
+        note(f"{len(beside)} weights of its files are not used (first: {beside[0]})")
 
 
 def _why_missing(missing: list[str], unexpected: list[str]) -> str:
@@ -160,19 +187,22 @@ def _why_missing(missing: list[str], unexpected: list[str]) -> str:
     return "the files belong to another model or are incomplete"
 
 
+def _is_part(name: str, backbone: Any) -> bool:
+    """Whether a weight would lie in one of the backbone's parts: no head, pooler or image tower."""
+    parts = chain(backbone.named_children(), backbone.named_parameters(recurse=False))
+    return name.partition(".")[0] in {part for part, _ in parts}
+
+
 def _belongs(name: str, backbone: Any) -> bool:
     """Whether a weight would lie in one of the backbone's parts, and would be run."""
-    part, _, rest = name.partition(".")
-    parts = {name for name, _ in chain(backbone.named_children(), backbone.named_parameters())}
-    if part not in parts:  # a head, a pooler, an image tower
-        return False
     config = backbone.config.get_text_config()
-    number = rest.partition(".")[0]
+    number = name.split(".")[1] if "." in name else ""
     further = max((getattr(config, key, None) or 0) for key in _FURTHER_BLOCKS)
-    return not (
+    is_further = (
         number.isdecimal()
         and config.num_hidden_layers <= int(number) < config.num_hidden_layers + further
     )
+    return _is_part(name, backbone) and not is_further
 
 
 def _path_of(module: Any, whole: Any) -> str:
@@ -285,7 +315,7 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
         raise _unmergeable(adapter, kind)
     names = [name.removeprefix("base_model.model.") for name in saved]
     trained = _trained_part(model, names)
-    heads = _without_heads(config, names, trained)
+    _leave_out_heads(config, names, trained)
     refusal = f"{adapter.asked}: not an adapter for {base}"
     path = _path_of(find_backbone(model), trained)
     _resize_embedding(model, trained, saved)
@@ -303,7 +333,9 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
     unmatched += [
         name
         for name in result.unexpected_keys
-        if name.startswith(prefix) or not heads & {*name.split(".")}
+        if name.startswith(prefix)
+        and _belongs(name.removeprefix(prefix), find_backbone(model))
+        and name.replace(".modules_to_save.", ".") not in saved  # PEFT can save both
     ]
     if unmatched:
         raise ModelError(
@@ -332,25 +364,26 @@ def _trained_part(model: Any, names: list[str]) -> Any:
     return max(candidates, key=matches)  # the first of those with as many
 
 
-def _without_heads(config: Any, names: list[str], trained: Any) -> set[str]:
-    """Take heads that the model lacks out of an adapter's configuration; return what to ignore."""
+def _leave_out_heads(config: Any, names: list[str], trained: Any) -> None:
+    """Take heads that the model lacks out of an adapter's configuration."""
     config.task_type = None  # PEFT's classes for tasks ask for the heads and methods of the task
-    whole = set(config.modules_to_save or ())
-    parts = {part for name, _ in trained.named_modules() for part in name.split(".")}
-    saved = {part for name in names for part in name.split(".")}
-    present = {name for name in whole if {*name.split(".")} <= parts & saved}
-    config.modules_to_save = sorted(present) or None
-    return whole - present
+    if getattr(config, "modules_to_save", None):
+        parts = {part for name, _ in trained.named_modules() for part in name.split(".")}
+        saved = {part for name in names for part in name.split(".")}
+        kept = [name for name in config.modules_to_save if {*name.split(".")} <= parts & saved]
+        config.modules_to_save = kept or None
 
 
 def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) -> None:
     """Give the embedding as many rows as the one that comes with the adapter, if one does."""
     embedding = trained.get_input_embeddings()
     path = f"base_model.model.{_path_of(embedding, trained)}"
-    weight = saved.get(f"{path}weight", saved.get(f"{path}base_layer.weight"))
     rows, width = embedding.weight.shape
-    if weight is not None and weight.shape[0] != rows and weight.shape[1:] == (width,):
-        model.resize_token_embeddings(weight.shape[0], mean_resizing=False)
+    for name, weight in saved.items():
+        is_embedding = name.startswith(path) and name.endswith("weight")
+        if is_embedding and weight.shape[1:] == (width,) and len(weight) != rows:
+            model.resize_token_embeddings(len(weight), mean_resizing=False)
+            return
 
 
 def _untie_head(model: Any, names: list[str]) -> None:

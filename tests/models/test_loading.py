@@ -263,8 +263,8 @@ def test_missing_or_misshapen_weights_are_named(copy):
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     refused(
         copy,
-        rf"1 weights have other sizes than config\.json says \(first: {name} is \[5, 32\], expected "
-        r"\[64, 32\]\)",
+        r"1 weights have other sizes than config\.json says "
+        rf"\(first: {name} is \[5, 32\], expected \[64, 32\]\)",
     )
 
 
