@@ -17,6 +17,7 @@ relative, and the largest over the texts. The verdict is
 - unchecked: transformers has no such state, or one that is not finite.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
@@ -34,7 +35,7 @@ from .extract.prepare import Prepared, prepare
 from .models import LoadedModel, ModelSpec, load_model, tokenize
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
-from .models.weights import quiet_transformers
+from .models.weights import quiet_transformers, without_adapter
 
 _PLACEHOLDER = "placeholder8"
 _Prompt = tuple[list[int], list[list[int]]]  # token ids, and a span [start, stop] for each pooling
@@ -249,12 +250,14 @@ class _Oracle:
         import transformers
 
         if home == self._spec.base:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self._base, **self._where)
+            name, where = self._base, self._where
         else:
-            name, revision = split_revision(str(self._spec.adapter))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                name, revision=revision or "main", **{**self._where, "gguf_file": None}
-            )
+            revision = dict(map(split_revision, self._spec.adapters)).get(home)
+            name = os.path.expanduser(home)
+            where = {**self._where, "gguf_file": None, "revision": revision or "main"}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, mistral_format=False, **where)
+        if tokenizer.bos_token is None and (Path(name) / "tekken.json").is_file():
+            tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True  # as mistral-common does
         prompts = []
         for text in texts:
             ids, first, stop = (_chat if kind == "chat" else _plain)(tokenizer, text)
@@ -358,16 +361,37 @@ class _Oracle:
         how = {"dtype": dtype, **self._weights}
         if dtype == torch.float64:
             how["experts_implementation"] = "eager"  # grouped products do not run in float64
-        model = auto.from_pretrained(self._base, config=config, **self._where, **how)
+        with without_adapter(Path(self._base)) as base:
+            model = auto.from_pretrained(str(base), config=config, **self._where, **how)
         inner = model.get_encoder() if config.is_encoder_decoder else model.base_model
         if inner is model and hasattr(model, "lm_head"):
             inner = model.model
-        if self._spec.adapter is not None:
-            import peft
-
-            name, revision = split_revision(self._spec.adapter)
-            peft.PeftModel.from_pretrained(model, name, revision=revision or "main")
+        for number, adapter in enumerate(self._spec.adapters, 1):
+            adapted = _adapt(model, inner, *split_revision(adapter))
+            if number < len(self._spec.adapters):
+                adapted.merge_and_unload()
         return inner.to(self._device).eval()
+
+
+def _adapt(model: Any, inner: Any, name: str, revision: str | None) -> Any:
+    """Put an adapter on a model, or on the part without a head if it was trained there."""
+    import peft
+
+    name, where = os.path.expanduser(name), {"revision": revision or "main"}
+    config = peft.PeftConfig.from_pretrained(name, **where)
+    weights = peft.utils.load_peft_weights(name, device="cpu", **where)
+    embedding = model.get_input_embeddings()
+    called = next(name for name, part in model.named_modules() if part is embedding)
+    called = f".{called.rpartition('.')[2]}."
+    for key, weight in weights.items():
+        if called in key and key.endswith("weight") and len(weight) != len(embedding.weight):
+            model.resize_token_embeddings(len(weight), mean_resizing=False)
+            break
+    if config.task_type != "CAUSAL_LM":  # the head of a classifier is not here
+        config.modules_to_save = None
+    target = inner if config.task_type == "FEATURE_EXTRACTION" else model
+    config.task_type = None
+    return peft.PeftModel.from_pretrained(target, name, config=config, **where)
 
 
 def _chat(tokenizer: Any, text: str) -> tuple[list[int], int, int]:

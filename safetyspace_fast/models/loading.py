@@ -7,8 +7,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,51 +104,51 @@ def load_model(
         ModelError: the model cannot be loaded; the message names the file and what to do.
         ConfigError: an unknown device or dtype.
     """
-    note = on_note or (lambda _line: None)
     target = _device(device)
     working = _dtype(dtype, target)
-    source = find_source(spec.base, spec.revision, allow_pickle, trust_remote_code)
-    source.check(allow_pickle)
-    adapter = None
-    if spec.adapter is not None:
-        adapter = find_source(*split_revision(spec.adapter), allow_pickle, trust_remote_code)
-        adapter.check_adapter(allow_pickle)
 
-    with ThreadPoolExecutor(4) as pool, quiet_transformers():
+    def note(line: str) -> None:
+        if on_note is not None:
+            on_note(f"{spec.name}: {line}")
+
+    source, adapters = _find_sources(spec, allow_pickle, trust_remote_code, note)
+    with ThreadPoolExecutor(4) as pool, quiet_transformers(note):
         # Files are hashed while they load: both read the same pages, and hashlib frees the GIL.
-        files = [*source.weight_files(), *(adapter.weight_files() if adapter else ())]
-        digests = pool.map(sha256, files)
+        files = _weight_files(source, adapters)
+        digests = pool.map(sha256, files.values())
         model, quantization = load_weights(
-            source, torch.float32 if adapter else working, allow_pickle, trust_remote_code
+            source, torch.float32 if adapters else working, allow_pickle, trust_remote_code, note
         )
         packed = getattr(model.config, "quantization_config", None) is not None
-        if adapter is not None:
-            if packed:
-                raise ModelError(
-                    f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
-                    "merged into them would be rounded away; expected plain weights"
-                )
-            model = merge_adapter(model, adapter, spec)
-            note(f"{spec.name}: adapter {spec.adapter} merged into {spec.base} in float32")
+        if adapters and packed:
+            raise ModelError(
+                f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
+                "merged into them would be rounded away; expected plain weights"
+            )
+        base = spec.base
+        for asked, adapter in zip(spec.adapters, adapters, strict=True):
+            merge_adapter(model, adapter, base)
+            note(f"adapter {asked} merged into {base} in float32")
+            base = f"{base}+{asked}"
         if quantization is not None and not packed:
             form = "GGUF" if source.gguf else quantization
             type_name = str(working).removeprefix("torch.")
-            note(f"{spec.name}: {form} weights dequantised to {type_name}")
-        tokenizer_home = adapter if adapter and adapter.tokenizer_files() else source
-        tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code)
-        weights = dict(zip((f.name for f in files), digests, strict=True))
+            note(f"{form} weights dequantised to {type_name}")
+        tokenizer_home = next((a for a in reversed(adapters) if a.tokenizer_files()), source)
+        tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code, note)
+        weights = dict(zip(files, digests, strict=True))
 
-    backbone = find_backbone(model)
-    config = model.config
-    del model  # frees the head
-    if not packed:
-        backbone.to(dtype=working)
-    backbone.to(target).eval().requires_grad_(False)
-    _check_vocabulary(tokenizer, backbone, spec)
-    text_config = backbone.config.get_text_config()
-    blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
-    if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
-        note(f"{spec.name}: its layers run without the compiled kernels: {reason}")
+        backbone = find_backbone(model)
+        config = model.config
+        del model  # frees the head
+        if not packed:
+            backbone.to(dtype=working)
+        backbone.to(target).eval().requires_grad_(False)
+        _check_vocabulary(tokenizer, backbone, spec)
+        text_config = backbone.config.get_text_config()
+        blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
+        if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
+            note(f"its layers run without the compiled kernels: {reason}")
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
@@ -159,16 +161,51 @@ def load_model(
         pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
-        identity=_identity(
-            spec, source, adapter, config, working, weights, tokenizer_home, quantization
-        ),
+        identity=_identity(spec, source, adapters, config, weights)
+        | {
+            "tokenizer": tokenizer_home.asked,
+            "tokenizer_sha256": _tokenizer_sha256(tokenizer_home, tokenizer),
+            "dtype": str(working).removeprefix("torch."),
+            "quantization": quantization,
+        },
     )
 
 
-def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
+def _find_sources(
+    spec: ModelSpec, allow_pickle: bool, trust_remote_code: bool, note: Callable[[str], None]
+) -> tuple[Source, list[Source]]:
+    """Find and check the files of the base and of its adapters."""
+    source = find_source(spec.base, spec.revision, allow_pickle, trust_remote_code)
+    source.check(allow_pickle)
+    if source.holds_two_models():
+        names = ", ".join(file.name for file in source.weight_files())
+        note(f"{spec.base} holds a whole and a split model; transformers reads {names} only")
+    if not spec.adapters:
+        source.check_alone()
+    adapters = []
+    for asked in spec.adapters:
+        adapter = find_source(*split_revision(asked), allow_pickle, trust_remote_code)
+        adapter.check_adapter(allow_pickle)
+        adapters.append(adapter)
+    return source, adapters
+
+
+def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:
+    """All files that hold weights, by their names in the store's manifest."""
+    files = {file.name: file for file in source.weight_files()}
+    for number, adapter in enumerate(adapters, 1):
+        for file in adapter.adapter_files():
+            files[file.name if number == 1 else f"{number}/{file.name}"] = file
+    return files
+
+
+def _load_tokenizer(source: Source, trust_remote_code: bool, note: Callable[[str], None]) -> Any:
     import transformers
 
-    options = {"gguf_file": source.gguf} if source.gguf is not None else {}
+    # Mistral's own tokenizers give no character offsets; transformers converts their files.
+    options: dict[str, Any] = {"mistral_format": False}
+    if source.gguf is not None:
+        options["gguf_file"] = source.gguf
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source.directory,
@@ -183,6 +220,10 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
             f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "
             "text's tokens from others; expected a fast tokenizer (tokenizer.json)"
         )
+    if [file.name for file in source.tokenizer_files()] == ["tekken.json"]:
+        # Mistral's own reader of this file begins every prompt so; transformers' does not.
+        tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True
+        note("its tokenizer is read from tekken.json; prompts begin with <s>")
     _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
     return tokenizer
 
@@ -212,6 +253,16 @@ def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
         raise ModelError(
             f"{spec.name}: the tokenizer has {tokenizer.vocab_size} tokens but the model embeds "
             f"only {rows}; they belong to different models"
+        )
+    turn = [{"role": "user", "content": "a"}]
+    ids: list[int] = []
+    with suppress(Exception):  # no template, or one that `tokens` refuses with its reason
+        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    if max(ids, default=0) >= rows:
+        raise ModelError(
+            f"{spec.name}: the chat template has the token {tokenizer.decode([max(ids)])!r} (id "
+            f"{max(ids)}) but the model embeds only {rows}; the embedding of added tokens is not "
+            "in the files: save it with the adapter"
         )
 
 
@@ -254,21 +305,18 @@ def _filler(config: Any, tokenizer: Any) -> int:
 def _identity(
     spec: ModelSpec,
     source: Source,
-    adapter: Source | None,
+    adapters: list[Source],
     config: Any,
-    dtype: torch.dtype,
     weights: dict[str, str],
-    tokenizer_home: Source,
-    quantization: str | None,
 ) -> dict[str, Json]:
-    """The facts that identify a model: hashes, names, dtype.
+    """The facts that identify a model's weights: names and hashes.
 
     weights_sha256 is the hash of what `sha256sum` prints for all weight files: the base's in name
-    order, then the adapter's.
+    order, then the adapters'.
     """
     listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
     config_file = source.directory / "config.json"
-    tokenizer_file = next(iter(tokenizer_home.tokenizer_files()), None)
+    commits = [adapter.commit for adapter in adapters]
     return {
         "id": spec.base,
         "revision": spec.revision,
@@ -278,13 +326,17 @@ def _identity(
         "config_sha256": sha256(config_file) if source.gguf is None else None,
         "weights_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "weights": dict(weights),
-        "adapter": spec.adapter,
-        "adapter_commit": adapter.commit if adapter else None,
-        "tokenizer": tokenizer_home.asked,
-        "tokenizer_sha256": sha256(tokenizer_file) if tokenizer_file and not source.gguf else None,
-        "dtype": str(dtype).removeprefix("torch."),
-        "quantization": quantization,
+        "adapter": "+".join(spec.adapters) or None,
+        "adapter_commit": "+".join(commit or "" for commit in commits) if any(commits) else None,
     }
+
+
+def _tokenizer_sha256(source: Source, tokenizer: Any) -> str:
+    """The hash of the file that identifies a tokenizer, or of the tokenizer as it was built."""
+    files = source.tokenizer_files()
+    if source.gguf is None and files:
+        return sha256(files[0])
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -6,6 +6,7 @@ Weights must be safetensors or GGUF; pickled ones pass only if the caller allows
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from typing import Any
 from ..errors import ModelError, first_line
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")  # as transformers prefers them
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # as PEFT prefers them
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "tiktoken.model", "tekken.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,21 +39,41 @@ class Source:
     commit: str | None = None
 
     def weight_files(self) -> list[Path]:
-        """The files that hold weights, in name order."""
+        """The files from which transformers reads a model's weights, in name order."""
         if self.gguf is not None:
             return [self.directory / self.gguf]
-        indexes = sorted(self.directory.glob("*.safetensors.index.json"))
-        if indexes:
-            names = _index_files(indexes[0])
-            return [self.directory / name for name in names]
-        safetensors = [
-            path
-            for name in ("model.safetensors", "adapter_model.safetensors")
-            if (path := self.directory / name).is_file()
-        ]
-        return safetensors or sorted(
-            p for pattern in _PICKLES for p in self.directory.glob(pattern)
-        )
+        named = self._config().get("transformers_weights")
+        for name in [named] if isinstance(named, str) else _SINGLE_FILES:
+            if name.endswith(".index.json"):
+                return self._shards(name)
+            if (self.directory / name).is_file():
+                return [self.directory / name]
+            if (self.directory / f"{name}.index.json").is_file():
+                return self._shards(f"{name}.index.json")
+        return []
+
+    def adapter_files(self) -> list[Path]:
+        """The file from which PEFT reads an adapter's weights, or none."""
+        return [file for name in _ADAPTER_FILES if (file := self.directory / name).is_file()][:1]
+
+    def holds_adapter(self) -> bool:
+        """Whether a PEFT adapter lies in the folder, beside a model or alone."""
+        return (self.directory / _ADAPTER_CONFIG).is_file()
+
+    def holds_two_models(self) -> bool:
+        """Whether both a whole and a split model lie in the folder; only the whole one is read."""
+        files = [file.name for file in self.weight_files()]
+        return len(files) == 1 and (self.directory / f"{files[0]}.index.json").is_file()
+
+    def _shards(self, index: str) -> list[Path]:
+        return [self.directory / name for name in _index_files(self.directory / index)]
+
+    def _config(self) -> dict[str, Any]:
+        content = read_json(self.directory / "config.json")
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise ModelError(f"{self.directory / 'config.json'}: expected an object, got {kind}")
+        return content
 
     def check(self, allow_pickle: bool) -> None:
         """Raise ModelError unless this is a complete model whose weights may be opened."""
@@ -56,37 +83,61 @@ class Source:
                     raise ModelError(
                         f"{self.asked}: expected a GGUF file, beginning with b'GGUF', got {magic!r}"
                     )
+            if re.search(r"-of-\d+\.gguf$", self.gguf):
+                raise ModelError(
+                    f"{self.asked}: one part of a split GGUF file; join the parts with "
+                    "`llama-gguf-split --merge`, then name the joined file"
+                )
             return
         if not (self.directory / "config.json").is_file():
             hint = "it has no config.json"
-            if (self.directory / "adapter_config.json").is_file():
+            if self.holds_adapter():
                 hint = f"it is an adapter; write BASE+{self.asked}"
             elif any(self.directory.glob("*.gguf")):
                 hint = "it holds GGUF files; name one of them"
             raise ModelError(f"{self.asked}: not a model directory: {hint}")
-        read_json(self.directory / "config.json")
-        self._check_weights(allow_pickle)
+        files = self.weight_files()
+        if not files:
+            raise ModelError(f"{self.asked}: {self._why_no_weights()}")
+        _check_files(files, allow_pickle)
+
+    def _why_no_weights(self) -> str:
+        if self.holds_adapter():
+            return f"not a model directory: it is an adapter; write BASE+{self.asked}"
+        found = sorted(
+            file.name
+            for pattern in ("*.safetensors", *_PICKLES)
+            for file in self.directory.glob(pattern)
+        )
+        for name in found:
+            if shard := re.fullmatch(r"(.+)-\d+-of-\d+(\.\w+)", name):
+                return (
+                    f"{shard[1]}{shard[2]}.index.json is missing, which says what {name} and the "
+                    "other parts hold; copy or download it again"
+                )
+        beside = f", found {found[0]}, which transformers does not read" if found else ""
+        return (
+            "it has no weights: expected model.safetensors, or its parts with "
+            f"model.safetensors.index.json{beside}"
+        )
+
+    def check_alone(self) -> None:
+        """Raise ModelError if an adapter lies beside the model: which of them is meant?"""
+        if self.gguf is None and self.holds_adapter():
+            raise ModelError(
+                f"{self.asked}: it holds a model and an adapter; for the model alone move "
+                f"{_ADAPTER_CONFIG} and adapter_model.* out of it; for the adapter merged into the "
+                f"model write {self.asked}+{self.asked}"
+            )
 
     def check_adapter(self, allow_pickle: bool) -> None:
         """Raise ModelError unless this is a complete PEFT adapter that may be opened."""
-        if not (self.directory / "adapter_config.json").is_file():
-            raise ModelError(f"{self.asked}: not a PEFT adapter: it has no adapter_config.json")
-        self._check_weights(allow_pickle)
-
-    def _check_weights(self, allow_pickle: bool) -> None:
-        files = self.weight_files()
+        if not self.holds_adapter():
+            raise ModelError(f"{self.asked}: not a PEFT adapter: it has no {_ADAPTER_CONFIG}")
+        files = self.adapter_files()
         if not files:
-            raise ModelError(f"{self.asked}: it has no weights: expected *.safetensors files")
-        for file in files:
-            if not file.is_file():
-                raise ModelError(f"{file}: the index names it, but it is missing")
-            if file.suffix == ".safetensors":
-                _check_safetensors(file)
-            elif not allow_pickle:
-                raise ModelError(
-                    f"{file}: pickled weights can run code when they are opened; expected "
-                    "safetensors: convert the file, or allow pickle if you trust its origin"
-                )
+            raise ModelError(f"{self.asked}: it has no weights: expected {_ADAPTER_FILES[0]}")
+        _check_files(files, allow_pickle)
 
     def tokenizer_files(self) -> list[Path]:
         """The files that hold a tokenizer, the one that identifies it first."""
@@ -149,6 +200,19 @@ def _download(
             f"({type(error).__name__}: {first_line(error)}){advice}"
         ) from error
     return Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
+
+
+def _check_files(files: list[Path], allow_pickle: bool) -> None:
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{file}: the index names it, but it is missing")
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+        elif not allow_pickle:
+            raise ModelError(
+                f"{file}: pickled weights can run code when they are opened; expected "
+                "safetensors: convert the file, or allow pickle if you trust its origin"
+            )
 
 
 def _check_safetensors(file: Path) -> None:

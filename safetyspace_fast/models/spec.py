@@ -1,4 +1,4 @@
-"""How a user names a model: `[NAME=]BASE[+ADAPTER]`."""
+"""How a user names a model: `[NAME=]BASE[+ADAPTER]...`."""
 
 import os
 import re
@@ -20,13 +20,14 @@ class ModelSpec:
 
     name: what the model is called in the store: letters, digits, `.`, `_`, `-`; at most 100.
     base: a directory, a `.gguf` file, or an id on the model hub.
-    adapter: a PEFT adapter to merge into the base: a directory or a hub id (`ID@REVISION` allowed).
+    adapters: PEFT adapters to merge into the base, one after the other: directories or hub ids
+        (`ID@REVISION` allowed).
     revision: branch, tag or commit of the base; only for a hub id.
     """
 
     name: str
     base: str
-    adapter: str | None = None
+    adapters: tuple[str, ...] = ()
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -42,14 +43,19 @@ class ModelSpec:
                 f"model name {self.name[:40]!r}...: {len(self.name)} characters, expected at most "
                 f"{MAX_NAME_LENGTH}; write NAME=MODEL with a shorter name"
             )
-        if not self.base or self.adapter == "":
+        if isinstance(self.adapters, str):
             raise ConfigError(
-                f"model {self.name!r}: expected [NAME=]BASE[+ADAPTER], got an empty part"
+                f"model {self.name!r}: expected a tuple of adapters, got {self.adapters!r}; write "
+                f"({self.adapters!r},)"
+            )
+        if not self.base or "" in self.adapters:
+            raise ConfigError(
+                f"model {self.name!r}: expected [NAME=]BASE[+ADAPTER]..., got an empty part"
             )
 
 
 def parse_model(text: str) -> ModelSpec:
-    """Read `[NAME=]BASE[+ADAPTER]`; BASE may be `ID@REVISION`.
+    """Read `[NAME=]BASE[+ADAPTER]...`; each part may be `ID@REVISION`.
 
     Without NAME the last part of the path is the name. If a path with `=`, `+` or `@` in it exists,
     the sign belongs to the path.
@@ -60,11 +66,11 @@ def parse_model(text: str) -> ModelSpec:
     name, equals, rest = text.partition("=")
     if not equals or "/" in name or _exists(text):
         name, rest = "", text
-    base, adapter = _split_adapter(rest)
+    base, *adapters = _split_parts(rest)
     base, revision = split_revision(base)
     if not equals or rest is text:
-        name = _default_name(adapter or base)
-    return ModelSpec(name, base, adapter, revision)
+        name = _default_name(adapters[-1] if adapters else base)
+    return ModelSpec(name, base, tuple(adapters), revision)
 
 
 def split_revision(text: str) -> tuple[str, str | None]:
@@ -75,13 +81,22 @@ def split_revision(text: str) -> tuple[str, str | None]:
     return match["id"], match["revision"]
 
 
-def _split_adapter(text: str) -> tuple[str, str | None]:
-    if "+" not in text or _exists(text):
-        return text, None
-    cuts = [match.start() for match in re.finditer(r"\+", text)]
-    existing = [cut for cut in cuts if cut and _exists(text[:cut])]
-    cut = (existing or cuts)[0]
-    return text[:cut], text[cut + 1 :]
+def _split_parts(text: str) -> list[str]:
+    """Cut at each `+` that is not in an existing path."""
+    parts = []
+    while "+" in text and not _exists(text):
+        cuts = [match.start() for match in re.finditer(r"\+", text)]
+        # A cut between two paths that exist is surer than one behind a path that exists.
+        sure = [cut for cut in cuts if _exists(text[:cut]) and _begins_with_path(text[cut + 1 :])]
+        existing = sure or [cut for cut in cuts if cut and _exists(text[:cut])]
+        cut = (existing or cuts)[0]
+        parts.append(text[:cut])
+        text = text[cut + 1 :]
+    return [*parts, text]
+
+
+def _begins_with_path(text: str) -> bool:
+    return any(_exists(text[: m.start()]) for m in re.finditer(r"\+|$", text))
 
 
 def _exists(path: str) -> bool:

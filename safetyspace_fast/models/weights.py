@@ -3,20 +3,46 @@
 Models of transformers have no common type (each architecture is a class of its own), hence `Any`.
 """
 
+import logging
+import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ModelError, first_line
 from .source import Source, read_json
-from .spec import ModelSpec
+
+# Weights of a checkpoint that no forward pass reads, by the ends of their names: buffers that older
+# versions of transformers saved, and copies that DeBERTa's training left.
+_UNUSED = re.compile(
+    r"(inv_freq|position_ids|causal_mask|version|num_batches_tracked|_weight"
+    r"|attn\.(masked_)?bias|attention\.(masked_)?bias)$"
+)
+_QUANTISATION = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
+# Parts beside the blocks that other tasks use: poolers, towers for images and sound, more heads.
+_OTHER_PARTS = re.compile(r"pool|mtp|vis|image|audio|multi_modal|mm_|head|score|classifier")
+# Blocks behind the last one that predict further tokens (DeepSeek-V3, GLM-4.5) and are never run.
+_FURTHER_BLOCKS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+# Warnings about what this package reads or does itself, or never does.
+_NO_NEWS = re.compile(
+    r"LOAD REPORT|missing adapter keys|save_embedding_layers|generation (config|flags)"
+    r"|tie_word_embeddings=True|no longer tied|tied weights mapping|is_decoder=True"
+    r"|default to dequantizing"
+)
 
 
 def load_weights(
-    source: Source, dtype: torch.dtype, allow_pickle: bool, trust_remote_code: bool
+    source: Source,
+    dtype: torch.dtype,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    note: Callable[[str], None],
 ) -> tuple[Any, str | None]:  # transformers has no types
     """Load a model with its head.
 
@@ -24,12 +50,14 @@ def load_weights(
         source: a model, checked before.
         dtype: of the weights; quantised ones keep theirs.
         allow_pickle, trust_remote_code: as in `load_model`.
+        note: called with one-line notes that need no action.
 
     Returns:
         The model, and the method by which its files are quantised, None for plain weights.
 
     Raises:
-        ModelError: transformers cannot load it, or weights are missing.
+        ModelError: transformers cannot load it, or the weights in its files are not those of the
+            part that runs.
     """
     import transformers
 
@@ -44,12 +72,18 @@ def load_weights(
     if source.gguf is None and not trust_remote_code:
         _check_own_code(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(source.directory, **where)
-        _check_config(config, source)
-        quantization = _quantization(config)  # loading may delete it from the config
-        model, info = _auto_class(config).from_pretrained(
-            source.directory, config=config, output_loading_info=True, **where, **how
-        )
+        with without_adapter(source.directory) as directory:
+            config = transformers.AutoConfig.from_pretrained(directory, **where)
+            _check_config(config, source)
+            quantization = _quantization(config)  # loading may delete it from the config
+            model, report = _auto_class(config).from_pretrained(
+                directory,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them, an exception would not
+                **where,
+                **how,
+            )
     except ModelError:
         raise
     except ImportError as error:
@@ -57,21 +91,130 @@ def load_weights(
             f"{source.asked}: a package is missing to load it: {first_line(error)}"
         ) from error
     except Exception as error:
+        reason = first_line(error)
+        if "conversion of the weights" in reason:  # it refers to a report that nobody sees
+            reason = "its weights are incomplete or of another architecture than config.json says"
         raise ModelError(
-            f"{source.asked}: transformers cannot load it as a language model: {first_line(error)}"
+            f"{source.asked}: transformers cannot load it as a language model: {reason}"
         ) from error
-    backbone = {id(parameter) for parameter in find_backbone(model).parameters()}
-    missing = sorted(
-        name
-        for name, parameter in model.named_parameters()
-        if name in info["missing_keys"] and id(parameter) in backbone
-    )
-    if missing:
+    method = "gguf" if source.gguf else quantization
+    _check_report(source, model, report, method is not None, note)
+    return model, method
+
+
+@contextmanager
+def without_adapter(directory: Path) -> Iterator[Path]:
+    """A model's folder without the adapter in it, which transformers would apply unasked."""
+    if not (directory / "adapter_config.json").is_file():
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in directory.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        yield Path(folder)
+
+
+def _check_report(
+    source: Source,
+    model: Any,
+    report: dict[str, Any],
+    packed: bool,
+    note: Callable[[str], None],
+) -> None:
+    """Refuse a model unless its files fill every place of the backbone, and nothing is left over.
+
+    Args:
+        source: for messages.
+        model: as loaded.
+        report: what transformers says of missing, mismatched and unexpected weights.
+        packed: whether the files are quantised: they hold scales, which have no place.
+        note: told of weights beside the backbone's parts that no known task uses.
+    """
+    backbone = find_backbone(model)
+    path = _path_of(backbone, model)
+    own = {id(tensor) for tensor in chain(backbone.parameters(), backbone.buffers())}
+    names = {name for name, tensor in _tensors(model) if id(tensor) in own}
+    unexpected = sorted(report["unexpected_keys"])
+
+    wrong = sorted(entry for entry in report["mismatched_keys"] if entry[0] in names)
+    if wrong:
+        name, found, expected = wrong[0]
+        raise ModelError(
+            f"{source.asked}: {len(wrong)} weights have other sizes than config.json says (first: "
+            f"{name} is {list(found)}, expected {list(expected)}); use the config.json of these "
+            "weights"
+        )
+    if missing := sorted(names & report["missing_keys"]):
         raise ModelError(
             f"{source.asked}: {len(missing)} weights of {type(model).__name__} are not in its "
-            f"files (first: {missing[0]}); the files belong to another model or are incomplete"
+            f"files (first: {missing[0]}); {_why_missing(missing, unexpected)}"
         )
-    return model, "gguf" if source.gguf else quantization
+    left = [
+        name
+        for name in unexpected
+        if _belongs(name.removeprefix(path), backbone)
+        and not (name in names or _UNUSED.search(name) or (packed and _QUANTISATION.search(name)))
+    ]
+    if left:
+        raise ModelError(
+            f"{source.asked}: {len(left)} weights of its files have no place in "
+            f"{type(model).__name__} (first: {left[0]}); config.json describes another model: use "
+            "the one that belongs to these weights"
+        )
+    beside = [
+        name
+        for name in unexpected
+        if path and name.startswith(path) and not _OTHER_PARTS.search(name)
+    ]
+    beside = [name for name in beside if not _is_part(name.removeprefix(path), backbone)]
+    if beside:
+        note(f"{len(beside)} weights of its files are not used (first: {beside[0]})")
+
+
+def _why_missing(missing: list[str], unexpected: list[str]) -> str:
+    """What names the files have instead, and what to do."""
+    if any(".lora_A." in name or ".base_layer." in name for name in unexpected):
+        return (
+            "they were saved with an adapter that is not merged: call PEFT's merge_and_unload, "
+            "then save the model"
+        )
+    for name in unexpected:
+        for place in missing:
+            if name.endswith(f".{place}"):
+                prefix = name.removesuffix(place)
+                return f"they begin with {prefix!r} there: rename them without it"
+    return "the files belong to another model or are incomplete"
+
+
+def _is_part(name: str, backbone: Any) -> bool:
+    """Whether a weight would lie in one of the backbone's parts: no head, pooler or image tower."""
+    parts = chain(backbone.named_children(), backbone.named_parameters(recurse=False))
+    return name.partition(".")[0] in {part for part, _ in parts}
+
+
+def _belongs(name: str, backbone: Any) -> bool:
+    """Whether a weight would lie in one of the backbone's parts, and would be run."""
+    config = backbone.config.get_text_config()
+    number = name.split(".")[1] if "." in name else ""
+    further = max((getattr(config, key, None) or 0) for key in _FURTHER_BLOCKS)
+    is_further = (
+        number.isdecimal()
+        and config.num_hidden_layers <= int(number) < config.num_hidden_layers + further
+    )
+    return _is_part(name, backbone) and not is_further
+
+
+def _path_of(module: Any, whole: Any) -> str:
+    """The path of a part of a model, with a dot at its end; empty for the model itself."""
+    path = next(name for name, part in whole.named_modules() if part is module)
+    return f"{path}." if path else ""
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """All parameters and buffers under all of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _check_own_code(source: Source) -> None:
@@ -142,48 +285,171 @@ def find_backbone(model: Any) -> Any:  # transformers has no types
     return model.base_model if model.base_model is not model else getattr(model, "model", model)
 
 
-def merge_adapter(model: Any, adapter: Source, spec: ModelSpec) -> Any:  # peft has no types
-    """Add an adapter to a model's weights; ModelError if it does not belong to the model."""
+def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has no types
+    """Add an adapter to a model's weights.
+
+    Its weights in a head are left out. If it comes with an embedding of another number of tokens,
+    the model's is resized first.
+
+    Args:
+        model: with its head; changed in place.
+        adapter: checked before.
+        base: what the adapter is for, in messages.
+
+    Raises:
+        ModelError: the adapter does not belong to the model, or cannot be merged.
+    """
     try:
         import peft
     except ImportError as error:
         raise ModelError(f"{adapter.asked}: adapters need peft: pip install peft") from error
 
-    saved = peft.utils.load_peft_weights(str(adapter.directory), device="cpu")
+    directory = str(adapter.directory)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(adapter.directory))
+        config = peft.PeftConfig.from_pretrained(directory)
+        saved = peft.utils.load_peft_weights(directory, device="cpu")
     except Exception as error:
-        raise ModelError(
-            f"{adapter.asked}: not an adapter for {spec.base}: {first_line(error)}"
-        ) from error
+        raise ModelError(f"{adapter.asked}: peft cannot read it: {first_line(error)}") from error
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if config.is_prompt_learning:
+        raise _unmergeable(adapter, kind)
+    names = [name.removeprefix("base_model.model.") for name in saved]
+    trained = _trained_part(model, names)
+    _leave_out_heads(config, names, trained)
+    refusal = f"{adapter.asked}: not an adapter for {base}"
+    path = _path_of(find_backbone(model), trained)
+    _resize_embedding(model, trained, saved)
+    _untie_head(model, names)
+    try:
+        adapted = peft.PeftModel(trained, config)
+        # Adapters of older transformers name modules that newer ones have renamed.
+        renamed = getattr(trained, "_checkpoint_conversion_mapping", None)
+        result = adapted.load_adapter(directory, "default", key_mapping=renamed)
+    except Exception as error:
+        raise ModelError(f"{refusal}: {_reason(error)}") from error
     # PEFT ignores weights without a counterpart in the model; here they mean a wrong base.
-    expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    if unmatched := sorted(saved.keys() ^ expected.keys()):
+    prefix = f"base_model.model.{path}"
+    unmatched = [name for name in result.missing_keys if name.startswith(prefix)]
+    unmatched += [
+        name
+        for name in result.unexpected_keys
+        if name.startswith(prefix)
+        and _belongs(name.removeprefix(prefix), find_backbone(model))
+        and name.replace(".modules_to_save.", ".") not in saved  # PEFT can save both
+    ]
+    if unmatched:
         raise ModelError(
-            f"{adapter.asked}: not an adapter for {spec.base}: {len(unmatched)} weights do not "
-            f"match the model (first: {unmatched[0]})"
+            f"{refusal}: {len(unmatched)} weights do not match the model (first: {min(unmatched)})"
         )
-    if not hasattr(adapted, "merge_and_unload"):
-        raise ModelError(
-            f"{adapter.asked}: an adapter of type {adapted.active_peft_config.peft_type.value} "
-            "cannot be merged into weights; expected LoRA or one of its variants"
-        )
-    return adapted.merge_and_unload()
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        raise _unmergeable(adapter, kind)
+    adapted.merge_and_unload()
+
+
+def _unmergeable(adapter: Source, kind: str) -> ModelError:
+    return ModelError(
+        f"{adapter.asked}: an adapter of type {kind} cannot be merged into weights; expected LoRA "
+        "or one of its variants"
+    )
+
+
+def _trained_part(model: Any, names: list[str]) -> Any:
+    """What the adapter was trained on: the model, or (AutoModel) the part without a head."""
+    candidates = (model, model.base_model, find_backbone(model))
+
+    def matches(part: Any) -> int:
+        modules = {name for name, _ in part.named_modules()}
+        return sum(name.rpartition(".lora_")[0] in modules for name in names)
+
+    return max(candidates, key=matches)  # the first of those with as many
+
+
+def _leave_out_heads(config: Any, names: list[str], trained: Any) -> None:
+    """Take heads that the model lacks out of an adapter's configuration."""
+    config.task_type = None  # PEFT's classes for tasks ask for the heads and methods of the task
+    if getattr(config, "modules_to_save", None):
+        parts = {part for name, _ in trained.named_modules() for part in name.split(".")}
+        saved = {part for name in names for part in name.split(".")}
+        kept = [name for name in config.modules_to_save if {*name.split(".")} <= parts & saved]
+        config.modules_to_save = kept or None
+
+
+def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) -> None:
+    """Give the embedding as many rows as the one that comes with the adapter, if one does."""
+    embedding = trained.get_input_embeddings()
+    path = f"base_model.model.{_path_of(embedding, trained)}"
+    rows, width = embedding.weight.shape
+    for name, weight in saved.items():
+        is_embedding = name.startswith(path) and name.endswith("weight")
+        if is_embedding and weight.shape[1:] == (width,) and len(weight) != rows:
+            model.resize_token_embeddings(len(weight), mean_resizing=False)
+            return
+
+
+def _untie_head(model: Any, names: list[str]) -> None:
+    """Give the head weights of its own, or its adapter would be merged into the embedding."""
+    head = model.get_output_embeddings()
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return
+    path = _path_of(head, model)
+    if any(name.startswith(path) for name in names):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that names a weight and its sizes."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    is_heading = len(lines) > 1 and lines[0].endswith(":")
+    return lines[1] if is_heading else first_line(error)
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings; what users must know is raised or noted."""
-    from transformers.utils import logging
+def quiet_transformers(tell: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep transformers from writing to the terminal; `tell` is called with its warnings.
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    Each warning of transformers, and each `UserWarning` of Python, comes once, as one line.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    told: set[str] = set()
+
+    def once(text: str) -> None:
+        line = " ".join(text.split())
+        if tell is not None and line not in told and not _NO_NEWS.search(line):
+            told.add(line)
+            tell(line)
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, (UserWarning, RuntimeWarning)):  # others are for programmers
+            once(str(message))
+
+    logger = logging.getLogger("transformers")
+    kept = logger.handlers, logger.propagate, logger.level
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.warning_once.cache_clear()  # or a second model would load in silence
+    logger.handlers, logger.propagate = [_Listener(once)], False
+    logger.setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("always")
+            warnings.showwarning = show
             yield
     finally:
-        logging.set_verbosity(level)
+        logger.handlers, logger.propagate = kept[:2]
+        logger.setLevel(kept[2])
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+
+
+class _Listener(logging.Handler):
+    """Calls a function with the text of each record."""
+
+    def __init__(self, listen: Callable[[str], None]) -> None:
+        super().__init__()
+        self._listen = listen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._listen(record.getMessage())

@@ -241,6 +241,7 @@ def test_a_missing_shard_is_named(copy):
 
 @pytest.mark.parametrize("content", [[], {}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}])
 def test_a_broken_index_is_named(copy, content):
+    (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps(content))
     refused(copy, r"model\.safetensors\.index\.json: expected a 'weight_map'")
 
@@ -260,7 +261,11 @@ def test_missing_or_misshapen_weights_are_named(copy):
     refused(copy, rf"1 weights of LlamaForCausalLM are not in its files \(first: {name}\)")
     weights[name] = weights[name][:5].clone()
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    refused(copy, "cannot load it")
+    refused(
+        copy,
+        r"1 weights have other sizes than config\.json says "
+        rf"\(first: {name} is \[5, 32\], expected \[64, 32\]\)",
+    )
 
 
 def test_a_missing_head_does_not_matter(copy, llama):
@@ -533,7 +538,7 @@ def test_real_adapter_moves_the_real_model(request, shared, name):
     base = request.getfixturevalue(name)
     (adapter,) = (shared / "models").glob(f"{name}*")
     plain = last_states(load_model(ModelSpec("base", str(base))))
-    merged = last_states(load_model(ModelSpec("aligned", str(base), str(adapter))))
+    merged = last_states(load_model(ModelSpec("aligned", str(base), (str(adapter),))))
     distance = float((plain - merged).norm() / plain.norm())
     assert 0.01 < distance < 2
 
@@ -590,7 +595,7 @@ def test_hub_refusals(hub_id, tmp_path):
 
 def test_hub_model_with_pickles_only(hub_id, tmp_path):
     (tmp_path / "hub" / "models" / hub_id / "main" / "model.safetensors").unlink()
-    refused(hub_id, "it has no weights: expected \\*.safetensors")
+    refused(hub_id, "it has no weights: expected model.safetensors")
 
 
 def test_hub_out_of_reach(monkeypatch, tmp_path):

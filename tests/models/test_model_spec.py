@@ -13,9 +13,11 @@ from safetyspace_fast.models import ModelSpec, parse_model
         ("org/Model-1.5b", ModelSpec("Model-1.5b", "org/Model-1.5b")),
         ("org/m@v1.0", ModelSpec("m", "org/m", revision="v1.0")),
         ("org/m@refs/pr/3", ModelSpec("m", "org/m", revision="refs/pr/3")),
-        ("b=org/m@main+tuned", ModelSpec("b", "org/m", "tuned", "main")),
-        ("b=base+org/lora@v2", ModelSpec("b", "base", "org/lora@v2")),
-        ("base+adapters/dpo", ModelSpec("dpo", "base", "adapters/dpo")),
+        ("b=org/m@main+tuned", ModelSpec("b", "org/m", ("tuned",), "main")),
+        ("b=base+org/lora@v2", ModelSpec("b", "base", ("org/lora@v2",))),
+        ("base+adapters/dpo", ModelSpec("dpo", "base", ("adapters/dpo",))),
+        ("base+sft+dpo", ModelSpec("dpo", "base", ("sft", "dpo"))),
+        ("a=org/m@v1+org/sft@v2+dpo", ModelSpec("a", "org/m", ("org/sft@v2", "dpo"), "v1")),
         ("dir/small.Q4_1.gguf", ModelSpec("small.Q4_1", "dir/small.Q4_1.gguf")),
         ("dir/ein Modell (neu)", ModelSpec("ein-Modell-neu", "dir/ein Modell (neu)")),
         ("/a/b=c/m", ModelSpec("m", "/a/b=c/m")),
@@ -31,10 +33,33 @@ def test_signs_inside_an_existing_path_belong_to_it(tmp_path, monkeypatch):
     for name in ("c++", "lr=1", "org@home"):
         (tmp_path / name).mkdir()
     assert parse_model("c++") == ModelSpec("c", "c++")
-    assert parse_model("c+++tuned") == ModelSpec("tuned", "c++", "tuned")
+    assert parse_model("c+++tuned") == ModelSpec("tuned", "c++", ("tuned",))
     assert parse_model("lr=1") == ModelSpec("lr-1", "lr=1")
     assert parse_model("m=org@home") == ModelSpec("m", "org@home")
     assert parse_model(".").name == tmp_path.name.strip("-._")
+
+
+def test_a_chain_of_paths_with_plus_signs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("c++", "run", "run+1", "lr+2/sft+dpo", "dpo"):
+        (tmp_path / name).mkdir(parents=True)
+    parts = {
+        "c+++run+1+dpo": ("c++", "run+1", "dpo"),
+        "run+1+run": ("run+1", "run"),
+        "run+run+1": ("run", "run+1"),
+        "run+lr+2/sft+dpo+dpo": ("run", "lr+2/sft+dpo", "dpo"),
+        "c+++lr+2/sft+dpo": ("c++", "lr+2/sft+dpo"),
+        "org/base+lr+2/sft+dpo": ("org/base", "lr+2/sft+dpo"),
+        "run+absent+dpo": ("run", "absent", "dpo"),
+    }
+    for text, (base, *adapters) in parts.items():
+        spec = parse_model(text)
+        assert (spec.base, spec.adapters) == (base, tuple(adapters)), text
+
+
+def test_one_adapter_as_a_string_is_refused():
+    with pytest.raises(ConfigError, match="expected a tuple of adapters, got 'lora'"):
+        ModelSpec("m", "base", "lora")
 
 
 @pytest.mark.parametrize(
