@@ -4,7 +4,7 @@ Each model takes five steps: load, prepare, begin, extract, finish.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.prepare import Prepared, prepare
-from .models import LoadedModel, ModelSpec, load_model, parse_model
+from .models import LoadedModel, ModelSpec, choose_templates, load_model, parse_model
 from .store import (
     Claim,
     Contents,
@@ -58,6 +58,13 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
         limit=config.limit,
         on_note=notes.append,
     )
+    templates = choose_templates(
+        specs,
+        config.template,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        on_note=notes.append,
+    )
     for note in notes:
         yield Note("", note)
     with ExitStack() as claims:
@@ -67,18 +74,18 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
             for name in names:
                 claim = Claim(place.work / name, f"{place}: model {name!r}")
                 left_by[name] = claims.enter_context(claim).left_by
-            root, growth = _open_store(config, place, names, samples)
-        if growth:
-            config = replace(config, out=growth.location)
+            output = _Output(config, names, samples)
+            if output.goes_on():
+                output.open()
         for name, owner in left_by.items():
             if owner is not None:
                 process = f"process {owner['pid']} on {owner['host']}"
                 yield Note(name, f"taken over from {process}, which has ended")
         for spec in specs:
-            yield from _run_model(spec, config, samples, root, growth)
+            yield from _run_model(spec, config, samples, output, templates)
         with alone(place.work):
-            consolidate(config.out)
-            waiting = growth.finish(names) if growth else None
+            consolidate(str(output.place))
+            waiting = output.growth.finish(names) if output.growth else None
         if waiting:
             yield Note("", waiting)
 
@@ -91,25 +98,61 @@ def _models(config: RunConfig) -> list[ModelSpec]:
     return specs
 
 
-def _open_store(
-    config: RunConfig, place: Place, names: Sequence[str], samples: Samples
-) -> tuple[zarr.Group, Growth | None]:
-    """Open a store of these samples, or make it; a store with fewer samples grows."""
-    contents: Contents = {
-        "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
-        "data_name": samples.name,
-        "data_sha256": samples.sha256,
-        "languages": samples.languages,
-        "samples": sample_columns(samples),
-    }
-    if not config.resume or not place.exists() or half_made(place):
-        discard(place, names)
-        return create_run(config.out, overwrite=config.overwrite, **contents), None
-    run = Run(config.out)
-    if run.attrs["data_sha256"] == samples.sha256:
-        return resume_run(config.out, samples=contents["samples"]), None
-    growth = Growth(run, samples.languages, contents["samples"])
-    return growth.open(names, **contents), growth
+class _Output:
+    """The store of a run. One that is not there yet is made when its first model is ready."""
+
+    def __init__(self, config: RunConfig, names: Sequence[str], samples: Samples) -> None:
+        """Open and make nothing yet.
+
+        Args:
+            config: of the run.
+            names: the models that the run has claimed.
+            samples: what the store is to hold.
+        """
+        self.place = Place(config.out)
+        """Where models are written; of a store that grows, another place until all is done."""
+        self.root: zarr.Group | None = None
+        """None: not opened yet."""
+        self.growth: Growth | None = None
+        """How the store grows, if it has fewer samples."""
+        self._config = config
+        self._names = names
+        self._samples = samples
+
+    def goes_on(self) -> bool:
+        """Whether the run adds to a store that is there."""
+        return self._config.resume and self.place.exists() and not half_made(self.place)
+
+    def open(self) -> zarr.Group:
+        """Open or make the store; the caller is `alone`.
+
+        Raises:
+            StoreError: it cannot be opened, made or replaced.
+        """
+        contents: Contents = {
+            "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
+            "data_name": self._samples.name,
+            "data_sha256": self._samples.sha256,
+            "languages": self._samples.languages,
+            "samples": sample_columns(self._samples),
+        }
+        if not self.goes_on():
+            discard(self.place, self._names)
+            self.root = create_run(str(self.place), overwrite=self._config.overwrite, **contents)
+            return self.root
+        run = Run(str(self.place))
+        if run.attrs["data_sha256"] == self._samples.sha256:
+            self.root = resume_run(str(self.place), samples=contents["samples"])
+            return self.root
+        self.growth = Growth(run, self._samples.languages, contents["samples"])
+        self.root = self.growth.open(self._names, **contents)
+        self.place = Place(self.growth.location)
+        return self.root
+
+    def attributes(self, name: str) -> Attributes:
+        """The attributes of a model in the store; empty if it is not in it."""
+        group = f"models/{name}"
+        return dict(self.root[group].attrs) if self.root is not None and group in self.root else {}
 
 
 def sample_columns(samples: Samples) -> dict[str, Array]:
@@ -144,28 +187,40 @@ def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
 
 
 def _run_model(
-    spec: ModelSpec, config: RunConfig, samples: Samples, root: zarr.Group, growth: Growth | None
+    spec: ModelSpec,
+    config: RunConfig,
+    samples: Samples,
+    output: _Output,
+    templates: Mapping[str, str | None],
 ) -> Iterator[Event]:
     """Run one model, if the store does not have it yet."""
     name = spec.name
-    stored = _attributes(root, name)
+    stored = output.attributes(name)
     if stored.get("complete"):
-        clear(Place(config.out).work / name)  # a crash may have left them
+        clear(output.place.work / name)  # a crash may have left them
         yield Note(name, "complete in the store already; nothing to do")
         return
+    template = templates.get(name)
+    if name in templates and template is None:
+        config = replace(config, template="none")
     if config.verify:
-        yield _verified(spec, config, samples)
+        yield _verified(spec, config, samples, template)
+    growth = output.growth
     kept = growth.kept(name) if growth else Kept()
     earlier = stored.get("manifest", kept.manifest)
     notes: list[str] = []
-    model = _load(spec, config, notes.append)
+    model = _load(spec, config, template, notes.append)
     work = _prepare(model, config, samples, earlier.get("token_budget"), notes.append)
     manifest = _manifest(model, config, samples, work)
+    root = output.root
+    if root is None:
+        with alone(output.place.work):
+            root = output.open()
     session = begin(
         model,
         samples,
         work,
-        Place(config.out),
+        output.place,
         root,
         manifest=manifest,
         earlier=stored.get("manifest", kept.manifest_with(manifest)),
@@ -181,17 +236,13 @@ def _run_model(
     yield _finish(model, config, samples, session, extraction)
 
 
-def _attributes(root: zarr.Group, name: str) -> Attributes:
-    """The attributes of a model in the store; empty if it is not in it."""
-    group = f"models/{name}"
-    return dict(root[group].attrs) if group in root else {}
-
-
 def _implementation(config: RunConfig) -> str | None:
     return None if config.impl == "auto" else config.impl
 
 
-def _verified(spec: ModelSpec, config: RunConfig, samples: Samples) -> Verified:
+def _verified(
+    spec: ModelSpec, config: RunConfig, samples: Samples, chat_template: str | None
+) -> Verified:
     """Compare the states of a few texts with transformers'.
 
     Raises:
@@ -203,6 +254,7 @@ def _verified(spec: ModelSpec, config: RunConfig, samples: Samples) -> Verified:
         layers=config.layers,
         poolings=config.poolings,
         template=config.template,
+        chat_template=chat_template,
         max_tokens=config.max_tokens,
         device=config.device,
         dtype=config.dtype,
@@ -215,13 +267,19 @@ def _verified(spec: ModelSpec, config: RunConfig, samples: Samples) -> Verified:
     return Verified(spec.name, verification)
 
 
-def _load(spec: ModelSpec, config: RunConfig, on_note: Callable[[str], None]) -> LoadedModel:
+def _load(
+    spec: ModelSpec,
+    config: RunConfig,
+    chat_template: str | None,
+    on_note: Callable[[str], None],
+) -> LoadedModel:
     return load_model(
         spec,
         device=config.device,
         dtype=config.dtype,
         allow_pickle=config.allow_pickle,
         trust_remote_code=config.trust_remote_code,
+        chat_template=chat_template,
         on_note=on_note,
     )
 

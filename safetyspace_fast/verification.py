@@ -50,6 +50,7 @@ def verify_model(
     layers: str | Sequence[str] = "all",
     poolings: Sequence[str] = ("mean", "last"),
     template: str = "auto",
+    chat_template: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int = 512,
@@ -70,6 +71,7 @@ def verify_model(
         num_texts: how many to choose.
         layers, poolings, template, device, dtype, token_budget, max_tokens, impl, allow_pickle,
             trust_remote_code: as in `RunConfig`; impl None: the fastest that works here.
+        chat_template: Jinja text that replaces the tokenizer's own.
         progress: called with the number of texts done and their total, over all passes.
 
     Raises:
@@ -82,6 +84,7 @@ def verify_model(
         dtype=dtype,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
     )
     _refuse_quantised(model)
     chosen = _choose(model, samples, num_texts, template, max_tokens)
@@ -103,7 +106,7 @@ def verify_model(
     exact = torch.float64 if working == torch.float32 else torch.float32
     with quiet_transformers():
         oracle = _Oracle(spec, num_blocks, target, allow_pickle, trust_remote_code)
-        prompts = oracle.prompts(home, texts, work.prompts.template.kind, poolings)
+        prompts = oracle.prompts(home, texts, work.prompts.template.kind, chat_template, poolings)
         passes = iter(count(1))
 
         def tick() -> None:
@@ -237,7 +240,12 @@ class _Oracle:
             self._weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
     def prompts(
-        self, home: str, texts: Sequence[str], kind: str, poolings: Sequence[str]
+        self,
+        home: str,
+        texts: Sequence[str],
+        kind: str,
+        chat_template: str | None,
+        poolings: Sequence[str],
     ) -> list[_Prompt]:
         """Token ids and spans of every text.
 
@@ -245,6 +253,7 @@ class _Oracle:
             home: where the tokenizer is from: the base model or the adapter.
             texts: the texts.
             kind: of the template: `chat` or `none`.
+            chat_template: Jinja text that replaces the tokenizer's own.
             poolings: which spans.
         """
         import transformers
@@ -258,6 +267,8 @@ class _Oracle:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, mistral_format=False, **where)
         if tokenizer.bos_token is None and (Path(name) / "tekken.json").is_file():
             tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True  # as mistral-common does
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
         prompts = []
         for text in texts:
             ids, first, stop = (_chat if kind == "chat" else _plain)(tokenizer, text)

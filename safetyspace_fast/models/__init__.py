@@ -4,6 +4,7 @@ from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import resolve_layers
 from .loading import LoadedModel, load_model
 from .spec import ModelSpec, parse_model
+from .templates import choose_templates
 from .tokens import Template, Tokenized, share_prefix, tokenize
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "PackedLinear",
     "Template",
     "Tokenized",
+    "choose_templates",
     "fuse",
     "load_model",
     "parse_model",

@@ -85,6 +85,7 @@ def load_model(
     dtype: str = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    chat_template: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapter, and find its hookpoints.
@@ -98,6 +99,7 @@ def load_model(
             that, else float16; on a CPU bfloat16 with AMX, else float32).
         allow_pickle: also open pickled weights, which can run code.
         trust_remote_code: run Python files that come with the model.
+        chat_template: Jinja text that replaces the tokenizer's own.
         on_note: called with one-line notes that need no action.
 
     Raises:
@@ -111,7 +113,7 @@ def load_model(
         if on_note is not None:
             on_note(f"{spec.name}: {line}")
 
-    source, adapters = _find_sources(spec, allow_pickle, trust_remote_code, note)
+    source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
     with ThreadPoolExecutor(4) as pool, quiet_transformers(note):
         # Files are hashed while they load: both read the same pages, and hashlib frees the GIL.
         files = _weight_files(source, adapters)
@@ -134,8 +136,10 @@ def load_model(
             form = "GGUF" if source.gguf else quantization
             type_name = str(working).removeprefix("torch.")
             note(f"{form} weights dequantised to {type_name}")
-        tokenizer_home = next((a for a in reversed(adapters) if a.tokenizer_files()), source)
-        tokenizer = _load_tokenizer(tokenizer_home, trust_remote_code, note)
+        tokenizer_home = tokenizer_source(source, adapters)
+        tokenizer = load_tokenizer(tokenizer_home, trust_remote_code, note)
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
         weights = dict(zip(files, digests, strict=True))
 
         backbone = find_backbone(model)
@@ -171,10 +175,17 @@ def load_model(
     )
 
 
-def _find_sources(
-    spec: ModelSpec, allow_pickle: bool, trust_remote_code: bool, note: Callable[[str], None]
+def find_sources(
+    spec: ModelSpec,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Source, list[Source]]:
-    """Find and check the files of the base and of its adapters."""
+    """Find and check the files of the base and of its adapters.
+
+    Raises:
+        ModelError: one is not there, or not complete.
+    """
     source = find_source(spec.base, spec.revision, allow_pickle, trust_remote_code)
     source.check(allow_pickle)
     if source.holds_two_models():
@@ -190,6 +201,11 @@ def _find_sources(
     return source, adapters
 
 
+def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
+    """Where a model's tokenizer is: in the folder of the last adapter that has one, or its own."""
+    return next((a for a in reversed(adapters) if a.tokenizer_files()), source)
+
+
 def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:
     """All files that hold weights, by their names in the store's manifest."""
     files = {file.name: file for file in source.weight_files()}
@@ -199,7 +215,10 @@ def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:
     return files
 
 
-def _load_tokenizer(source: Source, trust_remote_code: bool, note: Callable[[str], None]) -> Any:
+def load_tokenizer(
+    source: Source, trust_remote_code: bool, note: Callable[[str], None] = lambda _: None
+) -> Any:
+    """Load a tokenizer that gives character offsets; ModelError if there is none."""
     import transformers
 
     # Mistral's own tokenizers give no character offsets; transformers converts their files.
