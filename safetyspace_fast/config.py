@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Required, TypedDict, get_args, get_type_hints
 
 from .errors import ConfigError
+from .names import nearest
 
 Pooling = Literal["mean", "last", "last_text"]
 TemplateMode = Literal["auto", "chat", "none"]
@@ -183,7 +184,8 @@ def _tuple(field: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{field}: got {value!r}, expected one of {', '.join(allowed)}")
+        near = nearest(str(value), allowed)
+        raise ConfigError(f"{field}: got {value!r}, expected one of {', '.join(allowed)}{near}")
 
 
 def _at_least(field: str, value: int | None, low: int, high: int | None = None) -> None:

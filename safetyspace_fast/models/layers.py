@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..config import layer_name
 from ..errors import ConfigError, ModelError, first_line
+from ..names import nearest
 
 
 def hookpoint_names(num_blocks: int) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ def resolve_layers(asked: str | Sequence[str], hookpoints: Sequence[str]) -> tup
             raise ConfigError(
                 f"layer {part!r} of {','.join(parts)!r}: expected 'all', or names and negative "
                 f"numbers from {hookpoints[0]}, {hookpoints[1]} .. {hookpoints[-2]}, "
-                f"{hookpoints[-1]} (-1 .. -{len(hookpoints)})"
+                f"{hookpoints[-1]} (-1 .. -{len(hookpoints)}){nearest(part, hookpoints)}"
             )
         chosen.add(name)
     return tuple(name for name in hookpoints if name in chosen)

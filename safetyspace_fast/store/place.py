@@ -33,14 +33,16 @@ class Place:
     """A folder, or a URL of an object store such as `s3://bucket/run.zarr`."""
 
     def __init__(self, location: str | Path) -> None:
-        """Read a path or URL; nothing is opened.
+        """Read a path or URL; `~` is the home folder, and nothing is opened.
 
         Raises:
             ConfigError: no store can have this path or URL; or it is a URL, and `obstore` is not
                 installed.
         """
-        self.path = None if "://" in str(location) else _with_name(Path(location))
         self._url = str(location)
+        if "://" not in self._url:
+            self._url = os.path.expanduser(self._url)
+        self.path = None if "://" in self._url else _with_name(Path(self._url))
         if self.path is None:
             try:
                 import obstore
