@@ -303,6 +303,7 @@ def _prepare(
         seed=config.seed,
         token_budget=config.token_budget or earlier_budget,
         compiled=config.compile,
+        impl=_implementation(config),
         on_note=on_note,
     )
 

@@ -10,7 +10,7 @@ import transformers
 from tiny_models import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
 
 from safetyspace_fast import api
-from safetyspace_fast.errors import DataError, ModelError, SafetySpaceError
+from safetyspace_fast.errors import DataError, ImplementationError, ModelError, SafetySpaceError
 from safetyspace_fast.models import ModelSpec, choose_templates, load_model
 from safetyspace_fast.store import Place
 
@@ -172,6 +172,7 @@ def test_a_template_of_the_base_is_used_with_the_tokenizer_of_the_adapter(models
         ({"max_tokens": 1, "template": "chat", "models": "m=CHAT"}, SafetySpaceError),
         ({"data": "no/such/file.jsonl"}, DataError),
         ({"template": "chat"}, ModelError),
+        ({"impl": "cuda"}, ImplementationError),
     ],
 )
 @pytest.mark.parametrize("again", [{}, {"resume": True}, {"overwrite": True}])

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
+from ..ops import pairwise_reduce, pool_project
 from .capture import seeded_projection
 from .plan import Plan, make_plan
 from .tune import compile_blocks, find_token_budget
@@ -56,6 +57,7 @@ def prepare(
     seed: int = 0,
     token_budget: int | None = None,
     compiled: bool = False,
+    impl: str | None = None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Prepare the forward passes of a model over texts.
@@ -67,15 +69,19 @@ def prepare(
         layers, poolings, template, max_tokens, proj_dim, seed: as in `RunConfig`.
         token_budget: largest number of padded tokens in a batch; None: measure which is fast.
         compiled: compile the model's blocks, which changes `model`.
+        impl: the implementation of kernels that will be forced.
         on_note: called with each message for the user.
 
     Raises:
         ConfigError: a layer, pooling or template does not exist.
         ModelError: the template changes the text, the blocks cannot be compiled, or a text's states
             depend on the other texts of its batch.
+        ImplementationError: `impl` cannot be used here.
     """
     hookpoints = resolve_layers(layers, model.hookpoints)
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)
+    if impl is not None:
+        _try_kernels(model, projection, impl)
     prompts = tokenize(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
     prefix, tokens, reason = share_prefix(model, prompts)
     if reason is not None:
@@ -92,6 +98,15 @@ def prepare(
         )
     plan = make_plan(tokens, languages, token_budget=token_budget, padding=padding)
     return Prepared(hookpoints, projection, prompts, tokens, prefix, token_budget, plan)
+
+
+def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> None:
+    """Call every kernel of a run on two states, which raises if `impl` cannot be used."""
+    states = torch.zeros(2, model.hidden_size, device=model.device)
+    spans = torch.tensor([[[0, 1]]], dtype=torch.int32, device=model.device)
+    pool_project(states[None].to(model.dtype), spans, projection, impl=impl)
+    labels = torch.tensor([0, 1], device=model.device)
+    pairwise_reduce(states, states, labels, 2, impl=impl)
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ _NO_LOCKS = (
     "this file system has no file locks ({}): let only one process at a time write a model of a "
     "store"
 )
+_ATTEMPTS = 100
 
 
 class Claim:
@@ -88,14 +89,16 @@ def _locked(path: Path, what: str | None = None) -> tuple[int, bool]:
         Descriptor of the file, and whether it is locked: some network file systems have no locks.
     """
     _refuse_link(path.parent)
+    attempts = iter(range(_ATTEMPTS))
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
-        except FileNotFoundError:  # its last owner is deleting the folder
-            continue
         except OSError as error:
+            # Its last owner is deleting the folder; or no folder can be made, as in /proc.
+            if isinstance(error, FileNotFoundError) and next(attempts, None) is not None:
+                continue
             raise StoreError(f"{path}: cannot be locked: {error.strerror or error}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))

@@ -94,10 +94,17 @@ class Place:
         return Sealed(ObjectStore(self._objects, read_only=read_only), self._url)
 
     def exists(self) -> bool:
-        """Whether there is anything at this path or URL."""
+        """Whether there is anything at this path or URL.
+
+        Raises:
+            StoreError: the object store does not answer.
+        """
         if self.path is not None:
             return os.path.lexists(self.path)
-        return next(iter(self._objects.list()), None) is not None
+        try:
+            return next(iter(self._objects.list()), None) is not None
+        except Exception as error:  # each kind of object store has exceptions of its own
+            raise StoreError(f"{self}: cannot be read: {first_line(error)}") from error
 
     def group(self, *, read_only: bool) -> zarr.Group:
         """Open the root group by its own metadata; consolidated metadata may be older.
