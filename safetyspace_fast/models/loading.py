@@ -220,12 +220,27 @@ def _load_tokenizer(source: Source, trust_remote_code: bool, note: Callable[[str
             f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "
             "text's tokens from others; expected a fast tokenizer (tokenizer.json)"
         )
-    if [file.name for file in source.tokenizer_files()] == ["tekken.json"]:
-        # Mistral's own reader of this file begins every prompt so; transformers' does not.
-        tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True
-        note("its tokenizer is read from tekken.json; prompts begin with <s>")
+    _check_bos(source, tokenizer, note)
     _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
     return tokenizer
+
+
+def _check_bos(source: Source, tokenizer: Any, note: Callable[[str], None]) -> None:
+    """Begin prompts with BOS where only the file's own reader would; say where none is added."""
+    file = next(iter(source.tokenizer_files()), None)
+    if source.gguf is not None or file is None:
+        return
+    if file.name == "tekken.json":  # Mistral's own reader of this file begins every prompt so
+        tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True
+        note("its tokenizer is read from tekken.json; prompts begin with <s>")
+    elif file.suffix == ".model" and "add_bos_token" not in tokenizer.init_kwargs:
+        bos = tokenizer.bos_token_id
+        if bos is not None and bos not in tokenizer("a").input_ids:
+            note(
+                f"its tokenizer is converted from {file.name} and puts no {tokenizer.bos_token} "
+                "before prompts; if the model was trained with it, write add_bos_token: true into "
+                "tokenizer_config.json"
+            )
 
 
 def _keep_spaces_in_offsets(backend: Any) -> None:
