@@ -335,7 +335,7 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
         for name in result.unexpected_keys
         if name.startswith(prefix)
         and _belongs(name.removeprefix(prefix), find_backbone(model))
-        and name.replace(".modules_to_save.", ".") not in saved  # PEFT can save both
+        and not _is_second_copy(name, saved)
     ]
     if unmatched:
         raise ModelError(
@@ -384,6 +384,12 @@ def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) 
         if is_embedding and weight.shape[1:] == (width,) and len(weight) != rows:
             model.resize_token_embeddings(len(weight), mean_resizing=False)
             return
+
+
+def _is_second_copy(name: str, saved: dict[str, torch.Tensor]) -> bool:
+    """Whether PEFT saved a whole embedding under two names, of which it reads the other one."""
+    first = name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    return first != name and first in saved
 
 
 def _untie_head(model: Any, names: list[str]) -> None:

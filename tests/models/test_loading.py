@@ -482,6 +482,9 @@ def test_gguf_unpacks(tmp_path):
         "the dog 🙂"
     )
 
+    assert load_model(parse_model(str(file))).identity == model.identity
+    assert len(str(model.identity["tokenizer_sha256"])) == 64
+
     whole = file.read_bytes()
     for size in (100, 5000, len(whole) - 1000):
         file.write_bytes(whole[:size])

@@ -241,6 +241,22 @@ def test_what_transformers_warns_of_reaches_the_user(copy, capfd):
     assert "99999" not in capfd.readouterr().err
 
 
+def test_a_tokenizer_with_the_wrong_pattern_is_told(tmp_path):
+    path = tiny_models.save_tiny("mistral", tmp_path / "m")
+    configure(path, transformers_version="4.50.0")
+    file = path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"<filler{i}>": i for i in range(len(vocabulary), 100_001)}
+    file.write_text(json.dumps(content))  # transformers takes large vocabularies for Mistral's
+    configure(path, vocab_size=len(vocabulary))
+    table = torch.zeros(len(vocabulary), tiny_models.HIDDEN_SIZE)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    rewrite(path, lambda weights: weights | dict.fromkeys(names, table))
+    _, notes = load(path)
+    assert any("incorrect regex pattern" in note for note in notes), notes
+
+
 @pytest.mark.parametrize("name", ["smollm2", "gemma", "minilm"])
 def test_a_healthy_model_says_nothing(request, name):
     _, notes = load(request.getfixturevalue(name))
