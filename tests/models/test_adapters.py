@@ -199,6 +199,20 @@ def test_an_adapter_with_a_config_of_its_base_is_no_model(both):
 # What does not fit
 
 
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "peft cannot read it"),
+        ("{}", "names no peft_type"),
+        ('{"peft_type": "NEW"}', "this version of peft has no adapters of type 'NEW'"),
+    ],
+)
+def test_a_broken_configuration_is_refused(bases, chain, tmp_path, content, match):
+    adapter = shutil.copytree(chain[0], tmp_path / "a")
+    (adapter / "adapter_config.json").write_text(content)
+    refused(f"{bases / 'llama'}+{adapter}", rf"^{adapter}: .*{match}")
+
+
 def test_sizes_that_differ_are_in_the_line(bases, tmp_path):
     wide = tiny_models.save_tiny("llama", tmp_path / "wide", hidden_size=64)
     adapter = tiny_models.save_adapter(wide, tmp_path / "a")

@@ -557,7 +557,12 @@ def test_hub_adapter(hub_id, lora, llama, tmp_path):
     model = load_model(parse_model(f"{hub_id}+someone/lora@main"))
     expected = load_model(parse_model(f"{llama}+{lora}"))
     torch.testing.assert_close(last_states(model), last_states(expected), rtol=0, atol=0)
-    assert model.identity["adapter_commit"]
+    commit = model.identity["adapter_commit"]
+    assert commit == hub.commit_of(tmp_path / "hub" / "models" / "someone" / "lora" / "main")
+
+    chain = load_model(parse_model(f"{hub_id}+someone/lora@main+{lora}+someone/lora"))
+    assert chain.identity["adapter"] == f"someone/lora@main+{lora}+someone/lora"
+    assert chain.identity["adapter_commit"] == f"{commit}++{commit}"
 
 
 def test_hub_refusals(hub_id, tmp_path):

@@ -118,6 +118,12 @@ def test_sizes_other_than_in_the_config(copy):
     )
 
 
+def test_integers_are_no_plain_weights(copy):
+    name = "model.layers.0.mlp.down_proj.weight"
+    rewrite(copy, lambda weights: weights | {name: weights[name].to(torch.int8)})
+    refused(copy, rf"{name} holds integers \(I8\), .* config.json has no quantization_config")
+
+
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
