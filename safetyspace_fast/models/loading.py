@@ -19,10 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError, ModelError, first_line
 from . import layers
+from .adapters import merge_adapter
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
-from .weights import find_backbone, load_weights, merge_adapter, quiet_transformers
+from .weights import find_backbone, load_weights, quiet_transformers
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 

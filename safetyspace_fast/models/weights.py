@@ -1,4 +1,4 @@
-"""Loading weights with transformers: plain, quantised or GGUF, with or without an adapter.
+"""Loading weights with transformers: plain, quantised or GGUF; its report, and its warnings.
 
 Models of transformers have no common type (each architecture is a class of its own), hence `Any`.
 """
@@ -24,6 +24,7 @@ _UNUSED = re.compile(
     r"(^|\.)([a-z_]*inv_freq|(cos|sin)_cached|position_ids|causal_mask|version|num_batches_tracked"
     r"|_weight|masked_bias|(attn|attention)\.bias)$"
 )
+# Numbers beside quantised weights, which have no place once these are unpacked.
 _SCALES = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
 # Parts beside the blocks that other tasks use: poolers, towers for images and sound, more heads.
 _OTHER_PARTS = re.compile(r"pool|mtp|vis|image|audio|multi_modal|mm_|head|score|classifier")
@@ -305,139 +306,6 @@ def find_backbone(model: Any) -> Any:  # transformers has no types
         return model.get_decoder()
     # In Llama 4 `base_model` is the model itself: the attribute has another name than it says.
     return model.base_model if model.base_model is not model else getattr(model, "model", model)
-
-
-def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has no types
-    """Add an adapter to a model's weights.
-
-    Its weights in a head are left out. If it comes with an embedding of another number of tokens,
-    the model's is resized first.
-
-    Args:
-        model: with its head; changed in place.
-        adapter: checked before.
-        base: what the adapter is for, in messages.
-
-    Raises:
-        ModelError: the adapter does not belong to the model, or cannot be merged.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError(f"{adapter.asked}: adapters need peft: pip install peft") from error
-
-    directory = str(adapter.directory)
-    try:
-        config = peft.PeftConfig.from_pretrained(directory)
-        saved = peft.utils.load_peft_weights(directory, device="cpu")
-        if config.peft_type is None:
-            raise ValueError("adapter_config.json names no peft_type")
-    except KeyError as error:
-        raise ModelError(
-            f"{adapter.asked}: this version of peft has no adapters of type {error}; use a newer "
-            "version"
-        ) from error
-    except Exception as error:
-        raise ModelError(f"{adapter.asked}: peft cannot read it: {first_line(error)}") from error
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    if config.is_prompt_learning:
-        raise _unmergeable(adapter, kind)
-    names = [name.removeprefix("base_model.model.") for name in saved]
-    trained = _trained_part(model, names)
-    _leave_out_heads(config, names, trained)
-    refusal = f"{adapter.asked}: not an adapter for {base}"
-    path = path_of(find_backbone(model), trained)
-    _resize_embedding(model, trained, saved)
-    _untie_head(model, names)
-    try:
-        adapted = peft.PeftModel(trained, config)
-        # Adapters of older transformers name modules that newer ones have renamed.
-        renamed = getattr(trained, "_checkpoint_conversion_mapping", None)
-        result = adapted.load_adapter(directory, "default", key_mapping=renamed)
-    except Exception as error:
-        raise ModelError(f"{refusal}: {_reason(error)}") from error
-    # PEFT ignores weights without a counterpart in the model; here they mean a wrong base.
-    prefix = f"base_model.model.{path}"
-    unmatched = [name for name in result.missing_keys if name.startswith(prefix)]
-    unmatched += [
-        name
-        for name in result.unexpected_keys
-        if name.startswith(prefix)
-        and belongs(name.removeprefix(prefix), find_backbone(model))
-        and not _is_second_copy(name, saved)
-    ]
-    if unmatched:
-        raise ModelError(
-            f"{refusal}: {len(unmatched)} weights do not match the model (first: {min(unmatched)})"
-        )
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise _unmergeable(adapter, kind)
-    adapted.merge_and_unload()
-
-
-def _unmergeable(adapter: Source, kind: str) -> ModelError:
-    return ModelError(
-        f"{adapter.asked}: an adapter of type {kind} cannot be merged into weights; expected LoRA "
-        "or one of its variants"
-    )
-
-
-def _trained_part(model: Any, names: list[str]) -> Any:
-    """What the adapter was trained on: the model, or (AutoModel) the part without a head."""
-    candidates = (model, model.base_model, find_backbone(model))
-
-    def matches(part: Any) -> int:
-        modules = {name for name, _ in part.named_modules()}
-        return sum(name.rpartition(".lora_")[0] in modules for name in names)
-
-    return max(candidates, key=matches)  # the first of those with as many
-
-
-def _leave_out_heads(config: Any, names: list[str], trained: Any) -> None:
-    """Take heads that the model lacks out of an adapter's configuration."""
-    config.task_type = None  # PEFT's classes for tasks ask for the heads and methods of the task
-    if getattr(config, "modules_to_save", None):
-        parts = {part for name, _ in trained.named_modules() for part in name.split(".")}
-        saved = {part for name in names for part in name.split(".")}
-        kept = [name for name in config.modules_to_save if {*name.split(".")} <= parts & saved]
-        config.modules_to_save = kept or None
-
-
-def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) -> None:
-    """Give the embedding as many rows as the one that comes with the adapter, if one does."""
-    embedding = trained.get_input_embeddings()
-    path = f"base_model.model.{path_of(embedding, trained)}"
-    rows, width = embedding.weight.shape
-    for name, weight in saved.items():
-        is_embedding = name.startswith(path) and name.endswith("weight")
-        if is_embedding and weight.shape[1:] == (width,) and len(weight) != rows:
-            model.resize_token_embeddings(len(weight), mean_resizing=False)
-            return
-
-
-def _is_second_copy(name: str, saved: dict[str, torch.Tensor]) -> bool:
-    """Whether PEFT saved a whole embedding under two names, of which it reads the other one."""
-    first = name.replace(".modules_to_save.", ".").replace(".original_module.", ".")
-    return first != name and first in saved
-
-
-def _untie_head(model: Any, names: list[str]) -> None:
-    """Give the head weights of its own, or its adapter would be merged into the embedding."""
-    head = model.get_output_embeddings()
-    if head is None or head.weight is not model.get_input_embeddings().weight:
-        return
-    path = path_of(head, model)
-    if any(name.startswith(path) for name in names):
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-
-
-def _reason(error: Exception) -> str:
-    """The line of an error that names a weight and its sizes."""
-    if isinstance(error, KeyError):
-        return f"it has no {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    is_heading = len(lines) > 1 and lines[0].endswith(":")
-    return lines[1] if is_heading else first_line(error)
 
 
 @contextmanager
