@@ -31,17 +31,19 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
     config, saved = _read(adapter)
     names = [name.removeprefix("base_model.model.") for name in saved]
     trained = _trained_part(model, names)
-    _leave_out_heads(config, names, trained)
+    backbone = find_backbone(model)
+    _leave_out_heads(config, names, trained, backbone)
     _resize_embedding(model, trained, saved)
     _untie_head(model, names)
-    backbone = find_backbone(model)
     prefix = f"base_model.model.{path_of(backbone, trained)}"
     refusal = f"{adapter.asked}: not an adapter for {base}"
     try:
         adapted = peft.PeftModel(trained, config)
         # Adapters of older transformers name modules that newer ones have renamed.
         renamed = getattr(trained, "_checkpoint_conversion_mapping", None)
-        result = adapted.load_adapter(str(adapter.directory), "default", key_mapping=renamed)
+        result = adapted.load_adapter(
+            str(adapter.directory), "default", torch_device="cpu", key_mapping=renamed
+        )
     except Exception as error:
         raise ModelError(f"{refusal}: {_reason(error)}") from error
     # PEFT ignores weights without a counterpart in the model; here they mean a wrong base.
@@ -106,14 +108,20 @@ def _trained_part(model: Any, names: list[str]) -> Any:
     return max(candidates, key=matches)  # the first of those with as many
 
 
-def _leave_out_heads(config: Any, names: list[str], trained: Any) -> None:
+def _leave_out_heads(config: Any, names: list[str], trained: Any, backbone: Any) -> None:
     """Take heads that the model lacks out of an adapter's configuration."""
     config.task_type = None  # PEFT's classes for tasks ask for the heads and methods of the task
+    run, there, saved = (
+        {part for name in of for part in name.split(".")}
+        for of in (dict(backbone.named_modules()), dict(trained.named_modules()), names)
+    )
+
+    def is_kept(module: str) -> bool:
+        parts = {*module.split(".")}
+        return parts <= run or parts <= there & saved
+
     if getattr(config, "modules_to_save", None):
-        parts = {part for name, _ in trained.named_modules() for part in name.split(".")}
-        saved = {part for name in names for part in name.split(".")}
-        kept = [name for name in config.modules_to_save if {*name.split(".")} <= parts & saved]
-        config.modules_to_save = kept or None
+        config.modules_to_save = [name for name in config.modules_to_save if is_kept(name)] or None
 
 
 def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) -> None:

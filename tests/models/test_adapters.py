@@ -11,6 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loaded import IDS, last_states, load, refused
+from safetensors.torch import load_file, save_file
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings(
@@ -211,6 +212,15 @@ def test_a_broken_configuration_is_refused(bases, chain, tmp_path, content, matc
     adapter = shutil.copytree(chain[0], tmp_path / "a")
     (adapter / "adapter_config.json").write_text(content)
     refused(f"{bases / 'llama'}+{adapter}", rf"^{adapter}: .*{match}")
+
+
+def test_a_whole_module_that_was_not_saved_is_missed(bases, tmp_path):
+    adapter = tiny_models.save_adapter(bases / "llama", tmp_path / "a", modules_to_save=["norm"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    left = {name: w for name, w in weights.items() if "layers" in name}
+    assert len(left) == len(weights) - 1
+    save_file(left, adapter / "adapter_model.safetensors")
+    refused(f"{bases / 'llama'}+{adapter}", "not an adapter for .*: it has no .*model.norm.weight")
 
 
 def test_sizes_that_differ_are_in_the_line(bases, tmp_path):
