@@ -99,13 +99,13 @@ def _unmergeable(adapter: Source, config: Any) -> ModelError:
 
 def _trained_part(model: Any, names: list[str]) -> Any:
     """What the adapter was trained on: the model, or (AutoModel) the part without a head."""
-    candidates = (model, model.base_model, find_backbone(model))
 
     def matches(part: Any) -> int:
-        modules = {name for name, _ in part.named_modules()}
-        return sum(name.rpartition(".lora_")[0] in modules for name in names)
+        children = {name for name, _ in part.named_children()}
+        return sum(name.partition(".")[0] in children for name in names)
 
-    return max(candidates, key=matches)  # the first of those with as many
+    # The first of those with as many.
+    return max((model, model.base_model, find_backbone(model)), key=matches)
 
 
 def _leave_out_heads(config: Any, names: list[str], trained: Any, backbone: Any) -> None:

@@ -1,5 +1,6 @@
 """Adapters as PEFT writes them give PEFT's own states; what does not fit is refused with sizes."""
 
+import copy
 import json
 import shutil
 
@@ -116,6 +117,27 @@ def test_of_a_model_with_another_head_the_states_before_it(bases, tmp_path, base
     adapter = tiny_models.save_adapter(base, tmp_path / "a", auto=auto, **options)
     model, _ = load(f"{base}+{adapter}")
     assert_close(model, states_of(with_peft(base, adapter, auto, options.get("rows"))))
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForCausalLM"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        peft.LoHaConfig(target_modules=["q_proj"]),
+        peft.OFTConfig(target_modules=["q_proj"], oft_block_size=8),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_other_types_that_can_be_merged(bases, tmp_path, config, auto):
+    model = getattr(transformers, auto).from_pretrained(bases / "llama")
+    adapted = peft.get_peft_model(model, copy.deepcopy(config)).eval()
+    torch.manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path)
+    assert_close(load(f"{bases / 'llama'}+{tmp_path}")[0], states_of(adapted))
 
 
 def test_a_chain_is_merged_in_its_order(bases, chain):
