@@ -3,6 +3,8 @@
 Neither transformers nor PEFT has types that mypy can read, hence `Any`.
 """
 
+import re
+from itertools import product, takewhile
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ import torch
 from ..errors import ModelError, first_line
 from .source import Source
 from .weights import belongs, find_backbone, path_of
+
+_PREFIX = "base_model.model."  # before all names of weights in an adapter
 
 
 def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has no types
@@ -29,18 +33,21 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
     import peft
 
     config, saved = _read(adapter)
-    names = [name.removeprefix("base_model.model.") for name in saved]
-    trained = _trained_part(model, names)
+    trained, wrapper = _trained_part(model, [name.removeprefix(_PREFIX) for name in saved])
+    names = [name.removeprefix(_PREFIX).removeprefix(wrapper) for name in saved]
+    saved = {_PREFIX + name: w for name, w in zip(names, saved.values(), strict=True)}
     backbone = find_backbone(model)
     _leave_out_heads(config, names, trained, backbone)
     _resize_embedding(model, trained, saved)
     _untie_head(model, names)
-    prefix = f"base_model.model.{path_of(backbone, trained)}"
+    prefix = _PREFIX + path_of(backbone, trained)
     refusal = f"{adapter.asked}: not an adapter for {base}"
     try:
         adapted = peft.PeftModel(trained, config)
         # Adapters of older transformers name modules that newer ones have renamed.
-        renamed = getattr(trained, "_checkpoint_conversion_mapping", None)
+        renamed = dict(getattr(trained, "_checkpoint_conversion_mapping", None) or {})
+        if wrapper:
+            renamed = {f"^{re.escape(wrapper)}": ""}
         result = adapted.load_adapter(
             str(adapter.directory), "default", torch_device="cpu", key_mapping=renamed
         )
@@ -97,15 +104,32 @@ def _unmergeable(adapter: Source, config: Any) -> ModelError:
     )
 
 
-def _trained_part(model: Any, names: list[str]) -> Any:
-    """What the adapter was trained on: the model, or (AutoModel) the part without a head."""
+def _trained_part(model: Any, names: list[str]) -> tuple[Any, str]:
+    """The part of the model that the adapter was trained on, whatever class held that part then.
 
-    def matches(part: Any) -> int:
-        children = {name for name, _ in part.named_children()}
-        return sum(name.partition(".")[0] in children for name in names)
+    Returns:
+        The model, or its part without a head; and what the names of the weights have before its
+        own names, empty if nothing.
+    """
+    parts = [
+        (part, {name for name, _ in part.named_modules()})
+        for part in (model, model.base_model, find_backbone(model))
+    ]
+    wrappers = ["", *sorted({f"{name.partition('.')[0]}." for name in names})]
 
-    # The first of those with as many.
-    return max((model, model.base_model, find_backbone(model)), key=matches)
+    def depth(name: str, modules: set[str]) -> int:
+        steps = name.split(".")
+        paths = (".".join(steps[:stop]) for stop in range(1, len(steps)))
+        return sum(1 for _ in takewhile(modules.__contains__, paths))
+
+    def matches(choice: tuple[str, tuple[Any, set[str]]]) -> int:
+        wrapper, (_, modules) = choice
+        return sum(
+            depth(name.removeprefix(wrapper), modules) for name in names if name.startswith(wrapper)
+        )
+
+    wrapper, (part, _) = max(product(wrappers, parts), key=matches)  # the first of equal ones
+    return part, wrapper
 
 
 def _leave_out_heads(config: Any, names: list[str], trained: Any, backbone: Any) -> None:
@@ -127,7 +151,7 @@ def _leave_out_heads(config: Any, names: list[str], trained: Any, backbone: Any)
 def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) -> None:
     """Give the embedding as many rows as the one that comes with the adapter, if one does."""
     embedding = trained.get_input_embeddings()
-    path = f"base_model.model.{path_of(embedding, trained)}"
+    path = _PREFIX + path_of(embedding, trained)
     rows, width = embedding.weight.shape
     for name, weight in saved.items():
         is_embedding = name.startswith(path) and name.endswith("weight")

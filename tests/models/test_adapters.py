@@ -119,6 +119,55 @@ def test_of_a_model_with_another_head_the_states_before_it(bases, tmp_path, base
     assert_close(model, states_of(with_peft(base, adapter, auto, options.get("rows"))))
 
 
+VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["as now", "as in transformers 4"])
+def test_the_text_part_of_a_multimodal_model(tmp_path, renamed):
+    text = tiny_models.tiny_config("llama").to_dict()
+    config = transformers.AutoConfig.for_model("llava", text_config=text, vision_config=VISION)
+    auto = "AutoModelForImageTextToText"
+    base = tmp_path / "base"
+    getattr(transformers, auto).from_config(config, dtype=torch.float32).save_pretrained(base)
+    tiny_models.tiny_tokenizer().save_pretrained(base)
+    adapter = tiny_models.save_adapter(
+        base, tmp_path / "a", auto=auto, task_type=None, target_modules=r".*language_model.*q_proj"
+    )
+    text_part = with_peft(base, adapter, auto).get_base_model().model.language_model
+    with torch.no_grad():
+        expected = text_part(input_ids=IDS).last_hidden_state
+    if renamed:
+        weights = load_file(adapter / "adapter_model.safetensors")
+        old = {
+            name.replace("model.language_model.", "language_model.model."): w
+            for name, w in weights.items()
+        }
+        save_file(old, adapter / "adapter_model.safetensors")
+    assert_close(load(f"{base}+{adapter}")[0], expected)
+
+
+def test_an_adapter_of_the_text_part_alone(bases, tmp_path):
+    llama = transformers.AutoModelForCausalLM.from_pretrained(bases / "llama")
+    config = transformers.AutoConfig.for_model(
+        "llava", text_config=llama.config.to_dict(), vision_config=VISION
+    )
+    whole = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    whole.model.language_model.load_state_dict(llama.model.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    tiny_models.tiny_tokenizer().save_pretrained(tmp_path / "whole")
+    adapter = tiny_models.save_adapter(bases / "llama", tmp_path / "a")
+    expected = states_of(with_peft(bases / "llama", adapter))
+    assert_close(load(f"{tmp_path / 'whole'}+{adapter}")[0], expected)
+
+
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForCausalLM"])
 @pytest.mark.parametrize(
     "config",
