@@ -124,6 +124,25 @@ def test_of_a_multimodal_checkpoint_the_text_part_is_read(name: str, tmp_path: P
     assert_supported(check(tmp_path))
 
 
+def test_an_adapter_of_a_multimodal_model(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(
+        "llava",
+        text_config=tiny_config("llama").to_dict(),
+        vision_config=transformers.AutoConfig.for_model("clip_vision_model", **VISION).to_dict(),
+    )
+    auto = transformers.AutoModelForImageTextToText
+    auto.from_config(config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    adapter = save_adapter(
+        tmp_path / "base",
+        tmp_path / "lora",
+        auto=auto.__name__,
+        task_type=None,
+        target_modules=r".*language_model.*q_proj",
+    )
+    assert_supported(check(Path(f"{tmp_path / 'base'}+{adapter}")))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_held_to_its_own_rounding(llama: Path, dtype: str) -> None:
     found = check(llama, dtype=dtype)
