@@ -88,7 +88,7 @@ def load_model(
     trust_remote_code: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
-    """Load a language model or an encoder, merge its adapter, and find its hookpoints.
+    """Load a language model or an encoder, merge its adapters, and find its hookpoints.
 
     On a CPU with AVX-512, layers in float32 are replaced by faster ones (`fused`).
 
@@ -99,7 +99,7 @@ def load_model(
             that, else float16; on a CPU bfloat16 with AMX, else float32).
         allow_pickle: also open pickled weights, which can run code.
         trust_remote_code: run Python files that come with the model.
-        on_note: called with one-line notes that need no action.
+        on_note: called with notes of one line, warnings of transformers among them.
 
     Raises:
         ModelError: the model cannot be loaded; the message names the file and what to do.
@@ -126,11 +126,7 @@ def load_model(
                 f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
                 "merged into them would be rounded away; expected plain weights"
             )
-        base = spec.base
-        for asked, adapter in zip(spec.adapters, adapters, strict=True):
-            merge_adapter(model, adapter, base)
-            note(f"adapter {asked} merged into {base} in float32")
-            base = f"{base}+{asked}"
+        _merge_adapters(model, spec, adapters, note)
         if quantization is not None and not packed:
             form = "GGUF" if source.gguf else quantization
             type_name = str(working).removeprefix("torch.")
@@ -189,6 +185,16 @@ def _find_sources(
         adapter.check_adapter(allow_pickle)
         adapters.append(adapter)
     return source, adapters
+
+
+def _merge_adapters(
+    model: Any, spec: ModelSpec, adapters: list[Source], note: Callable[[str], None]
+) -> None:
+    base = spec.base
+    for asked, adapter in zip(spec.adapters, adapters, strict=True):
+        merge_adapter(model, adapter, base)
+        note(f"adapter {asked} merged into {base} in float32")
+        base = f"{base}+{asked}"
 
 
 def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:

@@ -51,7 +51,7 @@ def load_weights(
         source: a model, checked before.
         dtype: of the weights; quantised ones keep theirs.
         allow_pickle, trust_remote_code: as in `load_model`.
-        note: called with one-line notes that need no action.
+        note: called with notes of one line.
 
     Returns:
         The model, and the method by which its files are quantised, None for plain weights.
