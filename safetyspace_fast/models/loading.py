@@ -184,6 +184,8 @@ def _find_sources(
         adapter = find_source(*split_revision(asked), allow_pickle, trust_remote_code)
         adapter.check_adapter(allow_pickle)
         adapters.append(adapter)
+    if source.holds_adapter() and all(a.directory != source.directory for a in adapters):
+        note(f"the adapter that lies in {spec.base} is not merged")
     return source, adapters
 
 
