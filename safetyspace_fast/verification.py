@@ -369,6 +369,8 @@ class _Oracle:
         auto = transformers.AutoModel
         if (known or remote) and not config.is_encoder_decoder:  # adapters name its modules
             auto = transformers.AutoModelForCausalLM
+        elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            auto = transformers.AutoModelForImageTextToText
         how = {"dtype": dtype, **self._weights}
         if dtype == torch.float64:
             how["experts_implementation"] = "eager"  # grouped products do not run in float64

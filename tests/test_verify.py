@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -20,6 +20,7 @@ from tiny_models import (
     HIDDEN_SIZE,
     NUM_BLOCKS,
     PADDING_READERS,
+    save_adapter,
     save_tiny,
     tiny_config,
     tiny_tokenizer,
@@ -126,6 +127,25 @@ def test_of_a_multimodal_checkpoint_the_text_part_is_read(name: str, tmp_path: P
     assert_supported(check(tmp_path))
 
 
+def test_an_adapter_of_a_multimodal_model(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(
+        "llava",
+        text_config=tiny_config("llama").to_dict(),
+        vision_config=transformers.AutoConfig.for_model("clip_vision_model", **VISION).to_dict(),
+    )
+    auto = transformers.AutoModelForImageTextToText
+    auto.from_config(config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    adapter = save_adapter(
+        tmp_path / "base",
+        tmp_path / "lora",
+        auto=auto.__name__,
+        task_type=None,
+        target_modules=r".*language_model.*q_proj",
+    )
+    assert_supported(check(Path(f"{tmp_path / 'base'}+{adapter}")))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_held_to_its_own_rounding(llama: Path, dtype: str) -> None:
     found = check(llama, dtype=dtype)
@@ -158,18 +178,35 @@ def test_a_real_encoder(minilm: Path) -> None:
 
 
 def test_an_adapter_and_a_tokenizer_without_padding_token(llama: Path, tmp_path: Path) -> None:
-    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "down_proj"]))
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    adapted.save_pretrained(tmp_path / "lora")
+    adapter = save_adapter(llama, tmp_path / "lora")
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path / "lora")
-    found = check(Path(f"{llama}+{tmp_path / 'lora'}"))
+    tokenizer.save_pretrained(adapter)
+    found = check(Path(f"{llama}+{adapter}"))
     assert_supported(found)
     assert found.template == "none"  # the adapter's tokenizer has none, the base's has
+
+
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        [{}, {"seed": 2, "target_modules": ["v_proj"]}],
+        [{"rows": 600}],
+        [{"auto": "AutoModel", "task_type": "FEATURE_EXTRACTION", "rows": 600}],
+        [{"auto": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}, {"seed": 2}],
+    ],
+)
+def test_chains_of_adapters_of_every_head(
+    llama: Path, tmp_path: Path, adapters: list[dict[str, Any]]
+) -> None:
+    paths = [save_adapter(llama, tmp_path / f"{i}", **how) for i, how in enumerate(adapters)]
+    assert_supported(check(Path("+".join(map(str, [llama, *paths])))))
+
+
+def test_an_adapter_in_the_folder_of_its_base(llama: Path, tmp_path: Path) -> None:
+    both = shutil.copytree(llama, tmp_path / "both")
+    save_adapter(llama, both)
+    assert_supported(check(Path(f"{both}+{both}")))
 
 
 def test_the_sample_spans_the_data_and_progress_is_told(llama: Path) -> None:

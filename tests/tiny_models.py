@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import peft
 import tokenizers
 import torch
 import transformers
@@ -245,4 +246,36 @@ def save_tiny(name: str, path: Path, *, chat_template: str | None = None, **chan
     """Write a tiny model and its tokenizer to a directory, and return it."""
     tiny_model(name, **changes).save_pretrained(path)
     tiny_tokenizer(chat_template).save_pretrained(path)
+    return path
+
+
+def save_adapter(
+    base: Path,
+    path: Path,
+    *,
+    auto: str = "AutoModelForCausalLM",
+    rows: int | None = None,
+    seed: int = 1,
+    **options: Any,
+) -> Path:
+    """Write a LoRA adapter with weights that change what a model says, and return its folder.
+
+    Args:
+        base: the model that it is for.
+        path: where to.
+        auto: the class on which it is trained.
+        rows: of the embedding, which is resized before the training.
+        seed: of the weights.
+        options: of peft.LoraConfig.
+    """
+    model = getattr(transformers, auto).from_pretrained(base)
+    if rows is not None:
+        model.resize_token_embeddings(rows)
+    usual = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**usual | options))
+    torch.manual_seed(seed)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(path)
     return path

@@ -19,10 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError, ModelError, first_line
 from . import layers
+from .adapters import merge_adapter
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
-from .weights import find_backbone, load_weights, merge_adapter, quiet_transformers
+from .weights import find_backbone, load_weights, quiet_transformers
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -88,7 +89,7 @@ def load_model(
     chat_template: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
-    """Load a language model or an encoder, merge its adapter, and find its hookpoints.
+    """Load a language model or an encoder, merge its adapters, and find its hookpoints.
 
     On a CPU with AVX-512, layers in float32 are replaced by faster ones (`fused`).
 
@@ -100,7 +101,7 @@ def load_model(
         allow_pickle: also open pickled weights, which can run code.
         trust_remote_code: run Python files that come with the model.
         chat_template: Jinja text that replaces the tokenizer's own.
-        on_note: called with one-line notes that need no action.
+        on_note: called with notes of one line, warnings of transformers among them.
 
     Raises:
         ModelError: the model cannot be loaded; the message names the file and what to do.
@@ -127,11 +128,7 @@ def load_model(
                 f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
                 "merged into them would be rounded away; expected plain weights"
             )
-        base = spec.base
-        for asked, adapter in zip(spec.adapters, adapters, strict=True):
-            merge_adapter(model, adapter, base)
-            note(f"adapter {asked} merged into {base} in float32")
-            base = f"{base}+{asked}"
+        _merge_adapters(model, spec, adapters, note)
         if quantization is not None and not packed:
             form = "GGUF" if source.gguf else quantization
             type_name = str(working).removeprefix("torch.")
@@ -198,12 +195,24 @@ def find_sources(
         adapter = find_source(*split_revision(asked), allow_pickle, trust_remote_code)
         adapter.check_adapter(allow_pickle)
         adapters.append(adapter)
+    if source.holds_adapter() and all(a.directory != source.directory for a in adapters):
+        note(f"the adapter that lies in {spec.base} is not merged")
     return source, adapters
 
 
 def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
     """Where a model's tokenizer is: in the folder of the last adapter that has one, or its own."""
     return next((a for a in reversed(adapters) if a.tokenizer_files()), source)
+
+
+def _merge_adapters(
+    model: Any, spec: ModelSpec, adapters: list[Source], note: Callable[[str], None]
+) -> None:
+    base = spec.base
+    for asked, adapter in zip(spec.adapters, adapters, strict=True):
+        merge_adapter(model, adapter, base)
+        note(f"adapter {asked} merged into {base} in float32")
+        base = f"{base}+{asked}"
 
 
 def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:
@@ -239,12 +248,27 @@ def load_tokenizer(
             f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "
             "text's tokens from others; expected a fast tokenizer (tokenizer.json)"
         )
-    if [file.name for file in source.tokenizer_files()] == ["tekken.json"]:
-        # Mistral's own reader of this file begins every prompt so; transformers' does not.
-        tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True
-        note("its tokenizer is read from tekken.json; prompts begin with <s>")
+    _check_bos(source, tokenizer, note)
     _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
     return tokenizer
+
+
+def _check_bos(source: Source, tokenizer: Any, note: Callable[[str], None]) -> None:
+    """Begin prompts with BOS where only the file's own reader would; say where none is added."""
+    file = next(iter(source.tokenizer_files()), None)
+    if source.gguf is not None or file is None:
+        return
+    if file.name == "tekken.json":  # Mistral's own reader of this file begins every prompt so
+        tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True
+        note("its tokenizer is read from tekken.json; prompts begin with <s>")
+    elif file.suffix == ".model" and "add_bos_token" not in tokenizer.init_kwargs:
+        bos = tokenizer.bos_token_id
+        if bos is not None and bos not in tokenizer("a").input_ids:
+            note(
+                f"its tokenizer is converted from {file.name} and puts no {tokenizer.bos_token} "
+                "before prompts; if the model was trained with it, write add_bos_token: true into "
+                "tokenizer_config.json"
+            )
 
 
 def _keep_spaces_in_offsets(backend: Any) -> None:

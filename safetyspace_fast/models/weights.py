@@ -1,4 +1,4 @@
-"""Loading weights with transformers: plain, quantised or GGUF, with or without an adapter.
+"""Loading weights with transformers: plain, quantised or GGUF; its report, and its warnings.
 
 Models of transformers have no common type (each architecture is a class of its own), hence `Any`.
 """
@@ -21,10 +21,11 @@ from .source import Source, read_json
 # Weights of a checkpoint that no forward pass reads, by the ends of their names: buffers that older
 # versions of transformers saved, and copies that DeBERTa's training left.
 _UNUSED = re.compile(
-    r"(inv_freq|position_ids|causal_mask|version|num_batches_tracked|_weight"
-    r"|attn\.(masked_)?bias|attention\.(masked_)?bias)$"
+    r"(^|\.)([a-z_]*inv_freq|(cos|sin)_cached|position_ids|causal_mask|version|num_batches_tracked"
+    r"|_weight|masked_bias|(attn|attention)\.bias)$"
 )
-_QUANTISATION = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
+# Numbers beside quantised weights, which have no place once these are unpacked.
+_SCALES = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
 # Parts beside the blocks that other tasks use: poolers, towers for images and sound, more heads.
 _OTHER_PARTS = re.compile(r"pool|mtp|vis|image|audio|multi_modal|mm_|head|score|classifier")
 # Blocks behind the last one that predict further tokens (DeepSeek-V3, GLM-4.5) and are never run.
@@ -50,7 +51,7 @@ def load_weights(
         source: a model, checked before.
         dtype: of the weights; quantised ones keep theirs.
         allow_pickle, trust_remote_code: as in `load_model`.
-        note: called with one-line notes that need no action.
+        note: called with notes of one line.
 
     Returns:
         The model, and the method by which its files are quantised, None for plain weights.
@@ -76,6 +77,8 @@ def load_weights(
             config = transformers.AutoConfig.from_pretrained(directory, **where)
             _check_config(config, source)
             quantization = _quantization(config)  # loading may delete it from the config
+            if quantization is None:
+                _check_numbers(source)
             model, report = _auto_class(config).from_pretrained(
                 directory,
                 config=config,
@@ -132,11 +135,8 @@ def _check_report(
         note: told of weights beside the backbone's parts that no known task uses.
     """
     backbone = find_backbone(model)
-    path = _path_of(backbone, model)
     own = {id(tensor) for tensor in chain(backbone.parameters(), backbone.buffers())}
     names = {name for name, tensor in _tensors(model) if id(tensor) in own}
-    unexpected = sorted(report["unexpected_keys"])
-
     wrong = sorted(entry for entry in report["mismatched_keys"] if entry[0] in names)
     if wrong:
         name, found, expected = wrong[0]
@@ -145,18 +145,22 @@ def _check_report(
             f"{name} is {list(found)}, expected {list(expected)}); use the config.json of these "
             "weights"
         )
-    if missing := sorted(names & report["missing_keys"]):
+    missing = sorted(names & report["missing_keys"])
+    if packed:  # scales that the quantiser computes are no parameters
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        missing = [name for name in missing if name in parameters or not _SCALES.search(name)]
+    if missing:
         raise ModelError(
             f"{source.asked}: {len(missing)} weights of {type(model).__name__} are not in its "
-            f"files (first: {missing[0]}); {_why_missing(missing, unexpected)}"
+            f"files (first: {missing[0]}); {_why_missing(missing, report['unexpected_keys'])}"
         )
-    left = [
+    path = path_of(backbone, model)
+    unexpected = [
         name
-        for name in unexpected
-        if _belongs(name.removeprefix(path), backbone)
-        and not (name in names or _UNUSED.search(name) or (packed and _QUANTISATION.search(name)))
+        for name in sorted(report["unexpected_keys"] - names)
+        if not (_UNUSED.search(name) or (packed and _SCALES.search(name)))
     ]
-    if left:
+    if left := [name for name in unexpected if belongs(name.removeprefix(path), backbone)]:
         raise ModelError(
             f"{source.asked}: {len(left)} weights of its files have no place in "
             f"{type(model).__name__} (first: {left[0]}); config.json describes another model: use "
@@ -165,14 +169,16 @@ def _check_report(
     beside = [
         name
         for name in unexpected
-        if path and name.startswith(path) and not _OTHER_PARTS.search(name)
+        if path
+        and name.startswith(path)
+        and not _is_part(name.removeprefix(path), backbone)
+        and not _OTHER_PARTS.search(name)
     ]
-    beside = [name for name in beside if not _is_part(name.removeprefix(path), backbone)]
     if beside:
         note(f"{len(beside)} weights of its files are not used (first: {beside[0]})")
 
 
-def _why_missing(missing: list[str], unexpected: list[str]) -> str:
+def _why_missing(missing: list[str], unexpected: set[str]) -> str:
     """What names the files have instead, and what to do."""
     if any(".lora_A." in name or ".base_layer." in name for name in unexpected):
         return (
@@ -180,10 +186,9 @@ def _why_missing(missing: list[str], unexpected: list[str]) -> str:
             "then save the model"
         )
     for name in unexpected:
-        for place in missing:
-            if name.endswith(f".{place}"):
-                prefix = name.removesuffix(place)
-                return f"they begin with {prefix!r} there: rename them without it"
+        if name.endswith(f".{missing[0]}"):
+            prefix = name.removesuffix(missing[0])
+            return f"they begin with {prefix!r} there: rename them without it"
     return "the files belong to another model or are incomplete"
 
 
@@ -193,7 +198,7 @@ def _is_part(name: str, backbone: Any) -> bool:
     return name.partition(".")[0] in {part for part, _ in parts}
 
 
-def _belongs(name: str, backbone: Any) -> bool:
+def belongs(name: str, backbone: Any) -> bool:
     """Whether a weight would lie in one of the backbone's parts, and would be run."""
     config = backbone.config.get_text_config()
     number = name.split(".")[1] if "." in name else ""
@@ -205,7 +210,7 @@ def _belongs(name: str, backbone: Any) -> bool:
     return _is_part(name, backbone) and not is_further
 
 
-def _path_of(module: Any, whole: Any) -> str:
+def path_of(module: Any, whole: Any) -> str:
     """The path of a part of a model, with a dot at its end; empty for the model itself."""
     path = next(name for name, part in whole.named_modules() if part is module)
     return f"{path}." if path else ""
@@ -249,6 +254,24 @@ def _check_config(config: Any, source: Source) -> None:
         )
 
 
+def _check_numbers(source: Source) -> None:
+    """Refuse integers as plain weights: transformers would take them for the weights' values."""
+    from safetensors import safe_open
+
+    for file in source.weight_files():
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(file, framework="pt") as opened:
+            names = opened.keys()
+            for name in (name for name in names if name.endswith(".weight")):
+                kind = opened.get_slice(name).get_dtype()
+                if kind.startswith(("I", "U")):
+                    raise ModelError(
+                        f"{source.asked}: {name} holds integers ({kind}), so it is quantised, but "
+                        "config.json has no quantization_config: use the one of these weights"
+                    )
+
+
 def _quantization(config: Any) -> str | None:
     """The method by which a checkpoint's weights are quantised; None for plain weights."""
     written = getattr(config, "quantization_config", None)
@@ -283,126 +306,6 @@ def find_backbone(model: Any) -> Any:  # transformers has no types
         return model.get_decoder()
     # In Llama 4 `base_model` is the model itself: the attribute has another name than it says.
     return model.base_model if model.base_model is not model else getattr(model, "model", model)
-
-
-def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has no types
-    """Add an adapter to a model's weights.
-
-    Its weights in a head are left out. If it comes with an embedding of another number of tokens,
-    the model's is resized first.
-
-    Args:
-        model: with its head; changed in place.
-        adapter: checked before.
-        base: what the adapter is for, in messages.
-
-    Raises:
-        ModelError: the adapter does not belong to the model, or cannot be merged.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError(f"{adapter.asked}: adapters need peft: pip install peft") from error
-
-    directory = str(adapter.directory)
-    try:
-        config = peft.PeftConfig.from_pretrained(directory)
-        saved = peft.utils.load_peft_weights(directory, device="cpu")
-    except Exception as error:
-        raise ModelError(f"{adapter.asked}: peft cannot read it: {first_line(error)}") from error
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    if config.is_prompt_learning:
-        raise _unmergeable(adapter, kind)
-    names = [name.removeprefix("base_model.model.") for name in saved]
-    trained = _trained_part(model, names)
-    _leave_out_heads(config, names, trained)
-    refusal = f"{adapter.asked}: not an adapter for {base}"
-    path = _path_of(find_backbone(model), trained)
-    _resize_embedding(model, trained, saved)
-    _untie_head(model, names)
-    try:
-        adapted = peft.PeftModel(trained, config)
-        # Adapters of older transformers name modules that newer ones have renamed.
-        renamed = getattr(trained, "_checkpoint_conversion_mapping", None)
-        result = adapted.load_adapter(directory, "default", key_mapping=renamed)
-    except Exception as error:
-        raise ModelError(f"{refusal}: {_reason(error)}") from error
-    # PEFT ignores weights without a counterpart in the model; here they mean a wrong base.
-    prefix = f"base_model.model.{path}"
-    unmatched = [name for name in result.missing_keys if name.startswith(prefix)]
-    unmatched += [
-        name
-        for name in result.unexpected_keys
-        if name.startswith(prefix)
-        and _belongs(name.removeprefix(prefix), find_backbone(model))
-        and name.replace(".modules_to_save.", ".") not in saved  # PEFT can save both
-    ]
-    if unmatched:
-        raise ModelError(
-            f"{refusal}: {len(unmatched)} weights do not match the model (first: {min(unmatched)})"
-        )
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise _unmergeable(adapter, kind)
-    adapted.merge_and_unload()
-
-
-def _unmergeable(adapter: Source, kind: str) -> ModelError:
-    return ModelError(
-        f"{adapter.asked}: an adapter of type {kind} cannot be merged into weights; expected LoRA "
-        "or one of its variants"
-    )
-
-
-def _trained_part(model: Any, names: list[str]) -> Any:
-    """What the adapter was trained on: the model, or (AutoModel) the part without a head."""
-    candidates = (model, model.base_model, find_backbone(model))
-
-    def matches(part: Any) -> int:
-        modules = {name for name, _ in part.named_modules()}
-        return sum(name.rpartition(".lora_")[0] in modules for name in names)
-
-    return max(candidates, key=matches)  # the first of those with as many
-
-
-def _leave_out_heads(config: Any, names: list[str], trained: Any) -> None:
-    """Take heads that the model lacks out of an adapter's configuration."""
-    config.task_type = None  # PEFT's classes for tasks ask for the heads and methods of the task
-    if getattr(config, "modules_to_save", None):
-        parts = {part for name, _ in trained.named_modules() for part in name.split(".")}
-        saved = {part for name in names for part in name.split(".")}
-        kept = [name for name in config.modules_to_save if {*name.split(".")} <= parts & saved]
-        config.modules_to_save = kept or None
-
-
-def _resize_embedding(model: Any, trained: Any, saved: dict[str, torch.Tensor]) -> None:
-    """Give the embedding as many rows as the one that comes with the adapter, if one does."""
-    embedding = trained.get_input_embeddings()
-    path = f"base_model.model.{_path_of(embedding, trained)}"
-    rows, width = embedding.weight.shape
-    for name, weight in saved.items():
-        is_embedding = name.startswith(path) and name.endswith("weight")
-        if is_embedding and weight.shape[1:] == (width,) and len(weight) != rows:
-            model.resize_token_embeddings(len(weight), mean_resizing=False)
-            return
-
-
-def _untie_head(model: Any, names: list[str]) -> None:
-    """Give the head weights of its own, or its adapter would be merged into the embedding."""
-    head = model.get_output_embeddings()
-    if head is None or head.weight is not model.get_input_embeddings().weight:
-        return
-    path = _path_of(head, model)
-    if any(name.startswith(path) for name in names):
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-
-
-def _reason(error: Exception) -> str:
-    """The line of an error that names a weight and its sizes."""
-    if isinstance(error, KeyError):
-        return f"it has no {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    is_heading = len(lines) > 1 and lines[0].endswith(":")
-    return lines[1] if is_heading else first_line(error)
 
 
 @contextmanager

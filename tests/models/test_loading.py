@@ -15,15 +15,15 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from loaded import IDS, last_states, refused
 from safetensors.torch import load_file, save_file
 
 from benchmarks.small_models import small_gguf
-from safetyspace_fast.errors import ConfigError, ModelError, SafetySpaceError
+from safetyspace_fast.errors import ConfigError, ModelError
 from safetyspace_fast.models import ModelSpec, load_model, parse_model, unfuse
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-IDS = torch.tensor([[5, 17, 300, 42, 9]])
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +39,7 @@ def copy(llama, tmp_path):
 
 @pytest.fixture(scope="module")
 def lora(llama, tmp_path_factory):
-    return save_lora(llama, tmp_path_factory.mktemp("adapter") / "lora")
-
-
-def save_lora(base, path, **options):
-    """Write a LoRA adapter for a model directory, with weights that change what it says."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(
-        **({"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"} | options)
-    )
-    adapted = peft.get_peft_model(model, config)
-    torch.manual_seed(1)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    adapted.save_pretrained(path)
-    return path
-
-
-def last_states(model):
-    with torch.no_grad():
-        return model.backbone(input_ids=IDS, use_cache=False).last_hidden_state
-
-
-def refused(spec, match, **options):
-    with pytest.raises(SafetySpaceError, match=match) as caught:
-        load_model(spec if isinstance(spec, ModelSpec) else parse_model(f"m={spec}"), **options)
-    assert "\n" not in str(caught.value)
-    return caught.value
+    return tiny_models.save_adapter(llama, tmp_path_factory.mktemp("adapter") / "lora")
 
 
 def test_what_a_loaded_model_says_of_itself(llama):
@@ -509,6 +482,9 @@ def test_gguf_unpacks(tmp_path):
         "the dog 🙂"
     )
 
+    assert load_model(parse_model(str(file))).identity == model.identity
+    assert len(str(model.identity["tokenizer_sha256"])) == 64
+
     whole = file.read_bytes()
     for size in (100, 5000, len(whole) - 1000):
         file.write_bytes(whole[:size])
@@ -581,7 +557,12 @@ def test_hub_adapter(hub_id, lora, llama, tmp_path):
     model = load_model(parse_model(f"{hub_id}+someone/lora@main"))
     expected = load_model(parse_model(f"{llama}+{lora}"))
     torch.testing.assert_close(last_states(model), last_states(expected), rtol=0, atol=0)
-    assert model.identity["adapter_commit"]
+    commit = model.identity["adapter_commit"]
+    assert commit == hub.commit_of(tmp_path / "hub" / "models" / "someone" / "lora" / "main")
+
+    chain = load_model(parse_model(f"{hub_id}+someone/lora@main+{lora}+someone/lora"))
+    assert chain.identity["adapter"] == f"someone/lora@main+{lora}+someone/lora"
+    assert chain.identity["adapter_commit"] == f"{commit}++{commit}"
 
 
 def test_hub_refusals(hub_id, tmp_path):

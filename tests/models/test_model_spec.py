@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.models import ModelSpec, parse_model
@@ -55,6 +57,13 @@ def test_a_chain_of_paths_with_plus_signs(tmp_path, monkeypatch):
     for text, (base, *adapters) in parts.items():
         spec = parse_model(text)
         assert (spec.base, spec.adapters) == (base, tuple(adapters)), text
+
+
+@given(parts=st.lists(st.from_regex(r"[a-z./~ ]{1,12}", fullmatch=True), min_size=1, max_size=6))
+def test_a_chain_of_what_is_nowhere_is_cut_at_every_sign(parts):
+    parts = [f"nowhere-{part}" for part in parts]
+    spec = parse_model("m=" + "+".join(parts))
+    assert [spec.base, *spec.adapters] == parts
 
 
 def test_one_adapter_as_a_string_is_refused():
