@@ -17,11 +17,11 @@ def last_states(model):
 
 
 def load(spec, **options):
-    """Load what a user typed; return the model and the notes, without the model's name."""
+    """Load what a user typed; return the model and the notes."""
     notes = []
     model = load_model(parse_model(f"m={spec}"), on_note=notes.append, **options)
-    assert all(note.startswith("m: ") and "\n" not in note for note in notes)
-    return model, [note.removeprefix("m: ") for note in notes]
+    assert all("\n" not in note for note in notes)
+    return model, notes
 
 
 def refused(spec, match, **options):

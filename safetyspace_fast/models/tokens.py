@@ -302,8 +302,9 @@ def _check_ids(ids: NDArray[np.int32], model: LoadedModel) -> None:
     if len(ids) and (largest := int(ids.max())) >= rows:
         token = model.tokenizer.convert_ids_to_tokens(largest)
         raise ModelError(
-            f"{model.name}: a text holds token {token!r} ({largest}), but the model embeds only "
-            f"{rows}; leave the text out, or use the tokenizer of this model"
+            f"{model.name}: a text or the chat template holds the token {token!r} ({largest}), but "
+            f"the model embeds only {rows}; save the embedding of added tokens with the model or "
+            "adapter, or use another tokenizer or --template none"
         )
 
 

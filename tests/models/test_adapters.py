@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from loaded import IDS, last_states, load, refused
 from safetensors.torch import load_file, save_file
 
+from safetyspace_fast.errors import ModelError
+from safetyspace_fast.models import tokenize
+
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning"
@@ -310,10 +313,10 @@ def test_a_template_with_tokens_that_nothing_embeds_is_refused(bases, tmp_path):
     tokenizer = tiny_models.tiny_tokenizer(template)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
     tokenizer.save_pretrained(adapter)
-    refused(
-        f"{bases / 'llama'}+{adapter}",
-        r"the chat template has the token '<\|turn\|>' \(id 512\) but the model embeds only 512",
-    )
+    model, _ = load(f"{bases / 'llama'}+{adapter}")
+    assert len(tokenize(model, ["a text"], template="none")) == 1
+    with pytest.raises(ModelError, match=r"template holds the token '<\|turn\|>' \(512\), but"):
+        tokenize(model, ["a text"], template="chat")
     grown = tiny_models.save_adapter(bases / "llama", tmp_path / "b", rows=513)
     tokenizer.save_pretrained(grown)
     model, _ = load(f"{bases / 'llama'}+{grown}")

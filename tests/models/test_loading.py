@@ -126,7 +126,7 @@ def test_adapter_is_merged_in_float32(llama, lora):
     assert (plain - expected).abs().max() > 0.1
     assert model.name == "lora"
     assert list(model.identity["weights"]) == ["model.safetensors", "adapter_model.safetensors"]
-    assert notes == [f"lora: adapter {lora} merged into {llama} in float32"]
+    assert notes == [f"adapter {lora} merged into {llama} in float32"]
 
 
 def test_adapter_is_merged_before_rounding_to_the_working_dtype(llama, lora):
@@ -373,7 +373,7 @@ def test_quantised_weights_that_transformers_unpacks_are_told(copy):
     quantised(copy, quant_method="fp8")
     model = load_model(ModelSpec("m", str(copy)), on_note=notes.append)
     assert model.identity["quantization"] == "fp8"
-    assert notes == ["m: fp8 weights dequantised to float32"]
+    assert notes == ["fp8 weights dequantised to float32"]
 
 
 def test_an_unknown_quantisation_is_not_read_as_plain_weights(copy):
@@ -500,7 +500,7 @@ def test_real_gguf_equals_its_conversion(smollm2, tmp_path):
     unpacked = load_model(parse_model(str(file)), on_note=notes.append)
     converted = load_model(ModelSpec("m", str(smollm2)))
     torch.testing.assert_close(last_states(unpacked), last_states(converted), rtol=0, atol=0)
-    assert notes == ["smollm2: GGUF weights dequantised to float32"]
+    assert notes == ["GGUF weights dequantised to float32"]
     assert unpacked.tokenizer("Hello 🙂").input_ids == converted.tokenizer("Hello 🙂").input_ids
     assert unpacked.identity["quantization"] == "gguf"
     assert list(unpacked.identity["weights"]) == ["smollm2.gguf"]
