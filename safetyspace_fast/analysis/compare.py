@@ -19,7 +19,7 @@ from .geometry import geometry
 from .glossary import GEOMETRY, SPACES
 from .groups import choose_groups, with_groups
 from .metric import Metric, Metrics
-from .selection import Names, paired_languages, select
+from .selection import Names, has_copies, paired_languages, select
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -127,8 +127,8 @@ def compare(
             layers=chosen.layers,
             poolings=chosen.poolings,
             bootstraps=bootstraps,
-            # Only the floors of paired data need permutations here.
-            permutations=permutations if lang in with_pairs else 0,
+            # Only the floors of paired data and of copies need permutations here.
+            permutations=permutations if lang in with_pairs or has_copies(run, lang) else 0,
             seed=seed,
             paired=paired is not False,
             force=force,

@@ -9,7 +9,7 @@ from .metric import NONE
 
 NOTATION = {
     "n0": "n0, n1: number of harmless and of harmful texts",
-    "N": "N: number of texts",
+    "N": "N: number of texts; copies of a text count as one (`explain copies`)",
     "m0": "m0, m1: mean of the harmless and of the harmful texts",
     "d": "d: difference of the class means, m1 - m0",
     "S0": "S0, S1: covariance of the harmless and of the harmful texts",
@@ -23,10 +23,20 @@ CONFOUNDS = {
     "separates the classes",
     "chars_per_token": "characters per token; low where the tokenizer does not know the language",
     "truncated": "share of texts that were cut to fit",
-    "duplicates": "share of texts that are copies of another text",
+    "duplicates": "share of texts that are copies of another text of the language; see "
+    "`explain copies`",
     "harmful": "share of harmful texts (class balance)",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
+
+COPIES = (
+    "equal texts of one label in one language are one unit of evidence, with all pairs that they "
+    "are in: they are drawn together, keep one label in every permutation, and share a fold. Values "
+    "weigh a text by its copies, but a copy is no other text: mean distances to the own class leave "
+    "copies out, and what is subtracted for noise counts n^2/sum m^2 texts, for n texts with m "
+    "copies of each (Kish 1965). A text with both labels is one unit in each class"
+)
+"""How copies of a text count."""
 
 GEOMETRY = {
     "direction_cosine": "cosine between the harm directions d of both models, at full width",
@@ -141,6 +151,7 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    | {"copies": COPIES}
     | dict.fromkeys(("groups", "group_value", "group_low", "group_high"), _GROUPS)
 )
 """Everything that is reported beside the metrics, by name."""

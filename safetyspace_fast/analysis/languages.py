@@ -97,7 +97,7 @@ def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
         low, high = (y[fitted.labels == c].mean(0) for c in (0, 1))
         scores = x @ (high - low)
         fold = torch.zeros_like(texts.fold)
-    auc, influence = fold_auc(scores, texts.labels, fold)
+    auc, influence = fold_auc(scores, texts.labels, fold, texts.copy)
     deviation = influence_variance(influence, texts.unit).sqrt()
     lower, upper = interval(auc, deviation)
     ceiling = (_reliability(texts, i) * _reliability(fitted, j)).sqrt()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import layer_name
 from ..errors import ConfigError
@@ -103,6 +104,19 @@ def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> l
         warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=3)
         return []
     return with_pairs
+
+
+def equal_texts(run: "Run", lang: str) -> NDArray[np.int64]:
+    """[n], the same number for equal texts of a language."""
+    digests = np.ascontiguousarray(run.samples.text_sha256[run.lang_range(lang)])
+    whole = digests.view(np.dtype((np.void, digests.shape[1]))).ravel()
+    return np.unique(whole, return_inverse=True)[1]
+
+
+def has_copies(run: "Run", lang: str) -> bool:
+    """Whether a text of a language is there twice with the same label."""
+    label = np.asarray(run.samples.label[run.lang_range(lang)])
+    return len(np.unique(2 * equal_texts(run, lang) + label)) < len(label)
 
 
 def _is_paired(run: "Run", lang: str) -> bool:
