@@ -339,6 +339,11 @@ def _add_compare(commands: _Commands) -> None:
         metavar="LANG",
         help="language that every other language's change is compared with (default: en)",
     )
+    compare.add_argument(
+        "--different-templates",
+        action="store_true",
+        help="compare models that were run with different templates, and say so in the results",
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -365,6 +370,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             base=base,
             aligned=aligned,
             reference=arguments.reference,
+            different_templates=arguments.different_templates,
             **options,
         )
         tables.write(dataset, arguments.format, arguments.output)
@@ -439,7 +445,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
     parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1: the last")
     parser.add_argument("--poolings", **names, help="only these poolings")
-    parser.add_argument("--languages", **names, help="only these languages")
+    parser.add_argument(
+        "--languages", **names, help="only these languages; zh also means zh-CN or zho_Hans"
+    )
     parser.add_argument(
         "--format",
         choices=("table", "json", "csv", "parquet"),

@@ -4,6 +4,7 @@ import re
 import textwrap
 
 from ..errors import ConfigError
+from ..names import nearest
 from .families import METRICS, metric
 from .metric import NONE
 
@@ -25,16 +26,19 @@ CONFOUNDS = {
     "truncated": "share of texts that were cut to fit",
     "duplicates": "share of texts that are copies of another text of the language; see "
     "`explain copies`",
+    "both_labels": "share of texts that are in the data with both labels",
+    "elsewhere": "share of texts that are also in another language of the results: means over "
+    "groups, and differences between languages, take languages as independent",
     "harmful": "share of harmful texts (class balance)",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
 
 COPIES = (
     "equal texts of one label in one language are one unit of evidence, with all pairs that they "
-    "are in: they are drawn together, keep one label in every permutation, and share a fold. Values "
-    "weigh a text by its copies, but a copy is no other text: mean distances to the own class leave "
-    "copies out, and what is subtracted for noise counts n^2/sum m^2 texts, for n texts with m "
-    "copies of each (Kish 1965). A text with both labels is one unit in each class"
+    "are in: they are drawn together, keep one label in every permutation, and share a fold. "
+    "Values weigh a text by its copies, but a copy is no other text: mean distances to the own "
+    "class leave copies out, and what is subtracted for noise counts n^2/sum m^2 texts, for n "
+    "texts with m copies of each (Kish 1965). A text with both labels is one unit in each class"
 )
 """How copies of a text count."""
 
@@ -53,6 +57,11 @@ GEOMETRY = {
     "transfer_auc": "held-out AUC of the texts in the aligned model along the difference of class "
     "means of the base model, in the projection that both share",
     "own_auc": "the same along the difference of class means of the aligned model itself",
+    "rounding_share": "how far rounding alone moves the class means, over how far they moved. From "
+    "1 on the models differ only by rounding: no difference is marked, and p and p_family are 1. "
+    "They are 1 too for a difference that is at most one rounding of the values in the dtype of the "
+    "run. After b blocks rounding moves the states by 2 (1 + sqrt b) u of their size, u = 2^-24 in "
+    "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
     "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
@@ -177,7 +186,8 @@ def explain(name: str) -> str:
         entry = metric(name)
     except ConfigError:
         names = ", ".join((*METRICS, *NOTES))
-        raise ConfigError(f"explain: no {name!r}; choose from {names}") from None
+        near = nearest(name, (*METRICS, *NOTES))
+        raise ConfigError(f"explain: no {name!r}; choose from {names}{near}") from None
     letters = set(re.findall(r"\w+", entry.definition))
     components = f"first {entry.components} principal components of the language"
     rows = {

@@ -15,6 +15,7 @@ from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, heldout_scores
 from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
 from .selection import Names, select
+from .settings import told
 from .uncertainty import influence_variance, interval
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def directions(
         {name: (dims, column, {"definition": DIRECTIONS[name]}) for name, column in columns.items()}
         | confounds(run, chosen.models, langs),
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
+        attrs=told(run, chosen.models),
     )
 
 
@@ -191,6 +193,7 @@ def parallel(
             for name, column in columns.items()
         },
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
+        attrs=told(run, chosen.models),
     )
 
 

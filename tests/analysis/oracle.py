@@ -30,6 +30,8 @@ class StandInModel:
         self._arrays, self._dims = arrays, dims
         self.hookpoints, self.poolings = hookpoints, poolings
         self.seed = 0
+        self.manifest = {"dtype": "float32", "template_sha256": "0" * 64, "max_tokens": None}
+        self.attrs = {"device": "cpu"}
 
     def read(
         self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)

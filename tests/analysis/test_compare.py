@@ -455,7 +455,10 @@ def test_models_of_other_depth_or_name_are_errors():
     with pytest.raises(ConfigError, match="nobody"):
         compare(run, base="base", aligned="nobody")
     run.model("aligned").hookpoints = ("block.0",)
-    with pytest.raises(ConfigError, match="different hookpoints"):
+    with pytest.raises(ConfigError, match=r"different layers \('base' alone has embed; 'aligned'"):
+        compare(run, base="base", aligned="aligned")
+    run.model("aligned").hookpoints, run.model("aligned").poolings = ("embed",), ("mean", "last")
+    with pytest.raises(ConfigError, match=r"different poolings \('aligned' alone has last\)"):
         compare(run, base="base", aligned="aligned")
 
 
@@ -466,20 +469,23 @@ def test_models_without_a_common_projection_are_compared_by_their_metrics_only()
     names = ["auc_direction", "rho_pc2", "bhattacharyya_pc10", "silhouette_pc10"]
 
     def in_spaces_of_their_own(run):
-        found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
-        alone = separation(run, metrics=names, **QUICK).squeeze()
+        whole = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
+        found, alone = whole.squeeze(), separation(run, metrics=names, **QUICK).squeeze()
         assert (found["refused"] == "").all()
         for model in ("base", "aligned"):
             np.testing.assert_array_equal(found[model], alone["value"].sel(model=model))
         spaces = ["full", "own pc2", "own pc10", "own pc10"]
         assert found["space"].to_numpy().tolist() == spaces
-        assert "own pcK" in to_table(found.expand_dims(["layer", "pooling", "lang"]))
-        assert all(np.isnan(found[name]).all() for name in GEOMETRY)
+        assert "own pcK" in to_table(whole)
+        assert all(np.isnan(found[name]).all() for name in set(GEOMETRY) - {"rounding_share"})
+        return float(found["rounding_share"])
 
-    in_spaces_of_their_own(run)
+    assert math.isnan(in_spaces_of_their_own(run))
     run = stand_in({"base": {"en": x}, "aligned": {"en": x}}, {"en": label})
     run.model("aligned").seed = 1
-    in_spaces_of_their_own(run)
+    assert in_spaces_of_their_own(run) == math.inf
+    found = compare(run, base="base", aligned="aligned", metrics=["mmd", "auc_probe"], **QUICK)
+    assert found["refused"].str.contains("the projections differ; run both with the same").all()
 
 
 def test_debiased_cka_against_the_textbook_and_on_noise():

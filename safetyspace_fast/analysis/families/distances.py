@@ -163,7 +163,7 @@ def labelled_distances(
 
 
 def _fill_equal(distance: Tensor, rows: slice, copy: Tensor | None, value: float) -> None:
-    """Set the entries of each text with itself and with its copies; `rows` are those of the tile."""
+    """Set the entries of each text of a tile, its `rows`, with itself and with its copies."""
     if copy is None:
         distance.diagonal(rows.start).fill_(value)
     else:

@@ -1,0 +1,71 @@
+"""The level of rounding: what differs by no more is not a difference.
+
+The unit roundoff u of a dtype is the largest relative error of one rounding. In a residual stream
+each block adds its rounding to that of the blocks before, independently: after b blocks the states
+of two models whose weights and sums are rounded differently are 2 (1 + sqrt b) u apart, relative to
+their own size. (In models with random weights, 4 and 16 blocks, whose weights are multiplied by
+1 + u z with z of unit variance over three, they are 1 to 10 u apart, below that level everywhere.)
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..store import ModelStore
+    from .cells import Cells
+
+ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Unit roundoff of each dtype."""
+MOST_BLOCKS = 32
+"""Blocks below a layer that says nothing about them, as `final_norm` alone."""
+
+
+def roundoff(model: "ModelStore") -> float:
+    """Unit roundoff of the dtype that a model was run in; of float32 if it is not recorded."""
+    return ROUNDOFF.get(str(model.manifest.get("dtype")), ROUNDOFF["float32"])
+
+
+def level(model: "ModelStore", layers: list[str]) -> Tensor:
+    """[layer] float64, distance of states by rounding alone, relative to their size."""
+    blocks = [int(name[6:]) + 1 for name in model.hookpoints if name.startswith("block.")]
+    last = max(blocks, default=MOST_BLOCKS)
+    depth = {"embed": 0} | {f"block.{number - 1}": number for number in blocks}
+    return torch.tensor(
+        [2 * (1 + math.sqrt(depth.get(name, last))) * roundoff(model) for name in layers],
+        dtype=torch.float64,
+    )
+
+
+def sizes(mean: Tensor, var: Tensor) -> Tensor:
+    """Root mean square of each dimension over the classes, at least the median over dimensions.
+
+    mean, var: [..., 2, D] -> [..., D]. A small dimension is the sum of larger ones, and is rounded
+    as these are.
+    """
+    square = (mean.square() + var).mean(-2)
+    return torch.maximum(square, square.median(-1, keepdim=True).values).sqrt()
+
+
+def rounding_share(base: "Cells", aligned: "Cells") -> Tensor:
+    """[cell], the level of rounding over the move of the class means; at least 1: no real move.
+
+    The move is the root mean square, over classes and dimensions, of the move of the class mean
+    relative to `sizes`. NaN for models of different widths, infinite where nothing moves.
+    """
+    first, second = (cells.stored("class_mean") for cells in (base, aligned))
+    if first.shape != second.shape:
+        return first.new_full((len(first),), torch.nan)
+    size = sizes(first, base.stored("class_var"))[:, None]
+    move = ((second - first) / size).nan_to_num(0.0).square().mean((-1, -2)).sqrt()
+    layers = [layer for layer, _ in base.names]
+    levels = [level(cells.window.model, layers) for cells in (base, aligned)]
+    return torch.maximum(*levels) / move
+
+
+def value_level(base: "Cells", aligned: "Cells", first: Tensor, second: Tensor) -> Tensor:
+    """One rounding of the larger of two values, in the coarser dtype of both models."""
+    coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
+    return coarser * torch.maximum(first.abs(), second.abs())
