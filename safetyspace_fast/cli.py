@@ -387,6 +387,8 @@ def _preset_pairs(arguments: argparse.Namespace, run: "Run") -> dict[str, tuple[
     from .presets import preset
 
     chosen, only = preset(arguments.preset)
+    if chosen.pairs:
+        chosen.models(only)  # an unknown pair is an error
     names = [name for name in chosen.pairs or {} if only in (None, name)]
     pairs = {name: (f"{name}.base", f"{name}.aligned") for name in names}
     in_store = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}

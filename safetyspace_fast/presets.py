@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .names import nearest
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Preset:
         if not self.pairs:
             raise ConfigError("preset: names no models; add --model")
         if pair is not None and pair not in self.pairs:
-            raise ConfigError(f"preset: no pair {pair!r}; choose from {', '.join(self.pairs)}")
+            raise ConfigError(
+                f"preset: no pair {pair!r}; choose from {', '.join(self.pairs)}"
+                f"{nearest(pair, self.pairs)}"
+            )
         return tuple(
             f"{name}.{role}={model}"
             for name, models in self.pairs.items()
@@ -66,7 +70,9 @@ def preset(text: str) -> tuple[Preset, str | None]:
     name, _, pair = text.partition(":")
     known = presets()
     if name not in known:
-        raise ConfigError(f"preset: no {name!r}; choose from {', '.join(known)}")
+        raise ConfigError(
+            f"preset: no {name!r}; choose from {', '.join(known)}{nearest(name, known)}"
+        )
     return known[name], pair or None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
+from .rounding import roundoff
 from .selection import equal_texts
 from .uncertainty import Resamples, draw, stretch, unit_sums
 
@@ -76,7 +77,7 @@ class Cells:
     force: bool = False
     """Compute covariances even with fewer than ten texts per class and component."""
     constant: bool = False
-    """Whether all states of a cell are identical: then no metric is defined."""
+    """Whether all states of a cell are within one rounding: then no metric is defined."""
     base: "Cells | None" = None
     """The same cells of the base model in a comparison. Both models then use its kernel widths, and
     in a shared projection its components."""
@@ -185,7 +186,7 @@ class Cells:
             return (
                 f"metrics need {MIN_TEXTS} {self.texts} per class; the smaller class has {smaller}"
             )
-        return "all states are identical" if self.constant else ""
+        return "all states are identical but for rounding" if self.constant else ""
 
     def stored(self, name: str) -> Tensor:
         """A stored array, [cell, ...] float64, without the texts that are left out."""
@@ -405,7 +406,10 @@ def read_cells(
         windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
         finite = torch.stack([w.read("projected").isfinite().all(-1) for w in windows]).all(0)
         constant = torch.stack(
-            [~varies(w.read("class_mean"), w.read("class_var")).any(-1) for w in windows]
+            [
+                ~varies(w.read("class_mean"), w.read("class_var"), roundoff(w.model)).any(-1)
+                for w in windows
+            ]
         ).any(0)
         alike: dict[tuple[bytes, bool], list[tuple[int, int]]] = {}
         for layer in some:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .glossary import CONFOUNDS
-from .selection import equal_rows, equal_texts
+from .selection import equal_rows
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -22,11 +22,10 @@ def confounds(
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
         label = np.asarray(run.samples.label[span])
-        equal = equal_texts(run, lang)
+        equal = number[lang]
         chars = np.asarray(run.samples.n_chars[span])
         copies = 1 - len(np.unique(equal)) / max(1, len(equal))
-        both = np.isin(equal, np.intersect1d(equal[label == 0], equal[label == 1]))
-        elsewhere = count[number[lang]] > 1
+        elsewhere = count[equal] > 1
         for i, model in enumerate(models):
             tokens = run.model(model).read("n_tokens", samples=span)
             for c in (0, 1):
@@ -34,7 +33,6 @@ def confounds(
                     columns[f"tokens{c}"][i, j] = tokens[label == c].mean()
             columns["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
             columns["duplicates"][i, j] = copies
-            columns["both_labels"][i, j] = both.mean() if len(label) else np.nan
             columns["elsewhere"][i, j] = elsewhere.mean() if len(label) else np.nan
             columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             columns["harmful"][i, j] = label.mean() if len(label) else np.nan
@@ -50,8 +48,9 @@ def _languages_with(
     """A number for each text of each language, equal for equal texts, and how many have it."""
     spans = [run.lang_range(lang) for lang in langs]
     digests = np.concatenate([run.samples.text_sha256[span] for span in spans])
-    number = np.split(equal_rows(digests), np.cumsum([span.stop - span.start for span in spans]))
+    ends = np.cumsum([span.stop - span.start for span in spans])
+    number = np.split(equal_rows(digests), ends[:-1])
     count = np.zeros(len(digests), np.int64)
-    for own in number[:-1]:
+    for own in number:
         count[np.unique(own)] += 1
-    return dict(zip(langs, number, strict=False)), count
+    return dict(zip(langs, number, strict=True)), count

@@ -26,7 +26,6 @@ CONFOUNDS = {
     "truncated": "share of texts that were cut to fit",
     "duplicates": "share of texts that are copies of another text of the language; see "
     "`explain copies`",
-    "both_labels": "share of texts that are in the data with both labels",
     "elsewhere": "share of texts that are also in another language of the results: means over "
     "groups, and differences between languages, take languages as independent",
     "harmful": "share of harmful texts (class balance)",
@@ -59,8 +58,8 @@ GEOMETRY = {
     "own_auc": "the same along the difference of class means of the aligned model itself",
     "rounding_share": "how far rounding alone moves the class means, over how far they moved. From "
     "1 on the models differ only by rounding: no difference is marked, and p and p_family are 1. "
-    "They are 1 too for a difference that is at most one rounding of the values in the dtype of the "
-    "run. After b blocks rounding moves the states by 2 (1 + sqrt b) u of their size, u = 2^-24 in "
+    "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
+    "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
     "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
     "2012; Kornblith et al. 2019)",

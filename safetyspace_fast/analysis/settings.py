@@ -22,7 +22,7 @@ def settings_of(model: "ModelStore") -> dict[str, str]:
     words = {
         "template": "none" if template == _BARE else template and f"chat {template[:8]}",
         "dtype": manifest.get("dtype"),
-        "max_tokens": manifest.get("max_tokens", NOT_RECORDED) or "all that fit",
+        "max_tokens": manifest.get("max_tokens", NOT_RECORDED) or "none",
         "device": attrs.get("device"),
     }
     return {name: str(word or NOT_RECORDED) for name, word in words.items()}

@@ -139,7 +139,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             parts.append("= NAME: a transformation of that metric.")
     if dataset.sizes["lang"] > 1:
         parts += _groups(dataset)
-    return textwrap.wrap(" ".join(parts), WIDTH)
+    return textwrap.wrap(" ".join(parts), WIDTH, break_on_hyphens=False)
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:
@@ -368,7 +368,6 @@ _CONFOUND_FORMS = {
     "chars_per_token": ".2f",
     "truncated": ".1%",
     "duplicates": ".1%",
-    "both_labels": ".1%",
     "elsewhere": ".1%",
     "harmful": ".1%",
 }
@@ -402,7 +401,7 @@ def _settings(dataset: "xarray.Dataset") -> list[list[str]]:
     lines = [f"Run with {shared}."] if shared else []
     if differ:
         lines.append(f"The models were not run alike: {differ}.")
-    return [textwrap.wrap(" ".join(lines), WIDTH)]
+    return [textwrap.wrap(" ".join(lines), WIDTH, break_on_hyphens=False)]
 
 
 def beside_published(

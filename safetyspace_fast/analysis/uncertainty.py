@@ -126,7 +126,7 @@ def draw(
     joined = (p >= 0) & (sizes[inverse] == 2)
     partner = _numbered(np.where(joined, p, p.max(initial=0) + 1 + np.arange(n)))
     copy = _numbered(2 * text.numpy() + y)
-    unit = _connected(partner, copy)
+    unit = connected(partner, copy)
     size, harmful = np.bincount(unit), np.bincount(unit, weights=y)
     with_pairs = np.bincount(unit, weights=joined) > 0
     balanced = 2 * harmful == size
@@ -158,10 +158,14 @@ def _numbered(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(values, return_inverse=True)[1]
 
 
-def _connected(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+def connected(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number the groups of what is linked, over any number of steps, by equal `first` or `second`.
 
-    Without equal values in `second` the result is `first`, which must be numbers 0, 1, ..
+    Args:
+        first, second: [n], numbers 0, 1, ..
+
+    Returns:
+        [n]; the same as `first` if no two values of `second` are equal.
     """
     group = first
     while True:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import folds_of, planted, stand_in, toy_pairs
 
-from safetyspace_fast.analysis import compare, directions, separation, uncertainty
+from safetyspace_fast.analysis import compare, directions, parallel, separation, uncertainty
 from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.metric import NONE
 
@@ -232,3 +232,20 @@ def test_copies_do_not_shrink_the_transfer_of_directions():
         found = directions(run).squeeze()
         width.append(float(found["transfer_high"] - found["transfer_low"]))
     assert width[1] == pytest.approx(width[0], rel=0.01)
+
+
+def test_copies_of_parallel_texts_change_nothing():
+    rng = np.random.default_rng(0)
+    topic = rng.standard_normal((40, 6))
+    label, item = np.tile([0, 1], 20), np.arange(40)
+    found = []
+    for times in (1, 3):
+        rows = np.tile(np.arange(40), times)
+        states = {lang: (topic + 0.1 * i)[rows][None, None] for i, lang in enumerate(("en", "de"))}
+        text = {lang: rows + 100 * i for i, lang in enumerate(states)}
+        items = {lang: np.arange(len(rows)) if times == 3 else item for lang in states}
+        labels = dict.fromkeys(states, label[rows])
+        found.append(parallel(stand_in({"m": states}, labels, item=items, text=text)))
+    for name in found[0]:
+        np.testing.assert_allclose(found[0][name], found[1][name], err_msg=name)
+    assert float(found[0]["semantic"].squeeze()) > 0.1
