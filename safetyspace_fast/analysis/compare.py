@@ -14,11 +14,11 @@ from .cells import Cells, read_cells
 from .confounds import confounds
 from .estimate import Estimate
 from .families import choose
-from .geometry import geometry
+from .geometry import geometry, rounding_share
 from .glossary import GEOMETRY, SPACES
 from .groups import choose_groups, with_groups
 from .metric import Metric, Metrics
-from .rounding import rounding_share, value_level
+from .rounding import roundoff
 from .selection import Names, choose_reference, has_copies, paired_languages, select
 from .settings import require_comparable, told
 from .uncertainty import (
@@ -267,7 +267,8 @@ def _difference(
         )
         low, high = (torch.where(known, end, torch.nan) for end in (low, high))
         null = _null(first, second, base.unit, signs)
-    small = value.abs() <= value_level(base, aligned, first.value, second.value)
+    coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
+    small = value.abs() <= coarser * torch.maximum(first.value.abs(), second.value.abs())
     rounding = (small | (rounding_share(base, aligned) >= 1)).double()
     p, deviation = two_sided(value, low, high), (high - low) / (2 * Z95)
     parts = (first.value, second.value, value, low, high, p, deviation, rounding)

@@ -150,7 +150,8 @@ _IN_TWO = {
 _GROUPS = (
     f"{GROUP_DEFINITION}. "
     + "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
-    + " (more and less than 1 % of the pages of Common Crawl)"
+    + " (more and less than 1 % of the pages of Common Crawl), by primary subtag: zh-CN and "
+    "zho_Hans are zh"
 )
 NOTES = (
     CONFOUNDS

@@ -15,7 +15,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..store import ModelStore
-    from .cells import Cells
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Unit roundoff of each dtype."""
@@ -47,25 +46,3 @@ def sizes(mean: Tensor, var: Tensor) -> Tensor:
     """
     square = (mean.square() + var).mean(-2)
     return torch.maximum(square, square.median(-1, keepdim=True).values).sqrt()
-
-
-def rounding_share(base: "Cells", aligned: "Cells") -> Tensor:
-    """[cell], the level of rounding over the move of the class means; at least 1: no real move.
-
-    The move is the root mean square, over classes and dimensions, of the move of the class mean
-    relative to `sizes`. NaN for models of different widths, infinite where nothing moves.
-    """
-    first, second = (cells.stored("class_mean") for cells in (base, aligned))
-    if first.shape != second.shape:
-        return first.new_full((len(first),), torch.nan)
-    size = sizes(first, base.stored("class_var"))[:, None]
-    move = ((second - first) / size).nan_to_num(0.0).square().mean((-1, -2)).sqrt()
-    layers = [layer for layer, _ in base.names]
-    levels = [level(cells.window.model, layers) for cells in (base, aligned)]
-    return torch.maximum(*levels) / move
-
-
-def value_level(base: "Cells", aligned: "Cells", first: Tensor, second: Tensor) -> Tensor:
-    """One rounding of the larger of two values, in the coarser dtype of both models."""
-    coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
-    return coarser * torch.maximum(first.abs(), second.abs())
