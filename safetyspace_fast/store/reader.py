@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from ..errors import StoreError
+from ..names import nearest
 from .access import (
     Index,
     axis_names,
@@ -236,7 +237,10 @@ class Run:
             StoreError: the store has no such language.
         """
         if lang not in self.languages:
-            raise StoreError(f"{self.place}: no language {lang!r}; has {', '.join(self.languages)}")
+            raise StoreError(
+                f"{self.place}: no language {lang!r}; has {', '.join(self.languages)}"
+                f"{nearest(lang, self.languages)}"
+            )
         i_lang = self.languages.index(lang)
         bounds = np.searchsorted(self.samples.lang_index, [i_lang, i_lang + 1])
         return slice(int(bounds[0]), int(bounds[1]))
@@ -252,6 +256,7 @@ class Run:
         except KeyError as error:
             raise StoreError(
                 f"{self.place}: no model {name!r}; has {', '.join(self.models)}"
+                f"{nearest(name, self.models)}"
             ) from error
         refuse_replaced(self._root)
         sizes = {"sample": len(self.samples.label), "lang": len(self.languages)}

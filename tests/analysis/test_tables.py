@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import compare, rows, separation, tables
+from safetyspace_fast.analysis import compare, explain, rows, separation, tables
 from safetyspace_fast.analysis.glossary import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
 
@@ -180,3 +180,9 @@ def test_write_prints_or_writes_and_names_bad_forms(results, tmp_path, capsys):
         tables.write(results, "xml")
     with pytest.raises(ConfigError, match="binary"):
         tables.write(results, "parquet")
+
+
+def test_one_name_of_many_offers_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean 'tokens0'\?"):
+        explain("token0")
+    assert "one unit of evidence" in explain("copies")
