@@ -343,6 +343,11 @@ def _add_compare(commands: _Commands) -> None:
         metavar="LANG",
         help="language that every other language's change is compared with (default: en)",
     )
+    compare.add_argument(
+        "--different-templates",
+        action="store_true",
+        help="compare models that were run with different templates, and say so in the results",
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -369,6 +374,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             base=base,
             aligned=aligned,
             reference=arguments.reference,
+            different_templates=arguments.different_templates,
             **options,
         )
         tables.write(dataset, arguments.format, arguments.output)
@@ -385,6 +391,8 @@ def _preset_pairs(arguments: argparse.Namespace, run: "Run") -> dict[str, tuple[
     from .presets import preset
 
     chosen, only = preset(arguments.preset)
+    if chosen.pairs:
+        chosen.models(only)  # an unknown pair is an error
     names = [name for name in chosen.pairs or {} if only in (None, name)]
     pairs = {name: (f"{name}.base", f"{name}.aligned") for name in names}
     in_store = {name: pair for name, pair in pairs.items() if set(pair) <= set(run.models)}
@@ -443,7 +451,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
     parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1: the last")
     parser.add_argument("--poolings", **names, help="only these poolings")
-    parser.add_argument("--languages", **names, help="only these languages")
+    parser.add_argument(
+        "--languages", **names, help="only these languages; zh also means zh-CN or zho_Hans"
+    )
     parser.add_argument(
         "--format",
         choices=("table", "json", "csv", "parquet"),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,32 @@ def test_explain_and_compare(store: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert main(["compare", str(store), *pair, "--layers=-1"]) == 0
     rows = json.loads(capfd.readouterr().out)
     assert "difference" in json.dumps(rows)
+
+
+def test_models_of_different_templates_are_compared_only_if_asked(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same weights, bare and inside a template."""
+    chat, out = tmp_path / "chat", str(tmp_path / "run.zarr")
+    shutil.copytree(tiny, chat)
+    config = json.loads((chat / "tokenizer_config.json").read_text("utf-8"))
+    config["chat_template"] = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    (chat / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    rest = ["--data", "sample:polite", "--languages", "en", "--layers=-1", "--out", out]
+    assert main(["run", "--model", f"base={tiny}", "--template", "none", *rest]) == 0
+    assert main(["run", "--model", f"chat={chat}", "--template", "chat", "--resume", *rest]) == 0
+    compare = ["compare", out, "--base", "base", "--aligned", "chat", "--metric", "rho"]
+    capfd.readouterr()
+    assert main(compare) == 2
+    refused = capfd.readouterr().err
+    assert "with template none, 'chat' with chat" in refused
+    assert refused.count("\n") == 1
+    assert main([*compare, "--different-templates"]) == 0
+    differ = "not run alike: template: none (base), chat"
+    assert differ in " ".join(capfd.readouterr().out.split())
+    for command in (["separation", out, "--metric", "rho"], ["languages", out]):
+        assert main(command) == 0
+        assert differ in " ".join(capfd.readouterr().out.split())
 
 
 def test_info_tells_what_runs_and_why(capfd: pytest.CaptureFixture[str]) -> None:

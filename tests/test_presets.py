@@ -104,3 +104,11 @@ def test_weights_that_cannot_be_had_are_one_line(
     assert main(["run", "--preset", "hidden-space-of-safety:llama-2-7b", *arguments]) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert "meta-llama/Llama-2-7b-hf" in line
+
+
+def test_a_wrong_name_offers_the_nearest_preset_or_pair() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'lin-2024'"):
+        preset("lin-2023")
+    chosen, pair = preset("hidden-space-of-safety:llama-2-8b")
+    with pytest.raises(ConfigError, match=r"no pair 'llama-2-8b'.*did you mean 'llama-2-7b'\?"):
+        chosen.models(pair)

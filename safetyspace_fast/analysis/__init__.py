@@ -6,6 +6,7 @@
       families       one file a family: definition, formula and estimator of each metric
       estimate       floor, interval and p of a number, with `uncertainty` and `moments`
       confounds, geometry, groups                  what is reported beside the metrics
+      settings, rounding                           whether two models can be compared, and differ
     tables, rows     the resulting dataset for people and for machines
     glossary         every word that is printed, and `explain`
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
-from .uncertainty import Resamples, draw, unit_sums
+from .rounding import roundoff
+from .selection import equal_texts
+from .uncertainty import Resamples, draw, stretch, unit_sums
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -75,7 +77,7 @@ class Cells:
     force: bool = False
     """Compute covariances even with fewer than ten texts per class and component."""
     constant: bool = False
-    """Whether all states of a cell are identical: then no metric is defined."""
+    """Whether all states of a cell are within one rounding: then no metric is defined."""
     base: "Cells | None" = None
     """The same cells of the base model in a comparison. Both models then use its kernel widths, and
     in a shared projection its components."""
@@ -97,7 +99,7 @@ class Cells:
 
     @property
     def unit(self) -> Tensor:
-        """[n] int64, both texts of a pair have the same number."""
+        """[n] int64, texts that are one unit of evidence have the same number."""
         return self.resamples.unit
 
     @cached_property
@@ -105,12 +107,86 @@ class Cells:
         """[2] float64, texts in each class."""
         return torch.bincount(self.labels, minlength=2).double()
 
+    # Copies ----------------------------------------------------------------------------------
+
+    @cached_property
+    def copy(self) -> Tensor | None:
+        """[n] int64, equal texts of one label share a number; None if there are none."""
+        copy = self.resamples.copy
+        return copy if len(self.first) < len(copy) else None
+
+    @cached_property
+    def copies(self) -> Tensor | None:
+        """[n] float64, how often each text is in its class; None if every text is there once."""
+        return None if self.copy is None else torch.bincount(self.copy)[self.copy].double()
+
+    @property
+    def texts(self) -> str:
+        """What is counted in messages: `texts`, or `different texts` where texts have copies."""
+        return "texts" if self.copies is None else "different texts"
+
+    @cached_property
+    def first(self) -> Tensor:
+        """[different texts] int64, index of the first copy of each text of each class."""
+        return torch.from_numpy(np.unique(self.resamples.copy.numpy(), return_index=True)[1])
+
+    @cached_property
+    def different(self) -> Tensor:
+        """[2] int64, different texts in each class."""
+        return torch.bincount(self.labels[self.first], minlength=2)
+
+    @cached_property
+    def effective(self) -> Tensor:
+        """[1 + permutations, 2] float64, texts without copies whose mean would vary as much.
+
+        n^2 / sum of m_i over the n texts of a class, each there m_i times (Kish 1965).
+        """
+        count = self.resamples.class_counts(bootstrap=False)
+        if self.copies is None:
+            return count
+        ones = self.resamples.labellings @ self.copies
+        return count.square() / torch.stack([self.copies.sum() - ones, ones], -1)
+
+    @cached_property
+    def mean_counts(self) -> Tensor:
+        """[1 + permutations, 2] float64, what S of a class is divided by for that of its mean."""
+        count = self.resamples.class_counts(bootstrap=False)
+        # S counts on n different texts: it is too small by (1 - 1/effective)/(1 - 1/n).
+        return count if self.copies is None else (self.effective - 1) * count / (count - 1)
+
+    @cached_property
+    def stretch(self) -> Tensor:
+        """[n] float64, see `uncertainty.stretch`, for deviations from the class means."""
+        factor = torch.empty(len(self.labels), dtype=torch.float64)
+        for label in (0, 1):
+            inside = self.labels == label
+            factor[inside] = stretch(self.resamples.copy[inside])
+        return factor
+
+    def noise_of_units(self, noise: Tensor) -> Tensor:
+        """Sum over the copies of each text: noise [cell, n, k] -> [cell, unit, k]."""
+        if self.copies is None:
+            return noise
+        return unit_sums(noise.transpose(-1, -2), self.unit).transpose(-1, -2)
+
+    @cached_property
+    def independent(self) -> Tensor:
+        """[] float64, N without copies for which rho averages as much: 1/(N-1)."""
+        if self.copies is None:
+            return self.count.sum()
+        noise = 1 / self.effective[0]
+        between = self.count.prod() / self.count.sum() * noise.sum()
+        return 1 + (between + (self.count * (1 - noise)).sum()) / between
+
+    # -----------------------------------------------------------------------------------------
+
     def refusal(self) -> str:
         """Why no metric is defined for these cells, or an empty string."""
-        smaller = int(self.count.min())
-        if smaller < MIN_TEXTS:
-            return f"metrics need {MIN_TEXTS} texts per class; the smaller class has {smaller}"
-        return "all states are identical" if self.constant else ""
+        if (smaller := int(self.different.min())) < MIN_TEXTS:
+            return (
+                f"metrics need {MIN_TEXTS} {self.texts} per class; the smaller class has {smaller}"
+            )
+        return "all states are identical but for rounding" if self.constant else ""
 
     def stored(self, name: str) -> Tensor:
         """A stored array, [cell, ...] float64, without the texts that are left out."""
@@ -125,12 +201,12 @@ class Cells:
     @cached_property
     def paired(self) -> bool:
         """Whether every text has a partner."""
-        return bool((torch.bincount(self.unit) == 2).all())
+        return bool((torch.bincount(self.resamples.pair) == 2).all())
 
     @cached_property
     def partners(self) -> Tensor:
         """[pairs, 2] int64, index of the harmless and of the harmful text of each pair."""
-        order = torch.argsort(self.unit * 2 + self.labels)
+        order = torch.argsort(self.resamples.pair * 2 + self.labels)
         return order.reshape(-1, 2)
 
     @cached_property
@@ -309,6 +385,7 @@ def read_cells(
         The cells of each model; all have the same layers, poolings and texts.
     """
     stores = [run.model(name) for name in models]
+    text = torch.from_numpy(equal_texts(run, lang))
     i_lang = run.languages.index(lang)
     span = run.lang_range(lang)
     labels, pair, fold = (
@@ -318,7 +395,7 @@ def read_cells(
     if not paired:
         pair = torch.full_like(pair, -1)
     resamples = draw(
-        labels, pair, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
+        labels, pair, text, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
     )
     i_layers, i_poolings = (
         [i for i, name in enumerate(known) if name in asked]
@@ -329,7 +406,10 @@ def read_cells(
         windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
         finite = torch.stack([w.read("projected").isfinite().all(-1) for w in windows]).all(0)
         constant = torch.stack(
-            [~varies(w.read("class_mean"), w.read("class_var")).any(-1) for w in windows]
+            [
+                ~varies(w.read("class_mean"), w.read("class_var"), roundoff(w.model)).any(-1)
+                for w in windows
+            ]
         ).any(0)
         alike: dict[tuple[bytes, bool], list[tuple[int, int]]] = {}
         for layer in some:

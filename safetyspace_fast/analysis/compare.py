@@ -9,17 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
 from .estimate import Estimate
 from .families import choose
-from .geometry import geometry
+from .geometry import geometry, rounding_share
 from .glossary import GEOMETRY, SPACES
 from .groups import choose_groups, with_groups
 from .metric import Metric, Metrics
-from .selection import Names, paired_languages, select
+from .rounding import roundoff
+from .selection import Names, choose_reference, has_copies, paired_languages, select
+from .settings import require_comparable, told
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ..store import ModelStore, Run
 
 Floats = NDArray[np.float64]
-_NUMBERS = ("base", "aligned", "difference", "low", "high", "p", "deviation")
+_NUMBERS = ("base", "aligned", "difference", "low", "high", "p", "deviation", "rounding")
 """What a `Difference` holds of every cell."""
 
 
@@ -60,6 +61,7 @@ def compare(
     seed: int = 0,
     paired: bool | None = None,
     force: bool = False,
+    different_templates: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
@@ -71,10 +73,12 @@ def compare(
         run: an open store.
         base, aligned: names of the models.
         metrics: as in `separation`; None leaves out transformations of another metric.
-        reference: language for the difference of differences; None, or a language that is not in
-            the results, leaves it out.
+        reference: language for the difference of differences; None, English where there is none,
+            or a language that is not selected leaves it out.
         groups, layers, poolings, languages, bootstraps, permutations, seed, paired, force,
             progress: as in `separation`.
+        different_templates: compare models whose prompts differ in the template, and say so in the
+            results.
 
     Returns:
         Variables (metric, layer, pooling, lang): `base`, `aligned`, `difference` (aligned - base),
@@ -86,15 +90,18 @@ def compare(
         The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models do not share
         a projection, if nothing moves, or if a direction is not longer than its noise.
 
-        The variables of `CONFOUNDS` (model, lang).
+        The variables of `CONFOUNDS` (model, lang). The attributes `run_as` and `settings_differ`
+        say how the models were run.
+
+        A difference at the level of rounding (`explain rounding_share`) has p = 1.
 
         If both models share a projection, metrics in components use the components of the base
         model inside it (see `space` and the attribute `components`): `base` then differs from the
         value that `separation` returns.
 
     Raises:
-        ConfigError: a name is not in the store, the models have different layers or poolings, or
-            the groups share a language.
+        ConfigError: a name is not in the store; the models have different layers, poolings or
+            templates; or the groups share a language.
         StoreError: an array cannot be read.
     """
     import xarray
@@ -102,8 +109,8 @@ def compare(
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
-    langs, chosen_groups = chosen.languages, choose_groups(groups)
-    _require_alike(run, base, aligned)
+    langs, chosen_groups = chosen.languages, choose_groups(groups, run.languages)
+    require_comparable(run, base, aligned, different_templates=different_templates)
     with_pairs = paired_languages(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
@@ -116,7 +123,9 @@ def compare(
     # A null has as many entries as permutations (from influences) or bootstraps (from draws).
     nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
     sizes = [0] * len(family)
-    shared = _projection(run.model(base)) == _projection(run.model(aligned))
+    projections = [_projection(run.model(name)) for name in (base, aligned)]
+    shared = projections[0] == projections[1]
+    foreign = projections[0][1:] != projections[1][1:]
 
     def fill(_: int, i_lang: int) -> None:
         lang = langs[i_lang]
@@ -127,8 +136,8 @@ def compare(
             layers=chosen.layers,
             poolings=chosen.poolings,
             bootstraps=bootstraps,
-            # Only the floors of paired data need permutations here.
-            permutations=permutations if lang in with_pairs else 0,
+            # Only the floors of paired data and of copies need permutations here.
+            permutations=permutations if lang in with_pairs or has_copies(run, lang) else 0,
             seed=seed,
             paired=paired is not False,
             force=force,
@@ -136,11 +145,13 @@ def compare(
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
-            if shared and not first.refusal():
-                for name, value in geometry(first, second).items():
+            if not first.refusal():
+                measured = {"rounding_share": rounding_share(first, second)}
+                measured |= geometry(first, second) if shared else {}
+                for name, value in measured.items():
                     moved[name][i_layers, i_poolings, i_lang] = value.numpy()
             for i_metric, metric in enumerate(family):
-                difference, reasons = _difference(first, second, metric, signs)
+                difference, reasons = _difference(first, second, metric, signs, foreign)
                 at = (i_metric, i_layers, i_poolings, i_lang)
                 for name in _NUMBERS:
                     columns[name][at] = getattr(difference, name).numpy()
@@ -150,7 +161,8 @@ def compare(
                     nulls[(*at, slice(sizes[i_metric]))] = difference.null.numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
-    i_reference = langs.index(reference) if reference in langs else None
+    reference = choose_reference(run, reference, langs)
+    i_reference = None if reference is None else langs.index(reference)
     if i_reference is not None:
         columns |= _excess(columns, i_reference)
     columns |= _family_p(
@@ -160,6 +172,7 @@ def compare(
         refused != "",
         i_reference,
     )
+    _unmark(columns, columns.pop("rounding") == 1, i_reference)
     dims = ("metric", "layer", "pooling", "lang")
     whose = "base" if shared else "own"
     spaces = [f"{whose} {x.space}" if x.components else x.space for x in family]
@@ -175,6 +188,7 @@ def compare(
         },
         coords={
             "metric": [x.name for x in family],
+            "resamples": ("metric", sizes),
             "model": [base, aligned],
             "layer": list(chosen.layers),
             "pooling": list(chosen.poolings),
@@ -186,26 +200,16 @@ def compare(
         attrs={
             "base": base,
             "aligned": aligned,
-            "reference": reference if reference in langs else "",
+            "reference": reference or "",
             "components": SPACES[whose],
             "confidence": 0.95,
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
+            **told(run, [base, aligned]),
         },
     )
     return with_groups(dataset, chosen_groups)
-
-
-def _require_alike(run: "Run", base: str, aligned: str) -> None:
-    """Raise ConfigError unless both models have the same hookpoints and poolings."""
-    models = run.model(base), run.model(aligned)
-    for what in ("hookpoints", "poolings"):
-        first, second = (getattr(model, what) for model in models)
-        if tuple(first) != tuple(second):
-            raise ConfigError(
-                f"compare: {base!r} and {aligned!r} have different {what}; run both with the same"
-            )
 
 
 def _projection(model: "ModelStore") -> tuple[int, ...]:
@@ -227,12 +231,14 @@ class Difference:
     high: Tensor
     p: Tensor
     deviation: Tensor
+    rounding: Tensor
+    """1 where the difference is at the level of rounding, else 0."""
     null: Tensor | None
     """[cell, R], the difference under chance, in standard deviations; None without an interval."""
 
 
 def _difference(
-    base: Cells, aligned: Cells, metric: Metric, signs: Tensor
+    base: Cells, aligned: Cells, metric: Metric, signs: Tensor, foreign: bool
 ) -> tuple[Difference, list[str]]:
     """Compare a metric in each cell, and say for each cell why not, or "".
 
@@ -240,10 +246,14 @@ def _difference(
         base, aligned: the same cells of both models.
         metric: what to compare.
         signs: [R, unit], 1 or -1: random signs for the influence of each text (or pair).
+        foreign: whether the projections have other seeds or widths.
     """
     (first, reasons), (second, others) = metric.estimate(base), metric.estimate(aligned)
     if metric.alias_of:
         reasons = [f"a transformation of {metric.alias_of}: compare that"] * len(reasons)
+    elif foreign and metric.space == "projection":
+        reasons = ["the projections differ; run both with the same --seed and --proj-dim"]
+        reasons *= len(others)
     reasons = [one or other for one, other in zip(reasons, others, strict=True)]
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)
@@ -257,8 +267,12 @@ def _difference(
         )
         low, high = (torch.where(known, end, torch.nan) for end in (low, high))
         null = _null(first, second, base.unit, signs)
+    coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
+    small = value.abs() <= coarser * torch.maximum(first.value.abs(), second.value.abs())
+    rounding = (small | (rounding_share(base, aligned) >= 1)).double()
     p, deviation = two_sided(value, low, high), (high - low) / (2 * Z95)
-    return Difference(first.value, second.value, value, low, high, p, deviation, null), reasons
+    parts = (first.value, second.value, value, low, high, p, deviation, rounding)
+    return Difference(*parts, null), reasons
 
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
@@ -351,6 +365,20 @@ def _family_p(
                 left_out[..., i_reference] = True
             both = np.abs(np.concatenate([columns[of][i][..., None], chance], -1))
             p = family_p(both[None, None], left_out[None, None])[0, 0]
-            # A difference that cannot vary has no score in the family: it keeps its own p.
-            p_family[name][i] = np.where(np.isnan(p) & ~left_out, columns[alone][i], p)
+            # A difference that cannot vary has no score in the family: it keeps its own p, but no
+            # number of resamples can show a smaller one than 1/(1 + R).
+            own = np.maximum(columns[alone][i], 1 / (1 + null.shape[-1]))
+            p_family[name][i] = np.where(np.isnan(p) & ~left_out, own, p)
     return p_family
+
+
+def _unmark(
+    columns: dict[str, Floats], rounding: NDArray[np.bool_], i_reference: int | None
+) -> None:
+    """Set p to 1 where a difference, or both of an excess, are at the level of rounding."""
+    chance = {"p": rounding, "p_family": rounding}
+    if i_reference is not None:
+        both = rounding & rounding[..., i_reference, None]
+        chance |= {"excess_p": both, "excess_p_family": both}
+    for name, where in chance.items():
+        columns[name][where & ~np.isnan(columns[name])] = 1.0

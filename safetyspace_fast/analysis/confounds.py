@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .glossary import CONFOUNDS
+from .selection import equal_rows
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -17,12 +18,14 @@ def confounds(
 ) -> dict[str, tuple[tuple[str, str], NDArray[np.float64], dict[str, str]]]:
     """Compute the variables of `CONFOUNDS`, each (model, lang), for `xarray.Dataset`."""
     columns = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
+    number, count = _languages_with(run, langs)
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
         label = np.asarray(run.samples.label[span])
-        texts = np.asarray(run.samples.text_sha256[span])
+        equal = number[lang]
         chars = np.asarray(run.samples.n_chars[span])
-        copies = 1 - len(np.unique(texts, axis=0)) / max(1, len(texts))
+        copies = 1 - len(np.unique(equal)) / max(1, len(equal))
+        elsewhere = count[equal] > 1
         for i, model in enumerate(models):
             tokens = run.model(model).read("n_tokens", samples=span)
             for c in (0, 1):
@@ -30,9 +33,24 @@ def confounds(
                     columns[f"tokens{c}"][i, j] = tokens[label == c].mean()
             columns["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
             columns["duplicates"][i, j] = copies
+            columns["elsewhere"][i, j] = elsewhere.mean() if len(label) else np.nan
             columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             columns["harmful"][i, j] = label.mean() if len(label) else np.nan
     dims = ("model", "lang")
     return {
         name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
     }
+
+
+def _languages_with(
+    run: "Run", langs: Sequence[str]
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """A number for each text of each language, equal for equal texts, and how many have it."""
+    spans = [run.lang_range(lang) for lang in langs]
+    digests = np.concatenate([run.samples.text_sha256[span] for span in spans])
+    ends = np.cumsum([span.stop - span.start for span in spans])
+    number = np.split(equal_rows(digests), ends[:-1])
+    count = np.zeros(len(digests), np.int64)
+    for own in number:
+        count[np.unique(own)] += 1
+    return dict(zip(langs, number, strict=True)), count

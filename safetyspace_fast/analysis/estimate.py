@@ -83,6 +83,7 @@ def make_estimate(
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
     ends: Ends = interval,
+    in_folds: bool = False,
 ) -> Estimate:
     """Compute p, floor and interval of a metric.
 
@@ -96,6 +97,7 @@ def make_estimate(
             there is no interval.
         squares: parts of the value that are quadratic in noise.
         ends: gives low and high from value and standard deviation.
+        in_folds: the influences are deviations from means of folds, not of classes.
     """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
@@ -106,6 +108,8 @@ def make_estimate(
     low, high, linear = nothing, nothing, None
     square = sum((part.variance for part in squares), torch.zeros_like(value))
     if influence is not None:
+        if cells.copy is not None and not in_folds:
+            influence = influence * cells.stretch
         seen = influence_variance(influence, cells.unit)
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
     elif draws is not None and draws.shape[-1] > 1:

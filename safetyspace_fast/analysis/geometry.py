@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .cells import Cells
 from .families.held_out import fold_auc, heldout_scores
+from .rounding import level, sizes
 
 
 def geometry(base: Cells, aligned: Cells) -> dict[str, Tensor]:
@@ -40,6 +41,22 @@ def geometry(base: Cells, aligned: Cells) -> dict[str, Tensor]:
         "own_auc": _heldout_auc(aligned, aligned),
         "cka": debiased_cka(base.projected, aligned.projected),
     }
+
+
+def rounding_share(base: "Cells", aligned: "Cells") -> Tensor:
+    """[cell], the level of rounding over the move of the class means; at least 1: no real move.
+
+    The move is the root mean square, over classes and dimensions, of the move of the class mean
+    relative to `sizes`. NaN for models of different widths, infinite where nothing moves.
+    """
+    first, second = (cells.stored("class_mean") for cells in (base, aligned))
+    if first.shape != second.shape:
+        return first.new_full((len(first),), torch.nan)
+    size = sizes(first, base.stored("class_var"))[:, None]
+    move = ((second - first) / size).nan_to_num(0.0).square().mean((-1, -2)).sqrt()
+    layers = [layer for layer, _ in base.names]
+    levels = [level(cells.window.model, layers) for cells in (base, aligned)]
+    return torch.maximum(*levels) / move
 
 
 def _heldout_auc(source: Cells, target: Cells) -> Tensor:

@@ -4,12 +4,13 @@ import re
 import textwrap
 
 from ..errors import ConfigError
+from ..names import nearest
 from .families import METRICS, metric
 from .metric import NONE
 
 NOTATION = {
     "n0": "n0, n1: number of harmless and of harmful texts",
-    "N": "N: number of texts",
+    "N": "N: number of texts; copies of a text count as one (`explain copies`)",
     "m0": "m0, m1: mean of the harmless and of the harmful texts",
     "d": "d: difference of the class means, m1 - m0",
     "S0": "S0, S1: covariance of the harmless and of the harmful texts",
@@ -23,10 +24,22 @@ CONFOUNDS = {
     "separates the classes",
     "chars_per_token": "characters per token; low where the tokenizer does not know the language",
     "truncated": "share of texts that were cut to fit",
-    "duplicates": "share of texts that are copies of another text",
+    "duplicates": "share of texts that are copies of another text of the language; see "
+    "`explain copies`",
+    "elsewhere": "share of texts that are also in another language of the results: means over "
+    "groups, and differences between languages, take languages as independent",
     "harmful": "share of harmful texts (class balance)",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
+
+COPIES = (
+    "equal texts of one label in one language are one unit of evidence, with all pairs that they "
+    "are in: they are drawn together, keep one label in every permutation, and share a fold. "
+    "Values weigh a text by its copies, but a copy is no other text: mean distances to the own "
+    "class leave copies out, and what is subtracted for noise counts n^2/sum m^2 texts, for n "
+    "texts with m copies of each (Kish 1965). A text with both labels is one unit in each class"
+)
+"""How copies of a text count."""
 
 GEOMETRY = {
     "direction_cosine": "cosine between the harm directions d of both models, at full width",
@@ -43,6 +56,11 @@ GEOMETRY = {
     "transfer_auc": "held-out AUC of the texts in the aligned model along the difference of class "
     "means of the base model, in the projection that both share",
     "own_auc": "the same along the difference of class means of the aligned model itself",
+    "rounding_share": "how far rounding alone moves the class means, over how far they moved. From "
+    "1 on the models differ only by rounding: no difference is marked, and p and p_family are 1. "
+    "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
+    "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
+    "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
     "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
@@ -132,7 +150,8 @@ _IN_TWO = {
 _GROUPS = (
     f"{GROUP_DEFINITION}. "
     + "; ".join(f"{name}: {', '.join(langs)}" for name, langs in GROUPS.items())
-    + " (more and less than 1 % of the pages of Common Crawl)"
+    + " (more and less than 1 % of the pages of Common Crawl), by primary subtag: zh-CN and "
+    "zho_Hans are zh"
 )
 NOTES = (
     CONFOUNDS
@@ -141,6 +160,7 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    | {"copies": COPIES}
     | dict.fromkeys(("groups", "group_value", "group_low", "group_high"), _GROUPS)
 )
 """Everything that is reported beside the metrics, by name."""
@@ -166,7 +186,8 @@ def explain(name: str) -> str:
         entry = metric(name)
     except ConfigError:
         names = ", ".join((*METRICS, *NOTES))
-        raise ConfigError(f"explain: no {name!r}; choose from {names}") from None
+        near = nearest(name, (*METRICS, *NOTES))
+        raise ConfigError(f"explain: no {name!r}; choose from {names}{near}") from None
     letters = set(re.findall(r"\w+", entry.definition))
     components = f"first {entry.components} principal components of the language"
     rows = {

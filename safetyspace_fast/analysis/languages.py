@@ -14,8 +14,9 @@ from .confounds import confounds
 from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, heldout_scores
 from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
-from .selection import Names, select
-from .uncertainty import influence_variance, interval
+from .selection import Names, equal_rows, select
+from .settings import told
+from .uncertainty import connected, influence_variance, interval
 
 if TYPE_CHECKING:
     import xarray
@@ -82,6 +83,7 @@ def directions(
         {name: (dims, column, {"definition": DIRECTIONS[name]}) for name, column in columns.items()}
         | confounds(run, chosen.models, langs),
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
+        attrs=told(run, chosen.models),
     )
 
 
@@ -97,7 +99,7 @@ def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
         low, high = (y[fitted.labels == c].mean(0) for c in (0, 1))
         scores = x @ (high - low)
         fold = torch.zeros_like(texts.fold)
-    auc, influence = fold_auc(scores, texts.labels, fold)
+    auc, influence = fold_auc(scores, texts.labels, fold, texts.copy)
     deviation = influence_variance(influence, texts.unit).sqrt()
     lower, upper = interval(auc, deviation)
     ceiling = (_reliability(texts, i) * _reliability(fitted, j)).sqrt()
@@ -132,9 +134,9 @@ def parallel(
         models, layers, poolings, languages, progress: as in `directions`.
 
     Returns:
-        The variables of `PARALLEL` and their 95 % intervals (normal, from the spread over
-        contents) as `_low`, `_high` (model, layer, pooling); NaN where no text has a partner,
-        all are of one language, or the model has no such layer or pooling.
+        The variables of `PARALLEL` of the texts without their copies, and 95 % intervals (normal,
+        from the spread over contents) as `_low`, `_high` (model, layer, pooling); NaN where no text
+        has a partner, all are of one language, or the model has no such layer or pooling.
 
     Raises:
         ConfigError: a name is not in the store.
@@ -191,12 +193,24 @@ def parallel(
             for name, column in columns.items()
         },
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
+        attrs=told(run, chosen.models),
     )
 
 
 def _contents(run: "Run") -> NDArray[np.int64]:
-    """A number for the content of each text: of its item, else of its pair, else -1."""
+    """A number for the content of each text: of its item, else of its pair, else -1.
+
+    Contents with a text in common in one language are one. Of copies, all but the first have -1.
+    """
     item = np.asarray(run.samples.item).astype(np.int64)
     pair = np.asarray(run.samples.pair).astype(np.int64)
     of_pair = np.where(pair >= 0, pair + item.max(initial=0) + 1, -1)
-    return np.where(item >= 0, item, of_pair)
+    content = np.where(item >= 0, item, of_pair)
+    known = np.flatnonzero(content >= 0)
+    lang = np.asarray(run.samples.lang_index)[known].astype(np.int64)
+    text = equal_rows(run.samples.text_sha256[known]) + lang * len(known)
+    _, first, number = np.unique(text, return_index=True, return_inverse=True)
+    merged = connected(np.unique(content[known], return_inverse=True)[1], number)
+    content = np.full(len(content), -1, np.int64)
+    content[known[first]] = merged[first]
+    return content

@@ -99,13 +99,20 @@ def diagonal_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var.clamp_min(0)
 
 
-def varies(mean: Tensor, var: Tensor) -> Tensor:
+def varies(mean: Tensor, var: Tensor, rounding: float = 1e-13) -> Tensor:
     """Whether a dimension varies by more than the rounding of its own mean.
 
-    Rounding gives a constant dimension a tiny variance. mean, var: [..., 2, D] -> [..., D] bool.
+    Rounding gives a constant dimension a tiny variance.
+
+    Args:
+        mean, var: [..., 2, D].
+        rounding: relative size of what counts as rounding; the default is that of float64 sums.
+
+    Returns:
+        [..., D] bool.
     """
     spread = var.sum(-2) + (mean[..., 1, :] - mean[..., 0, :]).square()
-    return spread > 1e-26 * mean.square().sum(-2)
+    return spread > rounding**2 * mean.square().sum(-2)
 
 
 def centred(values: Tensor) -> Tensor:

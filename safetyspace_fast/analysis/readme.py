@@ -4,6 +4,7 @@ Run `python -m safetyspace_fast.analysis.readme > safetyspace_fast/analysis/READ
 """
 
 import ast
+import math
 import textwrap
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from .families import FAMILIES
 from .glossary import (
     COLUMNS,
     CONFOUNDS,
+    COPIES,
     DIRECTIONS,
     GEOMETRY,
     GROUP_DEFINITION,
@@ -19,6 +21,8 @@ from .glossary import (
     PARALLEL,
 )
 from .metric import NONE, InComponents, Metric
+from .rounding import ROUNDOFF
+from .tables import MARK_RESAMPLES
 
 FOLDER = Path(__file__).parent
 WIDTH = 100
@@ -91,6 +95,7 @@ def readme() -> str:
         "Files": _files(),
         "States": STATES,
         "What stands beside a number": "\n\n".join([_defined(COLUMNS), NUMBERS]),
+        "What counts as evidence": _evidence(),
         "Metrics": _metrics(),
         "How well the intervals cover": COVERAGE,
         "What is reported beside the metrics": _beside(),
@@ -112,6 +117,32 @@ def _files() -> str:
 def _first_line(path: Path) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
     return docstring.partition("\n")[0]
+
+
+def _evidence() -> str:
+    """Copies of texts, how models were run, marks."""
+    least = {dtype: f"2^{round(math.log2(u))}" for dtype, u in ROUNDOFF.items()}
+    return "\n".join(
+        [
+            _item(f"Copies: {COPIES}."),
+            _item(
+                "Settings: every result says how the models were run (`run_as`) and in what their "
+                "runs differ (`settings_differ`, also in each row of CSV, JSON and Parquet). "
+                "`compare` refuses models with different templates unless `different_templates` is "
+                "given, and leaves out metrics in the projection if the projections differ."
+            ),
+            _item(
+                "Rounding: where two models differ by no more than rounding does, p and p_family "
+                "are 1; see `rounding_share`. Unit roundoff: "
+                + ", ".join(f"{power} in {dtype}" for dtype, power in least.items())
+                + ". States of one model that are all within one rounding have no metric."
+            ),
+            _item(
+                f"Resamples: the smallest p is 1/(1 + R). With fewer than {MARK_RESAMPLES} "
+                "resamples tables mark no number, and say so."
+            ),
+        ]
+    )
 
 
 def _metrics() -> str:
@@ -179,7 +210,9 @@ def _beside() -> str:
                 f"With languages of two groups, `separation` and `compare` report the "
                 f"{GROUP_DEFINITION}. {groups} (languages with more and with less than 1 % of the "
                 "pages of Common Crawl). For other groups use `groups` in Python, `--high` and "
-                "`--low` on the command line."
+                "`--low` on the command line. Languages are in a group by their primary subtag: "
+                "`zh-CN`, `zho_Hans` and `cmn` are `zh`. The attributes `group_high`, `group_low` "
+                "and `group_none` hold the languages of each group and of neither."
             ),
             "`compare` reports for each layer, pooling and language:",
             _defined(GEOMETRY),

@@ -34,10 +34,17 @@ def rows(dataset: "xarray.Dataset") -> Iterator[Row]:
 
     The metrics come first, then means over groups of languages, with the group as the language,
     then the variables of `beside` as rows with their name and `value`. Missing entries are None.
+    If the models were not run alike, each row says in what: `settings_differ`.
 
     Args:
         dataset: what `separation`, `compare`, `directions` or `parallel` returned.
     """
+    differ = dataset.attrs.get("settings_differ")
+    for row in _rows(dataset):
+        yield row | {"settings_differ": differ} if differ else row
+
+
+def _rows(dataset: "xarray.Dataset") -> Iterator[Row]:
     if "metric" not in dataset.dims:
         frame = dataset.to_dataframe().reset_index()
         for row in frame.to_dict("records"):

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import layer_name
 from ..errors import ConfigError
+from ..names import languages_meant, nearest
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -67,7 +69,7 @@ def select(
         chosen,
         _named("layers", layers, hookpoints),
         _named("poolings", poolings, _union([store.poolings for store in stores])),
-        _named("languages", languages, run.languages),
+        _languages(languages, run.languages),
     )
 
 
@@ -78,8 +80,53 @@ def _named(field: str, asked: Names, known: Sequence[str]) -> tuple[str, ...]:
     wanted = listed(asked)
     for name in wanted:
         if name not in known:
-            raise ConfigError(f"{field}: no {name!r} in the store; it has {', '.join(known)}")
+            raise ConfigError(
+                f"{field}: no {name!r} in the store; it has {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
     return tuple(name for name in known if name in wanted)
+
+
+def _languages(asked: Names, known: Sequence[str]) -> tuple[str, ...]:
+    """The languages that were asked for, in the order of `known`; `zh` means `zh-CN` too."""
+    if asked is None:
+        return tuple(known)
+    wanted = {lang for name in listed(asked) for lang in meant("languages", name, known)}
+    return tuple(name for name in known if name in wanted)
+
+
+def meant(field: str, name: str, known: Sequence[str]) -> list[str]:
+    """The languages of a store that a name means.
+
+    Raises:
+        ConfigError: it means none; the message begins with `field`.
+    """
+    if langs := languages_meant(name, known):
+        return langs
+    raise ConfigError(
+        f"{field}: no language {name!r} in the store; it has {', '.join(known)}"
+        f"{nearest(name, known)}"
+    )
+
+
+DEFAULT_REFERENCE = "en"
+
+
+def choose_reference(run: "Run", asked: str | None, langs: Sequence[str]) -> str | None:
+    """The reference language, as it is written in the data; None if it is not among `langs`.
+
+    Raises:
+        ConfigError: the store has no such language, unless it is the default, or has several.
+    """
+    if asked is None:
+        return None
+    if asked == DEFAULT_REFERENCE:
+        found = languages_meant(asked, langs)
+        return found[0] if len(found) == 1 else None
+    found = meant("reference", asked, run.languages)
+    if len(found) > 1:
+        raise ConfigError(f"reference: {asked!r} means {' and '.join(found)}; name one of them")
+    return found[0] if found[0] in langs else None
 
 
 def listed(names: Sequence[str] | str) -> list[str]:
@@ -103,6 +150,23 @@ def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> l
         warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=3)
         return []
     return with_pairs
+
+
+def equal_texts(run: "Run", lang: str) -> NDArray[np.int64]:
+    """[n], the same number for equal texts of a language."""
+    return equal_rows(run.samples.text_sha256[run.lang_range(lang)])
+
+
+def equal_rows(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[n], the same number for equal rows of [n, byte]."""
+    whole = np.ascontiguousarray(digests).view(np.dtype((np.void, digests.shape[1]))).ravel()
+    return np.unique(whole, return_inverse=True)[1]
+
+
+def has_copies(run: "Run", lang: str) -> bool:
+    """Whether a text of a language is there twice with the same label."""
+    label = np.asarray(run.samples.label[run.lang_range(lang)])
+    return len(np.unique(2 * equal_texts(run, lang) + label)) < len(label)
 
 
 def _is_paired(run: "Run", lang: str) -> bool:

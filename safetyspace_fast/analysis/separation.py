@@ -12,6 +12,7 @@ from .families import choose
 from .groups import choose_groups, with_groups
 from .metric import Metric, Metrics
 from .selection import Names, paired_languages, select
+from .settings import told
 from .uncertainty import family_p
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def separation(
         metrics: names, `all`, or None for the default ones; the README of this folder lists them.
             Metrics in components exist for any K up to 16, as in `rho_pc7`; a type checker knows
             only K = 10 and 2.
-        groups: languages of `high` and of `low`; a group that is not given is that of `GROUPS`.
+        groups: languages of `high` and of `low`; a group that is not given is that of `GROUPS`, by
+            primary subtag: `zh-CN` and `zho_Hans` are `zh`.
         bootstraps, permutations: number of resamples behind intervals and p.
         seed: of the resamples; all models see the same ones.
         paired: None resamples pairs as units in languages whose texts all have a partner; False
@@ -66,7 +68,9 @@ def separation(
         the texts of different languages differ in more than the language.
 
         With languages of both groups also `group_value`, `group_low`, `group_high`, which have
-        `group` (high, low, high - low) where others have `lang`. `explain NAME` defines each.
+        `group` (high, low, high - low) where others have `lang`. The attributes `group_high`,
+        `group_low` and `group_none` hold the languages of each and of neither; `run_as` and
+        `settings_differ` say how the models were run. `explain NAME` defines each.
 
     Raises:
         ConfigError: a name is not in the store, a metric does not exist, or the groups share a
@@ -76,7 +80,7 @@ def separation(
     import xarray
 
     chosen = select(run, models=models, layers=layers, poolings=poolings, languages=languages)
-    chosen_groups = choose_groups(groups)
+    chosen_groups = choose_groups(groups, run.languages)
     with_pairs = paired_languages(run, chosen.languages, paired)
     family = choose(metrics)
     if metrics is None and not with_pairs:
@@ -129,6 +133,7 @@ def separation(
         },
         coords={
             "metric": [metric.name for metric in family],
+            "resamples": ("metric", [permutations] * len(family)),
             **{dim: list(names) for dim, names in zip(dims[1:], axes, strict=True)},
             **_described(family),
             "paired": ("lang", [lang in with_pairs for lang in chosen.languages]),
@@ -138,6 +143,7 @@ def separation(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
+            **told(run, chosen.models),
         },
     )
     return with_groups(dataset, chosen_groups)

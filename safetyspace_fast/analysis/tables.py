@@ -20,6 +20,8 @@ MOST_LAYERS = 3
 """With several languages, tables show all layers up to this number, else the last one only."""
 CHANCE = 0.05
 """Numbers with a larger p are marked as consistent with chance."""
+MARK_RESAMPLES = math.ceil(1 / CHANCE) - 1
+"""With fewer resamples, of which the smallest p is 1/(1 + R), no number is marked."""
 
 
 def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = None) -> None:
@@ -58,7 +60,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     table below.
     """
     if "metric" not in dataset.dims:
-        return _text([*_matrices(dataset), *_confounds(dataset)])
+        return _text([*_matrices(dataset), *_confounds(dataset), *_settings(dataset)])
     langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
     visible = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
     compared = "difference" in dataset
@@ -85,7 +87,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
             f"Only the last of {len(layers)} layers is shown; choose others with --layers, or one "
             "language with --languages."
         )
-    return _text([*tables, *_confounds(dataset)], hints)
+    return _text([*tables, *_confounds(dataset), *_settings(dataset)], hints)
 
 
 def _text(tables: Iterable[list[str]], hints: Sequence[str] = ()) -> str:
@@ -100,21 +102,57 @@ def _names(dataset: "xarray.Dataset", dim: str) -> list[str]:
 
 
 def _legend(dataset: "xarray.Dataset") -> list[str]:
-    """What the marks in tables of metrics mean."""
+    """What the marks in tables of metrics mean, and what the rows of groups hold."""
     marks = (
         f"~: consistent with chance (p > {CHANCE}). *: significant after correction over all "
         f"layers and languages (p_family <= {CHANCE})."
     )
+    coarse = [
+        name
+        for name, number in zip(
+            _names(dataset, "metric"), dataset["resamples"].to_numpy(), strict=True
+        )
+        if number < MARK_RESAMPLES and bool(dataset["p"].sel(metric=name).notnull().any())
+    ]
+    if coarse:
+        whose = "" if len(coarse) == dataset.sizes["metric"] else f" on {', '.join(coarse)}"
+        marks += (
+            f" No marks{whose}: fewer than {MARK_RESAMPLES} resamples cannot give p <= {CHANCE}; "
+            "see --permutations and --bootstraps."
+        )
     if "difference" in dataset:
         parts = ["before > after, difference [95 % interval].", marks]
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
+        share = dataset["rounding_share"].to_numpy()
+        if alike := int((share >= 1).sum()):
+            parts.append(
+                f"In {alike} of {share.size} layers, poolings and languages the models differ only "
+                "by rounding (rounding_share is 1 or more): nothing is marked there."
+            )
+        if not dataset.attrs["reference"] and dataset.sizes["lang"] > 1:
+            parts.append("No language is the reference: there are no differences of differences.")
     else:
         parts = ["value [95 % interval].", marks]
         parts.append("floor: value expected without any difference, median of the rows.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
-    return textwrap.wrap(" ".join(parts), WIDTH)
+    if dataset.sizes["lang"] > 1:
+        parts += _groups(dataset)
+    return textwrap.wrap(" ".join(parts), WIDTH, break_on_hyphens=False)
+
+
+def _groups(dataset: "xarray.Dataset") -> list[str]:
+    """Which languages the rows `high` and `low` hold, or why there are none."""
+    members = {
+        name: dataset.attrs.get(f"group_{name}", "").replace(",", ", ")
+        for name in ("high", "low", "none")
+    }
+    neither = f" In neither: {members['none']}." if members["none"] else ""
+    if "group" in dataset.dims:
+        return [f"high: mean of {members['high']}. low: mean of {members['low']}.{neither}"]
+    empty = " or ".join(name for name in ("high", "low") if not members[name])
+    return [f"No means over groups: no language is in {empty}; see --high and --low.{neither}"]
 
 
 # Metrics -------------------------------------------------------------------------------------
@@ -172,9 +210,10 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     ]
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
+    marked = int(column["resamples"].item()) >= MARK_RESAMPLES
     groups = _numbers(column, ("group_value", "group_low", "group_high")) if grouped else []
     style = _Style.of(numbers)
-    entries = [style.entry(*row) for row in numbers]
+    entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
     if compared:
         both = _numbers(column, ("base", "aligned"))
         entries = [
@@ -196,8 +235,9 @@ def _excess(view: "xarray.Dataset", title: str) -> list[list[str]]:
         names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
         numbers = _numbers(column, names)
         style = _Style.of(numbers)
+        marked = int(column["resamples"].item()) >= MARK_RESAMPLES
         entries = [
-            "-" if reason else style.entry(*row)
+            "-" if reason else style.entry(*(row if marked else row[:3]))
             for row, reason in zip(numbers, column["refused"].to_numpy().tolist(), strict=True)
         ]
         if any(entry != "-" for entry in entries):
@@ -322,28 +362,46 @@ def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
     return tables
 
 
+_CONFOUND_FORMS = {
+    "tokens0": ".1f",
+    "tokens1": ".1f",
+    "chars_per_token": ".2f",
+    "truncated": ".1%",
+    "duplicates": ".1%",
+    "elsewhere": ".1%",
+    "harmful": ".1%",
+}
+
+
 def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
-    """Variables of `CONFOUNDS`; nothing for one language."""
+    """Variables of `CONFOUNDS`; models with the same numbers share a table."""
     langs = _names(dataset, "lang")
-    if len(langs) == 1:
-        return []
     tables: dict[str, list[str]] = {}
     for i, model in enumerate(_names(dataset, "model")):
-        columns = [["lang", *langs]]
-        for name, form in (
-            ("tokens0", ".1f"),
-            ("tokens1", ".1f"),
-            ("chars_per_token", ".2f"),
-            ("truncated", ".1%"),
-            ("duplicates", ".1%"),
-            ("harmful", ".1%"),
-        ):
-            columns.append([name, *(_fixed(x, form) for x in dataset[name].to_numpy()[i])])
-        tables.setdefault("\n".join(_aligned(columns)), []).append(model)
-    return [
-        [f"{', '.join(models)} | other differences between the languages", table]
-        for table, models in tables.items()
-    ]
+        columns = [
+            [name, *(_fixed(x, form) for x in dataset[name].to_numpy()[i])]
+            for name, form in _CONFOUND_FORMS.items()
+        ]
+        leading = ["lang", *langs]
+        lines = [
+            line
+            for part in _fitting(columns, _width(leading) + 2)
+            for line in _aligned([leading, *part])
+        ]
+        tables.setdefault("\n".join(lines), []).append(model)
+    what = "other differences between the languages" if len(langs) > 1 else "about the texts"
+    copied = bool((dataset["duplicates"] > 0).any())
+    note = ["Copies of a text are one unit of evidence: see `explain copies`."] if copied else []
+    return [[f"{', '.join(models)} | {what}", table, *note] for table, models in tables.items()]
+
+
+def _settings(dataset: "xarray.Dataset") -> list[list[str]]:
+    """How the models were run, and in what their runs differ."""
+    shared, differ = (dataset.attrs[name] for name in ("run_as", "settings_differ"))
+    lines = [f"Run with {shared}."] if shared else []
+    if differ:
+        lines.append(f"The models were not run alike: {differ}.")
+    return [textwrap.wrap(" ".join(lines), WIDTH, break_on_hyphens=False)]
 
 
 def beside_published(

@@ -1,8 +1,9 @@
 """Resamples, intervals, p values: how sure a number is.
 
-Texts are resampled in units. The two texts of a pair are one unit; any other text is a unit by
-itself. Draws depend on the language and the seed, not on the model: all models of a store see the
-same resamples, so that the difference of two models has an interval of its own.
+Texts are resampled in units: a pair is one unit, and so are equal texts of one label, with all
+pairs that they are in; any other text is a unit by itself. Draws depend on the language and the
+seed, not on the model: all models of a store see the same resamples, so that the difference of two
+models has an interval of its own.
 """
 
 import math
@@ -22,23 +23,28 @@ Z95 = NormalDist().inv_cdf(0.975)
 class Resamples:
     """Bootstrap counts and permuted labels of the texts of one language.
 
-    labels: [n] int64; unit: [n] int64, texts of one unit share a number;
+    labels: [n] int64;
+    unit, pair, copy: [n] int64, texts of one unit, of one pair, and equal texts of one label share
+        a number; a text without partner or without copies has its own;
     counts: [bootstraps, n] uint8, how often each text is in a resample;
     permuted: [permutations, n] uint8, labels of every permutation.
     """
 
     labels: Tensor
     unit: Tensor
+    pair: Tensor
+    copy: Tensor
     counts: Tensor
     permuted: Tensor
 
     def keep(self, kept: Tensor) -> "Resamples":
         """The same draws, of some of the texts only: kept [n] bool."""
+        unit, pair, copy = (
+            torch.unique(number[kept], return_inverse=True)[1]
+            for number in (self.unit, self.pair, self.copy)
+        )
         return Resamples(
-            self.labels[kept],
-            torch.unique(self.unit[kept], return_inverse=True)[1],
-            self.counts[:, kept],
-            self.permuted[:, kept],
+            self.labels[kept], unit, pair, copy, self.counts[:, kept], self.permuted[:, kept]
         )
 
     @cached_property
@@ -88,17 +94,28 @@ class Resamples:
 
 
 def draw(
-    labels: Tensor, pair: Tensor, *, bootstraps: int, permutations: int, seed: int, key: str
+    labels: Tensor,
+    pair: Tensor,
+    text: Tensor,
+    *,
+    bootstraps: int,
+    permutations: int,
+    seed: int,
+    key: str,
 ) -> Resamples:
     """Draw the resamples of one language.
 
-    A bootstrap draws pairs, and draws texts without a partner within their class. A permutation
-    swaps the labels inside a pair, and shuffles the labels of texts without a partner.
+    A bootstrap draws units: those with pairs among each other, all others within their class. A
+    permutation swaps the labels inside a unit with pairs, and shuffles the labels of the others.
+    So that it keeps the sizes of the classes, only units with the same number of texts exchange
+    labels (Winkler et al. 2015), and a unit with more texts of one label than of the other, as a
+    pair with a copy of one of its texts outside of pairs, keeps its labels.
 
     Args:
         labels: [n] int64, 1 harmful, 0 harmless.
         pair: [n] int64, the same number for both texts of a pair, negative for no pair; a number
             that only one text has counts as no pair.
+        text: [n] int64, the same number for equal texts.
         bootstraps, permutations: how many.
         seed: of the random numbers.
         key: name of the language; it goes into the seed.
@@ -107,25 +124,58 @@ def draw(
     n = len(y)
     _, inverse, sizes = np.unique(p, return_inverse=True, return_counts=True)
     joined = (p >= 0) & (sizes[inverse] == 2)
-    unit = np.unique(np.where(joined, p, p.max(initial=0) + 1 + np.arange(n)), return_inverse=True)[
-        1
-    ]
+    partner = _numbered(np.where(joined, p, p.max(initial=0) + 1 + np.arange(n)))
+    copy = _numbered(2 * text.numpy() + y)
+    unit = connected(partner, copy)
+    size, harmful = np.bincount(unit), np.bincount(unit, weights=y)
+    with_pairs = np.bincount(unit, weights=joined) > 0
+    balanced = 2 * harmful == size
+    first = np.unique(unit, return_index=True)[1]
     rng = np.random.Generator(np.random.PCG64([seed, *key.encode()]))
-    counts = np.zeros((bootstraps, n), np.uint8)
+    drawn = np.zeros((bootstraps, len(size)), np.uint8)
     permuted = np.tile(y.astype(np.uint8), (permutations, 1))
-    if joined.any():
-        pairs, i_pair = np.unique(p[joined], return_inverse=True)
-        even = np.full(len(pairs), 1 / len(pairs))
-        counts[:, joined] = rng.multinomial(len(pairs), even, size=bootstraps)[:, i_pair]
-        swapped = rng.integers(0, 2, size=(permutations, len(pairs)), dtype=np.uint8)
-        permuted[:, joined] ^= swapped[:, i_pair]
+    if many := int(with_pairs.sum()):
+        drawn[:, with_pairs] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+        swapped = np.zeros((permutations, len(size)), np.uint8)
+        swapped[:, with_pairs] = rng.integers(0, 2, size=(permutations, many), dtype=np.uint8)
+        permuted ^= (swapped & balanced.astype(np.uint8))[:, unit]
     for label in (0, 1):
-        alone = ~joined & (y == label)
+        alone = ~with_pairs & (y[first] == label)
         if many := int(alone.sum()):
-            counts[:, alone] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
-    if (~joined).any():
-        permuted[:, ~joined] = rng.permuted(permuted[:, ~joined], axis=1)
-    return Resamples(labels, *(torch.from_numpy(a) for a in (unit, counts, permuted)))
+            drawn[:, alone] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+    of_unit = permuted[:, first]
+    for number in np.unique(size[~with_pairs]):
+        alike = ~with_pairs & (size == number)
+        of_unit[:, alike] = rng.permuted(of_unit[:, alike], axis=1)
+    alone = ~with_pairs[unit]
+    permuted[:, alone] = of_unit[:, unit[alone]]
+    arrays = (unit, partner, copy, drawn[:, unit], permuted)
+    return Resamples(labels, *(torch.from_numpy(array) for array in arrays))
+
+
+def _numbered(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers 0, 1, .. in place of the values, in their order."""
+    return np.unique(values, return_inverse=True)[1]
+
+
+def connected(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the groups of what is linked, over any number of steps, by equal `first` or `second`.
+
+    Args:
+        first, second: [n], numbers 0, 1, ..
+
+    Returns:
+        [n]; the same as `first` if no two values of `second` are equal.
+    """
+    group = first
+    while True:
+        before = group
+        for link in (second, first):
+            least = np.full(len(group), len(group))
+            np.minimum.at(least, link, group)
+            group = least[link]
+        if np.array_equal(group, before):
+            return _numbered(group)
 
 
 def random_signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
@@ -156,6 +206,23 @@ def influence_covariance(first: Tensor, second: Tensor, unit: Tensor) -> Tensor:
     products = unit_sums(first, unit) * unit_sums(second, unit)
     n = products.shape[-1]
     return products.sum(-1) * n / (n - 1)
+
+
+def stretch(copy: Tensor) -> Tensor:
+    """Factor for deviations of n texts from their mean, which a text with copies draws to itself.
+
+    A text that is the share w_i of the mean deviates from it by 1 - 2 w_i + sum w^2 of the
+    variance: (n - 1)/n without copies.
+
+    Args:
+        copy: [n] int64, equal texts share a number.
+
+    Returns:
+        [n] float64; 0 if all texts are equal.
+    """
+    share = torch.bincount(copy)[copy].double() / len(copy)
+    left = 1 - 2 * share + share.mean()
+    return torch.where(left > 1e-9, left, torch.inf).rsqrt()
 
 
 INFLUENCE_EXCESS = 1.0

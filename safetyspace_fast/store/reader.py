@@ -97,14 +97,22 @@ class ModelStore:
         return axis_names(self.attrs, "poolings", f"{self._group.store_path}/zarr.json")
 
     @property
+    def manifest(self) -> Attributes:
+        """All that decides the numbers of the model: data, weights, template, dtype, seed, ...
+
+        Empty if it is missing; entries that an earlier version did not write are missing.
+        """
+        manifest = self.attrs.get("manifest")
+        return manifest if isinstance(manifest, dict) else {}
+
+    @property
     def seed(self) -> int:
         """Seed of the projection.
 
         Raises:
             StoreError: it is missing.
         """
-        manifest = self.attrs.get("manifest")
-        seed = manifest.get("seed") if isinstance(manifest, dict) else None
+        seed = self.manifest.get("seed")
         if not isinstance(seed, int):
             file = f"{self._group.store_path}/zarr.json"
             raise StoreError(f"{file}: no seed of the projection; `check` lists all damage")

@@ -30,6 +30,8 @@ class StandInModel:
         self._arrays, self._dims = arrays, dims
         self.hookpoints, self.poolings = hookpoints, poolings
         self.seed = 0
+        self.manifest = {"dtype": "float32", "template_sha256": "0" * 64, "max_tokens": None}
+        self.attrs = {"device": "cpu"}
 
     def read(
         self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)
@@ -55,8 +57,8 @@ class StandInRun:
         return self._models[name]
 
 
-def folds_of(label, pair, seed=0):
-    """Ten folds; both texts of a pair share one; each class is spread evenly."""
+def folds_of(label, pair, seed=0, text=None):
+    """Ten folds; both texts of a pair and equal texts share one; each class is spread evenly."""
     rng = np.random.default_rng(seed)
     fold = np.empty(len(label), np.int8)
     for c in (0, 1):
@@ -66,6 +68,8 @@ def folds_of(label, pair, seed=0):
     of_pair = dict(zip(numbers, rng.permutation(len(numbers)) % FOLDS, strict=True))
     for i in np.flatnonzero(pair >= 0):
         fold[i] = of_pair[pair[i]]
+    if text is not None:
+        fold = fold[np.unique(text, return_index=True)[1]][np.unique(text, return_inverse=True)[1]]
     return fold
 
 
@@ -130,8 +134,11 @@ def language_arrays(x, label, fold, projection):
     return row, {"pca_explained": explained}, {"class_mean": mean, "class_var": var}
 
 
-def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None):
-    """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}."""
+def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None, text=None):
+    """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}.
+
+    Texts are all different, or those with the same number of `text` {lang: [n]} are equal.
+    """
     languages = list(label)
     pair = pair or {}
     columns = {"lang_index": [], "label": [], "pair": [], "fold": [], "item": []}
@@ -142,9 +149,13 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None)
         columns["label"].append(y)
         columns["pair"].append(p)
         columns["item"].append(np.full(len(y), -1) if item is None else np.asarray(item[lang]))
-        columns["fold"].append(folds_of(y, p) if fold is None else fold[lang])
+        equal = None if text is None else text[lang]
+        columns["fold"].append(folds_of(y, p, text=equal) if fold is None else fold[lang])
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
-    digests = np.arange(len(whole["label"]), dtype=np.uint32)[:, None].view(np.uint8)
+    number = np.arange(len(whole["label"]))
+    if text is not None:
+        number = np.concatenate([text[lang] for lang in languages])
+    digests = number.astype(np.uint32)[:, None].view(np.uint8)
     samples = Columns(**whole, text_sha256=digests, n_chars=np.full(len(digests), 21))
     models = {}
     for name, by_lang in states.items():

@@ -1,5 +1,7 @@
 """Base against aligned on planted moves."""
 
+import csv
+import json
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
-from safetyspace_fast.analysis import compare, separation
+from safetyspace_fast.analysis import compare, rows, separation
 from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.geometry import debiased_cka
@@ -455,7 +457,10 @@ def test_models_of_other_depth_or_name_are_errors():
     with pytest.raises(ConfigError, match="nobody"):
         compare(run, base="base", aligned="nobody")
     run.model("aligned").hookpoints = ("block.0",)
-    with pytest.raises(ConfigError, match="different hookpoints"):
+    with pytest.raises(ConfigError, match=r"different layers \('base' alone has embed; 'aligned'"):
+        compare(run, base="base", aligned="aligned")
+    run.model("aligned").hookpoints, run.model("aligned").poolings = ("embed",), ("mean", "last")
+    with pytest.raises(ConfigError, match=r"different poolings \('aligned' alone has last\)"):
         compare(run, base="base", aligned="aligned")
 
 
@@ -466,20 +471,23 @@ def test_models_without_a_common_projection_are_compared_by_their_metrics_only()
     names = ["auc_direction", "rho_pc2", "bhattacharyya_pc10", "silhouette_pc10"]
 
     def in_spaces_of_their_own(run):
-        found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
-        alone = separation(run, metrics=names, **QUICK).squeeze()
+        whole = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
+        found, alone = whole.squeeze(), separation(run, metrics=names, **QUICK).squeeze()
         assert (found["refused"] == "").all()
         for model in ("base", "aligned"):
             np.testing.assert_array_equal(found[model], alone["value"].sel(model=model))
         spaces = ["full", "own pc2", "own pc10", "own pc10"]
         assert found["space"].to_numpy().tolist() == spaces
-        assert "own pcK" in to_table(found.expand_dims(["layer", "pooling", "lang"]))
-        assert all(np.isnan(found[name]).all() for name in GEOMETRY)
+        assert "own pcK" in to_table(whole)
+        assert all(np.isnan(found[name]).all() for name in set(GEOMETRY) - {"rounding_share"})
+        return float(found["rounding_share"])
 
-    in_spaces_of_their_own(run)
+    assert math.isnan(in_spaces_of_their_own(run))
     run = stand_in({"base": {"en": x}, "aligned": {"en": x}}, {"en": label})
     run.model("aligned").seed = 1
-    in_spaces_of_their_own(run)
+    assert in_spaces_of_their_own(run) == math.inf
+    found = compare(run, base="base", aligned="aligned", metrics=["mmd", "auc_probe"], **QUICK)
+    assert found["refused"].str.contains("the projections differ; run both with the same").all()
 
 
 def test_debiased_cka_against_the_textbook_and_on_noise():
@@ -499,3 +507,104 @@ def test_debiased_cka_against_the_textbook_and_on_noise():
     assert float(debiased_cka(torch.tensor(x), torch.tensor(y))) == pytest.approx(expected)
     wide = torch.tensor(rng.standard_normal((2, 50, 400)))
     assert abs(float(debiased_cka(wide[0], wide[1]))) < 0.05
+
+
+def templates(run, base, aligned):
+    for name, template in (("base", base), ("aligned", aligned)):
+        run.model(name).manifest["template_sha256"] = template
+    return run
+
+
+BARE = "50d6082419a2d88fdbda83ccf1855b5334f45254ae1804dcd7c71e98fc97ebb6"
+
+
+@pytest.mark.parametrize(
+    ("base", "aligned", "words"),
+    [
+        (BARE, "3b" * 32, "'base' was run with template none, 'aligned' with chat 3b3b3b3b"),
+        ("c0" * 32, "3b" * 32, "with template chat c0c0c0c0, 'aligned' with chat 3b3b3b3b"),
+        (None, BARE, "with template not recorded, 'aligned' with none"),
+    ],
+)
+def test_models_with_different_templates_are_compared_only_if_asked(base, aligned, words):
+    run = templates(pair_of_models(), base, aligned)
+    with pytest.raises(ConfigError, match=words) as error:
+        compare(run, base="base", aligned="aligned")
+    assert "--template none" in str(error.value)
+    assert "--different-templates" in str(error.value)
+    assert "\n" not in str(error.value)
+    found = compare(
+        run, base="base", aligned="aligned", metrics=["rho"], different_templates=True, **QUICK
+    )
+    differ = found.attrs["settings_differ"]
+    assert differ.startswith("template: ")
+    assert "not run alike: template" in to_table(found)
+    assert json.loads(rows.to_json(found))["settings"]["settings_differ"] == differ
+    lines = csv.DictReader(rows.to_csv(found).splitlines())
+    assert {line["settings_differ"] for line in lines} == {differ}
+    both = separation(run, metrics=["rho"], **QUICK)
+    assert both.attrs["settings_differ"] == differ
+    assert "not run alike: template" in to_table(both)
+    assert "settings_differ" not in next(rows.rows(separation(run, models=["base"], **QUICK)))
+
+
+def test_other_settings_that_differ_are_said():
+    run = pair_of_models()
+    run.model("aligned").manifest |= {"dtype": "bfloat16", "max_tokens": 64}
+    found = compare(run, base="base", aligned="aligned", metrics=["rho"], **QUICK)
+    assert found.attrs["settings_differ"] == (
+        "dtype: float32 (base), bfloat16 (aligned); max_tokens: none (base), 64 (aligned)"
+    )
+    assert found.attrs["run_as"] == "template chat 00000000, device cpu"
+    run.model("aligned").manifest["data_sha256"] = "other"
+    with pytest.raises(ConfigError, match="'base' and 'aligned' were run on different data"):
+        compare(run, base="base", aligned="aligned")
+
+
+def test_the_reference_is_a_language_of_the_data():
+    run = pair_of_models(langs=("eng_Latn", "zh-CN", "zh-TW"))
+    options = {"base": "base", "aligned": "aligned", "metrics": ["rho"], **QUICK}
+    assert compare(run, **options).attrs["reference"] == "eng_Latn"
+    assert compare(run, reference="zh_cn", **options).attrs["reference"] == "zh-CN"
+    assert compare(run, reference=None, **options).attrs["reference"] == ""
+    with pytest.raises(ConfigError, match="'zh' means zh-CN and zh-TW; name one"):
+        compare(run, reference="zh", **options)
+    with pytest.raises(ConfigError, match=r"reference: no language 'zh-TV'.*did you mean 'zh-TW'"):
+        compare(run, reference="zh-TV", **options)
+    without = compare(run, languages=["zh-CN", "zh-TW"], **options)
+    assert "excess" not in without
+    assert "No language is the reference" in " ".join(to_table(without).split())
+
+
+@pytest.mark.parametrize("resamples", [0, 10, 18, 19])
+def test_too_few_resamples_mark_nothing_and_say_so(resamples):
+    run = pair_of_models(more=4.0, langs=("en",))
+    options = {"metrics": ["rho", "rho_pc2"], "bootstraps": resamples}
+    found = compare(run, base="base", aligned="aligned", permutations=resamples, **options)
+    text = to_table(found)
+    row = next(line for line in text.splitlines() if line.startswith("embed"))
+    assert ("*" in row) == (resamples >= 19)
+    assert ("fewer than 19 resamples" in " ".join(text.split())) == (resamples < 19)
+    alone = to_table(separation(run, models=["base"], permutations=resamples, **options))
+    row = next(line for line in alone.splitlines() if line.startswith("embed"))
+    assert ("*" in row) == (resamples >= 19)
+    assert "~" not in row
+
+
+def test_a_difference_that_cannot_vary_has_no_smaller_p_than_the_resamples_allow():
+    """Every pair is misjudged by one model and judged rightly by the other, without any spread."""
+    x, label = planted(n=120, width=6, shift=0.0)
+    pair = np.concatenate([np.arange(60), np.arange(60)])
+    x[:, :, 60:] = x[:, :, :60]
+    y = x + 100.0 * label[:, None]
+    run = stand_in(
+        {"base": {"en": x - 1e-3 * label[:, None]}, "aligned": {"en": y}},
+        {"en": label},
+        pair={"en": pair},
+    )
+    found = compare(
+        run, base="base", aligned="aligned", metrics="all", bootstraps=20, permutations=20
+    )
+    p = found["p_family"].to_numpy()
+    assert np.isfinite(p).any()
+    assert np.nanmin(p) >= 1 / 21 - 1e-12

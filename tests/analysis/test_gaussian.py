@@ -105,7 +105,7 @@ def test_ledoit_wolf_is_scikit_learns():
     cov, share = sklearn_ledoit_wolf(x)
     fourth = torch.tensor((np.square(x - x.mean(0)).sum(1) ** 2).mean())
     n = torch.tensor(len(x)).double()
-    found = gaussian.ledoit_wolf(torch.tensor(np.cov(x.T)), fourth, n)
+    found = gaussian.ledoit_wolf(torch.tensor(np.cov(x.T)), fourth, n, n)
     assert float(found) == pytest.approx(share, rel=1e-10)
     plain = torch.tensor(np.cov(x.T, ddof=0))
     np.testing.assert_allclose(gaussian.shrink(plain, found), cov, rtol=1e-10)
@@ -114,7 +114,7 @@ def test_ledoit_wolf_is_scikit_learns():
 def test_mahalanobis_is_the_mean_over_all_disjoint_texts():
     x, label = classes(9, 8, width=2)
     xt, _, weights = tensors(x, label)
-    found = float(gaussian.mahalanobis(moments_of(xt, weights))[0])
+    found = float(gaussian.mahalanobis(moments_of(xt, weights), torch.ones(2))[0])
     a, b = x[label == 0], x[label == 1]
     pooled = (8 * np.cov(a.T) + 7 * np.cov(b.T)) / 15
     inverse = np.linalg.inv(pooled)

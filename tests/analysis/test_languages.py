@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from oracle import stand_in
+from oracle import planted, stand_in
 from sklearn.metrics import silhouette_samples
 
 from safetyspace_fast.analysis import compare, directions, parallel, separation
 from safetyspace_fast.analysis.families import distances
 from safetyspace_fast.analysis.glossary import DIRECTIONS
+from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
 
 
@@ -172,3 +173,71 @@ def test_groups_are_means_with_independent_intervals():
     for wrong in ({"high": ["en"], "low": ["en"]}, {"middle": ["en"]}):
         with pytest.raises(ConfigError, match="without a language in both"):
             separation(run, groups=wrong, **options)
+
+
+def small(langs, n=60):
+    """The same noise in each language."""
+    x, label = planted(n=n, width=6)
+    return stand_in({"m": dict.fromkeys(langs, x)}, dict.fromkeys(langs, label))
+
+
+QUICK = {"metrics": ["rho"], "bootstraps": 3, "permutations": 3}
+
+
+def test_groups_hold_languages_by_their_primary_subtag():
+    langs = ["eng_Latn", "en", "zh-CN", "zho_Hans", "pt-BR", "hin_Deva", "am", "xx"]
+    found = separation(small(langs), **QUICK)
+    assert found.attrs["group_high"] == "eng_Latn,en,zh-CN,zho_Hans,pt-BR"
+    assert found.attrs["group_low"] == "hin_Deva,am"
+    assert found.attrs["group_none"] == "xx"
+    value = found["value"].squeeze().sel(lang=langs[:5])
+    high = found["group_value"].squeeze().sel(group="high")
+    assert float(high) == pytest.approx(float(value.mean()))
+    text = " ".join(to_table(found).split())
+    assert "high: mean of eng_Latn, en, zh-CN, zho_Hans, pt-BR. low: mean of hin_Deva, am." in text
+    assert "In neither: xx." in text
+
+
+def test_groups_by_name_and_groups_that_are_empty():
+    run = small(["en", "zh-CN", "hi", "xx"])
+    found = separation(run, groups={"high": "zh,hi"}, **QUICK)
+    assert found.attrs["group_high"] == "zh-CN,hi"
+    assert found.attrs["group_low"] == ""  # hi was in it
+    assert "no language is in low; see --high" in " ".join(to_table(found).split())
+    with pytest.raises(ConfigError, match=r"groups: low: no language 'zh-TN'.*mean 'zh-CN'\?"):
+        separation(run, groups={"low": "zh-TN"}, **QUICK)
+    with pytest.raises(ConfigError, match="without a language in both"):
+        separation(run, groups={"high": "zh", "low": "zh-CN"}, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"languages": "zh-CM"}, "languages: no language 'zh-CM'.*did you mean 'zh-CN'"),
+        ({"models": "n"}, "models: no 'n' in the store; it has m"),
+        ({"layers": "embedd"}, "layers: no 'embedd'.*did you mean 'embed'"),
+        ({"poolings": "means"}, "poolings: no 'means'.*did you mean 'mean'"),
+        ({"metrics": ["rho_ajusted"]}, "metric: no 'rho_ajusted'.*did you mean 'rho_adjusted'"),
+    ],
+)
+def test_a_name_that_matches_nothing_offers_the_nearest(options, message):
+    with pytest.raises(ConfigError, match=message):
+        separation(small(["en", "zh-CN"]), **(QUICK | options))
+
+
+def test_languages_are_chosen_by_what_a_name_means():
+    run = small(["en", "zh-CN", "zh_TW"])
+    for asked, expected in (("zh", ["zh-CN", "zh_TW"]), ("ZH-tw,en", ["en", "zh_TW"])):
+        assert separation(run, languages=asked, **QUICK)["lang"].to_numpy().tolist() == expected
+
+
+def test_texts_that_are_elsewhere_too_are_counted():
+    x, label = planted(n=40, width=6)
+    text = {"en": np.arange(40), "de": np.arange(30, 70), "xx": np.arange(100, 140) // 2}
+    run = stand_in({"m": dict.fromkeys(text, x)}, dict.fromkeys(text, label), text=text)
+    found = separation(run, **QUICK).squeeze()
+    assert found["elsewhere"].to_numpy().tolist() == [0.25, 0.75, 1]
+    assert found["duplicates"].to_numpy().tolist() == [0, 0, 0.5]
+    alone = separation(run, languages=["xx"], **QUICK)
+    assert alone["elsewhere"].item() == 0
+    assert "Copies of a text are one unit of evidence" in to_table(alone)

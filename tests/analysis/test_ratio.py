@@ -62,7 +62,7 @@ def test_influences_of_full_width_moments_are_those_of_leaving_texts_out():
     shift_sq, trace, count = full_width(x, label)
     y = torch.tensor(label)
     on_shift, on_within = moments.shift_influence(arrays["class_sqdist"], shift_sq, trace, y)
-    by_shift, by_within = ratio.ratio_slopes(shift_sq, trace, count)
+    by_shift, by_within = ratio.ratio_slopes(shift_sq, trace, count, count.sum(-1))
     influence = by_shift * on_shift + by_within * on_within
 
     def adjusted(keep):

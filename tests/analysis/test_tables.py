@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import compare, rows, separation, tables
+from safetyspace_fast.analysis import compare, explain, rows, separation, tables
 from safetyspace_fast.analysis.glossary import CONFOUNDS
 from safetyspace_fast.errors import ConfigError
 
@@ -46,7 +46,7 @@ def test_one_language_shows_every_layer(results):
     text = tables.to_table(results.sel(lang=["en"], pooling=["mean"]))
     for layer in results["layer"].to_numpy():
         assert f"\n{layer}" in text
-    assert "other differences" not in text
+    assert "m | about the texts\n" in text
     value = results["value"].sel(metric="auc_direction", layer="embed", lang="en", pooling="mean")
     assert f"{value.item():.3f} [" in text
 
@@ -129,7 +129,8 @@ def test_the_legend_stands_once_under_the_first_table(results, langs):
     legend = "~: consistent with chance (p > 0.05). *: significant after correction"
     assert [i for i, part in enumerate(parts) if legend in part] == [1]
     assert "pooling mean" in parts[0]
-    assert all("pooling" in part or "differences" in part for part in parts[2:-1])
+    assert all("pooling" in part or "tokens0" in part for part in parts[2:-2])
+    assert parts[-2].startswith("Run with template")
 
 
 def test_rows_hold_every_number(results):
@@ -179,3 +180,9 @@ def test_write_prints_or_writes_and_names_bad_forms(results, tmp_path, capsys):
         tables.write(results, "xml")
     with pytest.raises(ConfigError, match="binary"):
         tables.write(results, "parquet")
+
+
+def test_one_name_of_many_offers_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean 'tokens0'\?"):
+        explain("token0")
+    assert "one unit of evidence" in explain("copies")

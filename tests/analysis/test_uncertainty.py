@@ -13,10 +13,11 @@ from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.metric import NONE
 
 
-def drawn(label, pair=None, **options):
+def drawn(label, pair=None, text=None, **options):
     pair = np.full(len(label), -1) if pair is None else pair
+    text = np.arange(len(label)) if text is None else text
     settings = {"bootstraps": 50, "permutations": 50, "seed": 0, "key": "en"} | options
-    return u.draw(torch.tensor(label), torch.tensor(pair), **settings)
+    return u.draw(*(torch.tensor(part) for part in (label, pair, text)), **settings)
 
 
 def test_bootstraps_keep_class_sizes_and_permutations_keep_labels():

@@ -3,6 +3,7 @@
 import re
 
 from ...errors import ConfigError
+from ...names import nearest
 from ...store.layout import COMPONENTS
 from ..metric import Metric, Metrics
 from . import distances, gaussian, held_out, paired, ratio
@@ -36,7 +37,9 @@ def metric(name: str) -> Metric:
         for entry in _ENTRIES:
             if not isinstance(entry, Metric) and (made := entry(int(match[1]))).name == name:
                 return made
-    raise ConfigError(f"metric: no {name!r}; choose from {', '.join(METRICS)}")
+    raise ConfigError(
+        f"metric: no {name!r}; choose from {', '.join(METRICS)}{nearest(name, METRICS)}"
+    )
 
 
 def choose(names: Metrics) -> tuple[Metric, ...]:

@@ -36,19 +36,24 @@ TILE_BYTES = 5 << 19
 # What the metrics share ----------------------------------------------------------------------
 
 
-def mean_distances(pair_sum: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean distance of each text to its own class (itself left out) and to the other class.
+def mean_distances(
+    pair_sum: Tensor, labels: Tensor, copies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean distance of each text to the other texts of its class, and to the other class.
 
     Args:
-        pair_sum: [..., n, 2], sums of distances to each class, without the text itself.
+        pair_sum: [..., n, 2], sums of distances to each class, 0 to the text itself.
         labels: [n] int64.
+        copies: [n] float64, how often each text is in its class; copies are not other texts. None
+            if every text is there once.
 
     Returns:
         own [..., n], other [..., n].
     """
     count = torch.bincount(labels, minlength=2).to(pair_sum.dtype)
     index = labels.expand(pair_sum.shape[:-1])[..., None]
-    own = pair_sum.gather(-1, index).squeeze(-1) / (count - 1)[labels]
+    others = (count - 1)[labels] if copies is None else count[labels] - copies
+    own = pair_sum.gather(-1, index).squeeze(-1) / others
     other = pair_sum.gather(-1, 1 - index).squeeze(-1) / count[1 - labels]
     return own, other
 
@@ -56,7 +61,7 @@ def mean_distances(pair_sum: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 @once
 def _full_width(cells: Cells) -> tuple[Tensor, Tensor]:
     """`mean_distances` at full width, [cell, n] each."""
-    return mean_distances(cells.stored("pair_sum"), cells.labels)
+    return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies)
 
 
 def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -85,7 +90,7 @@ class LabelledDistances:
 
     pair_sum: [n, 2] float64, sums of distances to each class under the first labelling;
     silhouette, energy: [R] float64, of each labelling, from sums in float32;
-    nearest: [n] int64, nearest other text of each text; empty unless `neighbours`.
+    nearest: [n] int64, nearest other text of each text, no copy; empty unless `neighbours`.
     """
 
     pair_sum: Tensor
@@ -95,7 +100,12 @@ class LabelledDistances:
 
 
 def labelled_distances(
-    x: Tensor, labels: Tensor, *, bandwidth: float | None = None, neighbours: bool = False
+    x: Tensor,
+    labels: Tensor,
+    *,
+    bandwidth: float | None = None,
+    neighbours: bool = False,
+    copy: Tensor | None = None,
 ) -> LabelledDistances:
     """Silhouette and energy distance of many labellings, from one pass over all distances.
 
@@ -109,6 +119,8 @@ def labelled_distances(
         bandwidth: use minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) as the distance;
             `energy` is then the MMD^2.
         neighbours: also find `nearest`.
+        copy: [n] int64, the same number for copies of a text, which have one label in each
+            labelling; None if there are none.
     """
     n1 = float(labels[0].sum())
     n0 = len(x) - n1
@@ -117,32 +129,55 @@ def labelled_distances(
     first = torch.stack([1 - labels[0], labels[0]], -1)
     pair_sum = torch.empty(len(x), 2, dtype=x.dtype)
     near = torch.empty(len(x) if neighbours else 0, dtype=torch.int64)
-    silhouette, within1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(2))
+    silhouette, within1, more0, more1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(4))
+    copies = None if copy is None else torch.bincount(copy)[copy][:, None].float()
     # Scaled to fit float32; every statistic scales with the distances.
     scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
     for rows, distance in _distance_tiles(x / scale):
         if bandwidth is not None:
             distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
-            distance.diagonal(rows.start).zero_()
+        _fill_equal(distance, rows, copy, 0.0)
         pair_sum[rows] = distance @ first
         if neighbours:
-            distance.diagonal(rows.start).fill_(torch.inf)
+            _fill_equal(distance, rows, copy, torch.inf)
             near[rows] = distance.argmin(-1)
-            distance.diagonal(rows.start).zero_()
+            _fill_equal(distance, rows, copy, 0.0)
         to1 = label_sums(distance, packed)[:, : len(labels)]
         member = single[rows]
         within1 += (to1 * member).sum(0)
+        same: Tensor | float = 1.0
+        if copies is not None:  # means over n - same other texts instead of n - 1
+            same = copies[rows]
+            to0 = pair_sum[rows].sum(-1, keepdim=True).float() - to1
+            more0 += (to0 * (1 - member) * ((same - 1) / (n0 - same))).sum(0)
+            more1 += (to1 * member * ((same - 1) / (n1 - same))).sum(0)
         if bandwidth is None:
             to0 = pair_sum[rows].sum(-1, keepdim=True).float() - to1
-            silhouette += _signed_silhouettes(to0, to1, member, n0, n1).sum(0)
+            silhouette += _signed_silhouettes(to0, to1, member, n0, n1, same).sum(0)
     row_sum = pair_sum.sum(-1)
     across = labels @ row_sum - within1
     within0 = row_sum.sum() - 2 * across - within1
+    within0, within1 = within0 + more0, within1 + more1
     energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
     return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale, near)
 
 
-def _signed_silhouettes(to0: Tensor, to1: Tensor, member: Tensor, n0: float, n1: float) -> Tensor:
+def _fill_equal(distance: Tensor, rows: slice, copy: Tensor | None, value: float) -> None:
+    """Set the entries of each text of a tile, its `rows`, with itself and with its copies."""
+    if copy is None:
+        distance.diagonal(rows.start).fill_(value)
+    else:
+        distance.masked_fill_(copy[rows, None] == copy, value)
+
+
+def _signed_silhouettes(
+    to0: Tensor,
+    to1: Tensor,
+    member: Tensor,
+    n0: float,
+    n1: float,
+    copies: Tensor | float = 1.0,
+) -> Tensor:
     """Silhouettes from sums of distances to both classes; overwrites `to0` and `to1`.
 
     With q = a/b, (b - a)/max(a, b) = min(1/q, 1) - min(q, 1). Swapping the classes turns q into 1/q
@@ -151,8 +186,9 @@ def _signed_silhouettes(to0: Tensor, to1: Tensor, member: Tensor, n0: float, n1:
     Args:
         to0, to1: [n, R] float32; member: [n, R] float32, 1 where a text is in class 1.
         n0, n1: texts in each class.
+        copies: [n, 1] float32, how often each text is in its class.
     """
-    in1, in0 = n0 / (n1 - 1), (n0 - 1) / n1
+    in1, in0 = n0 / (n1 - copies), (n0 - copies) / n1
     weight = member.mul(in1 - in0).add_(in0)
     ratio = to1.div_(to0).mul_(weight)
     toward = torch.reciprocal(ratio, out=to0).clamp_max_(1).sub_(ratio.clamp_max_(1))
@@ -170,7 +206,11 @@ def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
     widths = _kernel_widths(cells) if space == "kernel" else [None] * len(x)
     return [
         labelled_distances(
-            texts, cells.resamples.labellings, bandwidth=width, neighbours=space == "projection"
+            texts,
+            cells.resamples.labellings,
+            bandwidth=width,
+            neighbours=space == "projection",
+            copy=cells.copy,
         )
         for texts, width in zip(x, widths, strict=True)
     ]
@@ -178,7 +218,8 @@ def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
 
 def _pair_sums(labelled: list[LabelledDistances], cells: Cells) -> tuple[Tensor, Tensor]:
     """`mean_distances` from a pass over all distances, [cell, n] each."""
-    return mean_distances(torch.stack([cell.pair_sum for cell in labelled]), cells.labels)
+    sums = torch.stack([cell.pair_sum for cell in labelled])
+    return mean_distances(sums, cells.labels, cells.copies)
 
 
 # silhouette ----------------------------------------------------------------------------------
@@ -225,13 +266,21 @@ def _silhouette_slopes(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return by_own, by_other
 
 
-def silhouette_turning(x: Tensor, k: int, own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+def silhouette_turning(
+    x: Tensor,
+    k: int,
+    own: Tensor,
+    other: Tensor,
+    labels: Tensor,
+    copies: Tensor | None = None,
+) -> Tensor:
     """Derivatives of the mean silhouette in `k` coordinates, as these turn towards the rest.
 
     Args:
         x: [n, p] float64, roughly centred.
         k: how many coordinates the silhouette uses.
         own, other: [n], `mean_distances` in these coordinates; labels: [n] int64.
+        copies: as in `mean_distances`.
 
     Returns:
         [k, p - k] float64, by the angle that turns coordinate i into x_i + angle x_j.
@@ -239,7 +288,8 @@ def silhouette_turning(x: Tensor, k: int, own: Tensor, other: Tensor, labels: Te
     seen, rest = x[:, :k], x[:, k:]
     n, count = len(x), torch.bincount(labels, minlength=2)
     by_own, by_other = _silhouette_slopes(own, other)
-    near, far = by_own / (count - 1)[labels] / n, by_other / count[1 - labels] / n
+    others = (count - 1)[labels] if copies is None else count[labels] - copies
+    near, far = by_own / others / n, by_other / count[1 - labels] / n
     slopes = x.new_zeros(k, rest.shape[-1])
     for rows, distance in _distance_tiles(seen):
         same = labels[rows, None] == labels
@@ -251,11 +301,12 @@ def silhouette_turning(x: Tensor, k: int, own: Tensor, other: Tensor, labels: Te
     return slopes
 
 
-def labelled_cosine(x: Tensor, labels: Tensor) -> Tensor:
+def labelled_cosine(x: Tensor, labels: Tensor, copies: Tensor | None = None) -> Tensor:
     """Cosine silhouette of many labellings, from class sums of unit vectors.
 
     Args:
         x: [n, k] float64, not centred; labels: [R, n] float64, each with the same number of ones.
+        copies: as in `mean_distances`.
 
     Returns:
         [R] float64; class sums are float64, silhouettes of texts float32.
@@ -274,7 +325,8 @@ def labelled_cosine(x: Tensor, labels: Tensor) -> Tensor:
         to1 = n1 - unit[rows] @ sums.T - alone[rows] * member
         to0 = (n0 - unit[rows] @ total + n1 - alone[rows, 0])[:, None] - to1
         sums0, sums1 = to0.clamp_min_(0).float(), to1.clamp_min_(0).float()
-        silhouette += _signed_silhouettes(sums0, sums1, member.float(), n0, n1).sum(0)
+        same = 1.0 if copies is None else copies[rows, None].float()
+        silhouette += _signed_silhouettes(sums0, sums1, member.float(), n0, n1, same).sum(0)
     return silhouette / len(x)
 
 
@@ -362,8 +414,11 @@ _SILHOUETTE = Metric(
 
 def _cosine(cells: Cells) -> Estimate:
     labels = cells.resamples.labellings
-    null = torch.stack([labelled_cosine(x, labels) for x in cells.stored("projected")])
-    return _mean_silhouette(cells, *mean_distances(cells.stored("cos_sum"), cells.labels), null)
+    null = torch.stack(
+        [labelled_cosine(x, labels, cells.copies) for x in cells.stored("projected")]
+    )
+    means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies)
+    return _mean_silhouette(cells, *means, null)
 
 
 _SILHOUETTE_COSINE = Metric(
@@ -388,7 +443,7 @@ def _in_components(cells: Cells, k: int) -> Estimate:
     turning: Tensor | float = 0.0
     if cells.in_projection:
         each = zip(cells.coords, own, other, strict=True)
-        slopes = [silhouette_turning(x, k, a, b, cells.labels) for x, a, b in each]
+        slopes = [silhouette_turning(x, k, a, b, cells.labels, cells.copies) for x, a, b in each]
         turning = _turning(cells, torch.stack(slopes))
     null = torch.stack([cell.silhouette for cell in labelled])
     return _mean_silhouette(cells, own, other, null, turning)
@@ -509,14 +564,16 @@ def nn_hits(pair_min: Tensor, labels: Tensor) -> Tensor:
 
 def _nn_accuracy(cells: Cells) -> Estimate:
     hits = nn_hits(cells.stored("pair_min"), cells.labels)
+    neighbours = [cell.nearest for cell in _labelled(cells, "projection")]
+    if cells.copies is not None:  # at full width the nearest stored distance is to the copy
+        near = torch.stack(neighbours)
+        hits = torch.where(cells.copies > 1, (cells.labels[near] == cells.labels).double(), hits)
     value = hits.mean(-1)
     labels = cells.resamples.labellings
-    neighbours = [cell.nearest for cell in _labelled(cells, "projection")]
     null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
     # Two texts that are the nearest of each other are both hits or both misses.
-    mutual = torch.stack(
-        [(near[near] == torch.arange(len(near))).double().mean() for near in neighbours]
-    )
+    text = cells.resamples.copy
+    mutual = torch.stack([(text[near[near]] == text).double().mean() for near in neighbours])
     influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
     return make_estimate(cells, value, null=null, influence=influence, ends=share_interval)
 
@@ -527,7 +584,8 @@ _NN_ACCURACY = Metric(
     space="full",
     kind="C",
     unit="1",
-    definition="share of texts whose nearest other text is of the same class; ties count half",
+    definition="share of texts whose nearest other text is of the same class; ties count half. A "
+    "copy is not another text: where a text has copies, its nearest text is that in the projection",
     source="Cover & Hart 1967",
     pitfalls="Near-duplicates decide it. On paired data the nearest text is often the partner, and "
     "the value falls below chance.",
@@ -602,7 +660,7 @@ def _kernel_widths(cells: Cells) -> list[float]:
     """Bandwidth of the Gaussian kernel of each cell: in a comparison the base model's."""
     if cells.base is not None:
         return _kernel_widths(cells.base)
-    return [median_distance(x) for x in cells.projected]
+    return [median_distance(x if cells.copies is None else x[cells.first]) for x in cells.projected]
 
 
 def _mmd(cells: Cells) -> Estimate:

@@ -30,10 +30,10 @@ def require_texts(cells: Cells, k: int) -> None:
     Raises:
         Refusal: a class has fewer than `TEXTS_PER_COMPONENT` texts per component.
     """
-    least, smaller = TEXTS_PER_COMPONENT * k, int(cells.count.min())
+    least, smaller = TEXTS_PER_COMPONENT * k, int(cells.different.min())
     if smaller < least and not cells.force:
         raise Refusal(
-            f"a covariance in {k} components needs {least} texts per class; "
+            f"a covariance in {k} components needs {least} {cells.texts} per class; "
             f"the smaller class has {smaller}"
         )
 
@@ -123,11 +123,12 @@ def bhattacharyya_floor(k: int, n0: float, n1: float) -> tuple[float, float]:
     return t1, t2
 
 
-def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor) -> Tensor:
+def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor, effective: Tensor) -> Tensor:
     """Weight of the identity in the Ledoit-Wolf covariance (Ledoit & Wolf 2004), between 0 and 1.
 
     Args:
-        cov: [..., k, k] (ddof 1), fourth: [...], mean of |x - mean|^4, count: texts.
+        cov: [..., k, k] (ddof 1), fourth: [...], mean of |x - mean|^4.
+        count: texts; effective: the same without copies, see `Cells.effective`.
 
     Returns:
         [...] float64.
@@ -137,7 +138,7 @@ def ledoit_wolf(cov: Tensor, fourth: Tensor, count: Tensor) -> Tensor:
     cov = cov / scale[..., None, None] * ((count - 1) / count)[..., None, None]
     level = cov.diagonal(dim1=-2, dim2=-1).mean(-1)
     square = cov.square().sum((-1, -2))
-    spread = (fourth / scale / scale - square) / count
+    spread = (fourth / scale / scale - square) / effective
     distance = square - cov.shape[-1] * level.square()
     return torch.where(distance > 0, (spread / distance).clamp(0, 1), 1.0)
 
@@ -157,7 +158,8 @@ def _shrinkage(cells: Cells, k: int) -> Tensor:
     fourth = x.square().sum(-1, keepdim=True).square()
     count = cells.moments.count
     fourth = cells.resamples.class_sums(fourth).squeeze(-1) / count
-    return ledoit_wolf(cells.moments.leading(k).cov, fourth, count)
+    effective = count * (cells.effective[0] / cells.count)
+    return ledoit_wolf(cells.moments.leading(k).cov, fourth, count, effective)
 
 
 @once
@@ -180,8 +182,11 @@ def _distance(
     value, draws, null = (part[:, list(terms)].sum(1) for part in _terms(cells, k, shrunk))
     if bool(value.isnan().all()):
         raise Refusal(f"the covariance of a class does not have full rank in {k} components")
-    exact = bhattacharyya_floor(k, float(cells.count[0]), float(cells.count[1]))
+    n0, n1 = cells.effective[0].tolist()
+    exact = bhattacharyya_floor(k, n0, n1)
     floor = None if shrunk else swap_floor(cells, sum(exact[i] for i in terms), null)
+    if cells.copies is not None and null.shape[-1] > 1:
+        floor = None  # `exact` is close, but for independent texts
     squares = _distance_squares(cells, k, exact, shrunk)
     return make_estimate(
         cells,
@@ -211,8 +216,8 @@ def _distance_squares(
         left = _damping(cells, k)
         by_mean, by_cov = by_mean * left[0], by_cov * left[1]
     return (
-        Square(by_mean, lambda: _whitened(cells, k)),
-        Square(by_cov, lambda: _centred_products(_whitened(cells, k))),
+        Square(by_mean, lambda: cells.noise_of_units(_whitened(cells, k))),
+        Square(by_cov, lambda: cells.noise_of_units(_centred_products(_whitened(cells, k)))),
     )
 
 
@@ -255,7 +260,7 @@ _PITFALLS = (
 )
 _FLOOR = (
     "exact mean for equal Gaussian classes (expected inverse and log-determinant of a Wishart "
-    "matrix); on paired data the mean over label swaps"
+    "matrix); on paired data, and where texts have copies, the mean over the permutations"
 )
 
 
@@ -378,21 +383,26 @@ def _bhattacharyya_coefficient(k: int) -> Metric:
 # mahalanobis ---------------------------------------------------------------------------------
 
 
-def mahalanobis(moments: Moments) -> Tensor:
+def mahalanobis(moments: Moments, share: Tensor) -> Tensor:
     """Cross-validated squared Mahalanobis distance: [..., R]; 0 on average without a difference.
 
     The mean of d_A' Sp^-1 d_B over all choices of disjoint texts A and B, in closed form:
     d'Sp^-1 d - tr Sp^-1 (S0/n0 + S1/n1) (crossnobis with one text a fold, Walther et al. 2016).
+
+    Args:
+        moments: of every resample.
+        share: [2], `Cells.mean_counts` over the number of texts: 1 without copies.
     """
     freedom = moments.count - 1
     pooled = (moments.cov * freedom[..., None, None]).sum(-3) / freedom.sum(-1)[..., None, None]
-    noise = (moments.cov / moments.count[..., None, None]).sum(-3)
+    noise = (moments.cov / (moments.count * share)[..., None, None]).sum(-3)
     return square_length(moments.shift[..., None], pooled) - square_length(_cholesky(noise), pooled)
 
 
 def _crossnobis(cells: Cells, k: int) -> Estimate:
     require_texts(cells, k)
-    value, draws, null = cells.resampled(k, mahalanobis)
+    share = cells.mean_counts[0] / cells.count
+    value, draws, null = cells.resampled(k, partial(mahalanobis, share=share))
     return make_estimate(cells, value, null=null, floor=swap_floor(cells, 0.0, null), draws=draws)
 
 

@@ -16,7 +16,13 @@ from ..cells import Cells, Refusal, once
 from ..estimate import Ends, Estimate, Square, make_estimate
 from ..metric import BINOMIAL, INFLUENCE, SHUFFLE, InComponents, Metric
 from ..moments import centred, shift_influence, shift_noise
-from ..uncertainty import common_held_out, influence_variance, interval, share_interval
+from ..uncertainty import (
+    common_held_out,
+    influence_variance,
+    interval,
+    share_interval,
+    stretch,
+)
 
 RIDGE = 1.0
 """Penalty of the ridge probe that stands for the logistic probe in nulls; the same as its own."""
@@ -390,6 +396,7 @@ def _held_out(
         influence=influence - moved + grown,
         squares=(square,),
         ends=ends,
+        in_folds=True,
     )
 
 
@@ -407,7 +414,9 @@ _PITFALLS = (
 # auc -----------------------------------------------------------------------------------------
 
 
-def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+def fold_auc(
+    scores: Tensor, labels: Tensor, fold: Tensor, copy: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """AUC within folds, weighted by their number of text pairs, and the influence of each text.
 
     Scores of different folds belong to different directions and are not compared. Ties count half
@@ -415,6 +424,7 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
 
     Args:
         scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
+        copy: [n] int64, equal texts of one label share a number; None if there are none.
 
     Returns:
         auc [...], influence [..., n]; NaN if no fold holds both classes, or a score is NaN.
@@ -431,10 +441,11 @@ def fold_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tens
         above = _share_below(scores[..., high], scores[..., low])
         below = 1 - _share_below(scores[..., low], scores[..., high])
         auc += above.sum(-1) * low.numel()
-        # In a small fold the variance about the mean of the fold is too small by (n - 1)/n.
         for texts, wins, others in ((high, above, low), (low, below, high)):
+            # In a small fold the variance about the mean of the fold is too small by (n - 1)/n.
             n = texts.numel()
-            influence[..., texts] = centred(wins) * others.numel() * math.sqrt(n / max(n - 1, 1))
+            growth = math.sqrt(n / max(n - 1, 1)) if copy is None else stretch(copy[texts])
+            influence[..., texts] = centred(wins) * others.numel() * growth
     auc[scores.isnan().any(-1)] = torch.nan
     return auc / total, influence / total
 
@@ -450,7 +461,7 @@ def _share_below(values: Tensor, others: Tensor) -> Tensor:
 
 def _auc(cells: Cells, direction: Direction) -> Estimate:
     scores = _scores(cells, direction)
-    value, influence = fold_auc(scores, cells.labels, cells.fold)
+    value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
     return _held_out(
         cells,
         direction,

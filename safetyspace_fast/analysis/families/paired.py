@@ -19,17 +19,36 @@ from ..metric import (
     Metric,
 )
 from ..moments import covariance, products, shift_influence
+from ..uncertainty import unit_sums
 from .gaussian import require_texts, square_length, whiten
 from .ratio import shift_square
+
+# Pairs with a text in common -----------------------------------------------------------------
+
+
+def unit_of_pairs(cells: Cells) -> Tensor:
+    """[pairs] int64, pairs that have a text in common, over any number of steps, share a number."""
+    return cells.unit[cells.partners[:, 1]]
+
+
+def independent_pairs(cells: Cells) -> float:
+    """Pairs without a text in common whose mean would vary as much; see `Cells.effective`."""
+    number = torch.bincount(unit_of_pairs(cells)).double()
+    return float(number.sum() ** 2 / number.square().sum())
+
 
 # paired_shift --------------------------------------------------------------------------------
 
 
 def _shift(cells: Cells) -> Estimate:
     gap = cells.pair_differences(cells.projected.transpose(-1, -2)).transpose(-1, -2)
-    n = gap.shape[1]
+    n = float(gap.shape[1])
     mean_sq = ((cells.flips / n) @ gap).square().sum(-1)
-    noise = (gap.square().sum((-1, -2))[:, None] / n - mean_sq) / (n - 1)
+    square = gap.square().sum((-1, -2))
+    if cells.copies is not None:
+        square = unit_sums(gap.transpose(-1, -2), unit_of_pairs(cells)).square().sum((-1, -2))
+        square, n = square * (independent_pairs(cells) / n) ** 2, independent_pairs(cells)
+    noise = (square[:, None] / n - mean_sq) / (n - 1)
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
     return make_estimate(
         cells,
@@ -92,15 +111,22 @@ def _t_squared(cells: Cells, k: int) -> Estimate:
         lambda rows: hotelling(gap, counts[rows], cells.axes[:, rows, :, :k]), len(counts)
     )
     # S^-1 of a resample is too large once more, by the expected inverse of a Wishart matrix.
-    n = len(cells.partners)
+    n = independent_pairs(cells)
     draws = draws * max(n - k - 2, 1) / (n - 1)
     null = _in_parts(lambda rows: hotelling(gap[..., :k], cells.flips[rows]), len(cells.flips))
     value = null[:, 0]
     square = Square(
         torch.full_like(value, 2 * k / n**2),
-        lambda: whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True)),
+        lambda: _unit_noise(cells, whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True))),
     )
     return make_estimate(cells, value, null=null, draws=draws, squares=(square,))
+
+
+def _unit_noise(cells: Cells, noise: Tensor) -> Tensor:
+    """Sum over the pairs of a unit: noise [cell, pairs, k] -> [cell, unit, k]."""
+    if cells.copies is None:
+        return noise
+    return unit_sums(noise.transpose(-1, -2), unit_of_pairs(cells)).transpose(-1, -2)
 
 
 def _in_parts(function: Callable[[slice], Tensor], rows: int, size: int = 256) -> Tensor:

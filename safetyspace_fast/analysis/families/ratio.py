@@ -25,7 +25,10 @@ from ..metric import (
 )
 from ..moments import diagonal_moments, shift_influence, varies
 
-_FLOOR = "1/(N-1), exact in any number of dimensions; on paired data the mean over label swaps"
+_FLOOR = (
+    "1/(N-1), exact in any number of dimensions, with N texts that have no copies; on paired data "
+    "the mean over label swaps"
+)
 
 
 # What the metrics share ----------------------------------------------------------------------
@@ -63,7 +66,7 @@ def _projection_null(cells: Cells) -> dict[str, Tensor]:
     shift_sq, trace = (mean[..., 1, :] - mean[..., 0, :]).square().sum(-1), var.sum(-1)
     return {
         "rho": between_ratio(shift_sq, trace, count),
-        "mean_shift": mean_shift(shift_sq, trace, count),
+        "mean_shift": mean_shift(shift_sq, trace, cells.mean_counts),
     }
 
 
@@ -75,22 +78,26 @@ def adjusted_ratio(rho: Tensor, n: Tensor | float) -> Tensor:
     return 1 - (1 - rho) * (n - 1) / (n - 2)
 
 
-def ratio_slopes(shift_sq: Tensor, trace: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives of the adjusted ratio by |d|^2 and by W; arguments as in `between_ratio`."""
+def ratio_slopes(
+    shift_sq: Tensor, trace: Tensor, count: Tensor, n: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of the adjusted ratio by |d|^2 and by W; arguments as in `between_ratio`.
+
+    `n` is that of `adjusted_ratio`.
+    """
     weight = count.prod(-1) / count.sum(-1)
     between = weight * shift_sq
     within = ((count - 1) * trace).sum(-1)
-    n = count.sum(-1)
     stretch = (n - 1) / (n - 2) / (between + within) ** 2
     return stretch * within * weight, -stretch * between
 
 
 def _rho_adjusted(cells: Cells) -> Estimate:
-    n = cells.count.sum()
+    n = cells.independent
     rho = between_ratio(cells.shift_sq, cells.trace, cells.count)
     null = adjusted_ratio(_projection_null(cells)["rho"], n)
     on_shift, on_within = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
-    by_shift, by_within = ratio_slopes(cells.shift_sq, cells.trace, cells.count)
+    by_shift, by_within = ratio_slopes(cells.shift_sq, cells.trace, cells.count, n)
     return make_estimate(
         cells,
         adjusted_ratio(rho, n),
@@ -127,7 +134,7 @@ def unadjusted_ratio(adjusted: Tensor, n: Tensor | float) -> Tensor:
 
 
 def _rho(cells: Cells) -> Estimate:
-    n = cells.count.sum()
+    n = cells.independent
     adjusted = _rho_adjusted(cells)
     stretch = (n - 2) / (n - 1)
     assert adjusted.influence is not None
@@ -164,7 +171,7 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     value, draws, null = cells.resampled(
         k, lambda x: between_ratio(x.shift.square().sum(-1), x.trace, x.count)
     )
-    floor = swap_floor(cells, float(1 / (cells.count.sum() - 1)), null)
+    floor = swap_floor(cells, float(1 / (cells.independent - 1)), null)
     return make_estimate(cells, value, null=null, floor=floor, draws=draws)
 
 
@@ -267,7 +274,7 @@ def _rho_standardized(cells: Cells) -> Estimate:
     sums = cells.resamples.class_sums(torch.cat([coords, coords.square()], -1), bootstrap=False)
     count = cells.resamples.class_counts(bootstrap=False)
     null = standardized_ratio(*diagonal_moments(sums, count), count)
-    floor = swap_floor(cells, float(1 / (cells.count.sum() - 1)), null)
+    floor = swap_floor(cells, float(1 / (cells.independent - 1)), null)
     return make_estimate(cells, value, null=null, floor=floor)
 
 
@@ -302,7 +309,7 @@ def _mean_shift(cells: Cells) -> Estimate:
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
     return make_estimate(
         cells,
-        mean_shift(cells.shift_sq, cells.trace, cells.count),
+        mean_shift(cells.shift_sq, cells.trace, cells.mean_counts[0]),
         null=null,
         floor=swap_floor(cells, 0.0, null),
         influence=on_shift,

@@ -1,0 +1,86 @@
+"""How the models of a store were run: what a comparison needs to be equal, and what it must say."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..store import ModelStore, Run
+
+NOT_RECORDED = "not recorded"
+_BARE = hashlib.sha256(json.dumps(["none", "", ""]).encode()).hexdigest()
+"""What a manifest says of texts without a template."""
+
+
+def settings_of(model: "ModelStore") -> dict[str, str]:
+    """Template, dtype, largest number of tokens, and device of a model's run, in words."""
+    manifest, attrs = model.manifest, model.attrs
+    template = manifest.get("template_sha256")
+    words = {
+        "template": "none" if template == _BARE else template and f"chat {template[:8]}",
+        "dtype": manifest.get("dtype"),
+        "max_tokens": manifest.get("max_tokens", NOT_RECORDED) or "none",
+        "device": attrs.get("device"),
+    }
+    return {name: str(word or NOT_RECORDED) for name, word in words.items()}
+
+
+def told(run: "Run", models: Sequence[str]) -> dict[str, str]:
+    """The settings as attributes of a result.
+
+    Returns:
+        `run_as`: the settings that all models share. `settings_differ`: the others, with the models
+        that have each, or an empty string.
+    """
+    by_model = {name: settings_of(run.model(name)) for name in models}
+    shared, differing = [], []
+    for setting in next(iter(by_model.values()), {}):
+        holders: dict[str, list[str]] = {}
+        for name, words in by_model.items():
+            holders.setdefault(words[setting], []).append(name)
+        if len(holders) == 1:
+            shared.append(f"{setting} {next(iter(holders))}")
+        else:
+            each = (f"{word} ({', '.join(names)})" for word, names in holders.items())
+            differing.append(f"{setting}: {', '.join(each)}")
+    return {"run_as": ", ".join(shared), "settings_differ": "; ".join(differing)}
+
+
+def require_comparable(run: "Run", base: str, aligned: str, *, different_templates: bool) -> None:
+    """Check that two models saw the same prompts, and have the same layers and poolings.
+
+    Raises:
+        ConfigError: they do not; the message says what to do.
+    """
+    first, second = run.model(base), run.model(aligned)
+    if first.manifest.get("data_sha256") != second.manifest.get("data_sha256"):
+        raise ConfigError(
+            f"compare: {base!r} and {aligned!r} were run on different data; run both again with "
+            "--resume on the same"
+        )
+    for what, one, other in (
+        ("layers", first.hookpoints, second.hookpoints),
+        ("poolings", first.poolings, second.poolings),
+    ):
+        if tuple(one) != tuple(other):
+            only = ((base, one, other), (aligned, other, one))
+            each = (
+                f"{name!r} alone has {', '.join(x for x in own if x not in others)}"
+                for name, own, others in only
+                if set(own) - set(others)
+            )
+            raise ConfigError(
+                f"compare: {base!r} and {aligned!r} have different {what} "
+                f"({'; '.join(each) or 'in another order'}); run both with the same"
+            )
+    before, after = (model.manifest.get("template_sha256") for model in (first, second))
+    if before != after and not different_templates:
+        words = [settings_of(model)["template"] for model in (first, second)]
+        raise ConfigError(
+            f"compare: {base!r} was run with template {words[0]}, {aligned!r} with {words[1]}, so "
+            "that not only the weights differ; run both again with --template none, or allow it "
+            "with --different-templates (different_templates=True in Python)"
+        )
