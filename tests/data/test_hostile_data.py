@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from safetyspace_fast.data import Samples, formats, read, read_samples
+from safetyspace_fast.data import Samples, formats, json_rows, read, read_samples, separated, unpack
+from safetyspace_fast.data.columns import RECOGNISED
 from safetyspace_fast.data.read import MAX_LANGUAGES
 from safetyspace_fast.errors import DataError
 
@@ -36,9 +37,7 @@ VALUES = st.one_of(
     st.text(),
     st.lists(st.integers(), max_size=2),
 )
-RECORDS = st.lists(
-    st.dictionaries(st.sampled_from([*formats.COLUMNS, "other"]), VALUES), max_size=12
-)
+RECORDS = st.lists(st.dictionaries(st.sampled_from([*RECOGNISED, "other"]), VALUES), max_size=12)
 ROWS = st.lists(
     st.fixed_dictionaries(
         {
@@ -261,8 +260,8 @@ def test_bidirectional_overrides_are_kept_and_shown_nowhere(tmp_path: Path) -> N
 
 
 def test_long_lines_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 100)
-    monkeypatch.setattr(read, "MAX_LINE_BYTES", 100)
+    for module in (json_rows, separated, read):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 100)
     rows = [{"text": "x" * n, "label": n % 2, "lang": "en"} for n in (1, 2, 70, 350, 3)]
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -407,7 +406,7 @@ def test_a_line_of_100_mb_in_every_format(tmp_path: Path, suffix: str) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     answer, memory_mib, time_s = read_in_new_process(path)
     print(f"{suffix}: {answer}, {time_s:.1f} s, {memory_mib:.0f} MiB")
-    refused = f"x.csv:3: line of more than {formats.MAX_LINE_BYTES} bytes: shorten it"
+    refused = f"x.csv:3: line of more than {unpack.MAX_LINE_BYTES} bytes: shorten it"
     assert answer == (refused if suffix == "csv" else "2")
     assert memory_mib < (900 if suffix == "parquet" else 64)  # Arrow and Python hold copies
 
