@@ -250,7 +250,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 _SEVERAL: dict[str, Any] = {"type": _names, "action": "extend"}
 _DATA_OPTIONS: dict[str, dict[str, Any]] = {
-    "text_column": {"metavar": "NAME"},
+    "text_column": {**_SEVERAL, "metavar": "NAME,.."},
     "label_column": {**_SEVERAL, "metavar": "NAME,.."},
     "harmful": {**_SEVERAL, "metavar": "VALUE,.."},
     "harmless": {**_SEVERAL, "metavar": "VALUE,.."},

@@ -19,7 +19,7 @@ TEMPLATES: tuple[TemplateMode, ...] = get_args(TemplateMode)
 DTYPES: tuple[DType, ...] = get_args(DType)
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 QUOTINGS: tuple[Quoting, ...] = get_args(Quoting)
-SEVERAL_NAMES = ("label_column", "harmful", "harmless")
+SEVERAL_NAMES = ("text_column", "label_column", "harmful", "harmless")
 """Fields that take one name or several."""
 MAX_PROJ_DIM = 4096
 MAX_SEED = 2**63 - 1
@@ -67,7 +67,9 @@ class RunConfig:
     proj_dim: Annotated[int, "Width of the seeded Gaussian projection kept for every text."] = 64
     seed: Annotated[int, "Seed of the projection."] = 0
     text_column: Annotated[
-        str | None, "Column of the text; a number, from 1, if the file has no header."
+        str | Sequence[str] | None,
+        "Column of the text; a number, from 1, if the file has no header. Of several, the first "
+        "that a file has.",
     ] = None
     label_column: Annotated[
         str | Sequence[str] | None,
@@ -180,7 +182,7 @@ class RunConfig:
 class DataFields(TypedDict, total=False):
     """How data are read: the fields of `RunConfig` that say so, beside `data`."""
 
-    text_column: str | None
+    text_column: str | Sequence[str] | None
     label_column: str | Sequence[str] | None
     harmful: str | Sequence[str] | None
     harmless: str | Sequence[str] | None

@@ -39,7 +39,8 @@ class UnusableError(ValueError):
 class Columns:
     """Which columns hold what; an empty field leaves it to be recognised.
 
-    text: the text; a path such as `a.b` leads into objects, and a list of words is joined.
+    text: the text, in the first of these that a file has; a path such as `a.b` leads into objects,
+        and a list of words is joined.
     label: one or more; a text is harmful if any of them says so.
     lang_column, lang: the language of a row, or of all texts.
     harmful, harmless: label values or thresholds (`>=0.5`, `toxicity>=0.5`). With only one of them
@@ -50,7 +51,7 @@ class Columns:
     wide: languages whose texts stand in columns of that name.
     """
 
-    text: str = ""
+    text: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
     lang_column: str = ""
     lang: str = ""
@@ -67,6 +68,7 @@ class Columns:
         if typed.label or typed.harmful or typed.harmless:
             base = replace(base, harmful=(), harmless=(), every="")
         if typed.text:
+            typed = replace(typed, text=(*typed.text, *base.text))
             base = replace(base, wide=())
         if typed.lang or typed.lang_column:
             base = replace(base, lang="", lang_column="")
@@ -75,7 +77,7 @@ class Columns:
 
     def names(self) -> tuple[str, ...]:
         """All columns that are named, without those of thresholds."""
-        named = (self.text, *self.label, self.lang_column, self.item, *self.wide)
+        named = (*self.text, *self.label, self.lang_column, self.item, *self.wide)
         return tuple(dict.fromkeys(filter(None, named)))
 
 
@@ -250,15 +252,19 @@ class Layout:
         self._labels = labels
         self._harmful, self._harmless = rules(columns.harmful), rules(columns.harmless)
         scores = [rule.column for rule in (*self._harmful, *self._harmless) if rule.column]
-        named = (*columns.names(), *scores)
-        for name in named if not columns.wide else ():
+        text = next((name for name in columns.text if _holds(record, name)), "")
+        needed = [*columns.label, columns.lang_column, columns.item, *scores]
+        needed += [] if text or not columns.text else [columns.text[0]]
+        for name in filter(None, needed):
             if not _holds(record, name):
+                others = "".join(f" or {other!a}" for other in columns.text[1:])
                 raise DataError(
-                    f"{where}: no column {name!a}: {shown_names(record)}{_nearest(name, record)}"
+                    f"{where}: no column {name!a}{others if name in columns.text else ''}: "
+                    f"{shown_names(record)}{_nearest(name, record)}"
                 )
         self.lang_column = columns.lang_column or "lang"
         self.item_column = columns.item or "item"
-        self.joins_words = bool(columns.text)
+        self.joins_words = bool(text)
         self._named = bool(columns.label)
         self._columns = columns.label or tuple(dict.fromkeys(scores))
         if not self._columns:
@@ -272,8 +278,8 @@ class Layout:
         self.texts: tuple[tuple[str, str], ...] = ()
         if columns.wide:
             self.texts = tuple((lang, lang) for lang in columns.wide if lang in record)
-        elif columns.text or "text" in record:
-            self.texts = ((columns.text or "text", ""),)
+        elif text or "text" in record:
+            self.texts = ((text or "text", ""),)
         self.is_pair = (
             not self.texts
             and not columns.label

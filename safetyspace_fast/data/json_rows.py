@@ -190,8 +190,9 @@ class _Values:
                 continue
             except (ValueError, RecursionError) as error:
                 raise self.wrong(row, "not JSON that can be read") from error
-            # A number may go on behind what has been read.
-            if end == len(self._text) and not isinstance(value, dict | list | str) and self._read():
+            # A number may go on behind what has been read, as 1 does in "1.", "1e" and "1e-".
+            is_number = isinstance(value, int | float)
+            if is_number and end >= len(self._text) - 2 and self._read():
                 continue
             self._at = end
             return value
@@ -224,8 +225,10 @@ class _Values:
         while wanted > 0 and (raw := self._file.readline(wanted)):
             pieces.append(self._decode(raw))
             wanted -= len(raw)
+        if len(pieces) == 1:
+            return False
         self._text, self._at = "".join(pieces), 0
-        return len(pieces) > 1
+        return True
 
     def _noted(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)

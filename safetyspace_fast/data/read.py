@@ -36,6 +36,7 @@ MAX_LANGUAGES = 10_000
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
 _BROKEN = "broken UTF-8 or a lone surrogate in "
 _ONE_CLASS = "all usable"
+_BOTH_LABELS = "the same text has both labels"
 _ENOUGH_BROKEN = 3
 """Rows; with fewer, a file of a few rows would be refused for one of them."""
 
@@ -43,7 +44,7 @@ _ENOUGH_BROKEN = 3
 def read_samples(
     source: str | Path | Sequence[str | Path],
     *,
-    text_column: str | None = None,
+    text_column: str | Sequence[str] | None = None,
     label_column: str | Sequence[str] | None = None,
     harmful: str | Sequence[str] | None = None,
     harmless: str | Sequence[str] | None = None,
@@ -72,8 +73,8 @@ def read_samples(
             owner/name@revision), or the packaged `sample:polite`. `harmful=` or `harmless=` before
             it labels all its texts; the name of a known data set and a colon, as in `olid:FILE`,
             say what its columns mean. Pairs join texts of one source, or of those with a label.
-        text_column: the column of the text; with paths into objects (`a.b`), and a number, from 1,
-            for a file without a header.
+        text_column: the column of the text, or several of which each file has one; a path such as
+            `a.b` leads into objects; a number, from 1, for a file without a header.
         label_column: one or more columns; a text is harmful if any of them says so.
         harmful, harmless: values of the label columns, or thresholds such as `>=0.5` of them and
             `toxicity>=0.5` of another. If only one is given, all other values mean the other; a
@@ -98,7 +99,7 @@ def read_samples(
         ConfigError: a wrong argument.
     """
     typed = Columns(
-        text=text_column or "",
+        text=_several("text_column", text_column),
         label=_several("label_column", label_column),
         lang_column=lang_column or "",
         lang=lang or "",
@@ -177,7 +178,10 @@ def _summary(excluded: Sequence[Exclusion]) -> str:
     first: dict[str, Exclusion] = {}
     for exclusion in excluded:
         first.setdefault(exclusion.reason, exclusion)
-    common = Counter(exclusion.reason for exclusion in excluded).most_common(3)
+    counts = Counter(exclusion.reason for exclusion in excluded)
+    common = counts.most_common(3)
+    if _BOTH_LABELS in counts and _BOTH_LABELS not in dict(common):
+        common.append((_BOTH_LABELS, counts[_BOTH_LABELS]))
     parts = [f"{n} x {reason} ({first[reason].file}:{first[reason].line})" for reason, n in common]
     more = f", {len(first) - len(common)} more reasons" if len(first) > len(common) else ""
     return f"{len(excluded)} texts left out: {', '.join(parts)}{more}"
@@ -465,11 +469,7 @@ def _label_conflicts(rows: Sequence[Row]) -> dict[int, str]:
         key = (row.lang, row.sha256)
         labels[key] = labels.get(key, 0) | (1 << row.label)
     both = {key for key, seen in labels.items() if seen == 0b11}
-    return {
-        i: "the same text has both labels"
-        for i, row in enumerate(rows)
-        if (row.lang, row.sha256) in both
-    }
+    return {i: _BOTH_LABELS for i, row in enumerate(rows) if (row.lang, row.sha256) in both}
 
 
 def _broken_pairs(rows: Sequence[Row]) -> dict[int, str]:

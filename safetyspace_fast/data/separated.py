@@ -88,7 +88,7 @@ def read_separated(
         for line, fields in _rows(lines, Dialect(delimiter, quoted), file_name):
             if header is None:
                 header = fields
-                if named and all(map(str.isdecimal, named)) and not set(named) <= set(fields):
+                if named and all(map(str.isdecimal, named)) and set(named).isdisjoint(fields):
                     header = [str(i) for i in range(1, len(fields) + 1)]
                     on_note(f"{file_name}: read without a header, since columns are numbered")
                 else:
@@ -105,7 +105,7 @@ def read_separated(
 
 
 def _find_delimiter(lines: Sequence[str], default: str, named: Sequence[str]) -> str:
-    """The delimiter under which the first row holds the named columns, else under which the first
+    """The delimiter under which the first row holds a named column, else under which the first
     rows are equally wide, of two columns or more; the default comes first."""
     candidates = [default, *(other for other in DELIMITERS.values() if other != default)]
     widths = {}
@@ -114,7 +114,7 @@ def _find_delimiter(lines: Sequence[str], default: str, named: Sequence[str]) ->
             rows = [row for row in csv.reader(lines, delimiter=candidate) if row]
         except csv.Error:
             rows = []
-        if rows and named and set(named) <= set(rows[0]):
+        if rows and not set(named).isdisjoint(rows[0]):
             return candidate
         # The last row may be cut off within quotation marks.
         widths[candidate] = {len(row) for row in rows[:-1] or rows}

@@ -60,7 +60,7 @@ def describe_sets() -> str:
     for name, entry in known_sets().items():
         lines.append(f"{name}: {entry.title}")
         columns = entry.columns
-        rows = [("source", entry.source), ("text", columns.text or ", ".join(columns.wide))]
+        rows = [("source", entry.source), ("text", ", ".join(columns.text or columns.wide))]
         rows += [
             ("label", ", ".join(columns.label) or (columns.every and f"all {columns.every}")),
             ("harmful", ", ".join(columns.harmful)),

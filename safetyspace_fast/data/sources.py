@@ -232,8 +232,7 @@ def _packaged(name: str) -> Source:
 
 def _layout(folder: Path, data_name: str) -> tuple[DataFile, ...]:
     """List the data files below `folder`, each with the language that its path says."""
-    files = []
-    kinds: dict[str, str] = {}
+    files: dict[str, list[DataFile]] = {}
     for parent, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
@@ -246,17 +245,19 @@ def _layout(folder: Path, data_name: str) -> tuple[DataFile, ...]:
                 raise DataError(
                     f"{data_name}: {inside} is not a regular file, perhaps a broken link"
                 )
-            kinds.setdefault(kind, inside.as_posix())
-            files.append(_file(path, inside, stem))
+            files.setdefault(kind, []).append(_file(path, inside, stem))
     if not files:
         raise _no_data_files(data_name)
-    if len(kinds) > 1:
-        examples = ", ".join(printable(name) for name in kinds.values())
+    if len(files) > 1:
+        files.pop("json", None)  # beside data in another format, it is about them
+    if len(files) > 1:
+        examples = ", ".join(of_kind[0].name for of_kind in files.values())
         raise DataError(
             f"{data_name}: files of several formats, perhaps the same data twice ({examples}): "
             "name one file, or a directory with one format"
         )
-    return tuple(sorted(files, key=lambda file: file.path.relative_to(folder).parts))
+    (of_kind,) = files.values()
+    return tuple(sorted(of_kind, key=lambda file: file.path.relative_to(folder).parts))
 
 
 def _no_data_files(data_name: str) -> DataError:

@@ -77,7 +77,7 @@ def inside_zip(path: Path, file_name: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             return _only_member(archive, file_name).filename
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{file_name}: damaged zip file: fetch it again") from error
 
 
