@@ -192,7 +192,7 @@ class Labels:
         if len(self.values) < _MAX_VALUES:
             self.values[word(value)] += 1
 
-    def notes(self, typed: Columns) -> Iterator[str]:
+    def notes(self, typed: Columns, data_name: str) -> Iterator[str]:
         """What a reader of the data should know about the label values that were typed.
 
         Raises:
@@ -202,22 +202,28 @@ class Labels:
             unused = [rule for rule in rules(texts) if rule not in self.used]
             names = ", ".join(ascii(rule.typed) for rule in unused)
             if unused and len(unused) == len(texts):
-                near = nearest(unused[0].typed, self.values) if len(self.values) <= 12 else ""
+                near = nearest(unused[0].typed, self.values) if _can_be_shown(self.values) else ""
                 raise DataError(
-                    f"{option}: no label is {names}: the labels are {listed(self.values)}{near}"
+                    f"{data_name}: {option}: no label is {names}: the labels are "
+                    f"{listed(self.values)}{near}"
                 )
             if unused:
-                yield f"{option}: no label is {names}"
+                yield f"{data_name}: {option}: no label is {names}"
         for label, name in enumerate(("harmless", "harmful")):
             if self.other[label]:
-                yield f"all other labels count as {name}: {listed(self.other[label])}"
+                others = listed(self.other[label])
+                yield f"{data_name}: all other labels count as {name}: {others}"
 
 
 def listed(values: Counter[str]) -> str:
     """Values with their counts in one line; only how many they are if they are many or long."""
-    if len(values) > 12 or any(shown(value) != ascii(value) for value in values):
+    if not _can_be_shown(values):
         return f"{len(values)} different ones"
     return ", ".join(f"{v!a} ({n})" for v, n in sorted(values.items())) or "none"
+
+
+def _can_be_shown(values: Counter[str]) -> bool:
+    return len(values) <= 12 and all(shown(value) == ascii(value) for value in values)
 
 
 class Layout:
@@ -269,6 +275,7 @@ class Layout:
         self._columns = columns.label or tuple(dict.fromkeys(scores))
         if not self._columns:
             self._columns = tuple(name for name in ("label", "toxic") if name in record)[:1]
+        self._is_binary = not (columns.label or columns.harmful or columns.harmless)
         self._scores = tuple(dict.fromkeys(name for name in scores if name not in self._columns))
         self.every = {"harmful": 1, "harmless": 0}.get(columns.every)
         self.unread_labels = self._columns[0] if self._columns and self.every is not None else ""
@@ -301,6 +308,11 @@ class Layout:
         """
         if self.every is not None:
             return self.every
+        if self._is_binary:
+            value = record.get(self._columns[0])
+            if value is None or value == "":
+                raise UnusableError(f"no {self._columns[0]}")
+            return _binary(value, self._columns[0], where)
         states = [self._state(name, lookup(record, name), where) for name in self._columns]
         states += [
             self._state(name, lookup(record, name), where, score=True) for name in self._scores

@@ -115,8 +115,8 @@ def read_samples(
     for file in data.files:
         reader.read(file)
     reader.keep_languages(wanted, data.name)
-    for line in reader.labels.notes(typed):
-        note(f"{data.name}: {line}")
+    for line in reader.labels.notes(typed, data.name):
+        note(line)
     for find_unusable in (_label_conflicts, _broken_pairs, _one_class_languages):
         reader.drop(find_unusable(reader.rows))
 

@@ -114,7 +114,7 @@ def _only_member(archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:
     members = [
         member
         for member in archive.infolist()
-        if not member.is_dir()
+        if not member.filename.endswith("/")
         and not any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
     ]
     if len(members) != 1:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,12 @@ from hypothesis import strategies as st
 from safetyspace_fast.data import Samples, formats, json_rows, read, read_samples, separated, unpack
 from safetyspace_fast.data.columns import RECOGNISED
 from safetyspace_fast.data.read import MAX_LANGUAGES
-from safetyspace_fast.errors import DataError
+from safetyspace_fast.errors import ConfigError, DataError
+
+SUFFIXES = [
+    *("jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"),
+    *("json", "csv.zip", "utf16.csv", "quoted.tsv"),
+]
 
 # The folder is reused between examples: each overwrites the file.
 FUZZ = settings(
@@ -51,16 +57,40 @@ ROWS = st.lists(
 )
 
 
-def read_or_refuse(path: Path) -> Samples | None:
-    """Read a file; anything but samples in order or a one-line DataError fails."""
+# Options that fit the files below, and some that fit none.
+DATA_OPTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "text_column": st.sampled_from(["text", ("x", "text"), "txet", "1", "text.a"]),
+        "label_column": st.sampled_from(["label", ("label", "pair"), "2", "lang"]),
+        "harmful": st.sampled_from(["1", ("1", "OFF"), ">=1", "label>0.5", "en", ("label", "2")]),
+        "harmless": st.sampled_from(["0", ("0", "NOT"), "<1", "label<=0.5", "pair==1"]),
+        "lang": st.sampled_from(["en", "../x"]),
+        "lang_column": st.sampled_from(["lang", "text", "3"]),
+        "split": st.sampled_from(["fuzz", "train"]),
+        "delimiter": st.sampled_from(["comma", "tab", ";", "\0", "é"]),
+        "quoting": st.sampled_from(["auto", "csv", "none"]),
+        "languages": st.sampled_from([("en",), ("eng", "de")]),
+    },
+)
+
+
+def check_error(error: Exception) -> None:
+    message = str(error)
+    assert message
+    assert message.isprintable(), ascii(message)
+    assert "fuzz" in message or isinstance(error, ConfigError)
+
+
+def read_or_refuse(path: Path, options: dict[str, Any] | None = None) -> Samples | None:
+    """Read a file; anything but samples in order or an error of one line fails."""
+    notes: list[str] = []
     try:
-        samples = read_samples(path)
-    except DataError as error:
-        message = str(error)
-        assert message
-        assert message.isprintable(), ascii(message)
-        assert "fuzz" in message
+        samples = read_samples(path, on_note=notes.append, **options or {})
+    except (ConfigError, DataError) as error:
+        check_error(error)
         return None
+    assert all(note.isprintable() and "fuzz" in note for note in notes), ascii(notes)
     assert len(samples) >= 2
     for lang in samples.languages:
         assert set(samples.labels[samples.lang_range(lang)].tolist()) == {0, 1}
@@ -71,7 +101,7 @@ def read_or_refuse(path: Path) -> Samples | None:
     return samples
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"])
+@pytest.mark.parametrize("suffix", [*SUFFIXES, "txt", "zip"])
 @FUZZ
 @given(data=st.binary(max_size=400))
 @example(data=b"text,label,lang\n\xff,0,en\n\0,1,en\n")
@@ -157,7 +187,6 @@ EDITS = st.lists(
     ),
     max_size=4,
 )
-SUFFIXES = ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"]
 FEW_ROWS = {
     "text": ["a", 'b "c", d', "e\nf", "é\u202e", "g", "h"],
     "label": [0, 1, 0, 1, 0, 1],
@@ -168,6 +197,8 @@ FEW_ROWS = {
 
 def good_file(suffix: str) -> bytes:
     rows = [dict(zip(FEW_ROWS, row, strict=True)) for row in zip(*FEW_ROWS.values(), strict=True)]
+    if suffix == "json":
+        return json.dumps({"data": rows, "n": 6.5}, indent=1).encode()
     if suffix == "parquet":
         sink = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.table(FEW_ROWS), sink, compression="zstd")
@@ -176,20 +207,29 @@ def good_file(suffix: str) -> bytes:
     if suffix.startswith("jsonl"):
         text.writelines(json.dumps(row) + "\n" for row in rows)
     else:
-        writer = csv.DictWriter(text, FEW_ROWS, delimiter="\t" if suffix == "tsv" else ",")
+        quoting = csv.QUOTE_ALL if suffix == "quoted.tsv" else csv.QUOTE_MINIMAL
+        delimiter = "\t" if suffix.endswith("tsv") else ","
+        writer = csv.DictWriter(text, FEW_ROWS, delimiter=delimiter, quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
-    data = text.getvalue().encode()
+    data = text.getvalue().encode("utf-16" if suffix == "utf16.csv" else "utf-8")
+    if suffix == "csv.zip":
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
+            members.writestr(zipfile.ZipInfo("train.csv"), data)
+        return archive.getvalue()
     return gzip.compress(data, mtime=0) if suffix.endswith("gz") else data
 
 
-def read_edited(folder: Path, suffix: str, edits: list[tuple[str, float, bytes]]) -> None:
+def read_edited(
+    folder: Path, suffix: str, edits: list[tuple[str, float, bytes]], options: dict[str, Any]
+) -> None:
     """Whatever is read of an edited file stands there, in the line that the samples name."""
     path = folder / f"fuzz.{suffix}"
     data = edited(good_file(suffix), edits)
     path.write_bytes(data)
-    samples = read_or_refuse(path)
-    if samples is not None and suffix == "jsonl":
+    samples = read_or_refuse(path, options)
+    if samples is not None and suffix == "jsonl" and not options.keys() - {"lang", "languages"}:
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         for text, label, i_line in zip(
             samples.texts, samples.labels, samples.file_position, strict=True
@@ -207,19 +247,21 @@ def read_edited(folder: Path, suffix: str, edits: list[tuple[str, float, bytes]]
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(FUZZ, max_examples=100)
-@given(edits=EDITS)
-def test_edited_files(tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]]) -> None:
-    read_edited(tmp_path, suffix, edits)
+@given(edits=EDITS, options=st.one_of(st.just({}), DATA_OPTIONS))
+def test_edited_files(
+    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]], options: dict[str, Any]
+) -> None:
+    read_edited(tmp_path, suffix, edits, options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(FUZZ, max_examples=10_000)
-@given(edits=EDITS)
+@given(edits=EDITS, options=st.one_of(st.just({}), DATA_OPTIONS))
 def test_many_edited_files(
-    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]]
+    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]], options: dict[str, Any]
 ) -> None:
-    read_edited(tmp_path, suffix, edits)
+    read_edited(tmp_path, suffix, edits, options)
 
 
 @pytest.mark.parametrize("other", ["EN-us", "en_US"])
