@@ -157,7 +157,7 @@ def lookup(record: Mapping[str, Any], path: str) -> Any:
 def shown(value: object) -> str:
     """A label value as messages show it: only what is too short to be a text."""
     text = str(value)
-    if len(text) > 32 or len(text.split()) > 3:
+    if len(text) > 24 or len(text.split()) > 2:
         return f"a value of {len(text)} characters"
     return ascii(value)
 
@@ -167,6 +167,8 @@ def shown_names(names: Iterable[str]) -> str:
     listed = [name for name in names if name]
     if not listed:
         return "no columns are named"
+    if all(map(str.isdecimal, listed)):
+        return f"the columns are numbered from 1 to {len(listed)}"
     if not all(map(_NAME.fullmatch, listed)):
         return "the first row does not look like column names"
     rest = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
@@ -177,20 +179,22 @@ class Labels:
     """What the labels of a whole data set were found to be.
 
     values: how often each label value occurs, as it is compared.
-    other: of these, values that count as harmful or harmless since no list names them.
+    other: of these, values that no list names; they count as harmless (0) or harmful (1), or leave
+        their text out (-1).
     used: rules that held for a text.
     """
 
     def __init__(self) -> None:
         """Start without labels."""
         self.values: Counter[str] = Counter()
-        self.other: dict[int, Counter[str]] = {0: Counter(), 1: Counter()}
+        self.other: dict[int, Counter[str]] = {-1: Counter(), 0: Counter(), 1: Counter()}
         self.used: set[Rule] = set()
 
-    def count(self, value: object) -> None:
-        """Count a label value."""
-        if len(self.values) < _MAX_VALUES:
-            self.values[word(value)] += 1
+    def count(self, value: object, other: int | None) -> None:
+        """Count a label value; `other` says what it means if no list names it."""
+        for counts in (self.values, *([] if other is None else [self.other[other]])):
+            if len(counts) < _MAX_VALUES:
+                counts[word(value)] += 1
 
     def notes(self, typed: Columns, data_name: str) -> Iterator[str]:
         """What a reader of the data should know about the label values that were typed.
@@ -209,10 +213,13 @@ class Labels:
                 )
             if unused:
                 yield f"{data_name}: {option}: no label is {names}"
-        for label, name in enumerate(("harmless", "harmful")):
+        for label, what in (
+            (-1, "labels in neither list leave their texts out"),
+            (0, "all other labels count as harmless"),
+            (1, "all other labels count as harmful"),
+        ):
             if self.other[label]:
-                others = listed(self.other[label])
-                yield f"{data_name}: all other labels count as {name}: {others}"
+                yield f"{data_name}: {what}: {listed(self.other[label])}"
 
 
 def listed(values: Counter[str]) -> str:
@@ -257,7 +264,8 @@ class Layout:
         """Find the columns."""
         self._labels = labels
         self._harmful, self._harmless = rules(columns.harmful), rules(columns.harmless)
-        scores = [rule.column for rule in (*self._harmful, *self._harmless) if rule.column]
+        typed = (*self._harmful, *self._harmless)
+        scores = [rule.column for rule in typed if rule.column]
         text = next((name for name in columns.text if _holds(record, name)), "")
         needed = [*columns.label, columns.lang_column, columns.item, *scores]
         needed += [] if text or not columns.text else [columns.text[0]]
@@ -272,16 +280,16 @@ class Layout:
         self.item_column = columns.item or "item"
         self.joins_words = bool(text)
         self._named = bool(columns.label)
-        self._columns = columns.label or tuple(dict.fromkeys(scores))
-        if not self._columns:
+        self._columns = columns.label
+        if not columns.label and (not scores or any(not rule.column for rule in typed)):
             self._columns = tuple(name for name in ("label", "toxic") if name in record)[:1]
         self._is_binary = not (columns.label or columns.harmful or columns.harmless)
         self._scores = tuple(dict.fromkeys(name for name in scores if name not in self._columns))
         self.every = {"harmful": 1, "harmless": 0}.get(columns.every)
         self.unread_labels = self._columns[0] if self._columns and self.every is not None else ""
-        if self.every is None and not self._columns:
+        if self.every is None and not (self._columns or scores):
             self.every = by_name
-        labelled = self.every is not None or bool(self._columns)
+        labelled = self.every is not None or bool(self._columns or scores)
         self.texts: tuple[tuple[str, str], ...] = ()
         if columns.wide:
             self.texts = tuple((lang, lang) for lang in columns.wide if lang in record)
@@ -351,20 +359,12 @@ class Layout:
                 f"harmless ({held[0][0].typed}): let only one hold"
             )
         exact = any(not rule.operator for rule in (*harmful, *harmless))
+        other = None if held[0] or held[1] else -1 if harmful and harmless else int(not harmful)
         if exact:
-            self._labels.count(value)
-        if held[1] or held[0]:
-            return int(bool(held[1]))
-        if harmful and harmless:
-            return (
-                f"{column} is {shown(value)}, in neither list"
-                if exact
-                else (f"{column} is between harmful and harmless")
-            )
-        other = int(not harmful)
-        if exact and len(self._labels.other[other]) < _MAX_VALUES:
-            self._labels.other[other][word(value)] += 1
-        return other
+            self._labels.count(value, other)
+        if other == -1:
+            return f"{column} is {'in neither list' if exact else 'between harmful and harmless'}"
+        return int(bool(held[1])) if other is None else other
 
 
 def _holds(record: Mapping[str, Any], path: str) -> bool:

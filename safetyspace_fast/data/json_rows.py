@@ -9,6 +9,8 @@ from typing import Any
 from ..errors import DataError
 from .unpack import MAX_LINE_BYTES, Lines
 
+BROKEN_UTF8 = "broken UTF-8"
+
 _CHUNK_BYTES = 1 << 16
 _SPACE = " \t\r\n"
 
@@ -67,7 +69,7 @@ def _json_lines(lines: Iterator[tuple[int, bytes]], file: Lines) -> Records:
         try:
             record = decode(raw.decode())
         except UnicodeDecodeError:
-            yield line, "broken UTF-8"
+            yield line, BROKEN_UTF8
         except _RepeatedKeyError:
             yield line, "a key occurs twice in the object"
         except json.JSONDecodeError as error:

@@ -23,6 +23,7 @@ from .columns import (
     word,
 )
 from .formats import MAX_ROWS, Form, read_records
+from .json_rows import BROKEN_UTF8
 from .samples import Exclusion, Row, Samples, Splits, arrange
 from .separated import delimiter_named
 from .sources import DataFile, find_sources, is_language, printable
@@ -34,7 +35,6 @@ MAX_LANGUAGES = 10_000
 """More than ISO 639-3 names; a store numbers languages in 16 bits."""
 
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
-_BROKEN = "broken UTF-8 or a lone surrogate in "
 _ONE_CLASS = "all usable"
 _BOTH_LABELS = "the same text has both labels"
 _ENOUGH_BROKEN = 3
@@ -187,6 +187,10 @@ def _summary(excluded: Sequence[Exclusion]) -> str:
     return f"{len(excluded)} texts left out: {', '.join(parts)}{more}"
 
 
+class _NotUtf8Error(UnusableError):
+    """A row holds bytes that are not UTF-8."""
+
+
 class _Reader:
     """Usable rows and exclusions, collected over the files of one data set."""
 
@@ -230,13 +234,13 @@ class _Reader:
             n_rows += 1
             try:
                 if isinstance(record, str):
-                    raise UnusableError(record)
+                    raise (_NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
                 if layout is None:
                     layout = Layout(file.columns, file.label, record, where, self.labels)
                 self._add(record, layout, file, where, position)
             except UnusableError as reason:
                 self._exclude(position, str(reason))
-                n_broken += str(reason).startswith("broken UTF-8")
+                n_broken += isinstance(reason, _NotUtf8Error)
             if len(self.rows) + len(self._excluded) > MAX_ROWS:
                 raise DataError(f"{where}: more than {MAX_ROWS} rows: split the data")
             if self._total_bytes > MAX_TOTAL_BYTES:
@@ -443,8 +447,10 @@ def _text(value: object, column: str, joins_words: bool = False) -> tuple[str, b
 def _utf8(value: str, column: str) -> bytes:
     try:
         return value.encode()
-    except UnicodeEncodeError:
-        raise UnusableError(_BROKEN + column) from None
+    except UnicodeEncodeError as error:
+        is_byte = "\udc80" <= value[error.start] <= "\udcff"  # as which it was decoded
+        kind = _NotUtf8Error if is_byte else UnusableError
+        raise kind(f"broken UTF-8 or a lone surrogate in {column}") from None
 
 
 def _identifier(value: object, column: str) -> str | None:

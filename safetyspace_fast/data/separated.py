@@ -87,8 +87,8 @@ def read_separated(
         lines = _decoded(file, file_name)
         for line, fields in _rows(lines, Dialect(delimiter, quoted), file_name):
             if header is None:
-                header = fields
-                if named and all(map(str.isdecimal, named)) and set(named).isdisjoint(fields):
+                header = [name.strip() for name in fields]
+                if named and all(map(str.isdecimal, named)) and set(named).isdisjoint(header):
                     header = [str(i) for i in range(1, len(fields) + 1)]
                     on_note(f"{file_name}: read without a header, since columns are numbered")
                 else:
@@ -114,7 +114,7 @@ def _find_delimiter(lines: Sequence[str], default: str, named: Sequence[str]) ->
             rows = [row for row in csv.reader(lines, delimiter=candidate) if row]
         except csv.Error:
             rows = []
-        if rows and not set(named).isdisjoint(rows[0]):
+        if rows and not set(named).isdisjoint(map(str.strip, rows[0])):
             return candidate
         # The last row may be cut off within quotation marks.
         widths[candidate] = {len(row) for row in rows[:-1] or rows}

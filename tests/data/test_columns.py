@@ -70,9 +70,11 @@ def test_with_one_list_every_other_label_means_the_other(
 def test_labels_in_neither_list_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "en.jsonl", ROWS)
     options = {"text_column": "words", "label_column": "class", "harmful": "worse"}
-    samples = read_samples(path, harmless="good", **options)  # type: ignore[arg-type]
-    assert Counter(e.reason for e in samples.excluded) == {"class is 'bad', in neither list": 4}
-    with pytest.raises(DataError, match=r"^en\.jsonl:1: class is 'bad', in neither list \(strict"):
+    notes: list[str] = []
+    samples = read_samples(path, harmless="good", on_note=notes.append, **options)  # type: ignore[arg-type]
+    assert notes[0] == "en: labels in neither list leave their texts out: 'bad' (4)"
+    assert Counter(e.reason for e in samples.excluded) == {"class is in neither list": 4}
+    with pytest.raises(DataError, match=r"^en\.jsonl:1: class is in neither list \(strict"):
         read_samples(path, harmless="good", strict=True, **options)  # type: ignore[arg-type]
 
 
@@ -264,6 +266,34 @@ def test_a_file_without_a_header_names_columns_by_number(tmp_path: Path) -> None
     table = tmp_path / "en.csv"
     table.write_text("1,2\nx,1\ny,0\n")
     assert labels_of(read_samples(table, text_column="1", label_column="2")) == {"x": 1, "y": 0}
+
+
+def test_values_and_thresholds_join_columns(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "label": "NOT", "score": i / 4} for i in range(4)]
+    path = write(tmp_path / "en.jsonl", [*rows, {"text": "off", "label": "OFF", "score": 0}])
+    found = labels_of(read_samples(path, harmful=["OFF", "score>=0.7"], harmless="NOT"))
+    assert found == {"0": 0, "1": 0, "2": 0, "3": 1, "off": 1}
+
+
+def test_many_short_texts_as_labels_are_not_printed(tmp_path: Path) -> None:
+    rows = [{"text": f"unrepeatable {i}", "label": i} for i in range(40)]
+    notes: list[str] = []
+    with pytest.raises(DataError) as caught:
+        read_samples(
+            write(tmp_path / "en.jsonl", rows),
+            label_column="text",
+            harmful="unrepeatable 1",
+            harmless="x",
+            on_note=notes.append,
+        )
+    assert "unrepeatable" not in f"{caught.value} {notes}"
+
+
+@pytest.mark.parametrize("header", ["text, label", " text ,label "])
+def test_blanks_around_the_names_of_columns(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "en.csv"
+    path.write_text(header + "\na, 1\nb, 0\n")
+    assert labels_of(read_samples(path)) == {"a": 1, "b": 0}
 
 
 # Languages
