@@ -13,7 +13,8 @@ from ..names import nearest
 from .unpack import MAX_LINE_BYTES, Lines
 
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
-_ROWS_TO_TRY = 50
+_LINES_TO_TRY = 50
+_CHARACTERS_TO_TRY = 1 << 20
 
 Opener = Callable[[], AbstractContextManager[Lines]]
 
@@ -55,7 +56,7 @@ def read_separated(
     named: Sequence[str],
     on_note: Callable[[str], None],
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Stream the rows of a separated file, which is read twice: first to find its dialect.
+    """Stream the rows of a separated file, which is first read to find its dialect.
 
     Args:
         opened: opens the file from its beginning.
@@ -74,10 +75,9 @@ def read_separated(
         DataError: the rest of the file cannot be trusted.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    with opened() as file:
-        rows = list(islice(_decoded(file, file_name), _ROWS_TO_TRY))
     if delimiter is None:
-        delimiter = _find_delimiter(rows, default, named)
+        with opened() as file:
+            delimiter = _find_delimiter(_head(_decoded(file, file_name)), default, named)
     quoted = quoting == "csv"
     if quoting == "auto":
         with opened() as file:
@@ -102,6 +102,16 @@ def read_separated(
                 yield line, dict(zip(header, fields, strict=True))
             else:
                 yield line, f"{len(fields)} fields where the header has {len(header)}"
+
+
+def _head(lines: Iterator[str]) -> list[str]:
+    """The first lines of a file, of a bounded length together."""
+    head: list[str] = []
+    for line in islice(lines, _LINES_TO_TRY):
+        head.append(line)
+        if sum(map(len, head)) > _CHARACTERS_TO_TRY:
+            break
+    return head
 
 
 def _find_delimiter(lines: Sequence[str], default: str, named: Sequence[str]) -> str:
@@ -198,7 +208,7 @@ class _Readings:
             self.quoted_misfits += len(fields) != self._width
             whole = sum(map(self._is_whole, row))
             self.plain_misfits += len(row) - whole
-            if self._width > 1 and len(row) < 2 * whole and len(row) > 1:
+            if 1 < len(row) < 2 * whole:
                 self.doubtful_rows += len(row) - 1
             if any('"' in line for line in row):
                 any_quote = True

@@ -127,6 +127,20 @@ def test_lines_that_quoting_joins_are_said(tmp_path: Path) -> None:
     assert texts_of(path, quoting="none") == texts
 
 
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+def test_a_list_of_prompts_loses_no_line(tmp_path: Path, suffix: str) -> None:
+    lines = ['say "a"', '"open', "plain, with a comma", 'close"', "end"]
+    path = tmp_path / f"prompts.{suffix}"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    other = tmp_path / "other.txt"
+    other.write_text("kind\n")
+    options = {"delimiter": "tab"} if suffix == "csv" else {}
+    samples = read_samples(
+        [f"harmful={path}", f"harmless={other}"], text_column="1", lang="en", **options
+    )
+    assert {t for t, y in zip(samples.texts, samples.labels, strict=True) if y} == set(lines)
+
+
 def test_quotation_marks_that_enclose_nothing_are_a_part_of_the_text(tmp_path: Path) -> None:
     texts = ['"never closed', "x", 'he said "so"', "y"]
     path = plain(tmp_path / "x.csv", texts, ",")
