@@ -82,8 +82,8 @@ class RunConfig:
     ] = None
     harmless: Annotated[
         str | Sequence[str] | None,
-        "Labels or thresholds that mean harmless. Texts whose label is in neither list are left "
-        "out, and counted.",
+        "Labels or thresholds that mean harmless. Without `harmful`, every other label means "
+        "harmful; with both, texts of other labels are left out, and counted.",
     ] = None
     lang_column: Annotated[str | None, "Column of the language."] = None
     lang: Annotated[str | None, "Language of all texts, whatever the data say."] = None
@@ -146,11 +146,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without opening anything."""
+        data = self.data
         models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
         layers = self.layers if isinstance(self.layers, str) else tuple(self.layers)
         for field, value in (
             ("models", models),
-            ("data", (self.data,) if isinstance(self.data, str | Path) else tuple(self.data)),
+            ("data", tuple(map(str, [data] if isinstance(data, str | Path) else data))),
             *((field, _names(getattr(self, field))) for field in SEVERAL_NAMES),
             ("layers", layers),
             ("poolings", _tuple("poolings", self.poolings)),
