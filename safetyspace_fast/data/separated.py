@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import NamedTuple
 
 from ..config import Quoting
 from ..errors import ConfigError, DataError
@@ -17,18 +16,6 @@ _LINES_TO_TRY = 50
 _CHARACTERS_TO_TRY = 1 << 20
 
 Opener = Callable[[], AbstractContextManager[Lines]]
-
-
-class Dialect(NamedTuple):
-    """How a file separates its fields.
-
-    delimiter: one character.
-    quoted: whether a field may stand in quotation marks; if not, they are part of the text, and
-        each line is a row.
-    """
-
-    delimiter: str
-    quoted: bool
 
 
 def delimiter_named(name: str) -> str:
@@ -56,7 +43,7 @@ def read_separated(
     named: Sequence[str],
     on_note: Callable[[str], None],
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Stream the rows of a separated file, which is first read to find its dialect.
+    """Stream the rows of a separated file, which is first read to find its delimiter and quoting.
 
     Args:
         opened: opens the file from its beginning.
@@ -85,7 +72,7 @@ def read_separated(
     header: list[str] | None = None
     with opened() as file:
         lines = _decoded(file, file_name)
-        for line, fields in _rows(lines, Dialect(delimiter, quoted), file_name):
+        for line, fields in _rows(lines, delimiter, quoted, file_name):
             if header is None:
                 header = [name.strip() for name in fields]
                 if named and all(map(str.isdecimal, named)) and set(named).isdisjoint(header):
@@ -221,16 +208,16 @@ class _Readings:
 
 
 def _rows(
-    lines: Iterator[str], dialect: Dialect, file_name: str
+    lines: Iterator[str], delimiter: str, quoted: bool, file_name: str
 ) -> Iterator[tuple[int, list[str]]]:
     """The fields of every row that is not blank, with the number of its first line."""
-    if not dialect.quoted:
+    if not quoted:
         for line, raw in enumerate(lines, 1):
             content = raw.removesuffix("\n").removesuffix("\r")
             if content:
-                yield line, content.split(dialect.delimiter)
+                yield line, content.split(delimiter)
         return
-    reader = csv.reader(lines, delimiter=dialect.delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:

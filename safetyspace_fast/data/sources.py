@@ -212,8 +212,13 @@ def _label_of(name: str) -> int | None:
 
 
 def _split_of(name: str) -> str | None:
+    """A usual name of a split among the words, or what stands before the number of a shard."""
     splits = {_SPLIT_WORDS[word] for word in words_of(name) if word in _SPLIT_WORDS}
-    return splits.pop() if len(splits) == 1 else None
+    if len(splits) == 1:
+        return splits.pop()
+    stem = _SHARD.sub("", name)
+    is_other = _language_of(name) is None and _label_of(name) is None
+    return stem.casefold() if stem != name and is_other and not splits else None
 
 
 def printable(name: str) -> str:

@@ -430,7 +430,7 @@ def test_a_line_of_100_mb_is_never_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_a_line_of_100_mb_in_every_format(tmp_path: Path, suffix: str) -> None:
     texts = ["good", "x" * 100_000_000, "bad"]
     path = tmp_path / f"x.{suffix}"
@@ -445,11 +445,16 @@ def test_a_line_of_100_mb_in_every_format(tmp_path: Path, suffix: str) -> None:
             {"text": text, "label": i, "lang": "en"}
             for text, i in zip(texts, (0, 1, 1), strict=True)
         ]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if suffix == "jsonl" else "[" + ",\n".join(lines) + "]")
     answer, memory_mib, time_s = read_in_new_process(path)
     print(f"{suffix}: {answer}, {time_s:.1f} s, {memory_mib:.0f} MiB")
-    refused = f"x.csv:3: line of more than {unpack.MAX_LINE_BYTES} bytes: shorten it"
-    assert answer == (refused if suffix == "csv" else "2")
+    refused = {
+        "csv": f"x.csv:3: line of more than {unpack.MAX_LINE_BYTES} bytes: shorten it",
+        "json": f"x.json:2: not JSON, or a record of more than {unpack.MAX_LINE_BYTES} bytes: "
+        "expected an array of objects, or JSON Lines",
+    }
+    assert answer == refused.get(suffix, "2")
     assert memory_mib < (900 if suffix == "parquet" else 64)  # Arrow and Python hold copies
 
 
@@ -468,7 +473,7 @@ def test_one_long_text_repeated_in_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_a_million_rows(tmp_path: Path, suffix: str) -> None:
     n = 1_000_000
     path = tmp_path / f"x.{suffix}"
@@ -484,14 +489,14 @@ def test_a_million_rows(tmp_path: Path, suffix: str) -> None:
             pyarrow.table(table | {"pair": [f"p{i // 8}-{i % 4}" for i in range(n)]}), path
         )
     else:
-        pattern = (
-            '{{"text": "{}", "label": {}, "lang": "{}"}}\n' if suffix == "jsonl" else "{},{},{}\n"
-        )
+        pattern = "{},{},{}\n" if suffix == "csv" else '{{"text": "{}", "label": {}, "lang": "{}"}}'
+        between = {"csv": "", "jsonl": "\n", "json": ","}[suffix]
         with path.open("w") as file:
-            if suffix == "csv":
-                file.write("text,label,lang\n")
+            file.write({"csv": "text,label,lang\n", "jsonl": "", "json": "["}[suffix])
             for i, text in enumerate(texts):
+                file.write(between if i else "")
                 file.write(pattern.format(text, (i // 4) % 2, langs[i % 4]))
+            file.write("]" if suffix == "json" else "")
     answer, memory_mib, time_s = read_in_new_process(path)
     print(f"{suffix}: {answer} rows, {time_s:.1f} s, {memory_mib:.0f} MiB")
     assert answer == str(n)
