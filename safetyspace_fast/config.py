@@ -13,6 +13,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Implementation = Literal["auto", "reference", "cpu", "triton", "cuda"]
 Quoting = Literal["auto", "csv", "none"]
 Data = str | Path | Sequence[str | Path]
+Names = str | float | Sequence[str | float]
+"""One name, label value or number of a column, or several."""
 
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 TEMPLATES: tuple[TemplateMode, ...] = get_args(TemplateMode)
@@ -67,21 +69,21 @@ class RunConfig:
     proj_dim: Annotated[int, "Width of the seeded Gaussian projection kept for every text."] = 64
     seed: Annotated[int, "Seed of the projection."] = 0
     text_column: Annotated[
-        str | Sequence[str] | None,
+        Names | None,
         "Column of the text; a number, from 1, if the file has no header. Of several, the first "
         "that a file has.",
     ] = None
     label_column: Annotated[
-        str | Sequence[str] | None,
+        Names | None,
         "Column of the label. Of several, a text is harmful if any says so.",
     ] = None
     harmful: Annotated[
-        str | Sequence[str] | None,
+        Names | None,
         "Labels that mean harmful (`OFF,hate`), or thresholds (`>=1`, or `toxicity>=0.5` to name "
         "the column). Without `harmless`, every other label means harmless.",
     ] = None
     harmless: Annotated[
-        str | Sequence[str] | None,
+        Names | None,
         "Labels or thresholds that mean harmless. Without `harmful`, every other label means "
         "harmful; with both, texts of other labels are left out, and counted.",
     ] = None
@@ -152,7 +154,7 @@ class RunConfig:
         for field, value in (
             ("models", models),
             ("data", tuple(map(str, [data] if isinstance(data, str | Path) else data))),
-            *((field, _names(getattr(self, field))) for field in SEVERAL_NAMES),
+            *((field, several_names(getattr(self, field))) for field in SEVERAL_NAMES),
             ("layers", layers),
             ("poolings", _tuple("poolings", self.poolings)),
             ("languages", _tuple("languages", self.languages)),
@@ -183,10 +185,10 @@ class RunConfig:
 class DataFields(TypedDict, total=False):
     """How data are read: the fields of `RunConfig` that say so, beside `data`."""
 
-    text_column: str | Sequence[str] | None
-    label_column: str | Sequence[str] | None
-    harmful: str | Sequence[str] | None
-    harmless: str | Sequence[str] | None
+    text_column: Names | None
+    label_column: Names | None
+    harmful: Names | None
+    harmless: Names | None
     lang_column: str | None
     lang: str | None
     split: str | None
@@ -242,8 +244,11 @@ def data_fields(config: RunConfig) -> DataFields:
     return cast(DataFields, fields)
 
 
-def _names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    return (names,) if isinstance(names, str) else names if names is None else tuple(names)
+def several_names(names: Names | None) -> tuple[str, ...] | None:
+    """Names as strings; a single one needs no list."""
+    if names is None:
+        return None
+    return tuple(map(str, [names] if isinstance(names, str | float | int) else names))
 
 
 def _tuple(field: str, names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import QUOTINGS, Quoting
+from ..config import QUOTINGS, Names, Quoting, several_names
 from ..errors import ConfigError, DataError
 from ..names import languages_meant, nearest, primary_language
 from .columns import (
@@ -44,10 +44,10 @@ _ENOUGH_BROKEN = 3
 def read_samples(
     source: str | Path | Sequence[str | Path],
     *,
-    text_column: str | Sequence[str] | None = None,
-    label_column: str | Sequence[str] | None = None,
-    harmful: str | Sequence[str] | None = None,
-    harmless: str | Sequence[str] | None = None,
+    text_column: Names | None = None,
+    label_column: Names | None = None,
+    harmful: Names | None = None,
+    harmless: Names | None = None,
     lang_column: str | None = None,
     lang: str | None = None,
     split: str | None = None,
@@ -139,9 +139,11 @@ def _ignore(note: str) -> None:
     pass
 
 
-def _several(field: str, names: str | Sequence[str] | None) -> tuple[str, ...]:
-    several = (names,) if isinstance(names, str) else tuple(names or ())
-    if names is not None and not all(name.strip() for name in several or ("",)):
+def _several(field: str, names: Names | None) -> tuple[str, ...]:
+    several = several_names(names)
+    if several is None:
+        return ()
+    if not several or not all(map(str.strip, several)):
         raise ConfigError(f"{field}: an empty name: give at least one, or leave it out")
     return several
 

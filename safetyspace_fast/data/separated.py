@@ -51,7 +51,7 @@ def read_separated(
         default: the delimiter that its name suggests.
         delimiter: the one that was named, if any.
         quoting: `auto`, `csv` or `none`.
-        named: columns that were named. If all are numbers that the first row does not hold, the
+        named: columns that were named. If all are numbers, and the first row does not hold all, the
             file has no header: its columns are named by number, from 1.
         on_note: called with a line where the file can be read in two ways.
 
@@ -75,7 +75,7 @@ def read_separated(
         for line, fields in _rows(lines, delimiter, quoted, file_name):
             if header is None:
                 header = [name.strip() for name in fields]
-                if named and all(map(str.isdecimal, named)) and set(named).isdisjoint(header):
+                if named and all(map(str.isdecimal, named)) and not set(named) <= set(header):
                     header = [str(i) for i in range(1, len(fields) + 1)]
                     on_note(f"{file_name}: read without a header, since columns are numbered")
                 else:

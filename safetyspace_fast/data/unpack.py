@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ MAX_ZIP_RATIO = 200
 MIN_ZIP_BOMB_BYTES = 64 << 20
 """Smaller files may be of any ratio."""
 
+# Those of the standard library for damaged, encrypted and unknown archives.
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, IndexError),
+    *(struct.error, OSError),
+)
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -74,11 +80,8 @@ def inside_zip(path: Path, file_name: str) -> str:
     Raises:
         DataError: there is none or more than one, or the zip cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _only_member(archive, file_name).filename
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{file_name}: damaged zip file: fetch it again") from error
+    with _archive(path, file_name) as archive:
+        return _only_member(archive, file_name).filename
 
 
 def _wrong_encoding(file_name: str, encoding: str) -> DataError:
@@ -89,12 +92,12 @@ def _wrong_encoding(file_name: str, encoding: str) -> DataError:
 def _unpacked(path: Path, file_name: str) -> Iterator[io.BufferedReader]:
     suffix = path.suffix.lower()
     if suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path, file_name) as archive:
             member = _only_member(archive, file_name)
             try:
                 packed = archive.open(member)
-            except (RuntimeError, NotImplementedError) as error:  # a password; an odd compression
-                raise DataError(f"{file_name}: cannot be unpacked: unpack it first") from error
+            except _ZIP_ERRORS as error:
+                raise _not_unpacked(file_name) from error
             with packed:
                 yield _buffered(packed)
     elif suffix == ".gz":
@@ -108,6 +111,23 @@ def _unpacked(path: Path, file_name: str) -> Iterator[io.BufferedReader]:
 def _buffered(file: object) -> io.BufferedReader:
     """A reader that can peek; typeshed gives packed files no type of raw ones."""
     return io.BufferedReader(cast(io.RawIOBase, file))
+
+
+@contextmanager
+def _archive(path: Path, file_name: str) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except _ZIP_ERRORS as error:
+        raise _not_unpacked(file_name) from error
+    with archive:
+        yield archive
+
+
+def _not_unpacked(file_name: str) -> DataError:
+    return DataError(
+        f"{file_name}: cannot be unpacked, as it is damaged, encrypted or of an unknown kind: "
+        "unpack it first, or fetch it again"
+    )
 
 
 def _only_member(archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:

@@ -268,6 +268,14 @@ def test_a_file_without_a_header_names_columns_by_number(tmp_path: Path) -> None
     assert labels_of(read_samples(table, text_column="1", label_column="2")) == {"x": 1, "y": 0}
 
 
+@pytest.mark.parametrize(("harmful", "harmless"), [(1, 0), ([1.0], [0]), (True, False)])
+def test_values_and_columns_may_be_numbers(tmp_path: Path, harmful: Any, harmless: Any) -> None:
+    path = tmp_path / "en.txt"
+    path.write_text("a\t1\nb\t0\n" if harmful is not True else "a\tTrue\nb\tFalse\n")
+    options = {"text_column": 1, "label_column": 2, "harmful": harmful, "harmless": harmless}
+    assert labels_of(read_samples(path, **options)) == {"a": 1, "b": 0}
+
+
 def test_values_and_thresholds_join_columns(tmp_path: Path) -> None:
     rows = [{"text": str(i), "label": "NOT", "score": i / 4} for i in range(4)]
     path = write(tmp_path / "en.jsonl", [*rows, {"text": "off", "label": "OFF", "score": 0}])

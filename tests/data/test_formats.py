@@ -183,7 +183,9 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
     for magic, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(magic) + flags] |= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"^en\.zip: cannot be unpacked: unpack it first"):
+    with pytest.raises(
+        DataError, match=r"^en\.zip: cannot be unpacked, as it is damaged, encrypted"
+    ):
         read_samples(path)
 
 
