@@ -133,14 +133,16 @@ def _is_quoted(
     It is in doubt where a field in quotation marks spans lines of which most are whole rows.
 
     With tabs: quoting if it is proved or fits better, and is not in doubt. With other delimiters:
-    quoting, unless the other reading fits and quoting is an error, or is in doubt and not proved.
+    quoting, unless the other reading fits and quoting is an error or in doubt; that all lines of a
+    single column are rows proves nothing.
     """
     seen = _Readings(lines, delimiter)
     if delimiter == "\t":
         if seen.error or seen.doubtful_rows:
             return False
         return seen.proved or seen.quoted_misfits < seen.plain_misfits
-    if not seen.plain_misfits and (seen.error or (seen.doubtful_rows and not seen.proved)):
+    in_doubt = seen.doubtful_rows and not (seen.width == 1 and seen.proved)
+    if not seen.plain_misfits and (seen.error or in_doubt):
         on_note(
             f"{file_name}: read with quotation marks as part of the texts; --quoting csv if they "
             "enclose fields"
@@ -160,14 +162,15 @@ class _Readings:
     error: with quoting, it cannot be read to its end.
     proved: no quotation mark stands where a writer that quotes would not put it.
     doubtful_rows: lines that quoting joins to others although they are whole rows.
-    quoted_misfits, plain_misfits: rows of another width than the first.
+    width: number of fields of the first row.
+    quoted_misfits, plain_misfits: rows of another width.
     """
 
     def __init__(self, lines: Iterator[str], delimiter: str) -> None:
         self.error = False
         self.proved = True
         self.doubtful_rows = self.quoted_misfits = self.plain_misfits = 0
-        self._width = 0
+        self.width = 0
         self._delimiter = delimiter
         any_quote = False
         field = f'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
@@ -191,8 +194,8 @@ class _Readings:
                 fields = row[0].rstrip("\r\n").split(delimiter)
             if not fields:
                 continue
-            self._width = self._width or len(fields)
-            self.quoted_misfits += len(fields) != self._width
+            self.width = self.width or len(fields)
+            self.quoted_misfits += len(fields) != self.width
             whole = sum(map(self._is_whole, row))
             self.plain_misfits += len(row) - whole
             if 1 < len(row) < 2 * whole:
@@ -204,7 +207,7 @@ class _Readings:
         self.proved &= any_quote and not self.error
 
     def _is_whole(self, line: str) -> bool:
-        return line.count(self._delimiter) + 1 == self._width
+        return line.count(self._delimiter) + 1 == self.width
 
 
 def _rows(

@@ -118,13 +118,15 @@ def test_lines_that_quoting_joins_are_said(tmp_path: Path) -> None:
     texts[2], texts[5] = '"Wait', 'Bye"'
     path = plain(tmp_path / "x.csv", texts, ",")
     notes: list[str] = []
+    assert texts_of(path) == texts
+    path.write_text(path.read_text() + "a line, of another width,1\n")
     samples = read_samples(path, lang="en", on_note=notes.append)
     assert len(samples) == 5
-    assert notes == [
+    assert notes[:1] == [
         "x.csv: 3 lines were joined into others, as quotation marks enclose them; --quoting none "
         "if each line is a row"
     ]
-    assert texts_of(path, quoting="none") == texts
+    assert len(read_samples(path, lang="en", quoting="none")) == len(texts)
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv"])
