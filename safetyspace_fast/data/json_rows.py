@@ -24,7 +24,8 @@ def read_json(file: Lines, file_name: str, *, lines_only: bool) -> Records:
         file: from its beginning.
         file_name: its name in messages.
         lines_only: a first line that holds an object is a record. If not, the file may also be one
-            object whose values are the records, or one of whose values is the array of them.
+            object whose values are the records or the columns, or one of whose values is the array
+            of them.
 
     Yields:
         (line, record), as `read_records` does; in an array or object, records are counted.
@@ -94,25 +95,35 @@ def _array(values: "_Values") -> Records:
 
 
 def _object(values: "_Values") -> Records:
-    """The records of an object: the array that is one of its values, or the objects that are."""
+    """The records of an object: the array that is one of its values, the objects that are its
+    values, or the rows of columns that are, which tables are written as."""
     row = 0
     array = None
+    columns: dict[str, list[Any]] = {}
     for _ in values.items("{", "}"):
         name = values.key(row)
-        if values.peek() == "[":
+        if values.is_array_of_objects():
             if array is not None or row:
                 raise values.wrong(row, "records in more than one place of an object")
             array = name
             for row, record in _array(values):
                 yield row, record
             continue
-        record = values.next(row + 1)
-        if isinstance(record, dict) and array is None:
+        value = values.next(row + 1)
+        if isinstance(value, list):
+            columns[name] = value
+        elif isinstance(value, dict) and value and all(map(str.isdecimal, value)):
+            columns[name] = list(value.values())
+        elif isinstance(value, dict) and array is None:
             row += 1
-            yield row, "a key occurs twice in the object" if values.repeats_a_key else record
+            yield row, "a key occurs twice in the object" if values.repeats_a_key else value
     values.finish(row)
-    if not row:
+    if row:
+        return
+    if not columns or len(set(map(len, columns.values()))) > 1:
         raise values.wrong(row, "an object without records")
+    for row, fields in enumerate(zip(*columns.values(), strict=True), 1):
+        yield row, dict(zip(columns, fields, strict=True))
 
 
 def _is_complete(line: bytes) -> bool:
@@ -208,6 +219,15 @@ class _Values:
                 return self._text[self._at]
             if not self._read():
                 return ""
+
+    def is_array_of_objects(self) -> bool:
+        """Whether the next value is an array whose first entry is an object."""
+        if self.peek() != "[":
+            return False
+        while True:
+            inside = self._text[self._at + 1 : self._at + 1 + _CHUNK_BYTES].lstrip(_SPACE)
+            if inside or len(self._text) - self._at > _CHUNK_BYTES or not self._read():
+                return inside[:1] == "{"
 
     def finish(self, row: int) -> None:
         """Check that nothing follows the outermost value."""

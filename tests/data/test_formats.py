@@ -34,7 +34,12 @@ FORMS: dict[str, Callable[[], str]] = {
     "JSON Lines": lambda: "".join(json.dumps(row) + "\n" for row in ROWS),
 }
 OBJECTS: dict[str, Callable[[], str]] = {
-    "list in an object": lambda: json.dumps({"version": 1.5, "data": ROWS, "size": 6}),
+    "array in an object": lambda: json.dumps({"version": 1.5, "data": ROWS, "size": 6}),
+    "columns": lambda: json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
+    "columns by number": lambda: json.dumps(
+        {name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}
+    ),
+    "columns and an array": lambda: json.dumps({"langs": ["en"], "data": ROWS, "n": [1, 2]}),
     "object of objects": lambda: json.dumps({str(i): row for i, row in enumerate(ROWS)}, indent=1),
 }
 
@@ -93,7 +98,8 @@ def test_json_is_read_alike_however_it_is_cut(tmp_path: Path, data: st.DataObjec
             '{"a": [{"text": "a", "label": 0}], "b": [{"text": "b", "label": 1}]}',
             "more than one place",
         ),
-        ('{"text": ["a", "b"], "label": [0, 1]}', "more than one place|the columns|no columns"),
+        ('{"text": ["a", "b"], "label": [0]}', "an object without records"),
+        ('{"text": [], "label": []}', "no usable texts: it is empty"),
         ('{"version": 1}', "an object without records"),
         ("{}", "an object without records"),
         ("[]", "no usable texts: it is empty"),
