@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .api import (
         API_VERSION,
         Bench,
+        DataSummary,
         Event,
         LanguageDone,
         ModelDone,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         bench,
         check,
         compare,
+        describe_data,
         directions,
         iter_run,
         open_run,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "API_VERSION",
     "Bench",
+    "DataSummary",
     "Event",
     "LanguageDone",
     "ModelDone",
@@ -54,6 +57,7 @@ __all__ = [
     "bench",
     "check",
     "compare",
+    "describe_data",
     "directions",
     "iter_run",
     "open_run",

@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Unpack, overload
 
 from .analysis import compare, directions, parallel, separation
 from .benchmark import Bench, bench_model
-from .config import DType, Implementation, Pooling, RunConfig, RunFields, TemplateMode
-from .data import Samples, read_samples
+from .config import (
+    Data,
+    DataFields,
+    DType,
+    Implementation,
+    Pooling,
+    RunConfig,
+    RunFields,
+    TemplateMode,
+)
+from .data import DataSummary, Samples, describe, read_samples
 from .errors import ConfigError, SafetySpaceError
 from .extract import (
     Event,
@@ -34,6 +43,7 @@ API_VERSION = 1
 __all__ = [
     "API_VERSION",
     "Bench",
+    "DataSummary",
     "Event",
     "LanguageDone",
     "ModelDone",
@@ -49,6 +59,7 @@ __all__ = [
     "bench",
     "check",
     "compare",
+    "describe_data",
     "directions",
     "iter_run",
     "open_run",
@@ -142,12 +153,26 @@ def save_results(run: Run, results: "xarray.Dataset") -> None:
     store_results(run.place, results)
 
 
+def describe_data(data: Data, **reading: Unpack[DataFields]) -> DataSummary:
+    """Read data as a run would, and sum up what is read in counts, without a model.
+
+    Args:
+        data: as in `RunConfig`.
+        reading: how the data are read, as in `RunConfig`: `text_column`, `languages` and others.
+
+    Raises:
+        SafetySpaceError: the data cannot be used.
+    """
+    notes: list[str] = []
+    samples = read_samples(data, on_note=notes.append, **reading)
+    return describe(samples, tuple(notes))
+
+
 def verify(
     model: str,
-    data: str,
+    data: Data,
     *,
     samples: int = 32,
-    languages: Sequence[str] | None = None,
     layers: str | Sequence[str] = "all",
     poolings: Sequence[Pooling] = ("mean", "last"),
     template: TemplateMode = "auto",
@@ -158,17 +183,18 @@ def verify(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **reading: Unpack[DataFields],
 ) -> Verification:
     """Compare the engine's states of a few texts with transformers' `output_hidden_states`.
 
     Args:
         model: `[NAME=]BASE[+ADAPTER]`.
-        data: data file, directory, hub id or `sample:polite`.
+        data: as in `RunConfig`.
         samples: how many texts, spread evenly over languages and lengths.
-        languages: keep only these.
         layers, poolings, template, device, dtype, max_tokens, impl, allow_pickle,
             trust_remote_code: as in `RunConfig`.
         progress: called with the number of texts done and their total, over all passes.
+        reading: how the data are read, as in `RunConfig`: `text_column`, `languages` and others.
 
     Raises:
         SafetySpaceError: the model or the data cannot be read. A wrong state raises nothing: see
@@ -176,7 +202,7 @@ def verify(
     """
     return verify_model(
         parse_model(model),
-        _texts_for(data, samples, languages),
+        _texts_for(data, samples, reading),
         num_texts=samples,
         layers=layers,
         poolings=poolings,
@@ -193,31 +219,31 @@ def verify(
 
 def bench(
     model: str,
-    data: str,
+    data: Data,
     *,
     samples: int = 128,
-    languages: Sequence[str] | None = None,
     template: TemplateMode = "auto",
     device: str = "auto",
     dtype: DType = "auto",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **reading: Unpack[DataFields],
 ) -> Bench:
     """Time the engine on a few texts, in turn with `output_hidden_states` in padded batches.
 
     Args:
         model: `[NAME=]BASE[+ADAPTER]`.
-        data: data file, directory, hub id or `sample:polite`.
+        data: as in `RunConfig`.
         samples: how many texts, spread evenly over languages and lengths.
-        languages: keep only these.
         template, device, dtype, allow_pickle, trust_remote_code: as in `RunConfig`.
         progress: called with the number of rounds done and their total.
+        reading: how the data are read, as in `RunConfig`: `text_column`, `languages` and others.
 
     Raises:
         SafetySpaceError: the model or the data cannot be read.
     """
-    texts = _texts_for(data, samples, languages)
+    texts = _texts_for(data, samples, reading)
     loaded = load_model(
         parse_model(model),
         device=device,
@@ -228,7 +254,7 @@ def bench(
     return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
 
 
-def _texts_for(data: str, number: int, languages: Sequence[str] | None) -> Samples:
+def _texts_for(data: Data, number: int, reading: DataFields) -> Samples:
     if number < 1:
         raise ConfigError(f"samples: got {number}, expected at least 1")
-    return read_samples(data, languages=tuple(languages) if languages is not None else None)
+    return read_samples(data, **reading)

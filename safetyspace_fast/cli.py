@@ -20,7 +20,9 @@ from .config import (
     MAX_RESAMPLES,
     MAX_SEED,
     POOLINGS,
+    QUOTINGS,
     TEMPLATES,
+    DataFields,
     RunConfig,
     field_docs,
 )
@@ -40,12 +42,26 @@ examples:
       --data pairs.jsonl --template none --poolings last,mean --out pair.zarr
   safetyspace-fast run --model gpt2 --data sample:polite --out try.zarr
 
-A data file is JSON Lines, CSV, TSV or Parquet with the columns text, label (1 harmful, 0 harmless),
-lang (optional) and pair (optional).
+A data file is JSON, CSV, TSV or Parquet with the columns text, label (1 harmful, 0 harmless), lang
+(optional) and pair (optional). For files with other columns see `safetyspace-fast data --help`.
 
 An interrupted run keeps its work: repeat the command with --resume to finish it. --resume also adds
 models, texts and languages to a finished store: give the complete data again, and only languages
 with new texts are run.
+"""
+
+DATA_EXAMPLES = """\
+examples:
+  safetyspace-fast data texts.jsonl
+  safetyspace-fast data tweets.csv --text-column tweet --label-column class \\
+      --harmful 0,1 --harmless 2 --lang en
+  safetyspace-fast data scores.parquet --text-column comment --harmful 'toxicity>=0.5'
+  safetyspace-fast data germeval.txt --text-column 1 --label-column 2 --harmful OFFENSE --lang de
+  safetyspace-fast data --data harmful=advbench:behaviors.csv --data harmless=alpaca.json \\
+      --text-column instruction
+  safetyspace-fast data olid:olid-training-v1.0.tsv
+
+`run`, `verify` and `bench` take the same options.
 """
 
 SEPARATION_EXAMPLES = """\
@@ -147,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
+    _add_data(commands)
     _add_separation(commands)
     _add_compare(commands)
     _add_languages(commands)
@@ -175,11 +192,22 @@ def _add_run(commands: _Commands) -> None:
         help="directory, hub id or .gguf file; +ADAPTER merges a PEFT adapter; repeat the option "
         "for several models",
     )
-    run.add_argument("--data", metavar="FILE_OR_ID", help=docs["data"])
+    _add_data_options(run)
     run.add_argument("--out", required=True, metavar="RUN.zarr", help=docs["out"])
     _add_options(run, _RUN_OPTIONS)
     _add_preset(run)
     run.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    """`--data`, which may be repeated, and how the data are read."""
+    parser.add_argument(
+        "--data",
+        action="append",
+        metavar="[harmful=|harmless=][SET:]FILE_OR_ID",
+        help=field_docs()["data"],
+    )
+    _add_options(parser, DataFields.__annotations__)
 
 
 def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -190,7 +218,7 @@ def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         value = ",".join(default) if isinstance(default, tuple) else default
         suffix = "" if default in (None, False) else f" (default: {value})"
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, help=docs[name] + suffix, **_RUN_OPTIONS[name])
+        parser.add_argument(flag, help=docs[name] + suffix, **(_DATA_OPTIONS | _RUN_OPTIONS)[name])
 
 
 def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -224,12 +252,25 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+_SEVERAL: dict[str, Any] = {"type": _names, "action": "extend"}
+_DATA_OPTIONS: dict[str, dict[str, Any]] = {
+    "text_column": {**_SEVERAL, "metavar": "NAME,.."},
+    "label_column": {**_SEVERAL, "metavar": "NAME,.."},
+    "harmful": {**_SEVERAL, "metavar": "VALUE,.."},
+    "harmless": {**_SEVERAL, "metavar": "VALUE,.."},
+    "lang_column": {"metavar": "NAME"},
+    "lang": {"metavar": "LANG"},
+    "split": {"metavar": "NAME"},
+    "delimiter": {"metavar": "NAME"},
+    "quoting": {"choices": QUOTINGS},
+    "languages": {"type": _names, "metavar": "en,de,.."},
+    "limit": {"type": int, "metavar": "N"},
+    "strict": {"action": "store_true"},
+}
 _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "layers": {"metavar": "all|NAMES"},
     "poolings": {"type": _names, "metavar": ",".join(POOLINGS)},
     "template": {"choices": TEMPLATES},
-    "languages": {"type": _names, "metavar": "en,de,.."},
-    "limit": {"type": int, "metavar": "N"},
     "proj_dim": {"type": int, "metavar": "P"},
     "seed": {"type": int, "metavar": "N"},
     "device": {"metavar": "auto|cpu|cuda[:N]"},
@@ -239,7 +280,6 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "max_tokens": {"type": int, "metavar": "N"},
     "impl": {"choices": IMPLEMENTATIONS},
     "verify": {"action": "store_true"},
-    "strict": {"action": "store_true"},
     "resume": {"action": "store_true"},
     "overwrite": {"action": "store_true"},
     "allow_pickle": {"action": "store_true"},
@@ -248,7 +288,6 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
 
 _BENCH_OPTIONS = (
     "template",
-    "languages",
     "device",
     "dtype",
     "allow_pickle",
@@ -258,7 +297,6 @@ _VERIFY_OPTIONS = (
     "layers",
     "poolings",
     "template",
-    "languages",
     "device",
     "dtype",
     "allow_pickle",
@@ -281,7 +319,6 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, flag in (("models", "--model"), ("data", "--data")):
         if name not in options:
             raise ConfigError(f"run: {flag} is missing; give it, or a --preset that has it")
-    options["models"] = tuple(options["models"])
     config = RunConfig(**options)
     _interrupt_at_signals()
     from . import api
@@ -296,6 +333,35 @@ def _run(arguments: argparse.Namespace) -> None:
         print(json.dumps({"out": str(config.out), "models": [asdict(event) for event in done]}))
         return
     terminal.show_done(done, config.out)
+
+
+def _add_data(commands: _Commands) -> None:
+    data = _command(
+        commands,
+        "data",
+        _data,
+        "show what a run would read of your data, in counts and without a model",
+        DATA_EXAMPLES,
+    )
+    data.add_argument("files", nargs="*", metavar="FILE_OR_ID", help="the same as --data")
+    _add_data_options(data)
+    data.add_argument(
+        "--list-sets", action=_Sets, nargs=0, help="print the known data sets and exit"
+    )
+    data.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from . import api
+
+    sources = (*arguments.files, *(arguments.data or ()))
+    if not sources:
+        raise ConfigError("data: no file is given; name a file, a directory or a hub id")
+    summary = api.describe_data(sources, **_given(arguments, DataFields.__annotations__))
+    if arguments.json:
+        print(json.dumps(asdict(summary)))
+        return
+    terminal.show_data(summary)
 
 
 def _add_separation(commands: _Commands) -> None:
@@ -545,7 +611,7 @@ def _with_bar(
 def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterable[str]) -> None:
     """Options of the commands that run a model over a few texts."""
     parser.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
-    parser.add_argument("--data", required=True, metavar="FILE_OR_ID", help=field_docs()["data"])
+    _add_data_options(parser)
     parser.add_argument(
         "--samples",
         type=int,
@@ -565,13 +631,15 @@ def _sampled(
     unit: str,
 ) -> Result:
     """Call a function of the API on a few texts, and show a progress bar."""
+    if arguments.data is None:
+        raise ConfigError("--data is missing: name a file, a directory or a hub id")
     with terminal.bar(what, unit) as show:
         return function(
             arguments.model,
             arguments.data,
             samples=arguments.samples,
             progress=show,
-            **_given(arguments, options),
+            **_given(arguments, (*DataFields.__annotations__, *options)),
         )
 
 
@@ -690,6 +758,16 @@ class _Presets(argparse.Action):
         from .presets import describe
 
         print(describe())
+        parser.exit()
+
+
+class _Sets(argparse.Action):
+    """Print the known data sets and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from .data import describe_sets
+
+        print(describe_sets())
         parser.exit()
 
 

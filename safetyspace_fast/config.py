@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Required, TypedDict, get_args, get_type_hints
+from typing import Annotated, Literal, Required, TypedDict, cast, get_args, get_type_hints
 
 from .errors import ConfigError
 from .names import nearest
@@ -12,11 +12,18 @@ Pooling = Literal["mean", "last", "last_text"]
 TemplateMode = Literal["auto", "chat", "none"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Implementation = Literal["auto", "reference", "cpu", "triton", "cuda"]
+Quoting = Literal["auto", "csv", "none"]
+Data = str | Path | Sequence[str | Path]
+Names = str | float | Sequence[str | float]
+"""One name, label value or number of a column, or several."""
 
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 TEMPLATES: tuple[TemplateMode, ...] = get_args(TemplateMode)
 DTYPES: tuple[DType, ...] = get_args(DType)
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+QUOTINGS: tuple[Quoting, ...] = get_args(Quoting)
+SEVERAL_NAMES = ("text_column", "label_column", "harmful", "harmless")
+"""Fields that take one name or several."""
 MAX_PROJ_DIM = 4096
 MAX_SEED = 2**63 - 1
 MAX_RESAMPLES = 1_000_000
@@ -36,7 +43,10 @@ class RunConfig:
         str | Sequence[str], "One or more `[NAME=]BASE[+ADAPTER]`: directory, hub id or GGUF file."
     ]
     data: Annotated[
-        str, "Data file, directory, hub id, or `sample:polite` for the packaged sample."
+        Data,
+        "Data file, directory, hub id, or `sample:polite` for the packaged sample. Several are "
+        "joined. `harmful=` or `harmless=` before one labels all its texts; the name of a known "
+        "data set before one, as in `olid:FILE`, says what its columns mean.",
     ]
     out: Annotated[
         Path | str,
@@ -59,7 +69,44 @@ class RunConfig:
     ] = "auto"
     proj_dim: Annotated[int, "Width of the seeded Gaussian projection kept for every text."] = 64
     seed: Annotated[int, "Seed of the projection."] = 0
-    languages: Annotated[list[str] | tuple[str, ...] | None, "Keep only these languages."] = None
+    text_column: Annotated[
+        Names | None,
+        "Column of the text; a number, from 1, if the file has no header. Of several, the first "
+        "that a file has.",
+    ] = None
+    label_column: Annotated[
+        Names | None,
+        "Column of the label. Of several, a text is harmful if any says so.",
+    ] = None
+    harmful: Annotated[
+        Names | None,
+        "Labels that mean harmful (`OFF,hate`), or thresholds (`>=1`, or `toxicity>=0.5` to name "
+        "the column). Without `harmless`, every other label means harmless.",
+    ] = None
+    harmless: Annotated[
+        Names | None,
+        "Labels or thresholds that mean harmless. Without `harmful`, every other label means "
+        "harmful; with both, texts of other labels are left out, and counted.",
+    ] = None
+    lang_column: Annotated[str | None, "Column of the language."] = None
+    lang: Annotated[str | None, "Language of all texts, whatever the data say."] = None
+    split: Annotated[
+        str | None, "Read only this split of a directory or hub data set. None: all of them."
+    ] = None
+    delimiter: Annotated[
+        str | None,
+        "Delimiter of CSV and the like: `comma`, `tab`, `semicolon`, `pipe` or a character. None: "
+        "found.",
+    ] = None
+    quoting: Annotated[
+        Quoting,
+        "`csv`: fields of CSV and the like may stand in quotation marks; `none`: these are part of "
+        "the text; `auto`: found.",
+    ] = "auto"
+    languages: Annotated[
+        list[str] | tuple[str, ...] | None,
+        "Keep only these languages; `zh` also means `zh-CN` where the data have no `zh`.",
+    ] = None
     limit: Annotated[int | None, "At most this many texts per language and label."] = None
     verify: Annotated[
         bool,
@@ -102,10 +149,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without opening anything."""
+        data = self.data
         models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
         layers = self.layers if isinstance(self.layers, str) else tuple(self.layers)
         for field, value in (
             ("models", models),
+            ("data", tuple(map(str, [data] if isinstance(data, str | Path) else data))),
+            *((field, several_names(getattr(self, field))) for field in SEVERAL_NAMES),
             ("layers", layers),
             ("poolings", _tuple("poolings", self.poolings)),
             ("languages", _tuple("languages", self.languages)),
@@ -117,6 +167,7 @@ class RunConfig:
         _one_of("template", self.template, TEMPLATES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("impl", self.impl, IMPLEMENTATIONS)
+        _one_of("quoting", self.quoting, QUOTINGS)
         if not self.poolings:
             raise ConfigError(f"poolings: none given; choose from {', '.join(POOLINGS)}")
         for pooling in self.poolings:
@@ -132,21 +183,35 @@ class RunConfig:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
 
 
-class RunFields(TypedDict, total=False):
+class DataFields(TypedDict, total=False):
+    """How data are read: the fields of `RunConfig` that say so, beside `data`."""
+
+    text_column: Names | None
+    label_column: Names | None
+    harmful: Names | None
+    harmless: Names | None
+    lang_column: str | None
+    lang: str | None
+    split: str | None
+    delimiter: str | None
+    quoting: Quoting
+    languages: list[str] | tuple[str, ...] | None
+    limit: int | None
+    strict: bool
+
+
+class RunFields(DataFields, total=False):
     """The fields of `RunConfig`, for `run(models=.., data=.., out=..)`."""
 
     models: Required[str | Sequence[str]]
-    data: Required[str]
+    data: Required[Data]
     out: Required[Path | str]
     layers: str | Sequence[str]
     poolings: Sequence[Pooling]
     template: TemplateMode
     proj_dim: int
     seed: int
-    languages: list[str] | tuple[str, ...] | None
-    limit: int | None
     verify: bool
-    strict: bool
     device: str
     dtype: DType
     compile: bool
@@ -172,6 +237,19 @@ def field_docs() -> dict[str, str]:
     """The doc line of every field of `RunConfig`."""
     hints = get_type_hints(RunConfig, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+def data_fields(config: RunConfig) -> DataFields:
+    """How a config reads data, as arguments of `read_samples`."""
+    fields = {name: getattr(config, name) for name in DataFields.__annotations__}
+    return cast(DataFields, fields)
+
+
+def several_names(names: Names | None) -> tuple[str, ...] | None:
+    """Names as strings; a single one needs no list."""
+    if names is None:
+        return None
+    return tuple(map(str, [names] if isinstance(names, str | float | int) else names))
 
 
 def _tuple(field: str, names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from . import info
-from .config import RunConfig
+from .config import RunConfig, data_fields
 from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
@@ -53,10 +53,8 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
     notes: list[str] = []
     samples = read_samples(
         config.data,
-        strict=config.strict,
-        languages=config.languages,
-        limit=config.limit,
         on_note=notes.append,
+        **data_fields(config),
     )
     templates = choose_templates(
         specs,

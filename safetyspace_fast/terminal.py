@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import SafetySpaceError, first_line
 
 if TYPE_CHECKING:
-    from .api import Bench, Event, ModelDone, Report, Verification
+    from .api import Bench, DataSummary, Event, ModelDone, Report, Verification
     from .info import Environment
 
 
@@ -176,6 +176,34 @@ def show_bench(bench: "Bench") -> None:
         f"all {bench.all_texts:,} texts ({bench.all_tokens:,} tokens) would take about "
         f"{bench.all_s:,.0f} s of forward passes"
     )
+
+
+def show_data(summary: "DataSummary") -> None:
+    """Print what would be read of a data set: a row a language, then what else there is to say."""
+    print(f"{summary.name}: {summary.texts:,} texts, sha256 {summary.sha256}")
+    heads = ("harmful", "harmless", "pairs", "copies", "harmful characters", "harmless characters")
+    rows: list[tuple[str, ...]] = [("language", *heads)]
+    for lang in summary.languages:
+        counts = (lang.harmful, lang.harmless, lang.pairs, lang.copies)
+        lengths = (
+            f"{chars.shortest:,} / {chars.median:,} / {chars.longest:,}"
+            for chars in (lang.harmful_chars, lang.harmless_chars)
+        )
+        rows.append((lang.lang, *(f"{count:,}" for count in counts), *lengths))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{row[0]:{widths[0]}}"]
+        cells += [f"{cell:>{n}}" for cell, n in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join(cells))
+    print(
+        "characters: shortest / median / longest; copies: texts that repeat one of the same label"
+    )
+    if summary.left_out:
+        print(f"left out: {sum(summary.left_out.values()):,} texts")
+        for reason, count in summary.left_out.items():
+            print(f"  {count:,} x {reason}")
+    for note in summary.notes:
+        print(f"note: {note}")
 
 
 def show_check(report: "Report") -> None:

@@ -392,15 +392,21 @@ VALUE = st.one_of(
 )
 SELECTION = ("--layers", "--poolings", "--languages", "--format", "-o")
 RESAMPLED = (*SELECTION, "--metric", "--bootstraps", "--permutations", "--seed", "--high", "--low")
+READING = (
+    *("--text-column", "--label-column", "--harmful", "--harmless", "--lang", "--lang-column"),
+    *("--split", "--delimiter", "--quoting", "--languages", "--limit"),
+)
 OPTIONS = {
+    "data": READING,
     "run": (
-        *("--layers", "--poolings", "--template", "--languages", "--limit", "--proj-dim", "--seed"),
+        *READING,
+        *("--layers", "--poolings", "--template", "--proj-dim", "--seed"),
         *("--device", "--dtype", "--token-budget", "--max-tokens", "--impl", "--preset"),
     ),
     "separation": (*RESAMPLED, "--models", "--preset"),
     "compare": (*RESAMPLED, "--base", "--aligned", "--reference"),
     "languages": (*SELECTION, "--models"),
-    "verify": ("--layers", "--poolings", "--languages", "--samples", "--device", "--dtype"),
+    "verify": (*READING, "--layers", "--poolings", "--samples", "--device", "--dtype"),
     "check": (),
     "explain": (),
 }
@@ -422,6 +428,7 @@ def type_something(
     fixed = {
         "run": ["--model", str(tiny), *data, "--limit", "2", "--out", str(folder / "run.zarr")],
         "verify": ["--model", str(tiny), *data, "--samples", "2"],
+        "data": ["sample:polite"],
         "explain": [word],
         "check": [word],
         "compare": [str(store), "--base", "tiny-llama", "--aligned", "tiny-llama"],

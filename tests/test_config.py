@@ -27,6 +27,8 @@ OPTIONS = st.fixed_dictionaries(
         "template": st.one_of(st.sampled_from(["auto", "chat"]), ODD_TEXT),
         "dtype": st.one_of(st.sampled_from(["auto", "float16"]), ODD_TEXT),
         "impl": st.one_of(st.sampled_from(["auto", "cpu"]), ODD_TEXT),
+        **dict.fromkeys(("text_column", "label_column", "harmful", "harmless"), NAMES | ODD_TEXT),
+        **dict.fromkeys(("lang", "lang_column", "split", "delimiter", "quoting"), ODD_TEXT),
         **dict.fromkeys(("limit", "token_budget", "max_tokens"), NUMBER),
         **{key: st.integers() for key in ("proj_dim", "seed")},
         **{key: st.booleans() for key in ("resume", "overwrite", "strict", "verify")},

@@ -74,6 +74,9 @@ def test_one_model_may_be_a_string_and_lists_become_tuples() -> None:
     config = RunConfig(models="gpt2", data="x", out="y", poolings=["last"], languages=["en"])
     assert (config.models, config.poolings, config.languages) == (("gpt2",), ("last",), ("en",))
     assert RunConfig(models=["a", "b"], data="x", out="y", layers=["-1"]).layers == ("-1",)
+    assert config.data == RunConfig(models="gpt2", data=Path("x"), out="y").data == ("x",)
+    several = RunConfig(models="m", data=["x", Path("y")], out="y", harmful="1", label_column=["a"])
+    assert (several.data, several.harmful, several.label_column) == (("x", "y"), ("1",), ("a",))
     assert hash(config) == hash(
         RunConfig(("gpt2",), "x", "y", poolings=("last",), languages=("en",))
     )

@@ -19,7 +19,7 @@ ALLOWED = {
     "threads": set(),
     "names": set(),
     "ops": {"errors"},
-    "data": {"errors", "names"},
+    "data": {"config", "errors", "names"},
     "models": {"config", "errors", "names", "ops"},
     "store": {"errors", "names"},
     "extract": {"errors", "ops", "threads", "data", "models", "store"},
@@ -31,7 +31,7 @@ ALLOWED = {
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
     "terminal": {"api", "errors", "info"},
-    "cli": {"config", "errors", "info", "presets", "api", "analysis", "terminal"},
+    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"},
     "__init__": {"api", "ops"},
 }
 

@@ -1,6 +1,17 @@
 """Data sets in, samples in canonical order out."""
 
+from .describe import DataSummary, LanguageSummary, describe
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
+from .sets import describe_sets
 
-__all__ = ["NUM_FOLDS", "Exclusion", "Samples", "read_samples"]
+__all__ = [
+    "NUM_FOLDS",
+    "DataSummary",
+    "Exclusion",
+    "LanguageSummary",
+    "Samples",
+    "describe",
+    "describe_sets",
+    "read_samples",
+]

@@ -1,17 +1,15 @@
-"""Files as streams of rows: JSON Lines, CSV, TSV and Parquet."""
+"""Files as streams of rows: JSON, separated text and Parquet."""
 
-import csv
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, NamedTuple, cast
 
+from ..config import Quoting
 from ..errors import DataError, first_line
+from .json_rows import read_json
+from .separated import read_separated
+from .unpack import inside_zip, open_lines
 
-MAX_LINE_BYTES = 8 << 20
-"""More than any model reads at once; a longer line is damage or an attack."""
 MAX_ROWS = 10_000_000
 """About 4 GiB of rows in memory, and days of extraction."""
 MAX_ROW_GROUP_BYTES = 1 << 30
@@ -20,133 +18,97 @@ MAX_UNPACKING_BYTES = 5 * MAX_ROW_GROUP_BYTES
 """Memory for unpacking. Arrow takes 2.4 to 4.6 times the declared size; more means a false size."""
 PARQUET_BATCH_ROWS = 256
 
-COLUMNS = ("text", "label", "toxic", "lang", "pair", "item", "toxic_sentence", "neutral_sentence")
-"""The columns that are read, in any format; others are ignored."""
+FORMATS = ".jsonl, .json, .csv, .tsv (each also .gz or .zip) or .parquet"
+PACKED = ("", ".gz", ".zip")
+KINDS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv"}
+_DEFAULT_DELIMITERS = {"csv": ",", "tsv": "\t", "txt": "\t"}
 
 Record = dict[str, Any] | str
 """A row's values by column, of whatever type the file gives; or why the row cannot be read."""
 
 
+class Form(NamedTuple):
+    """What was said of how files are to be read.
+
+    columns: those that may be read; of Parquet files, others are not.
+    named: those of them that an option names.
+    delimiter: of separated text; None: found.
+    quoting: of separated text: `auto`, `csv` or `none`.
+    """
+
+    columns: frozenset[str]
+    named: tuple[str, ...] = ()
+    delimiter: str | None = None
+    quoting: Quoting = "auto"
+
+
 def split_format(name: str) -> tuple[str, str | None]:
-    """Split a file name into stem and format: "jsonl", "csv", "tsv", "parquet", or None."""
-    stem, _, suffix = name.removesuffix(".gz").rpartition(".")
-    suffix = suffix.lower()
-    if stem and (suffix in ("jsonl", "csv", "tsv") or (suffix == "parquet" and name[-3:] != ".gz")):
-        return stem, suffix
-    return name, None
+    """Split a file name into stem and format, which is None for what is no data file.
+
+    "jsonl", "json", "csv", "tsv" or "parquet".
+    """
+    packed = name[-3:].lower() == ".gz" or name[-4:].lower() == ".zip"
+    stem, _, suffix = (name.rpartition(".")[0] if packed else name).rpartition(".")
+    kind = KINDS.get(suffix.lower(), "parquet" if suffix.lower() == "parquet" else None)
+    if not stem or kind is None or (kind == "parquet" and packed):
+        return name, None
+    return stem, kind
 
 
-def read_records(path: Path, file_name: str) -> Iterator[tuple[int, Record]]:
+def format_of(path: Path, file_name: str) -> tuple[str, str | None]:
+    """Stem and format of a file that was named by itself: also of a `.txt` and of any `.zip`.
+
+    Raises:
+        DataError: a zip of no or several data files.
+    """
+    stem, kind = split_format(path.name)
+    if kind is None and path.suffix.lower() == ".zip":
+        inner = Path(inside_zip(path, file_name)).name
+        kind = split_format(inner)[1] or ("txt" if inner.lower().endswith(".txt") else None)
+        return path.stem, None if kind == "parquet" else kind
+    plain = path.name.removesuffix(".gz")
+    if kind is None and plain.lower().endswith(".txt"):
+        return Path(plain).stem, "txt"
+    return stem, kind
+
+
+def read_records(
+    path: Path, file_name: str, form: Form, on_note: Callable[[str], None]
+) -> Iterator[tuple[int, Record]]:
     """Stream the rows of one file.
 
     Args:
         path: the file.
         file_name: its name in messages.
+        form: how it is read.
+        on_note: called with a line where a file can be read in two ways.
 
     Yields:
-        (line, record); lines (in Parquet, rows) are counted from 1.
+        (line, record); lines are counted from 1. Rows of Parquet files and objects of a JSON array
+        are counted instead.
 
     Raises:
         DataError: the rest of the file cannot be trusted; the message names file and line.
     """
-    _, kind = split_format(path.name)
-    try:
-        if kind == "parquet":
-            yield from _parquet(path, file_name)
-            return
-        # GzipFile and BufferedReader both read bytes; typeshed gives them no common line type.
-        with cast(BinaryIO, (gzip.open if path.suffix == ".gz" else open)(path, "rb")) as file:
-            if kind == "jsonl":
-                yield from _json_lines(file)
-            else:
-                yield from _separated(file, "\t" if kind == "tsv" else ",", file_name)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file_name}: damaged gzip file ({error}): fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{file_name}: cannot be read ({error.strerror or error})") from error
+    _, kind = format_of(path, file_name)
+    if kind == "parquet":
+        yield from _parquet(path, file_name, form.columns)
+    elif kind in ("jsonl", "json"):
+        with open_lines(path, file_name) as file:
+            yield from read_json(file, file_name, lines_only=kind == "jsonl")
+    else:
+        yield from read_separated(
+            lambda: open_lines(path, file_name),
+            file_name,
+            default=_DEFAULT_DELIMITERS[cast(str, kind)],
+            delimiter=form.delimiter,
+            quoting=form.quoting,
+            named=form.named,
+            on_note=on_note,
+        )
 
 
-def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
-    decode = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
-    line = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        line += 1
-        if len(raw) > MAX_LINE_BYTES:
-            while not raw.endswith(b"\n") and (raw := file.readline(MAX_LINE_BYTES)):
-                pass
-            yield line, f"line of more than {MAX_LINE_BYTES} bytes"
-            continue
-        if line == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if raw.isspace():
-            continue
-        try:
-            record = decode(raw.decode())
-        except UnicodeDecodeError:
-            yield line, "broken UTF-8"
-        except _RepeatedKeyError:
-            yield line, "a key occurs twice in the object"
-        except json.JSONDecodeError as error:
-            yield line, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-        except (ValueError, RecursionError):  # a number of thousands of digits; too deep nesting
-            yield line, "not JSON that can be read"
-        else:
-            yield line, record if isinstance(record, dict) else "not a JSON object"
-
-
-class _RepeatedKeyError(ValueError):
-    pass
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise _RepeatedKeyError
-    return record
-
-
-def _separated(file: BinaryIO, delimiter: str, file_name: str) -> Iterator[tuple[int, Record]]:
-    reader = csv.reader(_decoded_lines(file, file_name), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            reason = str(error).replace("\t", "\\t")
-            raise DataError(
-                f"{file_name}:{line}: {reason}: double the quotes inside a quoted field, "
-                "or write JSON Lines"
-            ) from error
-        if not fields:  # a blank line
-            continue
-        if header is None:
-            header = fields
-            if len(set(header)) < len(header):
-                raise DataError(f"{file_name}:{line}: a column name occurs twice: rename one")
-        elif len(fields) == len(header):
-            yield line, dict(zip(header, fields, strict=True))
-        else:
-            yield line, f"{len(fields)} fields where the header has {len(header)}"
-
-
-def _decoded_lines(file: BinaryIO, file_name: str) -> Iterator[str]:
-    """Decode line by line; bytes that are not UTF-8 become surrogates, refused later."""
-    line = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        line += 1
-        if len(raw) > MAX_LINE_BYTES:
-            raise DataError(
-                f"{file_name}:{line}: line of more than {MAX_LINE_BYTES} bytes: shorten it"
-            )
-        if line == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        yield raw.decode(errors="surrogateescape")
-
-
-def _parquet(path: Path, file_name: str) -> Iterator[tuple[int, Record]]:
+def _parquet(path: Path, file_name: str, asked: frozenset[str]) -> Iterator[tuple[int, Record]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -156,8 +118,9 @@ def _parquet(path: Path, file_name: str) -> Iterator[tuple[int, Record]]:
         schema = pyarrow.parquet.read_schema(path)
         if len(set(schema.names)) < len(schema.names):
             raise DataError(f"{file_name}: a column name occurs twice: rename one")
-        names = [name for name in schema.names if name in COLUMNS]
-        others = dict.fromkeys(name for name in schema.names if name not in COLUMNS)
+        wanted = {*asked, *(name.split(".")[0] for name in asked)}
+        names = [name for name in schema.names if name in wanted]
+        others = dict.fromkeys(name for name in schema.names if name not in wanted)
         # Text stays dictionary-encoded: a string repeated a million times is in memory once.
         texts = [name for name in names if _is_text(schema.field(name).type)]
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:

@@ -3,28 +3,56 @@
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import QUOTINGS, Names, Quoting, several_names
 from ..errors import ConfigError, DataError
-from .formats import MAX_LINE_BYTES, MAX_ROWS, read_records
-from .samples import Exclusion, Row, Samples, arrange
-from .sources import DataFile, find_source, is_language, printable
+from ..names import languages_meant, nearest, primary_language
+from .columns import (
+    RECOGNISED,
+    Columns,
+    Labels,
+    Layout,
+    UnusableError,
+    listed,
+    lookup,
+    rules,
+    shown,
+    word,
+)
+from .formats import MAX_ROWS, Form, read_records
+from .json_rows import BROKEN_UTF8
+from .samples import Exclusion, Row, Samples, Splits, arrange
+from .separated import delimiter_named
+from .sources import DataFile, find_sources, is_language, printable
+from .unpack import MAX_LINE_BYTES
 
 MAX_TOTAL_BYTES = 4 << 30
 """Of all texts together, which are kept in memory."""
 MAX_LANGUAGES = 10_000
 """More than ISO 639-3 names; a store numbers languages in 16 bits."""
 
-_EXPECTED = "expected text, label and lang (or toxic_sentence and neutral_sentence)"
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
-_LABELS = {"0": 0, "false": 0, "0.0": 0, "1": 1, "true": 1, "1.0": 1}
+_ONE_CLASS = "all usable"
+_BOTH_LABELS = "the same text has both labels"
+_ENOUGH_BROKEN = 3
+"""Rows; with fewer, a file of a few rows would be refused for one of them."""
 
 
 def read_samples(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
+    text_column: Names | None = None,
+    label_column: Names | None = None,
+    harmful: Names | None = None,
+    harmless: Names | None = None,
+    lang_column: str | None = None,
+    lang: str | None = None,
+    split: str | None = None,
+    delimiter: str | None = None,
+    quoting: Quoting = "auto",
     strict: bool = False,
     languages: Sequence[str] | None = None,
     limit: int | None = None,
@@ -34,17 +62,32 @@ def read_samples(
 ) -> Samples:
     """Read a data set into samples in canonical order.
 
-    Columns: `text`, `label` (or `toxic`) and `lang`; optionally `pair` (joins a harmful and a
-    harmless text) and `item` (the same for the same content in several languages). Or
+    Columns that are recognised: `text`, `label` (or `toxic`) and `lang`; optionally `pair` (joins a
+    harmful and a harmless text) and `item` (the same for the same content in several languages). Or
     `toxic_sentence` and `neutral_sentence`, which make two samples joined as a pair. A row's `lang`
     takes precedence over the language in the file's name.
 
     Args:
-        source: a file (JSON Lines, CSV or TSV, each also as .gz, or Parquet), a directory with one
-            file or folder per language, a hub data set (owner/name or owner/name@revision), or
-            the packaged `sample:polite`.
+        source: one or more, each a file (JSON Lines or a JSON array, CSV or TSV, each also as .gz
+            or .zip, or Parquet), a directory of files of one format, a hub data set (owner/name or
+            owner/name@revision), or the packaged `sample:polite`. `harmful=` or `harmless=` before
+            it labels all its texts; the name of a known data set and a colon, as in `olid:FILE`,
+            say what its columns mean. Pairs join texts of one source, or of those with a label.
+        text_column: the column of the text, or several of which each file has one; a path such as
+            `a.b` leads into objects; a number, from 1, for a file without a header.
+        label_column: one or more columns; a text is harmful if any of them says so.
+        harmful, harmless: values of the label columns, or thresholds such as `>=0.5` of them and
+            `toxicity>=0.5` of another. If only one is given, all other values mean the other; a
+            value in neither of two lists leaves its text out.
+        lang_column: the column of the language.
+        lang: the language of all texts, whatever the data say.
+        split: read only the files whose split, name or folder is this; all by default.
+        delimiter: of CSV and the like: `comma`, `tab`, `semicolon`, `pipe` or a character; found by
+            default.
+        quoting: `csv`: fields may stand in quotation marks; `none`: these are part of the text;
+            `auto`: found.
         strict: raise on the first unusable row instead of listing it in `excluded`.
-        languages: keep only these.
+        languages: keep only these; `zh` also means `zh-CN` where the data have no `zh`.
         limit: at most this many samples of each language and label, drawn by text hash and seed;
             both texts of a pair are drawn or neither.
         seed: of the folds and of the limit's draw.
@@ -55,39 +98,76 @@ def read_samples(
         DataError: the data cannot be used; the message names file and line.
         ConfigError: a wrong argument.
     """
-    wanted = _check_arguments(languages, limit)
+    typed = Columns(
+        text=_several("text_column", text_column),
+        label=_several("label_column", label_column),
+        lang_column=lang_column or "",
+        lang=lang or "",
+        harmful=_several("harmful", harmful),
+        harmless=_several("harmless", harmless),
+    )
+    wanted = _check_arguments(typed, quoting, languages, limit)
+    form = Form(frozenset(), (), None if delimiter is None else delimiter_named(delimiter), quoting)
     note = on_note or _ignore
-    data = find_source(source, revision, note)
-    reader = _Reader(data.files, strict, wanted)
+    several = [source] if isinstance(source, str | Path) else list(source)
+    data = find_sources(several, typed, split, revision, note)
+    reader = _Reader(data.files, form, strict, wanted, note)
     for file in data.files:
         reader.read(file)
-    if wanted and (missing := sorted(wanted - reader.seen_languages)):
-        seen = ", ".join(sorted(reader.seen_languages)) or "none"
-        raise DataError(f"{data.name}: no texts in {', '.join(missing)}: its languages are {seen}")
+    reader.keep_languages(wanted, data.name)
+    for line in reader.labels.notes(typed, data.name):
+        note(line)
     for find_unusable in (_label_conflicts, _broken_pairs, _one_class_languages):
         reader.drop(find_unusable(reader.rows))
 
     excluded = reader.exclusions()
     if not reader.rows:
-        raise DataError(f"{data.name}: no usable texts: {_summary(excluded) or 'it is empty'}")
+        advice = ""
+        if any(exclusion.reason.startswith(_ONE_CLASS) for exclusion in excluded):
+            advice = ": add the other class, as in --data harmful=FILE --data harmless=FILE"
+        reason = _summary(excluded) or "it is empty"
+        raise DataError(f"{data.name}: no usable texts: {reason}{advice}")
     if excluded:
         note(f"{data.name}: {_summary(excluded)}")
-    return arrange(data.name, reader.rows, excluded, limit=limit, seed=seed)
+    splits = reader.splits()
+    for line in (*_notes_on_splits(splits, split), *_notes_on_languages(reader.rows)):
+        note(f"{data.name}: {line}")
+    return arrange(data.name, reader.rows, excluded, splits=splits, limit=limit, seed=seed)
 
 
 def _ignore(note: str) -> None:
     pass
 
 
-def _check_arguments(languages: Sequence[str] | None, limit: int | None) -> set[str]:
+def _several(field: str, names: Names | None) -> tuple[str, ...]:
+    several = several_names(names)
+    if several is None:
+        return ()
+    if not several or not all(map(str.strip, several)):
+        raise ConfigError(f"{field}: an empty name: give at least one, or leave it out")
+    return several
+
+
+def _check_arguments(
+    typed: Columns, quoting: Quoting, languages: Sequence[str] | None, limit: int | None
+) -> tuple[str, ...]:
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: expected at least 1 sample of a language and label")
     if isinstance(languages, str):
         raise ConfigError(f"languages {languages!r}: expected several names, as in ('en', 'de')")
     if languages is not None and not languages:
         raise ConfigError("languages: none named: name at least one, or leave the argument out")
-    wanted = set(languages or ())
-    for lang in sorted(wanted):
+    if quoting not in QUOTINGS:
+        raise ConfigError(f"quoting {quoting!r}: expected one of {', '.join(QUOTINGS)}")
+    if typed.lang and typed.lang_column:
+        raise ConfigError("lang and lang_column exclude each other: give one of them")
+    both = {word(rule.typed) for rule in rules(typed.harmful)}.intersection(
+        word(rule.typed) for rule in rules(typed.harmless)
+    )
+    if both:
+        raise ConfigError(f"harmful and harmless both name {min(both)!a}: name it once")
+    wanted = tuple(languages or ())
+    for lang in (*wanted, *filter(None, [typed.lang])):
         if not is_language(lang):
             raise ConfigError(f"language {_quoted(lang)}: {_LANGUAGE_ADVICE}")
     return wanted
@@ -100,85 +180,186 @@ def _summary(excluded: Sequence[Exclusion]) -> str:
     first: dict[str, Exclusion] = {}
     for exclusion in excluded:
         first.setdefault(exclusion.reason, exclusion)
-    common = Counter(exclusion.reason for exclusion in excluded).most_common(3)
+    counts = Counter(exclusion.reason for exclusion in excluded)
+    common = counts.most_common(3)
+    if _BOTH_LABELS in counts and _BOTH_LABELS not in dict(common):
+        common.append((_BOTH_LABELS, counts[_BOTH_LABELS]))
     parts = [f"{n} x {reason} ({first[reason].file}:{first[reason].line})" for reason, n in common]
     more = f", {len(first) - len(common)} more reasons" if len(first) > len(common) else ""
     return f"{len(excluded)} texts left out: {', '.join(parts)}{more}"
 
 
-class _UnusableError(ValueError):
-    """One row cannot be used; the message is the reason."""
+class _NotUtf8Error(UnusableError):
+    """A row holds bytes that are not UTF-8."""
 
 
 class _Reader:
     """Usable rows and exclusions, collected over the files of one data set."""
 
-    def __init__(self, files: Sequence[DataFile], strict: bool, languages: set[str]) -> None:
+    def __init__(
+        self,
+        files: Sequence[DataFile],
+        form: Form,
+        strict: bool,
+        languages: Sequence[str],
+        on_note: Callable[[str], None],
+    ) -> None:
         self.rows: list[Row] = []
-        self.seen_languages: set[str] = set()
+        self.labels = Labels()
+        self._meant: dict[str, bool] = {}  # language: whether it may be one of those wanted
         self._spellings: dict[str, str] = {}
+        self._form = form
         self._strict = strict
         self._languages = languages
+        self._note = on_note
         self._excluded: list[tuple[int, str]] = []  # position, reason
         self._files = files
         self._starts: list[int] = []  # position of each file's first line
         self._next_position = 0
         self._pair_uses: Counter[str] = Counter()
         self._total_bytes = 0
+        self._replaced: Counter[str] = Counter()  # languages that --lang replaces
 
     def read(self, file: DataFile) -> None:
         start = self._next_position
         self._starts.append(start)
-        label_column: str | None = None
-        for line, record in read_records(file.path, file.name):
+        layout: Layout | None = None
+        named = file.columns.names()
+        thresholds = rules((*file.columns.harmful, *file.columns.harmless))
+        scores = {rule.column for rule in thresholds if rule.column}
+        form = self._form._replace(columns=frozenset({*RECOGNISED, *named, *scores}), named=named)
+        n_rows = n_broken = 0
+        for line, record in read_records(file.path, file.name, form, self._note):
             position = start + line - 1
             self._next_position = position + 1
+            where = f"{file.name}:{line}"
+            n_rows += 1
             try:
                 if isinstance(record, str):
-                    raise _UnusableError(record)
-                if label_column is None:
-                    label_column = _label_column(record, file, line)
-                self._add(record, label_column, file, line, position)
-            except _UnusableError as reason:
+                    raise (_NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
+                if layout is None:
+                    layout = Layout(file.columns, file.label, record, where, self.labels)
+                self._add(record, layout, file, where, position)
+            except UnusableError as reason:
                 self._exclude(position, str(reason))
+                n_broken += isinstance(reason, _NotUtf8Error)
             if len(self.rows) + len(self._excluded) > MAX_ROWS:
-                raise DataError(f"{file.name}:{line}: more than {MAX_ROWS} rows: split the data")
+                raise DataError(f"{where}: more than {MAX_ROWS} rows: split the data")
             if self._total_bytes > MAX_TOTAL_BYTES:
-                raise DataError(
-                    f"{file.name}:{line}: over {MAX_TOTAL_BYTES} bytes of text: split the data"
-                )
+                raise DataError(f"{where}: over {MAX_TOTAL_BYTES} bytes of text: split the data")
+        if n_broken >= _ENOUGH_BROKEN and 20 * n_broken > n_rows:
+            raise DataError(
+                f"{file.name}: {n_broken} of {n_rows} rows are not UTF-8, perhaps Windows-1252: "
+                "save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
+            )
+        if layout is not None and layout.unread_labels:
+            label = ("harmless", "harmful")[layout.every or 0]
+            self._note(
+                f"{file.name}: all its texts count as {label}; its column "
+                f"{layout.unread_labels!a} is not read"
+            )
+        if self._replaced:
+            replaced = listed(self._replaced)
+            self._note(f"{file.name}: lang {file.columns.lang} in place of {replaced}")
+            self._replaced.clear()
 
     def _add(
-        self, record: dict[str, Any], label_column: str, file: DataFile, line: int, position: int
+        self,
+        record: Mapping[str, Any],
+        layout: Layout,
+        file: DataFile,
+        where: str,
+        position: int,
     ) -> None:
-        lang = _language(record.get("lang"), file, line)
-        if lang not in self.seen_languages:
-            self._see(lang, file, line)
-        if self._languages and lang not in self._languages:
-            return
         pair = _identifier(record.get("pair"), "pair")
-        item = _identifier(record.get("item"), "item")
-        if label_column:
-            label = _label(record.get(label_column), label_column, file, line)
-            sides = [(label, *_text(record.get("text"), "text"))]
-        else:
-            sides = [
-                (1, *_text(record.get("toxic_sentence"), "toxic_sentence")),
-                (0, *_text(record.get("neutral_sentence"), "neutral_sentence")),
-            ]
-            pair = pair or self._pair_of(lang, sides[0][2] + sides[1][2])
-        for label, text, sha256, size_bytes in sides:
-            self.rows.append(Row(text, label, lang, pair, item, position, sha256, size_bytes))
-            self._total_bytes += size_bytes
+        if pair and file.part:
+            pair = f"{file.part}\x1f{pair}"
+        item = _identifier(record.get(layout.item_column), layout.item_column)
+        for column, lang in layout.texts:
+            if not lang:
+                lang = self._language(lookup(record, layout.lang_column), file, where)
+            if self._is_wanted(lang, where):
+                label = layout.label(record, where)
+                text = _text(lookup(record, column), column, layout.joins_words)
+                self._keep(label, text, lang, pair, item, position)
+        if layout.is_pair:
+            lang = self._language(lookup(record, layout.lang_column), file, where)
+            if self._is_wanted(lang, where):
+                toxic, neutral = (
+                    _text(record.get(name), name) for name in ("toxic_sentence", "neutral_sentence")
+                )
+                pair = pair or self._pair_of(lang, toxic[1] + neutral[1])
+                self._keep(1, toxic, lang, pair, item, position)
+                self._keep(0, neutral, lang, pair, item, position)
 
-    def _see(self, lang: str, file: DataFile, line: int) -> None:
-        """Record a new language; refuse another spelling of a known one, which would split it."""
-        self.seen_languages.add(lang)
+    def _keep(
+        self,
+        label: int,
+        checked: tuple[str, bytes, int],
+        lang: str,
+        pair: str | None,
+        item: str | None,
+        position: int,
+    ) -> None:
+        text, sha256, size_bytes = checked
+        self.rows.append(Row(text, label, lang, pair, item, position, sha256, size_bytes))
+        self._total_bytes += size_bytes
+
+    def _language(self, value: object, file: DataFile, where: str) -> str:
+        """The language of a row."""
+        columns = file.columns
+        if isinstance(value, str):
+            value = columns.languages.get(value.casefold(), value)
+        if columns.lang:
+            said = value if isinstance(value, str) and value else file.lang
+            if said and said != columns.lang and len(self._replaced) < 100:
+                self._replaced[said] += 1
+            return columns.lang
+        if value is None or value == "":
+            if file.lang is None:
+                raise DataError(
+                    f"{where}: no language: give --lang or --lang-column, add a lang column, or "
+                    "name the file or its folder after the language (en.jsonl, en/train.csv)"
+                )
+            return file.lang
+        if not isinstance(value, str) or not is_language(value):
+            raise DataError(f"{where}: lang is {shown(value)}: {_LANGUAGE_ADVICE}")
+        return value
+
+    def _is_wanted(self, lang: str, where: str) -> bool:
+        """Whether a language may be one of those wanted; which is certain when all are known."""
+        if lang not in self._meant:
+            self._see(lang, where)
+            self._meant[lang] = not self._languages or any(
+                languages_meant(name, [lang]) for name in self._languages
+            )
+        return self._meant[lang]
+
+    def _see(self, lang: str, where: str) -> None:
+        """Check a new language; refuse another spelling of a known one, which would split it."""
         other = self._spellings.setdefault(lang.replace("_", "-").casefold(), lang)
         if other != lang:
-            raise DataError(f"{file.name}:{line}: lang is {lang!r}, earlier {other!r}: use one")
-        if len(self.seen_languages) > MAX_LANGUAGES:
-            raise DataError(f"{file.name}:{line}: more than {MAX_LANGUAGES} languages")
+            raise DataError(f"{where}: lang is {lang!r}, earlier {other!r}: use one")
+        if len(self._spellings) > MAX_LANGUAGES:
+            raise DataError(f"{where}: more than {MAX_LANGUAGES} languages")
+
+    def keep_languages(self, wanted: Sequence[str], data_name: str) -> None:
+        """Keep the rows of the languages that are wanted.
+
+        Raises:
+            DataError: the data have none that a name means.
+        """
+        if not wanted:
+            return
+        meant = {name: languages_meant(name, self._meant) for name in wanted}
+        if missing := [name for name, found in meant.items() if not found]:
+            seen = ", ".join(sorted(self._meant)) or "none"
+            raise DataError(
+                f"{data_name}: no texts in {', '.join(sorted(missing))}: its languages are {seen}"
+                f"{nearest(missing[0], self._meant)}"
+            )
+        kept = {lang for found in meant.values() for lang in found}
+        self.rows = [row for row in self.rows if row.lang in kept]
 
     def _pair_of(self, lang: str, content: bytes) -> str:
         """Name a pair by its content, so that the file's order does not matter."""
@@ -188,8 +369,11 @@ class _Reader:
 
     def _exclude(self, position: int, reason: str) -> None:
         if self._strict:
-            file, line = self._file_and_line(position)
-            raise DataError(f"{file}:{line}: {reason} (strict: no row may be left out)")
+            i_file = self._file_at(position)
+            raise DataError(
+                f"{self._files[i_file].name}:{position - self._starts[i_file] + 1}: {reason} "
+                "(strict: no row may be left out)"
+            )
         self._excluded.append((position, reason))
 
     def drop(self, reasons: dict[int, str]) -> None:
@@ -200,83 +384,82 @@ class _Reader:
             self.rows = [row for i, row in enumerate(self.rows) if i not in reasons]
 
     def exclusions(self) -> list[Exclusion]:
-        ordered = sorted(self._excluded)
-        return [Exclusion(*self._file_and_line(position), reason) for position, reason in ordered]
+        excluded = []
+        for position, reason in sorted(self._excluded):
+            i_file = self._file_at(position)
+            line = position - self._starts[i_file] + 1
+            excluded.append(Exclusion(self._files[i_file].name, line, reason))
+        return excluded
 
-    def _file_and_line(self, position: int) -> tuple[str, int]:
-        i_file = bisect_right(self._starts, position) - 1
-        return self._files[i_file].name, position - self._starts[i_file] + 1
+    def splits(self) -> Splits:
+        """How the usable rows lie in the splits that the files' names say."""
+        texts: Counter[str] = Counter()
+        first: dict[tuple[str, bytes], str] = {}
+        shared: set[tuple[str, bytes]] = set()
+        if len({file.split for file in self._files} - {None}) > 1:
+            for row in self.rows:
+                split = self._files[self._file_at(row.position)].split or "other"
+                texts[split] += 1
+                key = (row.lang, row.sha256)
+                if first.setdefault(key, split) != split:
+                    shared.add(key)
+        return Splits(dict(texts), len(shared))
 
-
-def _label_column(record: dict[str, Any], file: DataFile, line: int) -> str:
-    """The name of a file's label column, by its first record; "" if each row holds a pair."""
-    if "text" in record:
-        for name in ("label", "toxic"):
-            if name in record:
-                return name
-    elif "toxic_sentence" in record and "neutral_sentence" in record:
-        return ""
-    names = ", ".join(_quoted(name) for name in list(record)[:8]) or "none"
-    raise DataError(f"{file.name}:{line}: the columns are {names}: {_EXPECTED}: rename them")
-
-
-def _language(value: object, file: DataFile, line: int) -> str:
-    if value is None or value == "":
-        if file.lang is None:
-            raise DataError(
-                f"{file.name}:{line}: no language: add a lang column, or name the file or its "
-                "folder after the language (en.jsonl, en/train.csv)"
-            )
-        return file.lang
-    if not isinstance(value, str) or not is_language(value):
-        raise DataError(f"{file.name}:{line}: lang is {_quoted(value)}: {_LANGUAGE_ADVICE}")
-    return value
+    def _file_at(self, position: int) -> int:
+        return bisect_right(self._starts, position) - 1
 
 
-def _text(value: object, column: str) -> tuple[str, bytes, int]:
+def _notes_on_splits(splits: Splits, asked: str | None) -> Iterator[str]:
+    if splits.texts and asked is None:
+        texts = ", ".join(f"{name} ({n} texts)" for name, n in splits.texts.items())
+        yield (
+            f"splits read together: {texts}; {splits.shared} texts are in more than one; choose "
+            "one with --split"
+        )
+
+
+def _notes_on_languages(rows: Sequence[Row]) -> Iterator[str]:
+    """Languages under codes of two and of three letters, as en and eng_Latn: perhaps one."""
+    by_primary: dict[str, set[str]] = {}
+    for lang in {row.lang for row in rows}:
+        by_primary.setdefault(primary_language(lang), set()).add(lang)
+    for langs in by_primary.values():
+        if len({lang.replace("_", "-").split("-")[0].casefold() for lang in langs}) > 1:
+            yield f"{', '.join(sorted(langs))} may be one language, and are kept apart"
+
+
+def _text(value: object, column: str, joins_words: bool = False) -> tuple[str, bytes, int]:
     """Check a text; return it with its SHA-256 and its size in UTF-8."""
     if value is None:
-        raise _UnusableError(f"no {column}")
+        raise UnusableError(f"no {column}")
+    if joins_words and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = " ".join(value)
     if not isinstance(value, str):
-        raise _UnusableError(f"{column} is not a string but {type(value).__name__}")
+        raise UnusableError(f"{column} is not a string but {type(value).__name__}")
     if not value or value.isspace():
-        raise _UnusableError(f"empty {column}")
+        raise UnusableError(f"empty {column}")
     if "\0" in value:
-        raise _UnusableError(f"NUL character in {column}")
+        raise UnusableError(f"NUL character in {column}")
     data = _utf8(value, column)
     if len(data) > MAX_LINE_BYTES:
-        raise _UnusableError(f"{column} of more than {MAX_LINE_BYTES} bytes")
+        raise UnusableError(f"{column} of more than {MAX_LINE_BYTES} bytes")
     return value, hashlib.sha256(data).digest(), len(data)
 
 
 def _utf8(value: str, column: str) -> bytes:
     try:
         return value.encode()
-    except UnicodeEncodeError:
-        raise _UnusableError(f"broken UTF-8 or a lone surrogate in {column}") from None
-
-
-def _label(value: object, column: str, file: DataFile, line: int) -> int:
-    if value is None or value == "":
-        raise _UnusableError(f"no {column}")
-    label = None
-    if isinstance(value, str):
-        label = _LABELS.get(value.strip().lower())
-    elif isinstance(value, int | float) and value in (0, 1):
-        label = int(value)
-    if label is None:
-        raise DataError(
-            f"{file.name}:{line}: {column} is {_quoted(value)}: expected 1 (harmful) or "
-            "0 (harmless); true and false are understood"
-        )
-    return label
+    except UnicodeEncodeError as error:
+        is_byte = "\udc80" <= value[error.start] <= "\udcff"  # as which it was decoded
+        kind = _NotUtf8Error if is_byte else UnusableError
+        raise kind(f"broken UTF-8 or a lone surrogate in {column}") from None
 
 
 def _identifier(value: object, column: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _UnusableError(f"{column} is not a string or integer but {type(value).__name__}")
+        raise UnusableError(f"{column} is not a string or integer but {type(value).__name__}")
     name = str(value)
     _utf8(name, column)
     return name
@@ -294,11 +477,7 @@ def _label_conflicts(rows: Sequence[Row]) -> dict[int, str]:
         key = (row.lang, row.sha256)
         labels[key] = labels.get(key, 0) | (1 << row.label)
     both = {key for key, seen in labels.items() if seen == 0b11}
-    return {
-        i: "the same text has both labels"
-        for i, row in enumerate(rows)
-        if (row.lang, row.sha256) in both
-    }
+    return {i: _BOTH_LABELS for i, row in enumerate(rows) if (row.lang, row.sha256) in both}
 
 
 def _broken_pairs(rows: Sequence[Row]) -> dict[int, str]:
@@ -325,7 +504,7 @@ def _one_class_languages(rows: Sequence[Row]) -> dict[int, str]:
     for row in rows:
         labels.setdefault(row.lang, set()).add(row.label)
     reasons = {
-        lang: f"all usable {lang} texts are {('harmless', 'harmful')[min(seen)]}"
+        lang: f"{_ONE_CLASS} {lang} texts are {('harmless', 'harmful')[min(seen)]}"
         for lang, seen in labels.items()
         if len(seen) == 1
     }

@@ -24,6 +24,17 @@ class Exclusion(NamedTuple):
     reason: str
 
 
+class Splits(NamedTuple):
+    """How usable texts lie in splits such as train and test, before a limit.
+
+    texts: number of texts of each split; empty if the files' names do not say several.
+    shared: number of different texts of a language that more than one split has.
+    """
+
+    texts: dict[str, int]
+    shared: int
+
+
 class Row(NamedTuple):
     """One usable text of a file.
 
@@ -63,6 +74,7 @@ class Samples:
     file_position: [N] int64, line (in Parquet, row) from 0, counted over all files.
     text_sha256: [N, 32] uint8, of the text in UTF-8.
     excluded: the rows that were left out, in reading order.
+    splits: the splits of the files.
     """
 
     name: str
@@ -77,6 +89,7 @@ class Samples:
     file_position: NDArray[np.int64]
     text_sha256: NDArray[np.uint8]
     excluded: tuple[Exclusion, ...]
+    splits: Splits
 
     def __len__(self) -> int:
         """Number of samples: N."""
@@ -95,7 +108,13 @@ class Samples:
 
 
 def arrange(
-    name: str, rows: Sequence[Row], excluded: Sequence[Exclusion], *, limit: int | None, seed: int
+    name: str,
+    rows: Sequence[Row],
+    excluded: Sequence[Exclusion],
+    *,
+    splits: Splits,
+    limit: int | None,
+    seed: int,
 ) -> Samples:
     """Put rows into canonical order and assign folds.
 
@@ -103,6 +122,7 @@ def arrange(
         name: of the data set.
         rows: ordered by file position.
         excluded: rows that were left out.
+        splits: how the rows lie in splits.
         limit: keep at most this many rows of each language and label.
         seed: of the folds and of the limit's draw.
     """
@@ -139,6 +159,7 @@ def arrange(
         file_position=_frozen([row.position for row in rows], np.int64),
         text_sha256=text_sha256,
         excluded=tuple(excluded),
+        splits=splits,
     )
 
 

@@ -1,15 +1,18 @@
-"""Finding a data set: a file, a directory, a hub id or the packaged sample."""
+"""Finding a data set: files, directories, hub ids or the packaged sample."""
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ConfigError, DataError, first_line
-from .formats import split_format
+from ..names import nearest
+from .columns import Columns, words_of
+from .formats import FORMATS, KINDS, PACKED, format_of, split_format
+from .sets import columns_of, known_sets
 
-FORMATS = ".jsonl, .csv, .tsv (each also .gz) or .parquet"
 SAMPLE_PREFIX = "sample:"
 
 # The form of BCP 47 names, also with "_" (zh_CN, deu_Latn). Languages become names in a store.
@@ -21,16 +24,41 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
+_LABEL_WORDS = {"harmful": 1, "harmless": 0, "benign": 0}
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_SET_NAME = re.compile(r"([A-Za-z][\w-]+):(.+)", re.DOTALL)
+
+
 class DataFile(NamedTuple):
     """One file of a data set.
 
     name: as messages show it, printable and short.
     lang: the language that its name or folder says, if any.
+    label: the label that its name or folder says, if any: 1 harmful, 0 harmless.
+    split: the split that its name or folder says, if any.
+    columns: what its columns mean.
+    part: the number of the source that it belongs to; pairs join texts of one part. Sources whose
+        label was named are one part.
     """
 
     path: Path
     name: str
     lang: str | None
+    label: int | None
+    split: str | None
+    columns: Columns = Columns()
+    part: int = 0
 
 
 class Source(NamedTuple):
@@ -45,8 +73,94 @@ def is_language(name: str) -> bool:
     return _LANGUAGE.fullmatch(name) is not None
 
 
+def find_sources(
+    sources: Sequence[str | Path],
+    columns: Columns,
+    split: str | None,
+    revision: str | None,
+    on_note: Callable[[str], None],
+) -> Source:
+    """Find the files of a data set, which may come from several sources.
+
+    Args:
+        sources: each `[harmful=|harmless=][SET:]PLACE`, where the place is a file, a directory, a
+            hub id or a packaged sample, and SET a known data set.
+        columns: as typed; they come before those of a known set.
+        split: keep the files of this split only.
+        revision: of a hub data set.
+        on_note: called with one-line notes.
+
+    Raises:
+        DataError: there is nothing to read, or no such split.
+        ConfigError: no source is given, or a revision of a local one.
+    """
+    if not sources:
+        raise ConfigError("data: none given: name a file, a directory or a hub id")
+    found = []
+    for number, text in enumerate(sources):
+        label, known, place = _parsed(text)
+        meant = (columns_of(known) if known else Columns()).overridden(columns)
+        if label:
+            meant = replace(meant, every=label)
+        source = find_source(place, revision, on_note)
+        files = tuple(
+            file._replace(
+                columns=meant,
+                lang=_lang_word(file, meant) or file.lang,
+                part=0 if label else number,
+            )
+            for file in source.files
+        )
+        found.append(Source(source.name, files))
+    name = "+".join(source.name for source in found)
+    files = tuple(file for source in found for file in source.files)
+    if split is not None:
+        files = _of_split(files, split, name)
+    return Source(printable(name), files)
+
+
+def _parsed(text: str | Path) -> tuple[str, str, str | Path]:
+    """Split a source into label, known data set and place; a path that exists is only a place."""
+    label = known = ""
+    if isinstance(text, Path) or os.path.exists(text):
+        return label, known, text
+    prefix, equals, rest = text.partition("=")
+    if equals and prefix in ("harmful", "harmless"):
+        label, text = prefix, rest
+    match = None if os.path.exists(text) else _SET_NAME.fullmatch(text)
+    if match and not text.startswith(SAMPLE_PREFIX) and not match[2].startswith("//"):
+        known, text = match[1], match[2]
+        columns_of(known)  # a wrong name is an error even where the path is wrong too
+    return label, known, text
+
+
+def _lang_word(file: DataFile, columns: Columns) -> str | None:
+    """The language that a word of a file's path names, in the words of a known data set."""
+    words = reversed(list(words_of(file.name)))
+    return next((columns.languages[word] for word in words if word in columns.languages), None)
+
+
+def _of_split(files: Sequence[DataFile], split: str, name: str) -> tuple[DataFile, ...]:
+    """The files whose split, stem or folder has this name."""
+    wanted = _SPLIT_WORDS.get(split.casefold(), split.casefold())
+    kept = tuple(file for file in files if wanted in _split_names(file))
+    if kept:
+        return kept
+    known = sorted(set().union(*map(_split_names, files)))
+    shown = ", ".join(printable(word) for word in known[:12]) or "none"
+    raise DataError(f"{name}: no split {split!r}: its splits are {shown}{nearest(split, known)}")
+
+
+def _split_names(file: DataFile) -> set[str]:
+    parts = Path(file.name).parts
+    stem = _SHARD.sub("", split_format(parts[-1])[0])
+    return {name.casefold() for name in (stem, *parts[:-1])} | (
+        {file.split} if file.split else set()
+    )
+
+
 def find_source(source: str | Path, revision: str | None, on_note: Callable[[str], None]) -> Source:
-    """Find the files of a data set; one on the hub is downloaded into the hub's cache.
+    """Find the files of one source; a data set on the hub is downloaded into the hub's cache.
 
     Raises:
         DataError: there is nothing to read.
@@ -65,15 +179,46 @@ def find_source(source: str | Path, revision: str | None, on_note: Callable[[str
     if os.path.isdir(source):
         return Source(printable(path.resolve().name), _layout(path, printable(str(path))))
     if not os.path.isfile(source):
+        if str(source) in known_sets():
+            raise DataError(f"{source}: a known data set: name its file too, as in {source}:FILE")
         raise DataError(
             f"{printable(str(source))}: no such file or directory: expected a data file "
             f"({FORMATS}), a directory of them, a hub id (owner/name) or {SAMPLE_PREFIX}polite"
         )
-    stem, kind = split_format(path.name)
+    name = printable(path.name)
+    stem, kind = format_of(path, name)
     if kind is None:
-        raise DataError(f"{printable(path.name)}: unknown file format: expected {FORMATS}")
-    file = DataFile(path, printable(path.name), _language_of(stem))
-    return Source(printable(stem), (file,))
+        raise DataError(f"{name}: unknown file format: expected {FORMATS}, or .txt with columns")
+    return Source(printable(stem), (_file(path, Path(path.name), stem),))
+
+
+def _file(path: Path, inside: Path, stem: str) -> DataFile:
+    """A data file, with what its name and, from the innermost on, its folders say."""
+    names = (stem, *reversed(inside.parts[:-1]))
+    labels = (_label_of(name) for name in names)
+    splits = (_split_of(name) for name in names)
+    return DataFile(
+        path,
+        printable(inside.as_posix()),
+        lang=next(filter(None, map(_language_of, names)), None),
+        label=next((label for label in labels if label is not None), None),
+        split=next((split for split in splits if split is not None), None),
+    )
+
+
+def _label_of(name: str) -> int | None:
+    labels = {_LABEL_WORDS[word] for word in words_of(name) if word in _LABEL_WORDS}
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _split_of(name: str) -> str | None:
+    """A usual name of a split among the words, or what stands before the number of a shard."""
+    splits = {_SPLIT_WORDS[word] for word in words_of(name) if word in _SPLIT_WORDS}
+    if len(splits) == 1:
+        return splits.pop()
+    stem = _SHARD.sub("", name)
+    is_other = _language_of(name) is None and _label_of(name) is None
+    return stem.casefold() if stem != name and is_other and not splits else None
 
 
 def printable(name: str) -> str:
@@ -87,13 +232,12 @@ def _packaged(name: str) -> Source:
     known = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
     if name not in known:
         raise DataError(f"no packaged sample {name!r}: expected {', '.join(known)}")
-    return Source(name, (DataFile(known[name], known[name].name, None),))
+    return Source(name, (_file(known[name], Path(known[name].name), name),))
 
 
 def _layout(folder: Path, data_name: str) -> tuple[DataFile, ...]:
     """List the data files below `folder`, each with the language that its path says."""
-    files = []
-    kinds: dict[str, str] = {}
+    files: dict[str, list[DataFile]] = {}
     for parent, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
@@ -106,18 +250,19 @@ def _layout(folder: Path, data_name: str) -> tuple[DataFile, ...]:
                 raise DataError(
                     f"{data_name}: {inside} is not a regular file, perhaps a broken link"
                 )
-            kinds.setdefault(kind, inside.as_posix())
-            lang = next(filter(None, map(_language_of, (stem, *reversed(inside.parts[:-1])))), None)
-            files.append(DataFile(path, printable(inside.as_posix()), lang))
+            files.setdefault(kind, []).append(_file(path, inside, stem))
     if not files:
         raise _no_data_files(data_name)
-    if len(kinds) > 1:
-        examples = ", ".join(printable(name) for name in kinds.values())
+    if len(files) > 1:
+        files.pop("json", None)  # beside data in another format, it is about them
+    if len(files) > 1:
+        examples = ", ".join(of_kind[0].name for of_kind in files.values())
         raise DataError(
             f"{data_name}: files of several formats, perhaps the same data twice ({examples}): "
             "name one file, or a directory with one format"
         )
-    return tuple(sorted(files, key=lambda file: file.path.relative_to(folder).parts))
+    (of_kind,) = files.values()
+    return tuple(sorted(of_kind, key=lambda file: file.path.relative_to(folder).parts))
 
 
 def _no_data_files(data_name: str) -> DataError:
@@ -147,9 +292,7 @@ def _hub(
     )
 
     wanted = revision or pinned
-    patterns = ["*.parquet"] + [
-        f"*.{kind}{gz}" for kind in ("jsonl", "csv", "tsv") for gz in ("", ".gz")
-    ]
+    patterns = ["*.parquet"] + [f"*.{kind}{packed}" for kind in KINDS for packed in PACKED]
     try:
         folder = Path(
             snapshot_download(repo, repo_type="dataset", revision=wanted, allow_patterns=patterns)

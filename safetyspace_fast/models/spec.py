@@ -104,7 +104,7 @@ def _exists(path: str) -> bool:
 
 
 def _default_name(path: str) -> str:
-    last = Path(split_revision(path)[0]).expanduser()
+    last = Path(os.path.expanduser(split_revision(path)[0]))
     if last.name in ("", ".."):  # "." and "/x/.." name a directory only once resolved
         last = last.resolve()
     stem = last.name.removesuffix(".gguf")

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from safetyspace_fast.data import Samples, formats, read, read_samples
+from safetyspace_fast.data import Samples, formats, json_rows, read, read_samples, separated, unpack
+from safetyspace_fast.data.columns import RECOGNISED
 from safetyspace_fast.data.read import MAX_LANGUAGES
-from safetyspace_fast.errors import DataError
+from safetyspace_fast.errors import ConfigError, DataError
+
+SUFFIXES = [
+    *("jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"),
+    *("json", "csv.zip", "utf16.csv", "quoted.tsv"),
+]
 
 # The folder is reused between examples: each overwrites the file.
 FUZZ = settings(
@@ -36,9 +43,7 @@ VALUES = st.one_of(
     st.text(),
     st.lists(st.integers(), max_size=2),
 )
-RECORDS = st.lists(
-    st.dictionaries(st.sampled_from([*formats.COLUMNS, "other"]), VALUES), max_size=12
-)
+RECORDS = st.lists(st.dictionaries(st.sampled_from([*RECOGNISED, "other"]), VALUES), max_size=12)
 ROWS = st.lists(
     st.fixed_dictionaries(
         {
@@ -52,16 +57,40 @@ ROWS = st.lists(
 )
 
 
-def read_or_refuse(path: Path) -> Samples | None:
-    """Read a file; anything but samples in order or a one-line DataError fails."""
+# Options that fit the files below, and some that fit none.
+DATA_OPTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "text_column": st.sampled_from(["text", ("x", "text"), "txet", "1", "text.a"]),
+        "label_column": st.sampled_from(["label", ("label", "pair"), "2", "lang"]),
+        "harmful": st.sampled_from(["1", ("1", "OFF"), ">=1", "label>0.5", "en", ("label", "2")]),
+        "harmless": st.sampled_from(["0", ("0", "NOT"), "<1", "label<=0.5", "pair==1"]),
+        "lang": st.sampled_from(["en", "../x"]),
+        "lang_column": st.sampled_from(["lang", "text", "3"]),
+        "split": st.sampled_from(["fuzz", "train"]),
+        "delimiter": st.sampled_from(["comma", "tab", ";", "\0", "é"]),
+        "quoting": st.sampled_from(["auto", "csv", "none"]),
+        "languages": st.sampled_from([("en",), ("eng", "de")]),
+    },
+)
+
+
+def check_error(error: Exception) -> None:
+    message = str(error)
+    assert message
+    assert message.isprintable(), ascii(message)
+    assert "fuzz" in message or isinstance(error, ConfigError)
+
+
+def read_or_refuse(path: Path, options: dict[str, Any] | None = None) -> Samples | None:
+    """Read a file; anything but samples in order or an error of one line fails."""
+    notes: list[str] = []
     try:
-        samples = read_samples(path)
-    except DataError as error:
-        message = str(error)
-        assert message
-        assert message.isprintable(), ascii(message)
-        assert "fuzz" in message
+        samples = read_samples(path, on_note=notes.append, **options or {})
+    except (ConfigError, DataError) as error:
+        check_error(error)
         return None
+    assert all(note.isprintable() and "fuzz" in note for note in notes), ascii(notes)
     assert len(samples) >= 2
     for lang in samples.languages:
         assert set(samples.labels[samples.lang_range(lang)].tolist()) == {0, 1}
@@ -72,7 +101,7 @@ def read_or_refuse(path: Path) -> Samples | None:
     return samples
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"])
+@pytest.mark.parametrize("suffix", [*SUFFIXES, "txt", "zip"])
 @FUZZ
 @given(data=st.binary(max_size=400))
 @example(data=b"text,label,lang\n\xff,0,en\n\0,1,en\n")
@@ -158,7 +187,6 @@ EDITS = st.lists(
     ),
     max_size=4,
 )
-SUFFIXES = ["jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"]
 FEW_ROWS = {
     "text": ["a", 'b "c", d', "e\nf", "é\u202e", "g", "h"],
     "label": [0, 1, 0, 1, 0, 1],
@@ -169,6 +197,8 @@ FEW_ROWS = {
 
 def good_file(suffix: str) -> bytes:
     rows = [dict(zip(FEW_ROWS, row, strict=True)) for row in zip(*FEW_ROWS.values(), strict=True)]
+    if suffix == "json":
+        return json.dumps({"data": rows, "n": 6.5}, indent=1).encode()
     if suffix == "parquet":
         sink = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.table(FEW_ROWS), sink, compression="zstd")
@@ -177,20 +207,29 @@ def good_file(suffix: str) -> bytes:
     if suffix.startswith("jsonl"):
         text.writelines(json.dumps(row) + "\n" for row in rows)
     else:
-        writer = csv.DictWriter(text, FEW_ROWS, delimiter="\t" if suffix == "tsv" else ",")
+        quoting = csv.QUOTE_ALL if suffix == "quoted.tsv" else csv.QUOTE_MINIMAL
+        delimiter = "\t" if suffix.endswith("tsv") else ","
+        writer = csv.DictWriter(text, FEW_ROWS, delimiter=delimiter, quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
-    data = text.getvalue().encode()
+    data = text.getvalue().encode("utf-16" if suffix == "utf16.csv" else "utf-8")
+    if suffix == "csv.zip":
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
+            members.writestr(zipfile.ZipInfo("train.csv"), data)
+        return archive.getvalue()
     return gzip.compress(data, mtime=0) if suffix.endswith("gz") else data
 
 
-def read_edited(folder: Path, suffix: str, edits: list[tuple[str, float, bytes]]) -> None:
+def read_edited(
+    folder: Path, suffix: str, edits: list[tuple[str, float, bytes]], options: dict[str, Any]
+) -> None:
     """Whatever is read of an edited file stands there, in the line that the samples name."""
     path = folder / f"fuzz.{suffix}"
     data = edited(good_file(suffix), edits)
     path.write_bytes(data)
-    samples = read_or_refuse(path)
-    if samples is not None and suffix == "jsonl":
+    samples = read_or_refuse(path, options)
+    if samples is not None and suffix == "jsonl" and not options.keys() - {"lang", "languages"}:
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         for text, label, i_line in zip(
             samples.texts, samples.labels, samples.file_position, strict=True
@@ -208,19 +247,21 @@ def read_edited(folder: Path, suffix: str, edits: list[tuple[str, float, bytes]]
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(FUZZ, max_examples=100)
-@given(edits=EDITS)
-def test_edited_files(tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]]) -> None:
-    read_edited(tmp_path, suffix, edits)
+@given(edits=EDITS, options=st.one_of(st.just({}), DATA_OPTIONS))
+def test_edited_files(
+    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]], options: dict[str, Any]
+) -> None:
+    read_edited(tmp_path, suffix, edits, options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(FUZZ, max_examples=10_000)
-@given(edits=EDITS)
+@given(edits=EDITS, options=st.one_of(st.just({}), DATA_OPTIONS))
 def test_many_edited_files(
-    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]]
+    tmp_path: Path, suffix: str, edits: list[tuple[str, float, bytes]], options: dict[str, Any]
 ) -> None:
-    read_edited(tmp_path, suffix, edits)
+    read_edited(tmp_path, suffix, edits, options)
 
 
 @pytest.mark.parametrize("other", ["EN-us", "en_US"])
@@ -261,8 +302,8 @@ def test_bidirectional_overrides_are_kept_and_shown_nowhere(tmp_path: Path) -> N
 
 
 def test_long_lines_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 100)
-    monkeypatch.setattr(read, "MAX_LINE_BYTES", 100)
+    for module in (json_rows, separated, read):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 100)
     rows = [{"text": "x" * n, "label": n % 2, "lang": "en"} for n in (1, 2, 70, 350, 3)]
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -389,7 +430,7 @@ def test_a_line_of_100_mb_is_never_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_a_line_of_100_mb_in_every_format(tmp_path: Path, suffix: str) -> None:
     texts = ["good", "x" * 100_000_000, "bad"]
     path = tmp_path / f"x.{suffix}"
@@ -404,11 +445,16 @@ def test_a_line_of_100_mb_in_every_format(tmp_path: Path, suffix: str) -> None:
             {"text": text, "label": i, "lang": "en"}
             for text, i in zip(texts, (0, 1, 1), strict=True)
         ]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if suffix == "jsonl" else "[" + ",\n".join(lines) + "]")
     answer, memory_mib, time_s = read_in_new_process(path)
     print(f"{suffix}: {answer}, {time_s:.1f} s, {memory_mib:.0f} MiB")
-    refused = f"x.csv:3: line of more than {formats.MAX_LINE_BYTES} bytes: shorten it"
-    assert answer == (refused if suffix == "csv" else "2")
+    refused = {
+        "csv": f"x.csv:3: line of more than {unpack.MAX_LINE_BYTES} bytes: shorten it",
+        "json": f"x.json:2: not JSON, or a record of more than {unpack.MAX_LINE_BYTES} bytes: "
+        "expected an array of objects, or JSON Lines",
+    }
+    assert answer == refused.get(suffix, "2")
     assert memory_mib < (900 if suffix == "parquet" else 64)  # Arrow and Python hold copies
 
 
@@ -427,7 +473,7 @@ def test_one_long_text_repeated_in_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_a_million_rows(tmp_path: Path, suffix: str) -> None:
     n = 1_000_000
     path = tmp_path / f"x.{suffix}"
@@ -443,14 +489,14 @@ def test_a_million_rows(tmp_path: Path, suffix: str) -> None:
             pyarrow.table(table | {"pair": [f"p{i // 8}-{i % 4}" for i in range(n)]}), path
         )
     else:
-        pattern = (
-            '{{"text": "{}", "label": {}, "lang": "{}"}}\n' if suffix == "jsonl" else "{},{},{}\n"
-        )
+        pattern = "{},{},{}\n" if suffix == "csv" else '{{"text": "{}", "label": {}, "lang": "{}"}}'
+        between = {"csv": "", "jsonl": "\n", "json": ","}[suffix]
         with path.open("w") as file:
-            if suffix == "csv":
-                file.write("text,label,lang\n")
+            file.write({"csv": "text,label,lang\n", "jsonl": "", "json": "["}[suffix])
             for i, text in enumerate(texts):
+                file.write(between if i else "")
                 file.write(pattern.format(text, (i // 4) % 2, langs[i % 4]))
+            file.write("]" if suffix == "json" else "")
     answer, memory_mib, time_s = read_in_new_process(path)
     print(f"{suffix}: {answer} rows, {time_s:.1f} s, {memory_mib:.0f} MiB")
     assert answer == str(n)

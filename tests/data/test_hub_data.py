@@ -50,6 +50,17 @@ def test_split_per_language_data_set(url: str, repo: Path) -> None:
     assert notes == [f"{REPO}: hub revision {hub.commit_of(repo / 'main')}"]
 
 
+def test_splits_are_read_by_name(url: str, repo: Path) -> None:
+    for split in ("full", "small"):
+        write_language(repo / "main", split, ["kind", "rude", split])
+    (repo / "main" / "data" / "dataset_infos.json").write_text("{}")
+    notes: list[str] = []
+    samples = read_samples(REPO, lang="en", on_note=notes.append)
+    assert samples.splits == ({"other": 4, "full": 3, "small": 3}, 2)
+    assert any("splits read together: other (4 texts), full (3 texts)" in note for note in notes)
+    assert sorted(read_samples(REPO, split="small", lang="en").texts) == ["kind", "rude", "small"]
+
+
 def test_only_data_files_are_fetched(url: str, tmp_path: Path) -> None:
     read_samples(REPO)
     fetched = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/**/*.*")}

@@ -102,7 +102,7 @@ def test_sources_that_are_not_there(source: str, message: str) -> None:
 
 
 def test_unknown_kinds_of_file(tmp_path: Path) -> None:
-    for name in ("x.json", "x.parquet.gz", ".jsonl", "x"):
+    for name in ("x.xlsx", "x.parquet.gz", ".jsonl", "x"):
         (tmp_path / name).touch()
         with pytest.raises(DataError, match=r"unknown file format: expected \.jsonl"):
             read_samples(tmp_path / name)

@@ -1,0 +1,401 @@
+"""What the columns of a file mean: text, label and language of each record."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import eq, ge, gt, le, lt
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError, DataError
+from ..names import nearest
+
+RECOGNISED = (
+    "text",
+    "label",
+    "toxic",
+    "lang",
+    "pair",
+    "item",
+    "toxic_sentence",
+    "neutral_sentence",
+)
+"""The columns that are read where none is named, in any format; others are ignored."""
+
+_EXPECTED = "expected text, label and lang (or toxic_sentence and neutral_sentence)"
+_BINARY = {"0": 0, "false": 0, "1": 1, "true": 1}
+_OPERATORS = {">=": ge, "<=": le, "==": eq, ">": gt, "<": lt}
+_THRESHOLD = re.compile(r"(.*?)(>=|<=|==|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_NAME = re.compile(r"[^\W\d][\w.-]{0,39}")
+_MAX_VALUES = 1000
+"""Different labels that are counted; more are not labels."""
+
+
+class UnusableError(ValueError):
+    """One row cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; an empty field leaves it to be recognised.
+
+    text: the text, in the first of these that a file has; a path such as `a.b` leads into objects,
+        and a list of words is joined.
+    label: one or more; a text is harmful if any of them says so.
+    lang_column, lang: the language of a row, or of all texts.
+    harmful, harmless: label values or thresholds (`>=0.5`, `toxicity>=0.5`). With only one of them
+        given, every other value means the other.
+    every: `harmful` or `harmless` if all texts are.
+    item: joins the same content in several languages.
+    languages: language of each word that a language column or a file's name uses for it.
+    wide: languages whose texts stand in columns of that name.
+    """
+
+    text: tuple[str, ...] = ()
+    label: tuple[str, ...] = ()
+    lang_column: str = ""
+    lang: str = ""
+    harmful: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    every: str = ""
+    item: str = ""
+    languages: Mapping[str, str] = field(default_factory=dict)
+    wide: tuple[str, ...] = ()
+
+    def overridden(self, typed: "Columns") -> "Columns":
+        """These columns, with what was typed in place of what they say."""
+        base = self
+        if typed.label or typed.harmful or typed.harmless:
+            base = replace(base, harmful=(), harmless=(), every="")
+        if typed.text:
+            typed = replace(typed, text=(*typed.text, *base.text))
+            base = replace(base, wide=())
+        if typed.lang or typed.lang_column:
+            base = replace(base, lang="", lang_column="")
+        given = {f.name: getattr(typed, f.name) for f in fields(typed) if getattr(typed, f.name)}
+        return replace(base, **given)
+
+    def names(self) -> tuple[str, ...]:
+        """All columns that are named, without those of thresholds."""
+        named = (*self.text, *self.label, self.lang_column, self.item, *self.wide)
+        return tuple(dict.fromkeys(filter(None, named)))
+
+
+class Rule(NamedTuple):
+    """One label value or threshold, as it was typed."""
+
+    typed: str
+    column: str = ""
+    operator: str = ""
+    number: float = 0.0
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is this one, or lies on this side of the threshold."""
+        if not self.operator:
+            return word(value) == word(self.typed)
+        return bool(_OPERATORS[self.operator](number(value), self.number))
+
+
+def rules(texts: Sequence[str]) -> tuple[Rule, ...]:
+    """Parse label values and thresholds.
+
+    Raises:
+        ConfigError: one is empty, or its threshold is not a number.
+    """
+    parsed = []
+    for text in texts:
+        match = _THRESHOLD.fullmatch(text)
+        if not text.strip():
+            raise ConfigError("a label value is empty: give the values of the label column")
+        if match is None:
+            parsed.append(Rule(text.strip()))
+            continue
+        try:
+            parsed.append(Rule(text.strip(), match[1].strip(), match[2], float(match[3])))
+        except ValueError as error:
+            raise ConfigError(f"threshold {text!a}: expected a number at its end") from error
+    return tuple(parsed)
+
+
+def word(value: object) -> str:
+    """A label value as it is compared: `1`, `1.0` and " 1 " are equal, so are `OFF` and `off`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip().casefold()
+    whole = text.removesuffix(".0")
+    return whole if whole.removeprefix("-").isdecimal() else text
+
+
+def number(value: object) -> float:
+    """A score as a number.
+
+    Raises:
+        UnusableError: it is none.
+    """
+    try:
+        result = float(value) if isinstance(value, str | int | float) else float("nan")
+    except (ValueError, OverflowError):
+        result = float("nan")
+    if result != result:
+        raise UnusableError("a score is not a number")
+    return result
+
+
+def lookup(record: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or of a path such as `a.b` into objects and lists of objects."""
+    if path in record or "." not in path:
+        return record.get(path)
+    head, _, rest = path.partition(".")
+    value = record.get(head)
+    if isinstance(value, Mapping):
+        return lookup(value, rest)
+    if isinstance(value, list):
+        return [lookup(entry, rest) for entry in value if isinstance(entry, Mapping)]
+    return None
+
+
+def shown(value: object) -> str:
+    """A label value as messages show it: only what is too short to be a text."""
+    text = str(value)
+    if len(text) > 24 or len(text.split()) > 2:
+        return f"a value of {len(text)} characters"
+    return ascii(value)
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """The names of columns for a message; none if one does not look like a name but a text."""
+    listed = [name for name in names if name]
+    if not listed:
+        return "no columns are named"
+    if all(map(str.isdecimal, listed)):
+        return f"the columns are numbered from 1 to {len(listed)}"
+    if not all(map(_NAME.fullmatch, listed)):
+        return "the first row does not look like column names"
+    rest = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return "the columns are " + ", ".join(map(ascii, listed[:8])) + rest
+
+
+class Labels:
+    """What the labels of a whole data set were found to be.
+
+    values: how often each label value occurs, as it is compared.
+    other: of these, values that no list names; they count as harmless (0) or harmful (1), or leave
+        their text out (-1).
+    used: rules that held for a text.
+    """
+
+    def __init__(self) -> None:
+        """Start without labels."""
+        self.values: Counter[str] = Counter()
+        self.other: dict[int, Counter[str]] = {-1: Counter(), 0: Counter(), 1: Counter()}
+        self.used: set[Rule] = set()
+
+    def count(self, value: object, other: int | None) -> None:
+        """Count a label value; `other` says what it means if no list names it."""
+        for counts in (self.values, *([] if other is None else [self.other[other]])):
+            if len(counts) < _MAX_VALUES:
+                counts[word(value)] += 1
+
+    def notes(self, typed: Columns, data_name: str) -> Iterator[str]:
+        """What a reader of the data should know about the label values that were typed.
+
+        Raises:
+            DataError: the values of one option hold for no text.
+        """
+        for option, texts in (("harmful", typed.harmful), ("harmless", typed.harmless)):
+            unused = [rule for rule in rules(texts) if rule not in self.used]
+            names = ", ".join(ascii(rule.typed) for rule in unused)
+            if unused and len(unused) == len(texts):
+                near = nearest(unused[0].typed, self.values) if _can_be_shown(self.values) else ""
+                raise DataError(
+                    f"{data_name}: {option}: no label is {names}: the labels are "
+                    f"{listed(self.values)}{near}"
+                )
+            if unused:
+                yield f"{data_name}: {option}: no label is {names}"
+        for label, what in (
+            (-1, "labels in neither list leave their texts out"),
+            (0, "all other labels count as harmless"),
+            (1, "all other labels count as harmful"),
+        ):
+            if self.other[label]:
+                yield f"{data_name}: {what}: {listed(self.other[label])}"
+
+
+def listed(values: Counter[str]) -> str:
+    """Values with their counts in one line; only how many they are if they are many or long."""
+    if not _can_be_shown(values):
+        return f"{len(values)} different ones"
+    return ", ".join(f"{v!a} ({n})" for v, n in sorted(values.items())) or "none"
+
+
+def _can_be_shown(values: Counter[str]) -> bool:
+    return len(values) <= 12 and all(shown(value) == ascii(value) for value in values)
+
+
+class Layout:
+    """The columns of one file, found by its first record.
+
+    texts: columns that hold texts, each with the language that it says, if any.
+    is_pair: each row is a pair of `toxic_sentence` and `neutral_sentence` instead.
+    joins_words: the text may be a list of words.
+    every: the label of all texts, if they have one.
+    unread_labels: a label column that is not read, as `every` is known.
+
+    Args:
+        columns: what was named.
+        by_name: the label that the file's name says, used if no column holds one.
+        record: the first one.
+        where: file and line, for messages.
+        labels: counts label values.
+
+    Raises:
+        DataError: the columns are not there, or none can be recognised.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        by_name: int | None,
+        record: Mapping[str, Any],
+        where: str,
+        labels: Labels,
+    ) -> None:
+        """Find the columns."""
+        self._labels = labels
+        self._harmful, self._harmless = rules(columns.harmful), rules(columns.harmless)
+        typed = (*self._harmful, *self._harmless)
+        scores = [rule.column for rule in typed if rule.column]
+        text = next((name for name in columns.text if _holds(record, name)), "")
+        needed = [*columns.label, columns.lang_column, columns.item, *scores]
+        needed += [] if text or not columns.text else [columns.text[0]]
+        for name in filter(None, needed):
+            if not _holds(record, name):
+                others = "".join(f" or {other!a}" for other in columns.text[1:])
+                raise DataError(
+                    f"{where}: no column {name!a}{others if name in columns.text else ''}: "
+                    f"{shown_names(record)}{_nearest(name, record)}"
+                )
+        self.lang_column = columns.lang_column or "lang"
+        self.item_column = columns.item or "item"
+        self.joins_words = bool(text)
+        self._named = bool(columns.label)
+        self._columns = columns.label
+        if not columns.label and (not scores or any(not rule.column for rule in typed)):
+            self._columns = tuple(name for name in ("label", "toxic") if name in record)[:1]
+        self._is_binary = not (columns.label or columns.harmful or columns.harmless)
+        self._scores = tuple(dict.fromkeys(name for name in scores if name not in self._columns))
+        self.every = {"harmful": 1, "harmless": 0}.get(columns.every)
+        self.unread_labels = self._columns[0] if self._columns and self.every is not None else ""
+        if self.every is None and not (self._columns or scores):
+            self.every = by_name
+        labelled = self.every is not None or bool(self._columns or scores)
+        self.texts: tuple[tuple[str, str], ...] = ()
+        if columns.wide:
+            self.texts = tuple((lang, lang) for lang in columns.wide if lang in record)
+        elif text or "text" in record:
+            self.texts = ((text or "text", ""),)
+        self.is_pair = (
+            not self.texts
+            and not columns.label
+            and "toxic_sentence" in record
+            and "neutral_sentence" in record
+        )
+        if not self.is_pair and not (self.texts and labelled):
+            raise DataError(
+                f"{where}: {shown_names(record)}: {_EXPECTED}: name them with --text-column and "
+                "--label-column (by number, from 1, if the file has no header)"
+            )
+
+    def label(self, record: Mapping[str, Any], where: str) -> int:
+        """1 harmful, 0 harmless.
+
+        Raises:
+            UnusableError: the row has no label, or one in neither list.
+            DataError: the label cannot be understood.
+        """
+        if self.every is not None:
+            return self.every
+        if self._is_binary:
+            value = record.get(self._columns[0])
+            if value is None or value == "":
+                raise UnusableError(f"no {self._columns[0]}")
+            return _binary(value, self._columns[0], where)
+        states = [self._state(name, lookup(record, name), where) for name in self._columns]
+        states += [
+            self._state(name, lookup(record, name), where, score=True) for name in self._scores
+        ]
+        if 1 in states:
+            return 1
+        for state in states:
+            if isinstance(state, str):
+                raise UnusableError(state)
+        return 0
+
+    def _state(self, column: str, value: object, where: str, *, score: bool = False) -> int | str:
+        """What one column says: 1, 0, or why it says nothing."""
+        if isinstance(value, list) and self._named:
+            value = _majority(value)
+            if value is None:
+                return f"no majority in {column}"
+        if value is None or value == "":
+            return f"no {column}"
+        if not self._harmful and not self._harmless:
+            return _binary(value, column, where)
+        if value != value:  # not a number: how tables write what is missing
+            return f"no {column}"
+        harmful, harmless = (
+            [rule for rule in typed if rule.column == column or not (rule.column or score)]
+            for typed in (self._harmful, self._harmless)
+        )
+        try:
+            held = [[rule for rule in side if rule.holds(value)] for side in (harmless, harmful)]
+        except UnusableError:
+            return f"{column} is not a number"
+        self._labels.used.update(held[0], held[1])
+        if held[0] and held[1]:
+            raise DataError(
+                f"{where}: {column} is {shown(value)}: both harmful ({held[1][0].typed}) and "
+                f"harmless ({held[0][0].typed}): let only one hold"
+            )
+        exact = any(not rule.operator for rule in (*harmful, *harmless))
+        other = None if held[0] or held[1] else -1 if harmful and harmless else int(not harmful)
+        if exact:
+            self._labels.count(value, other)
+        if other == -1:
+            return f"{column} is {'in neither list' if exact else 'between harmful and harmless'}"
+        return int(bool(held[1])) if other is None else other
+
+
+def _holds(record: Mapping[str, Any], path: str) -> bool:
+    return path in record or ("." in path and path.partition(".")[0] in record)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    return nearest(name, filter(_NAME.fullmatch, names))
+
+
+def _majority(values: Sequence[object]) -> object:
+    """The value of more than half; None without one."""
+    counts = Counter(word(value) for value in values if value is not None)
+    most = counts.most_common(1)
+    return most[0][0] if most and 2 * most[0][1] > len(values) else None
+
+
+def _binary(value: object, column: str, where: str) -> int:
+    label = None
+    if isinstance(value, str):
+        label = _BINARY.get(word(value))
+    elif isinstance(value, int | float) and value in (0, 1):
+        label = int(value)
+    if label is None:
+        raise DataError(
+            f"{where}: {column} is {shown(value)}: expected 1 (harmful) or 0 (harmless), true and "
+            "false are understood: name its values with --harmful and --harmless"
+        )
+    return label
+
+
+def words_of(name: str) -> Iterator[str]:
+    """The words of a file's or folder's name, in lower case."""
+    return (part for part in re.split(r"[^\w]|_", name.casefold()) if part)

@@ -1,0 +1,80 @@
+"""The columns of published data sets by name, as data: `sets.json` beside this file."""
+
+import json
+import textwrap
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import DataError
+from ..names import nearest
+from .columns import Columns
+
+
+class KnownSet(NamedTuple):
+    """A published data set.
+
+    title: what it is, in a line.
+    source: where it is published.
+    columns: what its columns mean.
+    note: what to know before using it; empty if nothing.
+    """
+
+    title: str
+    source: str
+    columns: Columns
+    note: str = ""
+
+
+@cache
+def known_sets() -> dict[str, KnownSet]:
+    """All known data sets by name."""
+    raw = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+    sets = {}
+    for name, entry in raw.items():
+        about = {key: entry.pop(key) for key in ("title", "source", "note") if key in entry}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+        }
+        sets[name] = KnownSet(columns=Columns(**values), **about)
+    return sets
+
+
+def columns_of(name: str) -> Columns:
+    """The columns of a known data set.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    known = known_sets()
+    if name not in known:
+        raise DataError(
+            f"no known data set {name!r}: expected one of {', '.join(known)}{nearest(name, known)}"
+        )
+    return known[name].columns
+
+
+def describe_sets() -> str:
+    """Every known data set in a few lines for the terminal."""
+    lines = []
+    for name, entry in known_sets().items():
+        lines.append(f"{name}: {entry.title}")
+        columns = entry.columns
+        rows = [("source", entry.source), ("text", ", ".join(columns.text or columns.wide))]
+        rows += [
+            ("label", ", ".join(columns.label) or (columns.every and f"all {columns.every}")),
+            ("harmful", ", ".join(columns.harmful)),
+            ("harmless", ", ".join(columns.harmless)),
+            ("note", entry.note),
+        ]
+        for key, text in rows:
+            if text:
+                lines += textwrap.wrap(
+                    text,
+                    100,
+                    initial_indent=f"  {key:<10}",
+                    subsequent_indent=" " * 12,
+                    break_on_hyphens=False,
+                    break_long_words=False,
+                )
+    return "\n".join(lines)

@@ -1,0 +1,481 @@
+"""Files as they are published: columns, label values, languages, sources and splits by name."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from safetyspace_fast.data import Samples, read_samples
+from safetyspace_fast.errors import ConfigError, DataError
+
+ROWS = [{"words": f"text {i}", "class": ("bad", "worse", "good")[i % 3]} for i in range(12)]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def labels_of(samples: Samples) -> dict[str, int]:
+    return dict(zip(samples.texts, samples.labels.tolist(), strict=True))
+
+
+def test_columns_values_and_language_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", ROWS)
+    samples = read_samples(
+        path,
+        text_column="words",
+        label_column="class",
+        harmful=["BAD", "worse"],
+        harmless="good",
+        lang="en",
+    )
+    assert labels_of(samples) == {row["words"]: int(row["class"] != "good") for row in ROWS}
+    assert samples.languages == ("en",)
+
+
+@pytest.mark.parametrize(
+    ("typed", "label", "note"),
+    [
+        (
+            {"harmful": "good"},
+            {"good": 1, "bad": 0, "worse": 0},
+            "harmless: 'bad' (4), 'worse' (4)",
+        ),
+        (
+            {"harmless": "good"},
+            {"good": 0, "bad": 1, "worse": 1},
+            "harmful: 'bad' (4), 'worse' (4)",
+        ),
+    ],
+)
+def test_with_one_list_every_other_label_means_the_other(
+    tmp_path: Path, typed: dict[str, Any], label: dict[str, int], note: str
+) -> None:
+    path = write(tmp_path / "en.jsonl", ROWS)
+    notes: list[str] = []
+    samples = read_samples(
+        path, text_column="words", label_column="class", on_note=notes.append, **typed
+    )
+    assert labels_of(samples) == {row["words"]: label[row["class"]] for row in ROWS}
+    assert notes == [f"en: all other labels count as {note}"]
+
+
+def test_labels_in_neither_list_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "en.jsonl", ROWS)
+    options = {"text_column": "words", "label_column": "class", "harmful": "worse"}
+    notes: list[str] = []
+    samples = read_samples(path, harmless="good", on_note=notes.append, **options)  # type: ignore[arg-type]
+    assert notes[0] == "en: labels in neither list leave their texts out: 'bad' (4)"
+    assert Counter(e.reason for e in samples.excluded) == {"class is in neither list": 4}
+    with pytest.raises(DataError, match=r"^en\.jsonl:1: class is in neither list \(strict"):
+        read_samples(path, harmless="good", strict=True, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("operator", "harmful"),
+    [(">=", {2, 3}), (">", {3}), ("<=", {0, 1, 2}), ("<", {0, 1}), ("==", {2})],
+)
+def test_a_score_has_a_threshold(tmp_path: Path, operator: str, harmful: set[int]) -> None:
+    rows = [{"text": str(i), "score": score} for i, score in enumerate([0, 1.0, "2", "3.0"])]
+    path = write(tmp_path / "en.jsonl", rows)
+    for options in (
+        {"harmful": f"score{operator}2"},
+        {"harmful": f"{operator} 2.0", "label_column": "score"},
+    ):
+        found = labels_of(read_samples(path, **options))  # type: ignore[arg-type]
+        assert {int(text) for text, label in found.items() if label} == harmful
+
+
+def test_scores_between_two_thresholds_and_odd_ones_are_left_out(tmp_path: Path) -> None:
+    scores = [0.9, 0.1, 0.5, None, "high", float("nan"), True]
+    rows = [{"text": str(i), "score": score} for i, score in enumerate(scores)]
+    path = write(tmp_path / "en.jsonl", rows)
+    samples = read_samples(path, harmful="score>=0.8", harmless="score<0.2")
+    assert labels_of(samples) == {"0": 1, "1": 0, "6": 1}
+    assert [(e.line, e.reason) for e in samples.excluded] == [
+        (3, "score is between harmful and harmless"),
+        (4, "no score"),
+        (5, "score is not a number"),
+        (6, "no score"),
+    ]
+    with pytest.raises(DataError, match=r"^en\.jsonl:1: score is 0\.9: both harmful \(score>=0\.8"):
+        read_samples(path, harmful="score>=0.8", harmless="score<1")
+
+
+COUNTS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=12
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(counts=COUNTS)
+def test_several_columns_are_joined_by_any(
+    tmp_path: Path, counts: list[tuple[int, int, int]]
+) -> None:
+    counts = [(0, 0, 0), (0, 2, 0), *counts]
+    rows = [{"text": str(i), **dict(zip("abc", row, strict=True))} for i, row in enumerate(counts)]
+    path = write(tmp_path / "en.jsonl", rows)
+    for options in ({"harmful": ">=1"}, {"harmful": ["1", "2"], "harmless": "0"}):
+        found = labels_of(read_samples(path, label_column=("a", "b", "c"), **options))
+        assert found == {str(i): int(any(row)) for i, row in enumerate(counts)}
+
+
+def test_columns_of_ones_and_zeros_need_no_lists(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "a": i == 1, "b": i == 2} for i in range(4)]
+    path = write(tmp_path / "en.jsonl", rows)
+    found = labels_of(read_samples(path, label_column=["a", "b"]))
+    assert found == {"0": 0, "1": 1, "2": 1, "3": 0}
+
+
+def test_paths_lists_of_words_and_votes(tmp_path: Path) -> None:
+    votes = [("hate", "hate", "none"), ("none", "none", "none"), ("hate", "none", "else")]
+    rows = [
+        {"post": {"words": ["a", str(i)]}, "votes": [{"label": vote} for vote in row]}
+        for i, row in enumerate(votes)
+    ]
+    samples = read_samples(
+        write(tmp_path / "en.jsonl", rows),
+        text_column="post.words",
+        label_column="votes.label",
+        harmful="hate",
+        harmless="none",
+    )
+    assert labels_of(samples) == {"a 0": 1, "a 1": 0}
+    assert [e.reason for e in samples.excluded] == ["no majority in votes.label"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"text_column": "wrods", "label_column": "class"},
+            r"x\.jsonl:1: no column .wrods.: the columns are .words., .class.; did you mean",
+        ),
+        ({"text_column": "words", "label_column": "klass"}, "no column 'klass'.*mean 'class'"),
+        ({"text_column": ["a", "b"], "label_column": "class"}, "no column 'a' or 'b'"),
+        ({"text_column": "words", "harmful": "clas>=1"}, "no column 'clas'.*mean 'class'"),
+        ({"text_column": "words"}, "the columns are 'words', 'class': expected text, label"),
+        (
+            {"text_column": "words", "label_column": "class", "harmful": "goood"},
+            r"harmful: no label is 'goood': the labels are 'bad' \(4\), 'good' \(4\), 'worse' "
+            r"\(4\); did you mean 'good'",
+        ),
+        (
+            {"text_column": "words", "label_column": "class"},
+            "class is 'bad': expected 1 .*--harmful",
+        ),
+        (
+            {
+                "text_column": "words",
+                "label_column": "class",
+                "harmful": "bad",
+                "languages": ["dee"],
+            },
+            "no texts in dee: its languages are de; did you mean 'de'",
+        ),
+    ],
+)
+def test_names_that_match_nothing_are_errors_with_the_nearest(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "x.jsonl", ROWS)
+    with pytest.raises(DataError, match=message):
+        read_samples(path, lang="de", **options)
+
+
+def test_a_label_that_is_nowhere_beside_others_is_a_note(tmp_path: Path) -> None:
+    notes: list[str] = []
+    read_samples(
+        write(tmp_path / "en.jsonl", ROWS),
+        text_column="words",
+        label_column="class",
+        harmful=["bad", "OFF", "1"],
+        harmless=["good", "worse"],
+        on_note=notes.append,
+    )
+    assert notes == ["en: harmful: no label is 'OFF', '1'"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"harmful": "1", "harmless": ["0", "1.0"]}, "both name '1': name it once"),
+        ({"lang": "en", "lang_column": "l"}, "lang and lang_column exclude each other"),
+        ({"lang": "../en"}, "language '../en': expected a BCP 47"),
+        ({"harmful": ["a", " "]}, "harmful: an empty name"),
+        ({"label_column": []}, "label_column: an empty name"),
+        ({"delimiter": "semikolon"}, "delimiter 'semikolon'.*did you mean 'semicolon'"),
+        ({"quoting": "all"}, "quoting 'all': expected one of auto, csv, none"),
+    ],
+)
+def test_options_that_contradict_themselves(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_samples(write(tmp_path / "en.jsonl", ROWS), **options)
+
+
+def test_no_error_prints_a_text(tmp_path: Path) -> None:
+    secret = "an unrepeatable thing to say"
+    rows = [{"words": f"{secret} {i}", "class": f"{secret} {i}", "lang": secret} for i in range(4)]
+    path = write(tmp_path / "x.jsonl", rows)
+    bare = tmp_path / "x.txt"
+    bare.write_text("".join(f"{secret}, he wrote {i}\tOFFENSE\tOTHER\n" for i in range(4)))
+    table = tmp_path / "x.csv"
+    table.write_text(bare.read_text().replace("\t", ","))
+    json_of_texts = tmp_path / "x.json"
+    json_of_texts.write_text(json.dumps([{f"{secret} {i}": 1 for i in range(3)}]))
+    named = {"text_column": "words", "label_column": "class", "lang": "en"}
+    for source, options in (
+        (path, named),
+        (path, named | {"harmful": "OFF"}),
+        (path, named | {"harmful": "OFF", "harmless": "NOT"}),
+        (path, {"text_column": "words", "harmful": "class>=1", "lang": "en"}),
+        (path, {"text_column": "words", "label_column": "class", "harmful": "x"}),
+        (path, {"text_column": "word"}),
+        *((other, {}) for other in (bare, table, json_of_texts)),
+        *((other, {"text_column": "text"}) for other in (bare, table, json_of_texts)),
+        (bare, {"text_column": "2", "label_column": "1", "lang": "en"}),
+    ):
+        with pytest.raises(DataError) as caught:
+            read_samples(source, **options)  # type: ignore[arg-type]
+        assert "unrepeatable" not in str(caught.value)
+
+
+def test_a_file_without_a_header_names_columns_by_number(tmp_path: Path) -> None:
+    path = tmp_path / "tweets.txt"
+    path.write_text("".join(f"text {i}\t{('OFF', 'NOT')[i % 2]}\tx\n" for i in range(8)))
+    with pytest.raises(DataError, match=r"does not look like column names.*by number, from 1"):
+        read_samples(path)
+    notes: list[str] = []
+    samples = read_samples(
+        path, text_column="1", label_column="2", harmful="OFF", harmless="NOT", lang="de",
+        on_note=notes.append,
+    )  # fmt: skip
+    assert labels_of(samples) == {f"text {i}": (i + 1) % 2 for i in range(8)}
+    assert notes == ["tweets.txt: read without a header, since columns are numbered"]
+    table = tmp_path / "en.csv"
+    table.write_text("1,2\nx,1\ny,0\n")
+    assert labels_of(read_samples(table, text_column="1", label_column="2")) == {"x": 1, "y": 0}
+
+
+@pytest.mark.parametrize(("harmful", "harmless"), [(1, 0), ([1.0], [0]), (True, False)])
+def test_values_and_columns_may_be_numbers(tmp_path: Path, harmful: Any, harmless: Any) -> None:
+    path = tmp_path / "en.txt"
+    path.write_text("a\t1\nb\t0\n" if harmful is not True else "a\tTrue\nb\tFalse\n")
+    options = {"text_column": 1, "label_column": 2, "harmful": harmful, "harmless": harmless}
+    assert labels_of(read_samples(path, **options)) == {"a": 1, "b": 0}
+
+
+def test_values_and_thresholds_join_columns(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "label": "NOT", "score": i / 4} for i in range(4)]
+    path = write(tmp_path / "en.jsonl", [*rows, {"text": "off", "label": "OFF", "score": 0}])
+    found = labels_of(read_samples(path, harmful=["OFF", "score>=0.7"], harmless="NOT"))
+    assert found == {"0": 0, "1": 0, "2": 0, "3": 1, "off": 1}
+
+
+def test_many_short_texts_as_labels_are_not_printed(tmp_path: Path) -> None:
+    rows = [{"text": f"unrepeatable {i}", "label": i} for i in range(40)]
+    notes: list[str] = []
+    with pytest.raises(DataError) as caught:
+        read_samples(
+            write(tmp_path / "en.jsonl", rows),
+            label_column="text",
+            harmful="unrepeatable 1",
+            harmless="x",
+            on_note=notes.append,
+        )
+    assert "unrepeatable" not in f"{caught.value} {notes}"
+
+
+@pytest.mark.parametrize("header", ["text, label", " text ,label "])
+def test_blanks_around_the_names_of_columns(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "en.csv"
+    path.write_text(header + "\na, 1\nb, 0\n")
+    assert labels_of(read_samples(path)) == {"a": 1, "b": 0}
+
+
+# Languages
+
+
+def test_one_language_for_all_texts_says_what_it_replaces(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "label": i % 2, "lang": ("de", "fr")[i // 2]} for i in range(4)]
+    notes: list[str] = []
+    path = write(tmp_path / "x.jsonl", rows)
+    assert read_samples(path, lang="en", on_note=notes.append).languages == ("en",)
+    assert notes == ["x.jsonl: lang en in place of 'de' (2), 'fr' (2)"]
+
+
+def test_a_column_holds_the_language(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "label": i % 2, "locale": "pt-BR"} for i in range(4)]
+    path = write(tmp_path / "en.jsonl", rows)
+    assert read_samples(path, lang_column="locale").languages == ("pt-BR",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("zh", ("zh-CN",)),
+        ("zho_Hans", ("zh-CN",)),
+        ("zh_cn", ("zh-CN",)),
+        ("en", ("en",)),
+        ("eng", ("en", "eng_Latn")),
+        ("pt", ("pt-BR", "pt-PT")),
+        ("pt-PT", ("pt-PT",)),
+    ],
+)
+def test_languages_are_found_by_what_they_mean(
+    tmp_path: Path, asked: str, found: tuple[str, ...]
+) -> None:
+    langs = ("zh-CN", "en", "eng_Latn", "pt-BR", "pt-PT")
+    rows = [{"text": f"{i}", "label": i % 2, "lang": lang} for lang in langs for i in range(2)]
+    samples = read_samples(write(tmp_path / "x.jsonl", rows), languages=[asked])
+    assert samples.languages == found
+    assert len(samples) == 2 * len(found)
+
+
+def test_one_language_under_two_codes_is_said(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{i}", "label": i % 2, "lang": lang}
+        for lang in ("en", "eng_Latn", "zh-CN", "zh-TW")
+        for i in range(2)
+    ]
+    notes: list[str] = []
+    samples = read_samples(write(tmp_path / "x.jsonl", rows), on_note=notes.append)
+    assert samples.languages == ("en", "eng_Latn", "zh-CN", "zh-TW")
+    assert notes == ["x: en, eng_Latn may be one language, and are kept apart"]
+
+
+# Sources
+
+
+def test_several_sources_are_one_data_set(tmp_path: Path) -> None:
+    en = write(tmp_path / "en.jsonl", [{"text": f"{i}", "label": i % 2} for i in range(4)])
+    de = write(tmp_path / "de.jsonl", [{"text": f"d{i}", "label": i % 2} for i in range(4)])
+    samples = read_samples([en, str(de)])
+    assert samples.name == "en+de"
+    assert samples.languages == ("de", "en")
+    assert dict(zip(samples.texts, samples.file_position.tolist(), strict=True)) == {
+        **{f"{i}": i for i in range(4)},
+        **{f"d{i}": 4 + i for i in range(4)},
+    }
+    with pytest.raises(ConfigError, match="data: none given"):
+        read_samples([])
+
+
+def test_pairs_join_texts_of_one_source(tmp_path: Path) -> None:
+    rows = [{"text": f"{i}", "label": i % 2, "pair": i // 2, "lang": "en"} for i in range(4)]
+    one = write(tmp_path / "one.jsonl", rows)
+    two = write(tmp_path / "two.jsonl", [row | {"text": f"two {row['text']}"} for row in rows])
+    samples = read_samples([one, two])
+    assert samples.excluded == ()
+    assert sorted(Counter(samples.pair.tolist()).values()) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_two_files_are_labelled_by_what_stands_before_them(tmp_path: Path, pairs: bool) -> None:
+    paths = [
+        write(
+            tmp_path / f"{name}.jsonl",
+            [{"prompt": f"{name} {i}", **({"pair": i} if pairs else {})} for i in range(3)],
+        )
+        for name in ("first", "second")
+    ]
+    samples = read_samples(
+        [f"harmful={paths[0]}", f"harmless={paths[1]}"], text_column="prompt", lang="en"
+    )
+    assert labels_of(samples) == {
+        f"{n} {i}": n == "first" for n in ("first", "second") for i in range(3)
+    }
+    assert (samples.pair >= 0).all() == pairs
+
+
+def test_a_label_before_a_file_wins_over_its_label_column(tmp_path: Path) -> None:
+    rows = [{"text": f"{i}", "label": 0} for i in range(2)]
+    paths = write(tmp_path / "en.jsonl", rows), write(tmp_path / "two" / "en.jsonl", rows[:1])
+    notes: list[str] = []
+    with pytest.raises(DataError, match="the other class"):
+        read_samples(f"harmful={paths[0]}", on_note=notes.append)
+    assert notes == ["en.jsonl: all its texts count as harmful; its column 'label' is not read"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("harmful.jsonl", "harmless.jsonl"),
+        ("harmful_train.jsonl", "harmless_train.jsonl"),
+        ("data/harmful-behaviors.jsonl", "data/benign-behaviors.jsonl"),
+        ("harmful/en.jsonl", "harmless/en.jsonl"),
+    ],
+)
+def test_labels_come_from_the_names_of_files_and_folders(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for i_file, name in enumerate(names):
+        write(tmp_path / "d" / name, [{"text": f"{i_file} {i}"} for i in range(3)])
+    found = labels_of(read_samples(tmp_path / "d", lang="en"))
+    assert found == {f"{i_file} {i}": 1 - i_file for i_file in range(2) for i in range(3)}
+
+
+def test_a_label_column_wins_over_the_name_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "harmful.jsonl", [{"text": f"{i}", "label": i % 2} for i in range(4)])
+    assert labels_of(read_samples(path, lang="en")) == {f"{i}": i % 2 for i in range(4)}
+
+
+def test_one_class_alone_says_how_to_add_the_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "harmful.jsonl", [{"text": "x", "lang": "en"}])
+    with pytest.raises(DataError, match="add the other class, as in --data harmful=FILE --data h"):
+        read_samples(path)
+
+
+# Splits
+
+
+def splits(folder: Path) -> Path:
+    for i_split, split in enumerate(("train", "test")):
+        rows = [{"text": f"{split} {i}", "label": i % 2} for i in range(2 + 2 * i_split)]
+        write(
+            folder / "en" / f"{split}-00000-of-00001.jsonl", [*rows, {"text": "both", "label": 1}]
+        )
+    return folder
+
+
+def test_splits_that_are_read_together_are_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    samples = read_samples(splits(tmp_path / "set"), on_note=notes.append)
+    assert samples.splits == ({"test": 5, "train": 3}, 1)
+    assert notes == [
+        "set: splits read together: test (5 texts), train (3 texts); 1 texts are in more than one; "
+        "choose one with --split"
+    ]
+
+
+@pytest.mark.parametrize("name", ["train", "TRAIN", "training"])
+def test_a_split_is_read_by_name(tmp_path: Path, name: str) -> None:
+    notes: list[str] = []
+    samples = read_samples(splits(tmp_path / "set"), split=name, on_note=notes.append)
+    assert sorted(samples.texts) == ["both", "train 0", "train 1"]
+    assert notes == []
+
+
+def test_splits_of_other_names(tmp_path: Path) -> None:
+    for name in ("30k_train", "330k_train", "dev"):
+        write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}", "label": i} for i in range(2)])
+    read = lambda split: sorted(read_samples(tmp_path, split=split, lang="en").texts)  # noqa: E731
+    assert read("30k_train") == ["30k_train 0", "30k_train 1"]
+    assert read("validation") == read("dev") == read("val") == ["dev 0", "dev 1"]
+    assert len(read("train")) == 4
+
+
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no split 'tets': its splits are .*; did you mean 'test'"):
+        read_samples(splits(tmp_path / "set"), split="tets")
