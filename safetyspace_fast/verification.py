@@ -228,7 +228,7 @@ class _Oracle:
         self._num_blocks = num_blocks
         self._device = device
         self._where: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        path = Path(spec.base).expanduser()
+        path = Path(os.path.expanduser(spec.base))
         self._base = str(path) if path.exists() else spec.base
         self._weights: dict[str, Any] = {"use_safetensors": None if allow_pickle else True}
         if spec.revision:
