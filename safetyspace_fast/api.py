@@ -158,6 +158,7 @@ def describe_data(data: Data, **reading: Unpack[DataFields]) -> DataSummary:
 
     Args:
         data: as in `RunConfig`.
+        on_note: called with notes of one line on the data and the model.
         reading: how the data are read, as in `RunConfig`: `text_column`, `languages` and others.
 
     Raises:
@@ -183,17 +184,19 @@ def verify(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     **reading: Unpack[DataFields],
 ) -> Verification:
     """Compare the engine's states of a few texts with transformers' `output_hidden_states`.
 
     Args:
-        model: `[NAME=]BASE[+ADAPTER]`.
+        model: `[NAME=]BASE[+ADAPTER]...`.
         data: as in `RunConfig`.
         samples: how many texts, spread evenly over languages and lengths.
         layers, poolings, template, device, dtype, max_tokens, impl, allow_pickle,
             trust_remote_code: as in `RunConfig`.
         progress: called with the number of texts done and their total, over all passes.
+        on_note: called with notes of one line on the data and the model.
         reading: how the data are read, as in `RunConfig`: `text_column`, `languages` and others.
 
     Raises:
@@ -202,7 +205,7 @@ def verify(
     """
     return verify_model(
         parse_model(model),
-        _texts_for(data, samples, reading),
+        _texts_for(data, samples, reading, on_note),
         num_texts=samples,
         layers=layers,
         poolings=poolings,
@@ -214,6 +217,7 @@ def verify(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         progress=progress,
+        on_note=on_note,
     )
 
 
@@ -228,33 +232,38 @@ def bench(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     **reading: Unpack[DataFields],
 ) -> Bench:
     """Time the engine on a few texts, in turn with `output_hidden_states` in padded batches.
 
     Args:
-        model: `[NAME=]BASE[+ADAPTER]`.
+        model: `[NAME=]BASE[+ADAPTER]...`.
         data: as in `RunConfig`.
         samples: how many texts, spread evenly over languages and lengths.
         template, device, dtype, allow_pickle, trust_remote_code: as in `RunConfig`.
         progress: called with the number of rounds done and their total.
+        on_note: called with notes of one line on the data and the model.
         reading: how the data are read, as in `RunConfig`: `text_column`, `languages` and others.
 
     Raises:
         SafetySpaceError: the model or the data cannot be read.
     """
-    texts = _texts_for(data, samples, reading)
+    texts = _texts_for(data, samples, reading, on_note)
     loaded = load_model(
         parse_model(model),
         device=device,
         dtype=dtype,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        on_note=on_note,
     )
     return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
 
 
-def _texts_for(data: Data, number: int, reading: DataFields) -> Samples:
+def _texts_for(
+    data: Data, number: int, reading: DataFields, on_note: Callable[[str], None] | None
+) -> Samples:
     if number < 1:
         raise ConfigError(f"samples: got {number}, expected at least 1")
-    return read_samples(data, **reading)
+    return read_samples(data, on_note=on_note, **reading)

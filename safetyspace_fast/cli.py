@@ -188,9 +188,9 @@ def _add_run(commands: _Commands) -> None:
         "--model",
         dest="models",
         action="append",
-        metavar="[NAME=]BASE[+ADAPTER]",
-        help="directory, hub id or .gguf file; +ADAPTER merges a PEFT adapter; repeat the option "
-        "for several models",
+        metavar="[NAME=]BASE[+ADAPTER]...",
+        help="directory, hub id or .gguf file; +ADAPTER merges a PEFT adapter, +A+B two of them in "
+        "this order; repeat the option for several models",
     )
     _add_data_options(run)
     run.add_argument("--out", required=True, metavar="RUN.zarr", help=docs["out"])
@@ -610,7 +610,7 @@ def _with_bar(
 
 def _add_sampled(parser: argparse.ArgumentParser, default: int, options: Iterable[str]) -> None:
     """Options of the commands that run a model over a few texts."""
-    parser.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]")
+    parser.add_argument("--model", required=True, metavar="[NAME=]BASE[+ADAPTER]...")
     _add_data_options(parser)
     parser.add_argument(
         "--samples",
@@ -639,6 +639,7 @@ def _sampled(
             arguments.data,
             samples=arguments.samples,
             progress=show,
+            on_note=terminal.say,
             **_given(arguments, (*DataFields.__annotations__, *options)),
         )
 

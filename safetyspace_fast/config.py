@@ -40,7 +40,8 @@ class RunConfig:
     """
 
     models: Annotated[
-        str | Sequence[str], "One or more `[NAME=]BASE[+ADAPTER]`: directory, hub id or GGUF file."
+        str | Sequence[str],
+        "One or more `[NAME=]BASE[+ADAPTER]...`: directory, hub id or GGUF file.",
     ]
     data: Annotated[
         Data,

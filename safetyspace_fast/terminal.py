@@ -41,6 +41,13 @@ def unforeseen(error: Exception) -> str:
     return str(SafetySpaceError(line))  # without what no terminal should get
 
 
+def say(line: str) -> None:
+    """Print a line on stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
 class RunDisplay:
     """Shows the events of a run on stderr: one progress bar a model, and lines for notes."""
 
@@ -72,7 +79,7 @@ class RunDisplay:
                 if event.prefix_tokens
                 else ""
             )
-            self._say(
+            say(
                 f"{event.model}: {event.texts:,} texts ({event.unique_texts:,} distinct{resumed}"
                 f"{truncated}), {event.tokens:,} tokens{prefix} (+{padding:.1%} padding) in "
                 f"{event.batches:,} batches; {event.hookpoints} hookpoints x {event.hidden_size} "
@@ -100,14 +107,9 @@ class RunDisplay:
         elif isinstance(event, api.ModelDone):
             self._bar.close()
         elif isinstance(event, api.Verified):
-            self._say(f"{event.model}: {verdict_line(event.verification)}")
+            say(f"{event.model}: {verdict_line(event.verification)}")
         elif isinstance(event, api.Note):
-            self._say(f"{event.model}: {event.message}" if event.model else event.message)
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        print(line, file=sys.stderr)
+            say(f"{event.model}: {event.message}" if event.model else event.message)
 
 
 @contextmanager

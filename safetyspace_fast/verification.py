@@ -59,6 +59,7 @@ def verify_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Verification:
     """Compare states with transformers' on texts that are spread evenly over the canonical order.
 
@@ -73,6 +74,7 @@ def verify_model(
             trust_remote_code: as in `RunConfig`; impl None: the fastest that works here.
         chat_template: Jinja text that replaces the tokenizer's own.
         progress: called with the number of texts done and their total, over all passes.
+        on_note: called with what loading the model has to say.
 
     Raises:
         ModelError: the model cannot be loaded, or cannot run in a more exact dtype.
@@ -85,6 +87,7 @@ def verify_model(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         chat_template=chat_template,
+        on_note=on_note,
     )
     _refuse_quantised(model)
     chosen = _choose(model, samples, num_texts, template, max_tokens)
