@@ -1,6 +1,7 @@
 """What other front ends call: typed requests, events and results."""
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
@@ -98,9 +99,10 @@ def run(
             `resume=True`.
     """
     config = _config(config, fields)
-    for event in run_models(config):
-        if on_event is not None:
-            on_event(event)
+    with closing(run_models(config)) as events:  # also if `on_event` raises
+        for event in events:
+            if on_event is not None:
+                on_event(event)
     return open_run(config.out)
 
 

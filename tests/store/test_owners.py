@@ -1,5 +1,6 @@
 """Several processes at one store: two models at once, one model once, readers at any time."""
 
+import asyncio
 import errno
 import json
 import os
@@ -55,6 +56,27 @@ def test_a_model_that_is_being_written_is_refused(tiny: Path, tmp_path: Path) ->
     api.check(out, repair=True)
     assert api.run(make_config(tiny, out, resume=True)).models == ("m",)
     assert not Place(out).work.exists()
+
+
+def test_a_run_that_its_caller_interrupts_gives_up_its_claim(tiny: Path, tmp_path: Path) -> None:
+    def stop(event: api.Event) -> None:
+        if isinstance(event, api.Progressed):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run.zarr"
+    with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps the last error
+        api.run(make_config(tiny, out), on_event=stop)
+    assert api.run(make_config(tiny, out, resume=True)).models == ("m",)
+    assert kept.traceback
+
+
+def test_a_run_works_inside_an_event_loop(tiny: Path, tmp_path: Path) -> None:
+    async def cell() -> tuple[str, ...]:
+        run = api.run(make_config(tiny, tmp_path / "run.zarr"))
+        api.separation(run, bootstraps=20, permutations=20)
+        return run.models
+
+    assert asyncio.run(cell()) == ("m",)
 
 
 def test_a_claim_of_a_process_that_is_gone_is_taken_over(tiny: Path, tmp_path: Path) -> None:
