@@ -1,6 +1,7 @@
 """The command line: parse, call the API, print. Progress on stderr, results on stdout."""
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -146,6 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
         sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            line = f"the output cannot be written: {error.strerror}"
+        else:
+            line = terminal.unforeseen(error)
+        print(f"safetyspace-fast: {line}", file=sys.stderr)
         return 1
     except Exception as error:  # what nobody foresaw
         print(f"safetyspace-fast: {terminal.unforeseen(error)}", file=sys.stderr)

@@ -3,6 +3,7 @@
 Each model takes five steps: load, prepare, begin, extract, finish.
 """
 
+import calendar
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,16 @@ from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.prepare import Prepared, prepare
-from .models import LoadedModel, ModelSpec, choose_templates, load_model, parse_model
+from .models import (
+    LoadedModel,
+    ModelSpec,
+    choose_templates,
+    hookpoint_names,
+    load_model,
+    parse_model,
+    resolve_layers,
+    weights_changed,
+)
 from .store import (
     Claim,
     Contents,
@@ -38,6 +48,8 @@ from .store import (
 from .store.layout import COMPONENTS, Array, Attributes
 from .verification import verify_model
 
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
 
 def run_models(config: RunConfig) -> Generator[Event, None, None]:
     """Run every model of a config; yields events, and stops cleanly when it is closed.
@@ -56,13 +68,6 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
         on_note=notes.append,
         **data_fields(config),
     )
-    templates = choose_templates(
-        specs,
-        config.template,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-        on_note=notes.append,
-    )
     for note in notes:
         yield Note("", note)
     with ExitStack() as claims:
@@ -79,6 +84,18 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
             if owner is not None:
                 process = f"process {owner['pid']} on {owner['host']}"
                 yield Note(name, f"taken over from {process}, which has ended")
+        told: list[str] = []
+        templates = choose_templates(
+            specs,
+            config.template,
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+            on_note=told.append,
+        )
+        for note in told:
+            yield Note("", note)
+        for spec in specs:
+            _refuse_other(spec, config, output.attributes(spec.name))
         for spec in specs:
             yield from _run_model(spec, config, samples, output, templates)
         with alone(place.work):
@@ -184,6 +201,49 @@ def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
     }
 
 
+def _refuse_other(spec: ModelSpec, config: RunConfig, stored: Attributes) -> None:
+    """Raise StoreError if a finished model of this name was run from other files or in another way.
+
+    An unfinished one is compared when its session begins.
+    """
+    if not stored.get("complete"):
+        return
+    manifest = stored["manifest"]
+    asked = {
+        key: getattr(config, key)
+        for key in ("template", "max_tokens", "proj_dim", "seed", "compile")
+    } | {"poolings": list(config.poolings)}
+    if config.dtype != "auto":
+        asked["dtype"] = config.dtype
+    differing = [key for key in asked if key in manifest and manifest[key] != asked[key]]
+    if not _are_layers(config.layers, manifest["hookpoints"]):
+        differing.append("layers")
+    ended = calendar.timegm(time.strptime(stored["ended"], _TIME_FORMAT))
+    if weights_changed(
+        spec,
+        stored["model"],
+        ended,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+    ):
+        differing.append("weights")
+    if differing:
+        raise StoreError(
+            f"{config.out}: model {spec.name!r} is complete, and was run with another "
+            f"{', '.join(differing)}; leave it out, or choose another NAME="
+        )
+
+
+def _are_layers(asked: str | Sequence[str], stored: Sequence[str]) -> bool:
+    """Whether these are the hookpoints that a finished model has."""
+    if asked == "all":
+        return tuple(stored) == hookpoint_names(len(stored) - 2)
+    try:
+        return resolve_layers(asked, stored) == tuple(stored)
+    except ConfigError:
+        return False
+
+
 def _run_model(
     spec: ModelSpec,
     config: RunConfig,
@@ -199,16 +259,15 @@ def _run_model(
         yield Note(name, "complete in the store already; nothing to do")
         return
     template = templates.get(name)
-    if name in templates and template is None:
-        config = replace(config, template="none")
+    used = replace(config, template="none") if templates.get(name, "") is None else config
     if config.verify:
-        yield _verified(spec, config, samples, template)
+        yield _verified(spec, used, samples, template)
     growth = output.growth
     kept = growth.kept(name) if growth else Kept()
     earlier = stored.get("manifest", kept.manifest)
     notes: list[str] = []
-    model = _load(spec, config, template, notes.append)
-    work = _prepare(model, config, samples, earlier.get("token_budget"), notes.append)
+    model = _load(spec, used, template, notes.append)
+    work = _prepare(model, used, samples, earlier.get("token_budget"), notes.append)
     manifest = _manifest(model, config, samples, work)
     root = output.root
     if root is None:
@@ -409,7 +468,7 @@ def _finish(
             "forward_seconds": extraction.forward_seconds,
             "finish_seconds": extraction.finish_seconds,
             "tokens": extraction.tokens,
-            "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "ended": time.strftime(_TIME_FORMAT, time.gmtime()),
         }
     )
     return ModelDone(

@@ -1,6 +1,8 @@
 """What is decided before the first batch, and that a failed start leaves nothing behind."""
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +12,15 @@ import transformers
 from tiny_models import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
 
 from safetyspace_fast import api
-from safetyspace_fast.errors import DataError, ImplementationError, ModelError, SafetySpaceError
+from safetyspace_fast.errors import (
+    DataError,
+    ImplementationError,
+    ModelError,
+    SafetySpaceError,
+    StoreError,
+)
 from safetyspace_fast.models import ModelSpec, choose_templates, load_model
+from safetyspace_fast.models.source import sha256
 from safetyspace_fast.store import Place
 
 OTHER_TEMPLATE = CHAT_TEMPLATE.replace("[assistant]", "<answer>")
@@ -219,3 +228,57 @@ def test_the_home_folder_may_be_written_as_a_tilde(
     )
     assert (tmp_path / "o.zarr" / "zarr.json").is_file()
     assert api.open_run("~/o.zarr").models == ("m",)
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        ({"template": "none"}, "template"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"poolings": ["last"]}, "poolings"),
+        ({"layers": "embed,-1"}, "layers"),
+        ({"seed": 3, "proj_dim": 8}, "proj_dim, seed"),
+        ({"max_tokens": 20}, "max_tokens"),
+        ({"models": "m=OTHER"}, "weights"),
+        ({"models": "m=base+plain"}, "weights"),
+    ],
+)
+def test_a_finished_model_is_not_taken_for_another(
+    models: Path, tmp_path: Path, change: dict[str, object], differing: str
+) -> None:
+    save_tiny("llama", tmp_path / "OTHER", num_hidden_layers=2)
+    for name in ("base", "plain"):
+        (tmp_path / name).symlink_to(models / name)
+    right = {"models": "m=base", "data": "sample:polite", "languages": ["en"], "limit": 5}
+    right |= {"out": tmp_path / "o.zarr", "resume": True, "dtype": "float32"}
+    with contextlib.chdir(tmp_path):
+        api.run(**right)
+        with pytest.raises(StoreError, match=f"was run with another {differing};"):
+            api.run(**right | change)
+        assert api.run(**right).models == ("m",)
+
+
+def test_a_finished_model_is_hashed_again_only_if_it_could_be_another(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def counting(file: Path) -> str:
+        hashed.append(file)
+        return sha256(file)
+
+    shutil.copytree(models / "base", tmp_path / "m")
+    os.utime(tmp_path / "m" / "model.safetensors", (0, 0))
+    right = {"data": "sample:polite", "languages": ["en"], "limit": 5, "resume": True}
+    right["out"] = tmp_path / "o.zarr"
+    api.run(models=str(tmp_path / "m"), **right)
+    monkeypatch.setattr("safetyspace_fast.models.loading.sha256", counting)
+    api.run(models=str(tmp_path / "m"), **right)
+    assert hashed == []
+    (tmp_path / "m").rename(tmp_path / "moved")  # the same files elsewhere are the same model
+    api.run(models=f"m={tmp_path}/moved", **right)
+    assert len(hashed) == 1
+    save_tiny("llama", tmp_path / "moved", initializer_range=0.1)
+    (tmp_path / "moved").rename(tmp_path / "m")  # trained further, in place
+    with pytest.raises(StoreError, match="another weights"):
+        api.run(models=str(tmp_path / "m"), **right)

@@ -1,8 +1,8 @@
 """Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
-from .layers import resolve_layers
-from .loading import LoadedModel, load_model
+from .layers import hookpoint_names, resolve_layers
+from .loading import LoadedModel, load_model, weights_changed
 from .spec import ModelSpec, parse_model
 from .templates import choose_templates
 from .tokens import Template, Tokenized, share_prefix, tokenize
@@ -16,10 +16,12 @@ __all__ = [
     "Tokenized",
     "choose_templates",
     "fuse",
+    "hookpoint_names",
     "load_model",
     "parse_model",
     "resolve_layers",
     "share_prefix",
     "tokenize",
     "unfuse",
+    "weights_changed",
 ]

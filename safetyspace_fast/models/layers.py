@@ -125,6 +125,8 @@ class _Candidate:
             return "members change the shape of their input"
         if not all(map(torch.equal, self.inputs[1:], self.outputs)):
             return "a member does not read what the one before it wrote"
+        if not _same(self.inputs[0][0, :-1], self.inputs[0][1, :-1]):
+            return "the first member does not read the embedding of each token alone"
         return None
 
     def describe(self, objection: str) -> str:
@@ -177,6 +179,8 @@ def find_blocks(backbone: nn.Module, num_blocks: int, name: str) -> Blocks:
     _refuse_overflow(candidates, last, name)
     objections = [c.objection(num_blocks, tokens.shape[1]) for c in candidates]
     fitting = [c for c, objection in zip(candidates, objections, strict=True) if objection is None]
+    # The parts of a block may be a list of blocks by themselves.
+    fitting = [c for c in fitting if not any(c.path.startswith(f"{o.path}.") for o in fitting)]
     if len(fitting) != 1:
         described = "; ".join(
             c.describe(objection or "fits")

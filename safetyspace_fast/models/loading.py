@@ -5,7 +5,7 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -219,6 +219,48 @@ def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:
     return files
 
 
+def weights_changed(
+    spec: ModelSpec,
+    identity: Mapping[str, Any],
+    ended: float,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> bool:
+    """Whether a model is not the one that was run under its name.
+
+    Its weight files are hashed only if they could be others: if the model was named in another way,
+    or a file is newer than the run.
+
+    Args:
+        spec: the model.
+        identity: of the model that was run, as a store keeps it.
+        ended: when that run ended, in seconds since 1970.
+        allow_pickle, trust_remote_code: as in `load_model`.
+
+    Raises:
+        ModelError: a file of the model is not there, or not complete.
+    """
+    source, adapters = find_sources(spec, allow_pickle, trust_remote_code)
+    files = _weight_files(source, adapters)
+    same_name = (spec.base, "+".join(spec.adapters) or None, source.commit) == (
+        identity.get("id"),
+        identity.get("adapter"),
+        identity.get("commit"),
+    )
+    if same_name and all(file.stat().st_mtime < ended for file in files.values()):
+        return False
+    with ThreadPoolExecutor(4) as pool:
+        digests = dict(zip(files, pool.map(sha256, files.values()), strict=True))
+    return _listing_sha256(digests) != identity.get("weights_sha256")
+
+
+def _listing_sha256(weights: Mapping[str, str]) -> str:
+    """Hash of what `sha256sum` prints for files: their hashes by name."""
+    listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 def load_tokenizer(
     source: Source, trust_remote_code: bool, note: Callable[[str], None] = lambda _: None
 ) -> Any:
@@ -342,7 +384,6 @@ def _identity(
     weights_sha256 is the hash of what `sha256sum` prints for all weight files: the base's in name
     order, then the adapters'.
     """
-    listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
     config_file = source.directory / "config.json"
     commits = [adapter.commit for adapter in adapters]
     return {
@@ -352,7 +393,7 @@ def _identity(
         "architecture": (config.architectures or [None])[0],
         "model_type": config.model_type,
         "config_sha256": sha256(config_file) if source.gguf is None else None,
-        "weights_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "weights_sha256": _listing_sha256(weights),
         "weights": dict(weights),
         "adapter": "+".join(spec.adapters) or None,
         "adapter_commit": "+".join(commit or "" for commit in commits) if any(commits) else None,

@@ -119,29 +119,39 @@ def test_the_head_is_gone_and_nothing_learns(tiny):
 
 
 class Block(nn.Module):
-    def __init__(self):
+    """`mix` lets tokens see those to their right; `parts` is a list that runs like blocks."""
+
+    def __init__(self, mix=False, parts=0):
         super().__init__()
         self.linear = nn.Linear(8, 8)
+        self.mix = mix
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(parts))
 
     def forward(self, states):
+        for part in self.parts:
+            states = part(states)
+        if self.mix:
+            states = states + states.mean(dim=1, keepdim=True)
         return (states + self.linear(states),)
 
 
 class Backbone(nn.Module):
-    """Embedding, then `order` of the blocks; `mix` lets tokens see those to their right."""
+    """Embedding, then `order` of the blocks; `early` mixes the tokens before them."""
 
-    def __init__(self, order=(0, 1, 2), mix=False, bypass=False, narrow=False):
+    def __init__(
+        self, order=(0, 1, 2), mix=False, bypass=False, narrow=False, early=False, parts=0
+    ):
         super().__init__()
         self.embedding = nn.Embedding(16, 8)
         self.adapters = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-        self.layers = nn.ModuleList(Block() for _ in range(3))
-        self.order, self.mix, self.bypass = order, mix, bypass
+        self.layers = nn.ModuleList(Block(mix, parts) for _ in range(3))
+        self.order, self.early, self.bypass = order, early, bypass
         self.width = 4 if narrow else 8
 
     def forward(self, input_ids, use_cache):
         states = first = self.embedding(input_ids)
-        if self.mix:
-            states = states + states.mean(dim=1, keepdim=True)
+        if self.early:
+            states = first = states + states.mean(dim=1, keepdim=True)
         for number in self.order:
             states = self.layers[number](first if self.bypass else states)[0]
         return transformers.modeling_outputs.BaseModelOutput(states[..., : self.width])
@@ -151,6 +161,11 @@ def test_blocks_are_told_from_other_lists_by_what_they_do():
     backbone = Backbone()
     blocks = find_blocks(backbone, 3, "m")
     assert (blocks.modules is backbone.layers, blocks.width, blocks.causal) == (True, 8, True)
+
+
+def test_the_parts_of_blocks_are_not_taken_for_blocks():
+    backbone = Backbone(parts=3)  # as many as there are blocks
+    assert find_blocks(backbone, 3, "m").modules is backbone.layers
 
 
 def test_a_model_whose_tokens_see_those_to_their_right_is_not_causal():
@@ -164,6 +179,7 @@ def test_a_model_whose_tokens_see_those_to_their_right_is_not_causal():
         (Backbone(order=(0, 2, 1)), 3, r"layers .*did not run once each in order"),
         (Backbone(order=(0, 1, 2, 2)), 3, r"adapters .*; layers .*did not run once each"),
         (Backbone(bypass=True), 3, r"layers .*does not read what the one before it wrote"),
+        (Backbone(early=True), 3, r"layers .*does not read the embedding of each token alone"),
         (Backbone(narrow=True), 3, r"blocks are 8 wide but its last hidden state 4"),
         (nn.Linear(2, 2), 3, r"failed \(TypeError"),
     ],
