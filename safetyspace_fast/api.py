@@ -16,6 +16,8 @@ from .config import (
     RunConfig,
     RunFields,
     TemplateMode,
+    layers_of,
+    names_of,
 )
 from .data import DataSummary, Samples, describe, read_samples
 from .errors import ConfigError, SafetySpaceError
@@ -130,6 +132,10 @@ def _config(config: RunConfig | None, fields: dict[str, object]) -> RunConfig:
         if unknown := fields.keys() - RunConfig.__dataclass_fields__.keys():
             raise ConfigError(f"run: no argument {', '.join(sorted(unknown))}; see `RunConfig`")
         return RunConfig(**fields)  # type: ignore[arg-type]  # the overloads have the types
+    if not isinstance(config, RunConfig):
+        raise ConfigError(
+            f"run: got {type(config).__name__}, expected a RunConfig, or its fields by name"
+        )
     if fields:
         raise ConfigError(
             f"run: got a config and {', '.join(sorted(fields))}; give one or the other"
@@ -172,7 +178,7 @@ def describe_data(data: Data, **reading: Unpack[DataFields]) -> DataSummary:
 
 
 def verify(
-    model: str,
+    model: str | Path,
     data: Data,
     *,
     samples: int = 32,
@@ -209,8 +215,8 @@ def verify(
         parse_model(model),
         _texts_for(data, samples, reading, on_note),
         num_texts=samples,
-        layers=layers,
-        poolings=poolings,
+        layers=layers_of(layers),
+        poolings=names_of("poolings", poolings),
         template=template,
         device=device,
         dtype=dtype,
@@ -224,7 +230,7 @@ def verify(
 
 
 def bench(
-    model: str,
+    model: str | Path,
     data: Data,
     *,
     samples: int = 128,
@@ -266,6 +272,6 @@ def bench(
 def _texts_for(
     data: Data, number: int, reading: DataFields, on_note: Callable[[str], None] | None
 ) -> Samples:
-    if number < 1:
-        raise ConfigError(f"samples: got {number}, expected at least 1")
+    if not isinstance(number, int) or number < 1:
+        raise ConfigError(f"samples: got {number!r}, expected a whole number from 1 on")
     return read_samples(data, on_note=on_note, **reading)

@@ -1,7 +1,8 @@
 """What a run is told to do: one frozen, validated dataclass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Literal, Required, TypedDict, cast, get_args, get_type_hints
 
@@ -151,15 +152,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Check every field that can be checked without opening anything."""
         data = self.data
-        models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
-        layers = self.layers if isinstance(self.layers, str) else tuple(self.layers)
+        if not isinstance(self.out, str | Path):
+            raise ConfigError(f"out: got {self.out!r}, expected a path or a URL")
         for field, value in (
-            ("models", models),
+            ("models", names_of("models", self.models, single=True)),
             ("data", tuple(map(str, [data] if isinstance(data, str | Path) else data))),
             *((field, several_names(getattr(self, field))) for field in SEVERAL_NAMES),
-            ("layers", layers),
-            ("poolings", _tuple("poolings", self.poolings)),
-            ("languages", _tuple("languages", self.languages)),
+            ("layers", layers_of(self.layers)),
+            ("poolings", names_of("poolings", self.poolings)),
+            (
+                "languages",
+                None if self.languages is None else names_of("languages", self.languages),
+            ),
             ("out", self.out if "://" in str(self.out) else Path(self.out)),
         ):
             object.__setattr__(self, field, value)
@@ -253,12 +257,41 @@ def several_names(names: Names | None) -> tuple[str, ...] | None:
     return tuple(map(str, [names] if isinstance(names, str | float | int) else names))
 
 
-def _tuple(field: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(names, str):
-        raise ConfigError(
-            f"{field}: got the string {names!r}, expected a tuple such as ({names!r},)"
-        )
-    return names if names is None else tuple(names)
+def names_of(field: str, names: object, *, single: bool = False) -> tuple[str, ...]:
+    """A list of names or paths as strings.
+
+    Args:
+        field: for messages.
+        names: the list; numbers become strings.
+        single: one name needs no list.
+
+    Raises:
+        ConfigError: it is no list of names.
+    """
+    if isinstance(names, str | Path | int):
+        if not single:
+            kind = "the string " if isinstance(names, str) else ""
+            raise ConfigError(
+                f"{field}: got {kind}{names!r}, expected a tuple such as ({names!r},)"
+            )
+        names = [names]
+    is_list = isinstance(names, Iterable) and not isinstance(names, bytes | Mapping)
+    listed = list(names) if is_list else [None]  # type: ignore[call-overload]  # checked above
+    if not all(isinstance(name, str | Path | int) for name in listed):
+        raise ConfigError(f"{field}: got {names!r}, expected a tuple of names")
+    return tuple(map(str, listed))
+
+
+def layers_of(asked: object) -> str | tuple[str, ...]:
+    """A selection of layers: names with commas, or a list of names and negative numbers.
+
+    Raises:
+        ConfigError: it is neither, or empty.
+    """
+    layers = asked if isinstance(asked, str) else names_of("layers", asked, single=True)
+    if not layers:
+        raise ConfigError("layers: none given; name at least one, or 'all'")
+    return layers
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -268,6 +301,8 @@ def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _at_least(field: str, value: int | None, low: int, high: int | None = None) -> None:
+    if value is not None and not isinstance(value, Integral):
+        raise ConfigError(f"{field}: got {value!r}, expected a whole number")
     if value is not None and value < low:
         raise ConfigError(f"{field}: got {value}, expected at least {low}")
     if value is not None and high is not None and value > high:

@@ -94,3 +94,32 @@ def test_a_store_may_be_the_working_folder(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "run.zarr").mkdir()
     monkeypatch.chdir(tmp_path / "run.zarr")
     assert Place(".").work == tmp_path / "run.zarr.work"
+
+
+NEEDED = {"models": "m", "data": "d.jsonl", "out": "o.zarr"}
+
+
+def test_what_a_notebook_gives_is_taken() -> None:
+    config = RunConfig(models=Path("m"), data=Path("d.jsonl"), out="o.zarr", layers=[-1, "embed"])  # type: ignore[arg-type]
+    assert (config.models, config.data) == (("m",), ("d.jsonl",))
+    assert config.layers == ("-1", "embed")
+    assert RunConfig(**NEEDED, layers=-1).layers == ("-1",)  # type: ignore[arg-type]
+    assert RunConfig(**NEEDED | {"models": [Path("a"), "b"]}).models == ("a", "b")  # type: ignore[arg-type]
+    assert parse_model(Path("some/where")).name == "where"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"models": value} for value in (None, {"a": "b"}, b"m", [None], [])),
+        *({"layers": value} for value in (None, [], [None], {"embed": 1})),
+        *({"poolings": value} for value in ("mean", None, [], ["mean", "mean"])),
+        *({"languages": value} for value in ("en", 3, {"en": 1})),
+        *({name: value} for name in ("limit", "seed", "max_tokens") for value in ("5", 4.0)),
+        {"proj_dim": 8.0},
+        {"out": None},
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        RunConfig(**NEEDED | wrong)  # type: ignore[arg-type]

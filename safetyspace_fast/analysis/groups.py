@@ -26,6 +26,8 @@ def choose_groups(
     Raises:
         ConfigError: a group has another name, a name means no language, or both share a language.
     """
+    if groups is not None and not isinstance(groups, Mapping):
+        raise ConfigError(f"groups: got {groups!r}, expected {{'high': [..], 'low': [..]}}")
     given = {
         name: {lang for asked in listed(langs) for lang in meant(f"groups: {name}", asked, known)}
         for name, langs in (groups or {}).items()

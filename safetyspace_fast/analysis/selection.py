@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import layer_name
+from ..config import layer_name, names_of
 from ..errors import ConfigError
 from ..names import languages_meant, nearest
 
@@ -58,6 +59,8 @@ def select(
     Raises:
         ConfigError: a name is not in the store.
     """
+    if isinstance(run, str | Path):
+        raise ConfigError(f"run: got the path {str(run)!r}, expected an open store: open_run(..)")
     chosen = _named("models", models, run.models)
     stores = [run.model(name) for name in chosen]
     hookpoints = _union([store.hookpoints for store in stores])
@@ -78,6 +81,8 @@ def _named(field: str, asked: Names, known: Sequence[str]) -> tuple[str, ...]:
     if asked is None:
         return tuple(known)
     wanted = listed(asked)
+    if not wanted:
+        raise ConfigError(f"{field}: none named; name at least one, or leave the argument out")
     for name in wanted:
         if name not in known:
             raise ConfigError(
@@ -91,6 +96,8 @@ def _languages(asked: Names, known: Sequence[str]) -> tuple[str, ...]:
     """The languages that were asked for, in the order of `known`; `zh` means `zh-CN` too."""
     if asked is None:
         return tuple(known)
+    if not listed(asked):
+        raise ConfigError("languages: none named; name at least one, or leave the argument out")
     wanted = {lang for name in listed(asked) for lang in meant("languages", name, known)}
     return tuple(name for name in known if name in wanted)
 
@@ -130,8 +137,14 @@ def choose_reference(run: "Run", asked: str | None, langs: Sequence[str]) -> str
 
 
 def listed(names: Sequence[str] | str) -> list[str]:
-    """A list of names, from a list or from one string with commas."""
-    return names.split(",") if isinstance(names, str) else list(names)
+    """A list of names, from a list or from one string with commas.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    return (
+        names.split(",") if isinstance(names, str) else list(names_of("names", names, single=True))
+    )
 
 
 def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class ModelSpec:
             )
 
 
-def parse_model(text: str) -> ModelSpec:
+def parse_model(text: str | Path) -> ModelSpec:
     """Read `[NAME=]BASE[+ADAPTER]...`; each part may be `ID@REVISION`.
 
     Without NAME the last part of the path is the name. If a path with `=`, `+` or `@` in it exists,
@@ -63,6 +63,9 @@ def parse_model(text: str) -> ModelSpec:
     Raises:
         ConfigError: an empty part, or a name that the store cannot take.
     """
+    if not isinstance(text, str | Path) or not str(text):
+        raise ConfigError(f"model {text!r}: expected [NAME=]BASE[+ADAPTER]...")
+    text = str(text)
     name, equals, rest = text.partition("=")
     if not equals or "/" in name or _exists(text):
         name, rest = "", text

@@ -386,3 +386,22 @@ def test_every_metric_explains_itself(name):
     for part in (entry.definition, entry.source, entry.pitfalls, entry.floor, entry.null):
         assert part in text
     assert ("alias" in text) == bool(entry.alias_of)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        *(({field: []}, f"{field}: none named") for field in ("models", "layers", "poolings")),
+        ({"languages": []}, "languages: none named"),
+        ({"layers": [None]}, "expected a tuple of names"),
+        ({"groups": "high"}, "groups: got 'high', expected"),
+        ({"groups": -1}, "groups: got -1, expected"),
+    ],
+)
+def test_a_selection_that_cannot_be_meant_is_one_line(wrong, message):
+    x, label = planted(n=40, width=8, shift=1.0)
+    run = stand_in({"m": {"en": x}}, {"en": label})
+    with pytest.raises(ConfigError, match=message):
+        separation(run, bootstraps=20, permutations=20, **wrong)
+    with pytest.raises(ConfigError, match="expected an open store"):
+        separation("run.zarr")
