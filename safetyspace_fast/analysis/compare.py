@@ -206,7 +206,7 @@ def compare(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
-            **told(run, [base, aligned]),
+            **told(run, [base, aligned], tokenizers=True),
         },
     )
     return with_groups(dataset, chosen_groups)

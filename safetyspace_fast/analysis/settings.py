@@ -28,19 +28,41 @@ def settings_of(model: "ModelStore") -> dict[str, str]:
     return {name: str(word or NOT_RECORDED) for name, word in words.items()}
 
 
-def told(run: "Run", models: Sequence[str]) -> dict[str, str]:
+def _only_if_different(model: "ModelStore", tokenizers: bool) -> dict[str, str]:
+    """Settings that are worth a word only where models differ in them."""
+    manifest = model.manifest
+    words = {"projection": f"{manifest.get('proj_dim')} dimensions, seed {manifest.get('seed')}"}
+    if tokenizers:
+        digest = manifest.get("tokenizer_sha256")
+        words["tokenizer"] = digest[:8] if isinstance(digest, str) else NOT_RECORDED
+    return words
+
+
+def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict[str, str]:
     """The settings as attributes of a result.
+
+    Args:
+        run: the store.
+        models: of the result.
+        tokenizers: say it if their tokenizers differ, which may add other special tokens.
 
     Returns:
         `run_as`: the settings that all models share. `settings_differ`: the others, with the models
         that have each, or an empty string.
     """
-    by_model = {name: settings_of(run.model(name)) for name in models}
+    stores = {name: run.model(name) for name in models}
+    by_model = {
+        name: settings_of(store) | _only_if_different(store, tokenizers)
+        for name, store in stores.items()
+    }
+    quiet = {"projection", "tokenizer"}
     shared, differing = [], []
     for setting in next(iter(by_model.values()), {}):
         holders: dict[str, list[str]] = {}
         for name, words in by_model.items():
             holders.setdefault(words[setting], []).append(name)
+        if len(holders) == 1 and setting in quiet:
+            continue
         if len(holders) == 1:
             shared.append(f"{setting} {next(iter(holders))}")
         else:

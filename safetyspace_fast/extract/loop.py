@@ -208,5 +208,10 @@ class Extraction:
         first = self._work.hookpoints[int(np.flatnonzero(lost)[0])]
         return (
             f"up to {lost.max()} pooled states of a layer (first: {first}) are not finite in "
-            f"{dtype} and count in no number; another --dtype may hold them"
+            f"{dtype} and count in no number; "
+            + (
+                "dtype bfloat16 or float32 may hold them"
+                if self._model.dtype == torch.float16
+                else "the model's weights may be damaged"
+            )
         )

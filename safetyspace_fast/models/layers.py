@@ -33,8 +33,8 @@ def embedding_rows(backbone: Any, name: str) -> int:  # transformers has no type
         return int(backbone.get_input_embeddings().weight.shape[0])
     except (NotImplementedError, AttributeError) as error:
         raise ModelError(
-            f"{name}: {type(backbone).__name__} has no table of token embeddings; expected a model "
-            "that embeds the tokens of its tokenizer"
+            f"{name}: {type(backbone).__name__} gives no table of token embeddings; expected a "
+            "model that embeds the tokens of its tokenizer"
         ) from error
 
 

@@ -279,7 +279,10 @@ def load_tokenizer(
             **options,
         )
     except Exception as error:
-        raise ModelError(f"{source.asked}: no usable tokenizer: {first_line(error)}") from error
+        reason = first_line(error)
+        if not source.tokenizer_files() and source.gguf is None:
+            reason = "there is no tokenizer.json or other file of one"
+        raise ModelError(f"{source.asked}: no usable tokenizer: {reason}") from error
     if not tokenizer.is_fast:
         raise ModelError(
             f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "

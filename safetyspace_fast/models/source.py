@@ -124,6 +124,11 @@ class Source:
     def check_alone(self) -> None:
         """Raise ModelError if an adapter lies beside the model: which of them is meant?"""
         if self.gguf is None and self.holds_adapter():
+            if not self.adapter_files():
+                raise ModelError(
+                    f"{self.asked}: {_ADAPTER_CONFIG} lies beside the model, without an adapter's "
+                    "weights; move it out"
+                )
             raise ModelError(
                 f"{self.asked}: it holds a model and an adapter; for the model alone move "
                 f"{_ADAPTER_CONFIG} and adapter_model.* out of it; for the adapter merged into the "

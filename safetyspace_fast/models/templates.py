@@ -72,9 +72,10 @@ def choose_templates(
                 on_note(line)
         for model in family:
             if mode == "chat" and template is None:
+                unread = "".join(f"; one lies in {place}" for place in _elsewhere(model)[:1])
                 raise ModelError(
-                    f"{model.name}: its tokenizer has no chat template; use template 'none' or "
-                    "'auto'"
+                    f"{model.name}: its tokenizer has no chat template{unread}; use template "
+                    "'none' or 'auto'"
                 )
             chosen[model.name] = template
         if len(family) > 1:

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ _SCALES = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
 _OTHER_PARTS = re.compile(r"pool|mtp|vis|image|audio|multi_modal|mm_|head|score|classifier")
 # Blocks behind the last one that predict further tokens (DeepSeek-V3, GLM-4.5) and are never run.
 _FURTHER_BLOCKS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+_NOT_MERGED = (
+    "its weights were saved with an adapter that is not merged: call PEFT's merge_and_unload, then "
+    "save the model"
+)
 # Warnings about what this package reads or does itself, or never does.
 _NO_NEWS = re.compile(
     r"LOAD REPORT|missing adapter keys|save_embedding_layers|generation (config|flags)"
@@ -161,6 +165,8 @@ def _check_report(
         if not (_UNUSED.search(name) or (packed and _SCALES.search(name)))
     ]
     if left := [name for name in unexpected if belongs(name.removeprefix(path), backbone)]:
+        if any(_is_of_adapter(name) for name in left):
+            raise ModelError(f"{source.asked}: {_NOT_MERGED} (first: {left[0]})")
         raise ModelError(
             f"{source.asked}: {len(left)} weights of its files have no place in "
             f"{type(model).__name__} (first: {left[0]}); config.json describes another model: use "
@@ -180,16 +186,17 @@ def _check_report(
 
 def _why_missing(missing: list[str], unexpected: set[str]) -> str:
     """What names the files have instead, and what to do."""
-    if any(".lora_A." in name or ".base_layer." in name for name in unexpected):
-        return (
-            "they were saved with an adapter that is not merged: call PEFT's merge_and_unload, "
-            "then save the model"
-        )
-    for name in unexpected:
-        if name.endswith(f".{missing[0]}"):
-            prefix = name.removesuffix(missing[0])
+    if any(map(_is_of_adapter, unexpected)):
+        return _NOT_MERGED
+    for name, wanted in product(sorted(unexpected), missing):  # tied weights are in no file
+        if name.endswith(f".{wanted}"):
+            prefix = name.removesuffix(wanted)
             return f"they begin with {prefix!r} there: rename them without it"
     return "the files belong to another model or are incomplete"
+
+
+def _is_of_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name or ".base_layer." in name
 
 
 def _is_part(name: str, backbone: Any) -> bool:

@@ -267,7 +267,7 @@ def test_states_that_are_not_finite_are_told_after_a_run(tmp_path: Path) -> None
     notes = [event.message for event in events if isinstance(event, api.Note)]
     assert notes == [
         "up to 1 pooled states of a layer (first: embed) are not finite in float32 and count in no "
-        "number; another --dtype may hold them"
+        "number; the model's weights may be damaged"
     ]
 
 

@@ -209,7 +209,7 @@ def test_a_model_without_a_table_of_tokens_is_refused(tmp_path):
     options = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
     transformers.CanineModel(transformers.CanineConfig(**options)).save_pretrained(path)
     tiny_models.tiny_tokenizer().save_pretrained(path)
-    with pytest.raises(ModelError, match="CanineModel has no table of token embeddings"):
+    with pytest.raises(ModelError, match="CanineModel gives no table of token embeddings"):
         load_model(ModelSpec("m", str(path)))
 
 
