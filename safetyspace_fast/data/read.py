@@ -16,13 +16,14 @@ from .columns import (
     Labels,
     Layout,
     UnusableError,
-    listed,
+    counted,
     lookup,
+    no_column,
     rules,
     shown,
     word,
 )
-from .formats import MAX_ROWS, Form, read_records
+from .formats import MAX_ROWS, Form, format_of, read_records
 from .json_rows import BROKEN_UTF8
 from .samples import Exclusion, Row, Samples, Splits, arrange
 from .separated import delimiter_named
@@ -106,6 +107,9 @@ def read_samples(
         harmful=_several("harmful", harmful),
         harmless=_several("harmless", harmless),
     )
+    for name, value in (("lang", lang), ("split", split), ("delimiter", delimiter)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name} {value!a}: expected a string")
     wanted = _check_arguments(typed, quoting, languages, limit)
     form = Form(frozenset(), (), None if delimiter is None else delimiter_named(delimiter), quoting)
     note = on_note or _ignore
@@ -114,6 +118,7 @@ def read_samples(
     reader = _Reader(data.files, form, strict, wanted, note)
     for file in data.files:
         reader.read(file)
+    reader.check_text_column(typed.text)
     reader.keep_languages(wanted, data.name)
     for line in reader.labels.notes(typed, data.name):
         note(line)
@@ -193,6 +198,17 @@ class _NotUtf8Error(UnusableError):
     """A row holds bytes that are not UTF-8."""
 
 
+class _NoLanguageError(UnusableError):
+    """Nothing says the language of a row."""
+
+
+def _no_language(where: str) -> DataError:
+    return DataError(
+        f"{where}: no language: give --lang or --lang-column, add a lang column, or name the file "
+        "or its folder after the language (en.jsonl, en/train.csv)"
+    )
+
+
 class _Reader:
     """Usable rows and exclusions, collected over the files of one data set."""
 
@@ -219,16 +235,24 @@ class _Reader:
         self._pair_uses: Counter[str] = Counter()
         self._total_bytes = 0
         self._replaced: Counter[str] = Counter()  # languages that --lang replaces
+        self._without_text: tuple[str, Mapping[str, Any]] | None = None  # a row's place, the row
+        self._has_named_text = False
 
     def read(self, file: DataFile) -> None:
         start = self._next_position
         self._starts.append(start)
         layout: Layout | None = None
+        incomplete: list[int] = []  # positions of rows before the first that has the columns
+        missing: DataError | None = None
+        n_fields = 0
+        may_differ = format_of(file.path, file.name)[1] in ("json", "jsonl")
+        self._has_language = False
         named = file.columns.names()
         thresholds = rules((*file.columns.harmful, *file.columns.harmless))
         scores = {rule.column for rule in thresholds if rule.column}
         form = self._form._replace(columns=frozenset({*RECOGNISED, *named, *scores}), named=named)
         n_rows = n_broken = 0
+        no_language = ""
         for line, record in read_records(file.path, file.name, form, self._note):
             position = start + line - 1
             self._next_position = position + 1
@@ -238,8 +262,24 @@ class _Reader:
                 if isinstance(record, str):
                     raise (_NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
                 if layout is None:
-                    layout = Layout(file.columns, file.label, record, where, self.labels)
+                    try:
+                        layout = Layout(file.columns, file.label, record, where, self.labels)
+                    except DataError as error:
+                        if not may_differ:
+                            raise
+                        if missing is None or len(record) > n_fields:
+                            missing, n_fields = error, len(record)
+                        incomplete.append(position)
+                        continue
+                    self._note_text_column(layout, where, record)
+                    for earlier in incomplete:
+                        self._exclude(earlier, "it lacks columns that other rows have")
                 self._add(record, layout, file, where, position)
+            except _NoLanguageError as reason:
+                if not may_differ and layout is not None and layout.lang_column not in record:
+                    raise _no_language(where) from None
+                no_language = no_language or where
+                self._exclude(position, str(reason))
             except UnusableError as reason:
                 self._exclude(position, str(reason))
                 n_broken += isinstance(reason, _NotUtf8Error)
@@ -252,6 +292,10 @@ class _Reader:
                 f"{file.name}: {n_broken} of {n_rows} rows are not UTF-8, perhaps Windows-1252: "
                 "save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
             )
+        if layout is None and missing is not None:
+            raise missing
+        if no_language and not self._has_language:
+            raise _no_language(no_language)
         if layout is not None and layout.unread_labels:
             label = ("harmless", "harmful")[layout.every or 0]
             self._note(
@@ -259,7 +303,8 @@ class _Reader:
                 f"{layout.unread_labels!a} is not read"
             )
         if self._replaced:
-            replaced = listed(self._replaced)
+            is_known = all(map(is_language, self._replaced))
+            replaced = counted(self._replaced) if is_known else f"{len(self._replaced)} others"
             self._note(f"{file.name}: lang {file.columns.lang} in place of {replaced}")
             self._replaced.clear()
 
@@ -276,6 +321,8 @@ class _Reader:
             pair = f"{file.part}\x1f{pair}"
         item = _identifier(record.get(layout.item_column), layout.item_column)
         for column, lang in layout.texts:
+            if lang and column not in record:
+                continue
             if not lang:
                 lang = self._language(lookup(record, layout.lang_column), file, where)
             if self._is_wanted(lang, where):
@@ -317,17 +364,30 @@ class _Reader:
             return columns.lang
         if value is None or value == "":
             if file.lang is None:
-                raise DataError(
-                    f"{where}: no language: give --lang or --lang-column, add a lang column, or "
-                    "name the file or its folder after the language (en.jsonl, en/train.csv)"
-                )
+                raise _NoLanguageError("no language")
             return file.lang
         if not isinstance(value, str) or not is_language(value):
             raise DataError(f"{where}: lang is {shown(value)}: {_LANGUAGE_ADVICE}")
         return value
 
+    def _note_text_column(self, layout: Layout, where: str, record: Mapping[str, Any]) -> None:
+        self._has_named_text |= layout.has_named_text
+        if self._without_text is None and not layout.has_named_text:
+            self._without_text = where, record
+
+    def check_text_column(self, named: Sequence[str]) -> None:
+        """Check that a text column that was named is in one of the files.
+
+        Raises:
+            DataError: it is in none; a known set's own column was read in its place.
+        """
+        if named and self._without_text is not None and not self._has_named_text:
+            where, record = self._without_text
+            raise DataError(no_column(where, named, record))
+
     def _is_wanted(self, lang: str, where: str) -> bool:
         """Whether a language may be one of those wanted; which is certain when all are known."""
+        self._has_language = True
         if lang not in self._meant:
             self._see(lang, where)
             self._meant[lang] = not self._languages or any(
