@@ -4,6 +4,7 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ MAX_LANGUAGES = 10_000
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
 _ONE_CLASS = "all usable"
 _BOTH_LABELS = "the same text has both labels"
+_MAX_FIELDS = 1000
+"""Different fields of a JSON file that messages may name."""
 _ENOUGH_BROKEN = 3
 """Rows; with fewer, a file of a few rows would be refused for one of them."""
 
@@ -107,7 +110,8 @@ def read_samples(
         harmful=_several("harmful", harmful),
         harmless=_several("harmless", harmless),
     )
-    for name, value in (("lang", lang), ("split", split), ("delimiter", delimiter)):
+    options = {"lang_column": lang_column, "lang": lang, "split": split, "delimiter": delimiter}
+    for name, value in options.items():
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"{name} {value!a}: expected a string")
     wanted = _check_arguments(typed, quoting, languages, limit)
@@ -242,9 +246,6 @@ class _Reader:
         start = self._next_position
         self._starts.append(start)
         layout: Layout | None = None
-        incomplete: list[int] = []  # positions of rows before the first that has the columns
-        missing: DataError | None = None
-        n_fields = 0
         may_differ = format_of(file.path, file.name)[1] in ("json", "jsonl")
         self._has_language = False
         named = file.columns.names()
@@ -262,18 +263,9 @@ class _Reader:
                 if isinstance(record, str):
                     raise (_NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
                 if layout is None:
-                    try:
-                        layout = Layout(file.columns, file.label, record, where, self.labels)
-                    except DataError as error:
-                        if not may_differ:
-                            raise
-                        if missing is None or len(record) > n_fields:
-                            missing, n_fields = error, len(record)
-                        incomplete.append(position)
-                        continue
-                    self._note_text_column(layout, where, record)
-                    for earlier in incomplete:
-                        self._exclude(earlier, "it lacks columns that other rows have")
+                    held = self._fields(file, form) if may_differ else record
+                    layout = Layout(file.columns, file.label, held, where, self.labels)
+                    self._note_text_column(layout, where, held)
                 self._add(record, layout, file, where, position)
             except _NoLanguageError as reason:
                 if not may_differ and layout is not None and layout.lang_column not in record:
@@ -292,8 +284,6 @@ class _Reader:
                 f"{file.name}: {n_broken} of {n_rows} rows are not UTF-8, perhaps Windows-1252: "
                 "save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
             )
-        if layout is None and missing is not None:
-            raise missing
         if no_language and not self._has_language:
             raise _no_language(no_language)
         if layout is not None and layout.unread_labels:
@@ -307,6 +297,19 @@ class _Reader:
             replaced = counted(self._replaced) if is_known else f"{len(self._replaced)} others"
             self._note(f"{file.name}: lang {file.columns.lang} in place of {replaced}")
             self._replaced.clear()
+
+    def _fields(self, file: DataFile, form: Form) -> dict[str, None]:
+        """The fields that any row of a JSON file has, so that the order of rows does not matter;
+        of those that are not asked for, the first ones."""
+        asked = form.columns | {name.partition(".")[0] for name in form.columns}
+        fields: dict[str, None] = {}
+        records = read_records(file.path, file.name, form, self._note)
+        for _, record in islice(records, MAX_ROWS):
+            if not isinstance(record, str) and not record.keys() <= fields.keys():
+                room = max(0, _MAX_FIELDS - len(fields))
+                fields |= dict.fromkeys(islice((key for key in record if key not in fields), room))
+                fields |= dict.fromkeys(key for key in record if key in asked)
+        return fields
 
     def _add(
         self,

@@ -591,6 +591,28 @@ def test_a_row_without_a_column_is_counted_wherever_it_stands(
         read_samples(tmp_path / f"x0{suffix}", strict=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "odd"),
+    [
+        ({}, {"text": "x", "toxic": 1, "lang": "en"}),
+        ({}, {"toxic_sentence": "x", "neutral_sentence": "y", "lang": "en"}),
+        ({"text_column": ["text", "b"]}, {"b": "x", "label": 1, "lang": "en"}),
+        ({"lang_column": "lang"}, {"text": "x", "label": 1}),
+        ({"harmful": "label>=1"}, {"text": "x", "lang": "en"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.jsonl", "harmful.jsonl"])
+def test_columns_are_found_in_any_order_of_rows(
+    tmp_path: Path, options: dict[str, Any], odd: dict[str, Any], name: str
+) -> None:
+    rows = [{"text": f"{i}", "label": i % 2, "lang": "en"} for i in range(4)]
+    found = {
+        read_samples(write(tmp_path / name, [*rows[:at], odd, *rows[at:]]), **options).sha256
+        for at in range(5)
+    }
+    assert found == {read_samples(write(tmp_path / name, rows)).sha256}
+
+
 @pytest.mark.parametrize("at", [0, 2, 4])
 @pytest.mark.parametrize("empty", [{}, {"lang": ""}, {"lang": None}])
 def test_a_row_without_a_language_is_counted(
@@ -629,7 +651,7 @@ def test_a_label_column_of_safe_texts_needs_its_values(tmp_path: Path, name: str
     assert found == {f"{i}": 1 - i % 2 for i in range(4)}
 
 
-@pytest.mark.parametrize("option", ["lang", "split", "delimiter"])
+@pytest.mark.parametrize("option", ["lang_column", "lang", "split", "delimiter"])
 def test_options_that_are_not_strings(tmp_path: Path, option: str) -> None:
     path = write(tmp_path / "en.jsonl", ROWS)
     with pytest.raises(ConfigError, match=f"{option} 3: expected a string"):
