@@ -3,7 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -293,7 +293,7 @@ class _Reader:
                 f"{layout.unread_labels!a} is not read"
             )
         if self._replaced:
-            is_known = all(map(is_language, self._replaced))
+            is_known = all(map(is_language, self._replaced)) and not _may_be_texts(self._replaced)
             replaced = counted(self._replaced) if is_known else f"{len(self._replaced)} others"
             self._note(f"{file.name}: lang {file.columns.lang} in place of {replaced}")
             self._replaced.clear()
@@ -417,9 +417,11 @@ class _Reader:
         meant = {name: languages_meant(name, self._meant) for name in wanted}
         if missing := [name for name, found in meant.items() if not found]:
             seen = ", ".join(sorted(self._meant)) or "none"
+            if _may_be_texts(self._meant):
+                seen = f"{len(self._meant)} different ones"
             raise DataError(
                 f"{data_name}: no texts in {', '.join(sorted(missing))}: its languages are {seen}"
-                f"{nearest(missing[0], self._meant)}"
+                f"{'' if _may_be_texts(self._meant) else nearest(missing[0], self._meant)}"
             )
         kept = {lang for found in meant.values() for lang in found}
         self.rows = [row for row in self.rows if row.lang in kept]
@@ -479,6 +481,12 @@ def _notes_on_splits(splits: Splits, asked: str | None) -> Iterator[str]:
             f"splits read together: {texts}; {splits.shared} texts are in more than one; choose "
             "one with --split"
         )
+
+
+def _may_be_texts(languages: Collection[str]) -> bool:
+    """Whether there are many languages whose names are not codes, as where texts are read as
+    languages: messages then do not name them."""
+    return len(languages) > 12 and any(len(primary_language(lang)) > 3 for lang in languages)
 
 
 def _notes_on_languages(rows: Sequence[Row]) -> Iterator[str]:
@@ -566,8 +574,10 @@ def _one_class_languages(rows: Sequence[Row]) -> dict[int, str]:
     labels: dict[str, set[int]] = {}
     for row in rows:
         labels.setdefault(row.lang, set()).add(row.label)
+    hidden = _may_be_texts(labels)
     reasons = {
-        lang: f"{_ONE_CLASS} {lang} texts are {('harmless', 'harmful')[min(seen)]}"
+        lang: f"{_ONE_CLASS} {'' if hidden else lang + ' '}texts "
+        f"{'of a language ' if hidden else ''}are {('harmless', 'harmful')[min(seen)]}"
         for lang, seen in labels.items()
         if len(seen) == 1
     }

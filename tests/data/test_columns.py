@@ -656,3 +656,14 @@ def test_options_that_are_not_strings(tmp_path: Path, option: str) -> None:
     path = write(tmp_path / "en.jsonl", ROWS)
     with pytest.raises(ConfigError, match=f"{option} 3: expected a string"):
         read_samples(path, **{option: 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"languages": ["en"]}, {"languages": ["qzxa"]}])
+def test_texts_that_are_read_as_languages_are_not_shown(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    rows = [{"text": f"qzx{chr(97 + i) * 2}", "label": i % 2} for i in range(20)]
+    with pytest.raises(DataError) as caught:
+        read_samples(write(tmp_path / "x.jsonl", rows), lang_column="text", **options)
+    assert "qzxaa" not in str(caught.value)
+    assert "qzxbb" not in str(caught.value)
