@@ -160,8 +160,8 @@ def _several(field: str, names: Names | None) -> tuple[str, ...]:
 def _check_arguments(
     typed: Columns, quoting: Quoting, languages: Sequence[str] | None, limit: int | None
 ) -> tuple[str, ...]:
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit}: expected at least 1 sample of a language and label")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ConfigError(f"limit {limit!a}: expected at least 1 sample of a language and label")
     if isinstance(languages, str):
         raise ConfigError(f"languages {languages!r}: expected several names, as in ('en', 'de')")
     if languages is not None and not languages:
@@ -177,7 +177,7 @@ def _check_arguments(
         raise ConfigError(f"harmful and harmless both name {min(both)!a}: name it once")
     wanted = tuple(languages or ())
     for lang in (*wanted, *filter(None, [typed.lang])):
-        if not is_language(lang):
+        if not isinstance(lang, str) or not is_language(lang):
             raise ConfigError(f"language {_quoted(lang)}: {_LANGUAGE_ADVICE}")
     return wanted
 

@@ -651,6 +651,12 @@ def test_a_label_column_of_safe_texts_needs_its_values(tmp_path: Path, name: str
     assert found == {f"{i}": 1 - i % 2 for i in range(4)}
 
 
+@pytest.mark.parametrize("options", [{"limit": "3"}, {"limit": 1.5}, {"languages": [5]}])
+def test_options_of_another_type(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^(limit|language) .*: expected"):
+        read_samples(write(tmp_path / "en.jsonl", ROWS), **options)
+
+
 @pytest.mark.parametrize("option", ["lang_column", "lang", "split", "delimiter"])
 def test_options_that_are_not_strings(tmp_path: Path, option: str) -> None:
     path = write(tmp_path / "en.jsonl", ROWS)
