@@ -59,7 +59,7 @@ examples:
   safetyspace-fast data scores.parquet --text-column comment --harmful 'toxicity>=0.5'
   safetyspace-fast data germeval.txt --text-column 1 --label-column 2 --harmful OFFENSE --lang de
   safetyspace-fast data --data harmful=advbench:behaviors.csv --data harmless=alpaca.json \\
-      --text-column instruction
+      --text-column instruction --lang en
   safetyspace-fast data olid:olid-training-v1.0.tsv
 
 `run`, `verify` and `bench` take the same options.

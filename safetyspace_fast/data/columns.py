@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 from operator import eq, ge, gt, le, lt
 from typing import Any, NamedTuple
 
@@ -24,9 +25,95 @@ RECOGNISED = (
 
 _EXPECTED = "expected text, label and lang (or toxic_sentence and neutral_sentence)"
 _BINARY = {"0": 0, "false": 0, "1": 1, "true": 1}
+_MISSING = frozenset({"nan", "na", "n/a", "<na>", "null"})
+"""Words that tables write where there is no label, in lower case."""
 _OPERATORS = {">=": ge, "<=": le, "==": eq, ">": gt, "<": lt}
-_THRESHOLD = re.compile(r"(.*?)(>=|<=|==|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
-_NAME = re.compile(r"[^\W\d][\w.-]{0,39}")
+_THRESHOLD = re.compile(r"([^<>=≥≤]*)(>=|<=|==|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_LIKE_THRESHOLD = re.compile(
+    r".*(>=|<=|==|=>|=<|[≥≤]|[<>=]\s*[-+]?[\d.,]).*|[\d.,]+\s*%", re.DOTALL
+)
+_WHOLE_THRESHOLD = re.compile(r".*[<>=]\s*[-+]?\d+")
+_SAFE = re.compile(
+    r"(.*[._-])?(is[._-]?)?(safe|harmless|benign|clean|neutral|non[._-]?toxic)", re.IGNORECASE
+)
+_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}", re.ASCII)
+_KNOWN_NAMES = frozenset(
+    [
+        "answer",
+        "body",
+        "category",
+        "class",
+        "comment",
+        "comment_text",
+        "content",
+        "goal",
+        "id",
+        "index",
+        "instruction",
+        "is_safe",
+        "item",
+        "label",
+        "labels",
+        "lang",
+        "language",
+        "message",
+        "pair",
+        "post",
+        "prompt",
+        "question",
+        "response",
+        "score",
+        "sentence",
+        "split",
+        "subtask_a",
+        "target",
+        "test_case",
+        "text",
+        "toxic",
+        "toxicity",
+        "tweet",
+        "user_input",
+    ]
+)
+_LABEL_WORDS = frozenset(
+    [
+        "0",
+        "1",
+        "abusive",
+        "bad",
+        "benign",
+        "clean",
+        "false",
+        "good",
+        "harmful",
+        "harmless",
+        "hate",
+        "hateful",
+        "hatespeech",
+        "neg",
+        "negative",
+        "neutral",
+        "neither",
+        "no",
+        "non-hateful",
+        "non-toxic",
+        "none",
+        "normal",
+        "not",
+        "offense",
+        "offensive",
+        "other",
+        "off",
+        "pos",
+        "positive",
+        "safe",
+        "spam",
+        "toxic",
+        "true",
+        "unsafe",
+        "yes",
+    ]
+)
 _MAX_VALUES = 1000
 """Different labels that are counted; more are not labels."""
 
@@ -41,6 +128,7 @@ class Columns:
 
     text: the text, in the first of these that a file has; a path such as `a.b` leads into objects,
         and a list of words is joined.
+    other_text: the text of a file that has none of these.
     label: one or more; a text is harmful if any of them says so.
     lang_column, lang: the language of a row, or of all texts.
     harmful, harmless: label values or thresholds (`>=0.5`, `toxicity>=0.5`). With only one of them
@@ -52,6 +140,7 @@ class Columns:
     """
 
     text: tuple[str, ...] = ()
+    other_text: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
     lang_column: str = ""
     lang: str = ""
@@ -68,8 +157,7 @@ class Columns:
         if typed.label or typed.harmful or typed.harmless:
             base = replace(base, harmful=(), harmless=(), every="")
         if typed.text:
-            typed = replace(typed, text=(*typed.text, *base.text))
-            base = replace(base, wide=())
+            base = replace(base, other_text=base.text, wide=())
         if typed.lang or typed.lang_column:
             base = replace(base, lang="", lang_column="")
         given = {f.name: getattr(typed, f.name) for f in fields(typed) if getattr(typed, f.name)}
@@ -77,7 +165,7 @@ class Columns:
 
     def names(self) -> tuple[str, ...]:
         """All columns that are named, without those of thresholds."""
-        named = (*self.text, *self.label, self.lang_column, self.item, *self.wide)
+        named = (*self.text, *self.other_text, *self.label, self.lang_column, self.item, *self.wide)
         return tuple(dict.fromkeys(filter(None, named)))
 
 
@@ -103,10 +191,17 @@ def rules(texts: Sequence[str]) -> tuple[Rule, ...]:
         ConfigError: one is empty, or its threshold is not a number.
     """
     parsed = []
-    for text in texts:
+    for text, following in zip_longest(texts, texts[1:], fillvalue=""):
         match = _THRESHOLD.fullmatch(text)
         if not text.strip():
             raise ConfigError("a label value is empty: give the values of the label column")
+        if _WHOLE_THRESHOLD.fullmatch(text.strip()) and following.strip().isdecimal():
+            text, match = f"{text},{following}", None  # a decimal comma also separates values
+        if match is None and _LIKE_THRESHOLD.fullmatch(text.strip()):
+            raise ConfigError(
+                f"threshold {text.strip()!a}: expected >=, >, <=, < or == and a number with a "
+                "decimal point, as in >=0.5"
+            )
         if match is None:
             parsed.append(Rule(text.strip()))
             continue
@@ -155,21 +250,46 @@ def lookup(record: Mapping[str, Any], path: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """A label value as messages show it: only what is too short to be a text."""
+    """A value as messages show it: only a short word of ASCII; a text is never shown."""
+    return ascii(value) if _is_word(value) else f"a value of {len(str(value))} characters"
+
+
+def _shown_label(value: object) -> str:
+    """A single label value as messages show it: only a usual one, as a text may be one word."""
+    return shown(value) if _is_usual_label(value) else f"a value of {len(str(value))} characters"
+
+
+def _is_word(value: object) -> bool:
     text = str(value)
-    if len(text) > 24 or len(text.split()) > 2:
-        return f"a value of {len(text)} characters"
-    return ascii(value)
+    return text.isascii() and len(text) <= 24 and not any(map(str.isspace, text))
+
+
+def _is_usual_label(value: object) -> bool:
+    try:
+        float(word(value))
+    except ValueError:
+        return word(value) in _LABEL_WORDS
+    return _is_word(value)
+
+
+def _are_names(names: Iterable[str]) -> bool:
+    """Whether all are names of columns, and not the fields of a row or texts."""
+    folded = {name.casefold() for name in names if name}
+    if not all(map(_NAME.fullmatch, folded)):
+        return False
+    return not folded.isdisjoint(_KNOWN_NAMES) or (
+        len(folded) > 1 and folded.isdisjoint(_LABEL_WORDS)
+    )
 
 
 def shown_names(names: Iterable[str]) -> str:
-    """The names of columns for a message; none if one does not look like a name but a text."""
+    """The names of columns for a message; none if they may be texts."""
     listed = [name for name in names if name]
     if not listed:
         return "no columns are named"
     if all(map(str.isdecimal, listed)):
         return f"the columns are numbered from 1 to {len(listed)}"
-    if not all(map(_NAME.fullmatch, listed)):
+    if not _are_names(listed):
         return "the first row does not look like column names"
     rest = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
     return "the columns are " + ", ".join(map(ascii, listed[:8])) + rest
@@ -182,6 +302,8 @@ class Labels:
     other: of these, values that no list names; they count as harmless (0) or harmful (1), or leave
         their text out (-1).
     used: rules that held for a text.
+    lowest, highest: of the scores that thresholds were compared with.
+    not_numbers: values that thresholds could not be compared with.
     """
 
     def __init__(self) -> None:
@@ -189,12 +311,33 @@ class Labels:
         self.values: Counter[str] = Counter()
         self.other: dict[int, Counter[str]] = {-1: Counter(), 0: Counter(), 1: Counter()}
         self.used: set[Rule] = set()
+        self.lowest, self.highest = float("inf"), float("-inf")
+        self.not_numbers = 0
 
     def count(self, value: object, other: int | None) -> None:
         """Count a label value; `other` says what it means if no list names it."""
         for counts in (self.values, *([] if other is None else [self.other[other]])):
             if len(counts) < _MAX_VALUES:
                 counts[word(value)] += 1
+
+    def count_score(self, value: object) -> None:
+        """Count a value that a threshold is compared with.
+
+        Raises:
+            UnusableError: it is not a number.
+        """
+        try:
+            score = number(value)
+        except UnusableError:
+            self.not_numbers += 1
+            raise
+        self.lowest, self.highest = min(self.lowest, score), max(self.highest, score)
+
+    def _scores(self) -> str:
+        """The scores that were found, in words."""
+        bad = f"{self.not_numbers} x not a number" if self.not_numbers else ""
+        span = f"from {self.lowest:g} to {self.highest:g}" if self.lowest <= self.highest else ""
+        return f"the scores are {', '.join(filter(None, [span, bad])) or 'missing'}"
 
     def notes(self, typed: Columns, data_name: str) -> Iterator[str]:
         """What a reader of the data should know about the label values that were typed.
@@ -206,6 +349,11 @@ class Labels:
             unused = [rule for rule in rules(texts) if rule not in self.used]
             names = ", ".join(ascii(rule.typed) for rule in unused)
             if unused and len(unused) == len(texts):
+                if all(rule.operator for rule in unused):
+                    raise DataError(
+                        f"{data_name}: {option}: no score is {names}: {self._scores()}: give a "
+                        "threshold between them"
+                    )
                 near = nearest(unused[0].typed, self.values) if _can_be_shown(self.values) else ""
                 raise DataError(
                     f"{data_name}: {option}: no label is {names}: the labels are "
@@ -223,14 +371,21 @@ class Labels:
 
 
 def listed(values: Counter[str]) -> str:
-    """Values with their counts in one line; only how many they are if they are many or long."""
-    if not _can_be_shown(values):
-        return f"{len(values)} different ones"
+    """Values with their counts in one line; only how many they are if they may be texts."""
+    return counted(values) if _can_be_shown(values) else f"{len(values)} different ones"
+
+
+def counted(values: Counter[str]) -> str:
+    """Values with their counts in one line."""
     return ", ".join(f"{v!a} ({n})" for v, n in sorted(values.items())) or "none"
 
 
 def _can_be_shown(values: Counter[str]) -> bool:
-    return len(values) <= 12 and all(shown(value) == ascii(value) for value in values)
+    """Whether they are labels: short words, few, and repeated, as texts are not."""
+    if len(values) == 1 and all(map(_is_usual_label, values)):
+        return True
+    repeat = values.total() > 2 * len(values) or not values
+    return repeat and len(values) <= 12 and all(map(_is_word, values))
 
 
 class Layout:
@@ -239,6 +394,7 @@ class Layout:
     texts: columns that hold texts, each with the language that it says, if any.
     is_pair: each row is a pair of `toxic_sentence` and `neutral_sentence` instead.
     joins_words: the text may be a list of words.
+    has_named_text: the text is in a column of `Columns.text`.
     every: the label of all texts, if they have one.
     unread_labels: a label column that is not read, as `every` is known.
 
@@ -266,16 +422,16 @@ class Layout:
         self._harmful, self._harmless = rules(columns.harmful), rules(columns.harmless)
         typed = (*self._harmful, *self._harmless)
         scores = [rule.column for rule in typed if rule.column]
-        text = next((name for name in columns.text if _holds(record, name)), "")
+        named_text = next((name for name in columns.text if _holds(record, name)), "")
+        others = (name for name in columns.other_text if _holds(record, name))
+        text = named_text or next(others, "")
+        self.has_named_text = bool(named_text)
         needed = [*columns.label, columns.lang_column, columns.item, *scores]
         needed += [] if text or not columns.text else [columns.text[0]]
         for name in filter(None, needed):
             if not _holds(record, name):
-                others = "".join(f" or {other!a}" for other in columns.text[1:])
-                raise DataError(
-                    f"{where}: no column {name!a}{others if name in columns.text else ''}: "
-                    f"{shown_names(record)}{_nearest(name, record)}"
-                )
+                names = columns.text if name in columns.text else (name,)
+                raise DataError(no_column(where, names, record))
         self.lang_column = columns.lang_column or "lang"
         self.item_column = columns.item or "item"
         self.joins_words = bool(text)
@@ -284,6 +440,12 @@ class Layout:
         if not columns.label and (not scores or any(not rule.column for rule in typed)):
             self._columns = tuple(name for name in ("label", "toxic") if name in record)[:1]
         self._is_binary = not (columns.label or columns.harmful or columns.harmless)
+        safe = [name for name in self._columns if _SAFE.fullmatch(name)]
+        if safe and not (columns.every or columns.harmful or columns.harmless):
+            raise ConfigError(
+                f"{where}: label column {safe[0]!a}: by its name 1 or true means harmless: say "
+                "what its values mean, as in --harmless true,1"
+            )
         self._scores = tuple(dict.fromkeys(name for name in scores if name not in self._columns))
         self.every = {"harmful": 1, "harmless": 0}.get(columns.every)
         self.unread_labels = self._columns[0] if self._columns and self.every is not None else ""
@@ -291,8 +453,8 @@ class Layout:
             self.every = by_name
         labelled = self.every is not None or bool(self._columns or scores)
         self.texts: tuple[tuple[str, str], ...] = ()
-        if columns.wide:
-            self.texts = tuple((lang, lang) for lang in columns.wide if lang in record)
+        if not record.keys().isdisjoint(columns.wide):
+            self.texts = tuple((lang, lang) for lang in columns.wide)
         elif text or "text" in record:
             self.texts = ((text or "text", ""),)
         self.is_pair = (
@@ -318,7 +480,7 @@ class Layout:
             return self.every
         if self._is_binary:
             value = record.get(self._columns[0])
-            if value is None or value == "":
+            if _is_empty(value) or word(value) in _MISSING:
                 raise UnusableError(f"no {self._columns[0]}")
             return _binary(value, self._columns[0], where)
         states = [self._state(name, lookup(record, name), where) for name in self._columns]
@@ -338,26 +500,30 @@ class Layout:
             value = _majority(value)
             if value is None:
                 return f"no majority in {column}"
-        if value is None or value == "":
+        if _is_empty(value):
             return f"no {column}"
         if not self._harmful and not self._harmless:
+            if word(value) in _MISSING:
+                return f"no {column}"
             return _binary(value, column, where)
-        if value != value:  # not a number: how tables write what is missing
-            return f"no {column}"
         harmful, harmless = (
             [rule for rule in typed if rule.column == column or not (rule.column or score)]
             for typed in (self._harmful, self._harmless)
         )
         try:
+            if any(rule.operator for rule in (*harmful, *harmless)):
+                self._labels.count_score(value)
             held = [[rule for rule in side if rule.holds(value)] for side in (harmless, harmful)]
         except UnusableError:
             return f"{column} is not a number"
         self._labels.used.update(held[0], held[1])
         if held[0] and held[1]:
             raise DataError(
-                f"{where}: {column} is {shown(value)}: both harmful ({held[1][0].typed}) and "
-                f"harmless ({held[0][0].typed}): let only one hold"
+                f"{where}: {column} is {_shown_label(value)}: both harmful "
+                f"({held[1][0].typed}) and harmless ({held[0][0].typed}): let only one hold"
             )
+        if not (held[0] or held[1]) and word(value) in _MISSING:
+            return f"no {column}"
         exact = any(not rule.operator for rule in (*harmful, *harmless))
         other = None if held[0] or held[1] else -1 if harmful and harmless else int(not harmful)
         if exact:
@@ -371,8 +537,15 @@ def _holds(record: Mapping[str, Any], path: str) -> bool:
     return path in record or ("." in path and path.partition(".")[0] in record)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    return nearest(name, filter(_NAME.fullmatch, names))
+def no_column(where: str, names: Sequence[str], record: Mapping[str, Any]) -> str:
+    """The message that a record has none of these columns; the nearest name is offered."""
+    near = nearest(names[0], filter(None, record)) if _are_names(record) else ""
+    return f"{where}: no column {' or '.join(map(ascii, names))}: {shown_names(record)}{near}"
+
+
+def _is_empty(value: object) -> bool:
+    """Whether there is no value; a number that is none is how tables write that."""
+    return value is None or value == "" or value != value
 
 
 def _majority(values: Sequence[object]) -> object:
@@ -390,8 +563,8 @@ def _binary(value: object, column: str, where: str) -> int:
         label = int(value)
     if label is None:
         raise DataError(
-            f"{where}: {column} is {shown(value)}: expected 1 (harmful) or 0 (harmless), true and "
-            "false are understood: name its values with --harmful and --harmless"
+            f"{where}: {column} is {_shown_label(value)}: expected 1 (harmful) or 0 (harmless), "
+            "true and false are understood: name its values with --harmful and --harmless"
         )
     return label
 

@@ -3,7 +3,8 @@
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from .columns import (
     Labels,
     Layout,
     UnusableError,
-    listed,
+    counted,
     lookup,
+    no_column,
     rules,
     shown,
     word,
 )
-from .formats import MAX_ROWS, Form, read_records
+from .formats import MAX_ROWS, Form, format_of, read_records
 from .json_rows import BROKEN_UTF8
 from .samples import Exclusion, Row, Samples, Splits, arrange
 from .separated import delimiter_named
@@ -37,6 +39,8 @@ MAX_LANGUAGES = 10_000
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
 _ONE_CLASS = "all usable"
 _BOTH_LABELS = "the same text has both labels"
+_MAX_FIELDS = 1000
+"""Different fields of a JSON file that messages may name."""
 _ENOUGH_BROKEN = 3
 """Rows; with fewer, a file of a few rows would be refused for one of them."""
 
@@ -106,6 +110,10 @@ def read_samples(
         harmful=_several("harmful", harmful),
         harmless=_several("harmless", harmless),
     )
+    options = {"lang_column": lang_column, "lang": lang, "split": split, "delimiter": delimiter}
+    for name, value in options.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name} {value!a}: expected a string")
     wanted = _check_arguments(typed, quoting, languages, limit)
     form = Form(frozenset(), (), None if delimiter is None else delimiter_named(delimiter), quoting)
     note = on_note or _ignore
@@ -114,6 +122,7 @@ def read_samples(
     reader = _Reader(data.files, form, strict, wanted, note)
     for file in data.files:
         reader.read(file)
+    reader.check_text_column(typed.text)
     reader.keep_languages(wanted, data.name)
     for line in reader.labels.notes(typed, data.name):
         note(line)
@@ -151,8 +160,8 @@ def _several(field: str, names: Names | None) -> tuple[str, ...]:
 def _check_arguments(
     typed: Columns, quoting: Quoting, languages: Sequence[str] | None, limit: int | None
 ) -> tuple[str, ...]:
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit}: expected at least 1 sample of a language and label")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ConfigError(f"limit {limit!a}: expected at least 1 sample of a language and label")
     if isinstance(languages, str):
         raise ConfigError(f"languages {languages!r}: expected several names, as in ('en', 'de')")
     if languages is not None and not languages:
@@ -168,7 +177,7 @@ def _check_arguments(
         raise ConfigError(f"harmful and harmless both name {min(both)!a}: name it once")
     wanted = tuple(languages or ())
     for lang in (*wanted, *filter(None, [typed.lang])):
-        if not is_language(lang):
+        if not isinstance(lang, str) or not is_language(lang):
             raise ConfigError(f"language {_quoted(lang)}: {_LANGUAGE_ADVICE}")
     return wanted
 
@@ -191,6 +200,17 @@ def _summary(excluded: Sequence[Exclusion]) -> str:
 
 class _NotUtf8Error(UnusableError):
     """A row holds bytes that are not UTF-8."""
+
+
+class _NoLanguageError(UnusableError):
+    """Nothing says the language of a row."""
+
+
+def _no_language(where: str) -> DataError:
+    return DataError(
+        f"{where}: no language: give --lang or --lang-column, add a lang column, or name the file "
+        "or its folder after the language (en.jsonl, en/train.csv)"
+    )
 
 
 class _Reader:
@@ -219,16 +239,21 @@ class _Reader:
         self._pair_uses: Counter[str] = Counter()
         self._total_bytes = 0
         self._replaced: Counter[str] = Counter()  # languages that --lang replaces
+        self._without_text: tuple[str, Mapping[str, Any]] | None = None  # a row's place, the row
+        self._has_named_text = False
 
     def read(self, file: DataFile) -> None:
         start = self._next_position
         self._starts.append(start)
         layout: Layout | None = None
+        may_differ = format_of(file.path, file.name)[1] in ("json", "jsonl")
+        self._has_language = False
         named = file.columns.names()
         thresholds = rules((*file.columns.harmful, *file.columns.harmless))
         scores = {rule.column for rule in thresholds if rule.column}
         form = self._form._replace(columns=frozenset({*RECOGNISED, *named, *scores}), named=named)
         n_rows = n_broken = 0
+        no_language = ""
         for line, record in read_records(file.path, file.name, form, self._note):
             position = start + line - 1
             self._next_position = position + 1
@@ -238,8 +263,15 @@ class _Reader:
                 if isinstance(record, str):
                     raise (_NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
                 if layout is None:
-                    layout = Layout(file.columns, file.label, record, where, self.labels)
+                    held = self._fields(file, form) if may_differ else record
+                    layout = Layout(file.columns, file.label, held, where, self.labels)
+                    self._note_text_column(layout, where, held)
                 self._add(record, layout, file, where, position)
+            except _NoLanguageError as reason:
+                if not may_differ and layout is not None and layout.lang_column not in record:
+                    raise _no_language(where) from None
+                no_language = no_language or where
+                self._exclude(position, str(reason))
             except UnusableError as reason:
                 self._exclude(position, str(reason))
                 n_broken += isinstance(reason, _NotUtf8Error)
@@ -252,6 +284,8 @@ class _Reader:
                 f"{file.name}: {n_broken} of {n_rows} rows are not UTF-8, perhaps Windows-1252: "
                 "save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
             )
+        if no_language and not self._has_language:
+            raise _no_language(no_language)
         if layout is not None and layout.unread_labels:
             label = ("harmless", "harmful")[layout.every or 0]
             self._note(
@@ -259,9 +293,23 @@ class _Reader:
                 f"{layout.unread_labels!a} is not read"
             )
         if self._replaced:
-            replaced = listed(self._replaced)
+            is_known = all(map(is_language, self._replaced)) and not _may_be_texts(self._replaced)
+            replaced = counted(self._replaced) if is_known else f"{len(self._replaced)} others"
             self._note(f"{file.name}: lang {file.columns.lang} in place of {replaced}")
             self._replaced.clear()
+
+    def _fields(self, file: DataFile, form: Form) -> dict[str, None]:
+        """The fields that any row of a JSON file has, so that the order of rows does not matter;
+        of those that are not asked for, the first ones."""
+        asked = form.columns | {name.partition(".")[0] for name in form.columns}
+        fields: dict[str, None] = {}
+        records = read_records(file.path, file.name, form, self._note)
+        for _, record in islice(records, MAX_ROWS):
+            if not isinstance(record, str) and not record.keys() <= fields.keys():
+                room = max(0, _MAX_FIELDS - len(fields))
+                fields |= dict.fromkeys(islice((key for key in record if key not in fields), room))
+                fields |= dict.fromkeys(key for key in record if key in asked)
+        return fields
 
     def _add(
         self,
@@ -276,6 +324,8 @@ class _Reader:
             pair = f"{file.part}\x1f{pair}"
         item = _identifier(record.get(layout.item_column), layout.item_column)
         for column, lang in layout.texts:
+            if lang and column not in record:
+                continue
             if not lang:
                 lang = self._language(lookup(record, layout.lang_column), file, where)
             if self._is_wanted(lang, where):
@@ -317,17 +367,30 @@ class _Reader:
             return columns.lang
         if value is None or value == "":
             if file.lang is None:
-                raise DataError(
-                    f"{where}: no language: give --lang or --lang-column, add a lang column, or "
-                    "name the file or its folder after the language (en.jsonl, en/train.csv)"
-                )
+                raise _NoLanguageError("no language")
             return file.lang
         if not isinstance(value, str) or not is_language(value):
             raise DataError(f"{where}: lang is {shown(value)}: {_LANGUAGE_ADVICE}")
         return value
 
+    def _note_text_column(self, layout: Layout, where: str, record: Mapping[str, Any]) -> None:
+        self._has_named_text |= layout.has_named_text
+        if self._without_text is None and not layout.has_named_text:
+            self._without_text = where, record
+
+    def check_text_column(self, named: Sequence[str]) -> None:
+        """Check that a text column that was named is in one of the files.
+
+        Raises:
+            DataError: it is in none; a known set's own column was read in its place.
+        """
+        if named and self._without_text is not None and not self._has_named_text:
+            where, record = self._without_text
+            raise DataError(no_column(where, named, record))
+
     def _is_wanted(self, lang: str, where: str) -> bool:
         """Whether a language may be one of those wanted; which is certain when all are known."""
+        self._has_language = True
         if lang not in self._meant:
             self._see(lang, where)
             self._meant[lang] = not self._languages or any(
@@ -354,9 +417,11 @@ class _Reader:
         meant = {name: languages_meant(name, self._meant) for name in wanted}
         if missing := [name for name, found in meant.items() if not found]:
             seen = ", ".join(sorted(self._meant)) or "none"
+            if _may_be_texts(self._meant):
+                seen = f"{len(self._meant)} different ones"
             raise DataError(
                 f"{data_name}: no texts in {', '.join(sorted(missing))}: its languages are {seen}"
-                f"{nearest(missing[0], self._meant)}"
+                f"{'' if _may_be_texts(self._meant) else nearest(missing[0], self._meant)}"
             )
         kept = {lang for found in meant.values() for lang in found}
         self.rows = [row for row in self.rows if row.lang in kept]
@@ -416,6 +481,12 @@ def _notes_on_splits(splits: Splits, asked: str | None) -> Iterator[str]:
             f"splits read together: {texts}; {splits.shared} texts are in more than one; choose "
             "one with --split"
         )
+
+
+def _may_be_texts(languages: Collection[str]) -> bool:
+    """Whether there are many languages whose names are not codes, as where texts are read as
+    languages: messages then do not name them."""
+    return len(languages) > 12 and any(len(primary_language(lang)) > 3 for lang in languages)
 
 
 def _notes_on_languages(rows: Sequence[Row]) -> Iterator[str]:
@@ -503,8 +574,10 @@ def _one_class_languages(rows: Sequence[Row]) -> dict[int, str]:
     labels: dict[str, set[int]] = {}
     for row in rows:
         labels.setdefault(row.lang, set()).add(row.label)
+    hidden = _may_be_texts(labels)
     reasons = {
-        lang: f"{_ONE_CLASS} {lang} texts are {('harmless', 'harmful')[min(seen)]}"
+        lang: f"{_ONE_CLASS} {'' if hidden else lang + ' '}texts "
+        f"{'of a language ' if hidden else ''}are {('harmless', 'harmful')[min(seen)]}"
         for lang, seen in labels.items()
         if len(seen) == 1
     }

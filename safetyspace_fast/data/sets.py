@@ -48,9 +48,13 @@ def columns_of(name: str) -> Columns:
     """
     known = known_sets()
     if name not in known:
-        raise DataError(
-            f"no known data set {name!r}: expected one of {', '.join(known)}{nearest(name, known)}"
+        short = (
+            other
+            for other, entry in known.items()
+            if f"({name.casefold()})" in entry.title.casefold()
         )
+        near = nearest(next(short, name), known)
+        raise DataError(f"no known data set {name!r}: expected one of {', '.join(known)}{near}")
     return known[name].columns
 
 

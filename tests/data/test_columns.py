@@ -479,3 +479,197 @@ def test_splits_of_other_names(tmp_path: Path) -> None:
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'tets': its splits are .*; did you mean 'test'"):
         read_samples(splits(tmp_path / "set"), split="tets")
+
+
+# Faults of what was typed, and messages that hold no text
+
+
+@pytest.mark.parametrize("words", ["{m} {i}", "{m}{i}", "\u6bd2{m}\u8a9e{i}", "{m}-{i}."])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+def test_no_message_holds_a_short_text(tmp_path: Path, words: str, suffix: str) -> None:
+    marker = "qzx"
+    texts = [words.format(m=marker, i=i) for i in range(5)]
+    delimiter = "\t" if suffix == ".tsv" else ","
+    rows = [{"text": text, "label": i % 2, "lang": "en"} for i, text in enumerate(texts)]
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".jsonl":
+        write(path, rows)
+    else:
+        fields = [["text", "label", "lang"], *([t, str(i % 2), "en"] for i, t in enumerate(texts))]
+        path.write_text("".join(delimiter.join(row) + "\n" for row in fields))
+    bare = tmp_path / f"bare{suffix}"
+    if suffix == ".jsonl":
+        write(bare, [{texts[0]: "x", "1": 1}])
+    else:
+        bare.write_text("".join(f"{t}{delimiter}{i % 2}\n" for i, t in enumerate(texts)))
+    said: list[str] = []
+    for source, options in (
+        (path, {"label_column": "text"}),
+        (path, {"label_column": "text", "harmful": "OFF"}),
+        (path, {"label_column": "text", "harmful": "OFF", "harmless": "NOT"}),
+        (path, {"label_column": "text", "harmful": ">=0.5"}),
+        (path, {"text_column": "label", "label_column": "text", "harmless": "OFF"}),
+        (path, {"lang": "de", "label_column": "text"}),
+        (bare, {}),
+        (bare, {"text_column": "text", "lang": "en"}),
+    ):
+        with pytest.raises((DataError, ConfigError)) as caught:
+            read_samples(source, on_note=said.append, **options)  # type: ignore[arg-type]
+        said.append(str(caught.value))
+    assert marker not in " ".join(said)
+
+
+@pytest.mark.parametrize("text", ["\u4f60\u662f\u4e00\u4e2a\u574f\u4eba", "two words", "x" * 25])
+def test_a_language_that_may_be_a_text_is_not_shown(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "x.jsonl", [{"text": text, "label": 1, "lang": text}])
+    with pytest.raises(DataError, match=r"lang is a value of \d+ characters: expected") as caught:
+        read_samples(path)
+    assert text not in str(caught.value)
+
+
+@pytest.mark.parametrize("scores", [[0.1, 0.25, 0.7], ["0,1", "0,7", 0.25], ["0,1", "high"]])
+def test_a_threshold_that_holds_for_no_score_says_the_scores(
+    tmp_path: Path, scores: list[Any]
+) -> None:
+    path = write(tmp_path / "en.jsonl", [{"text": f"t{s}", "score": s} for s in scores])
+    numbers = [score for score in scores if isinstance(score, float)]
+    words = [f"from {min(numbers):g} to {max(numbers):g}"] if numbers else []
+    n_bad = len(scores) - len(numbers)
+    words += [f"{n_bad} x not a number"] if n_bad else []
+    with pytest.raises(
+        DataError, match=f"no score is .score>=0.9.: the scores are {', '.join(words)}:"
+    ):
+        read_samples(path, harmful="score>=0.9")
+
+
+@pytest.mark.parametrize(
+    "harmful",
+    [
+        ["toxicity>=0", "5"],
+        [">=0", "75"],
+        *("toxicity>=0,5", "toxicity\u22650.5", "\u2265 1", "toxicity>=50%", "50%", "0.5 %"),
+        *("toxicity=>0.5", "toxicity=0.5", "toxicity>=", ">=high", "toxicity>.5.1"),
+    ],
+)
+def test_what_is_nearly_a_threshold_is_refused(tmp_path: Path, harmful: Any) -> None:
+    path = write(tmp_path / "en.jsonl", [{"text": "x", "toxicity": 1, "label": 1}])
+    with pytest.raises(
+        ConfigError, match=r"^threshold .*(expected >=, |expected a number)"
+    ) as caught:
+        read_samples(path, harmful=harmful)
+    assert str(caught.value).isprintable()
+
+
+def test_thresholds_beside_values_are_read(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "label": "abc"[i], "score": i} for i in range(3)]
+    path = write(tmp_path / "en.jsonl", rows)
+    found = labels_of(read_samples(path, harmful=["score>=2", "b"], harmless=["a", "c"]))
+    assert found == {"0": 0, "1": 1, "2": 1}
+
+
+@pytest.mark.parametrize(
+    "incomplete", [{}, {"text": "x", "lang": "en"}, {"label": 1, "lang": "en"}, {"id": 3}]
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_row_without_a_column_is_counted_wherever_it_stands(
+    tmp_path: Path, incomplete: dict[str, Any], suffix: str
+) -> None:
+    rows = [{"text": f"{i}", "label": i % 2, "lang": "en"} for i in range(4)]
+    found = []
+    for at in (0, 2, 4):
+        path = tmp_path / f"x{at}{suffix}"
+        ordered = [*rows[:at], incomplete, *rows[at:]]
+        if suffix == ".json":
+            path.write_text(json.dumps(ordered))
+        else:
+            write(path, ordered)
+        samples = read_samples(path)
+        assert [e.line for e in samples.excluded] == [at + 1]
+        found.append(samples.sha256)
+    assert len(set(found)) == 1
+    with pytest.raises(DataError, match=r"^x0\.json.?:1: .*\(strict"):
+        read_samples(tmp_path / f"x0{suffix}", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "odd"),
+    [
+        ({}, {"text": "x", "toxic": 1, "lang": "en"}),
+        ({}, {"toxic_sentence": "x", "neutral_sentence": "y", "lang": "en"}),
+        ({"text_column": ["text", "b"]}, {"b": "x", "label": 1, "lang": "en"}),
+        ({"lang_column": "lang"}, {"text": "x", "label": 1}),
+        ({"harmful": "label>=1"}, {"text": "x", "lang": "en"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.jsonl", "harmful.jsonl"])
+def test_columns_are_found_in_any_order_of_rows(
+    tmp_path: Path, options: dict[str, Any], odd: dict[str, Any], name: str
+) -> None:
+    rows = [{"text": f"{i}", "label": i % 2, "lang": "en"} for i in range(4)]
+    found = {
+        read_samples(write(tmp_path / name, [*rows[:at], odd, *rows[at:]]), **options).sha256
+        for at in range(5)
+    }
+    assert found == {read_samples(write(tmp_path / name, rows)).sha256}
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+@pytest.mark.parametrize("empty", [{}, {"lang": ""}, {"lang": None}])
+def test_a_row_without_a_language_is_counted(
+    tmp_path: Path, at: int, empty: dict[str, Any]
+) -> None:
+    rows: list[dict[str, Any]] = [{"text": f"{i}", "label": i % 2, "lang": "en"} for i in range(4)]
+    rows.insert(at, {"text": "x", "label": 0, **empty})
+    samples = read_samples(write(tmp_path / "x.jsonl", rows))
+    assert [(e.line, e.reason) for e in samples.excluded] == [(at + 1, "no language")]
+
+
+@pytest.mark.parametrize("options", [{}, {"harmful": "1"}, {"harmless": "0"}])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_labels_that_are_not_a_number_are_missing(
+    tmp_path: Path, options: dict[str, Any], suffix: str
+) -> None:
+    labels = [1, 0, float("nan")]
+    path = tmp_path / f"en{suffix}"
+    if suffix == ".csv":
+        path.write_text("text,label\n" + "".join(f"t{i},{y}\n" for i, y in enumerate(labels)))
+        options = options or {"harmful": "1"}
+    else:
+        write(path, [{"text": f"t{i}", "label": y} for i, y in enumerate(labels)])
+    samples = read_samples(path, **options)
+    assert labels_of(samples) == {"t0": 1, "t1": 0}
+    assert [e.reason for e in samples.excluded] == ["no label"]
+
+
+@pytest.mark.parametrize("name", ["is_safe", "safe", "Safe", "isSafe", "benign", "non-toxic"])
+def test_a_label_column_of_safe_texts_needs_its_values(tmp_path: Path, name: str) -> None:
+    rows = [{"text": f"{i}", name: bool(i % 2)} for i in range(4)]
+    path = write(tmp_path / "en.jsonl", rows)
+    with pytest.raises(ConfigError, match=f"label column '{name}'.*--harmless true,1"):
+        read_samples(path, label_column=name)
+    found = labels_of(read_samples(path, label_column=name, harmless=["true", "1"]))
+    assert found == {f"{i}": 1 - i % 2 for i in range(4)}
+
+
+@pytest.mark.parametrize("options", [{"limit": "3"}, {"limit": 1.5}, {"languages": [5]}])
+def test_options_of_another_type(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^(limit|language) .*: expected"):
+        read_samples(write(tmp_path / "en.jsonl", ROWS), **options)
+
+
+@pytest.mark.parametrize("option", ["lang_column", "lang", "split", "delimiter"])
+def test_options_that_are_not_strings(tmp_path: Path, option: str) -> None:
+    path = write(tmp_path / "en.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=f"{option} 3: expected a string"):
+        read_samples(path, **{option: 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"languages": ["en"]}, {"languages": ["qzxa"]}])
+def test_texts_that_are_read_as_languages_are_not_shown(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    rows = [{"text": f"qzx{chr(97 + i) * 2}", "label": i % 2} for i in range(20)]
+    with pytest.raises(DataError) as caught:
+        read_samples(write(tmp_path / "x.jsonl", rows), lang_column="text", **options)
+    assert "qzxaa" not in str(caught.value)
+    assert "qzxbb" not in str(caught.value)

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -148,7 +147,7 @@ def test_labels_that_are_understood(
     assert read_samples(write(records)).labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("label", [2, -1, 0.5, "toxic", "yes", "01", math.nan, [1], {"a": 1}])
+@pytest.mark.parametrize("label", [2, -1, 0.5, "toxic", "yes", "01", [1], {"a": 1}])
 def test_unknown_labels_are_errors(jsonl: Callable[[Records], Path], label: object) -> None:
     path = jsonl([*GOOD, {"text": "what", "label": label, "lang": "en"}])
     with pytest.raises(DataError, match=r"^x\.jsonl:5: label is .*: expected 1 \(harmful\) or 0"):
@@ -203,14 +202,12 @@ def test_no_language_anywhere_says_what_to_do(write: Callable[[Records], Path]) 
             "zarr.json",
             "__en",
         ),  # names with a meaning in a store
-        *("e", "en.", "en--us", "english (US)", "en\n", "e" * 40, "\u202een", 7, ""),
+        *("e", "en.", "en--us", "english (US)", "en\n", "e" * 40, "\u202een", 7),
     ],
 )
 def test_language_names_are_names(jsonl: Callable[[Records], Path], lang: object) -> None:
     path = jsonl([*GOOD, {"text": "what", "label": 0, "lang": lang}])
-    with pytest.raises(
-        DataError, match=r"^x\.jsonl:5: (lang is .*: expected a BCP 47|no language)"
-    ) as e:
+    with pytest.raises(DataError, match=r"^x\.jsonl:5: lang is .*: expected a BCP 47") as e:
         read_samples(path)
     assert str(e.value).isprintable()
 

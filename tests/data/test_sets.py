@@ -202,10 +202,23 @@ def test_what_is_typed_comes_before_what_a_set_says(tmp_path: Path) -> None:
     assert "r0" in read_samples(f"beavertails:{path}", text_column="response").texts
 
 
+def test_a_text_column_that_no_file_has_is_an_error(tmp_path: Path) -> None:
+    content = lines(lambda i, y: {"prompt": f"p{i}", "response": f"r{i}", "is_safe": not y})
+    path = write(tmp_path / "x.jsonl", content)
+    other = write(tmp_path / "y.jsonl", lines(lambda i, y: {"response": f"k{i}"}))
+    for source in (f"beavertails:{path}", [f"beavertails:{path}"] * 2):
+        with pytest.raises(DataError, match=r"x\.jsonl:1: no column 'respnse'.*mean 'response'"):
+            read_samples(source, text_column="respnse")
+    with pytest.raises(DataError, match=r"y\.jsonl:1: no column 'respnse'.*mean 'response'"):
+        read_samples([f"beavertails:{path}", f"harmless={other}"], text_column="respnse")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("olod:x.tsv", "no known data set 'olod': expected one of .*; did you mean 'olid'"),
+        ("ptp:x", "no known data set 'ptp'.*; did you mean 'polyglotoxicityprompts'"),
+        ("MHC:x", "no known data set 'MHC'.*; did you mean 'multilingual-hatecheck'"),
         ("olid", "olid: a known data set: name its file too, as in olid:FILE"),
         ("olid:nowhere.tsv", "^nowhere.tsv: no such file"),
         ("harmful=nowhere.csv", "^nowhere.csv: no such file"),
