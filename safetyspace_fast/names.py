@@ -49,6 +49,11 @@ def primary_language(name: str) -> str:
     return _TWO_LETTERS.get(primary, primary)
 
 
+def is_known_code(code: str) -> bool:
+    """Whether a code is one of ISO 639-1, or the code of three letters of a language with one."""
+    return code.casefold() in _TWO_LETTERS or code.casefold() in _TWO_LETTERS.values()
+
+
 def languages_meant(name: str, known: Iterable[str]) -> list[str]:
     """The known languages that a name means, as they are written there.
 

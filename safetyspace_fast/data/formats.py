@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 
 from ..config import Quoting
 from ..errors import DataError, first_line
-from .json_rows import read_json
+from .json_rows import TEXT_COLUMNS, read_json
 from .separated import read_separated
 from .unpack import inside_zip, open_lines
 
@@ -40,6 +40,10 @@ class Form(NamedTuple):
     named: tuple[str, ...] = ()
     delimiter: str | None = None
     quoting: Quoting = "auto"
+
+    def reads_only(self, number: str) -> bool:
+        """Whether columns are numbered, and only this one is read."""
+        return {*self.named} == {number} == {*filter(str.isdecimal, self.columns)}
 
 
 def split_format(name: str) -> tuple[str, str | None]:
@@ -94,8 +98,13 @@ def read_records(
     if kind == "parquet":
         yield from _parquet(path, file_name, form.columns)
     elif kind in ("jsonl", "json"):
-        with open_lines(path, file_name) as file:
-            yield from read_json(file, file_name, lines_only=kind == "jsonl")
+        yield from read_json(
+            lambda: open_lines(path, file_name),
+            file_name,
+            lines_only=kind == "jsonl",
+            wanted=frozenset(name.partition(".")[0] for name in form.named) or TEXT_COLUMNS,
+            on_note=on_note,
+        )
     else:
         yield from read_separated(
             lambda: open_lines(path, file_name),
@@ -104,6 +113,7 @@ def read_records(
             delimiter=form.delimiter,
             quoting=form.quoting,
             named=form.named,
+            lines_are_texts=kind == "txt" and form.reads_only("1"),
             on_note=on_note,
         )
 

@@ -139,7 +139,8 @@ def read_samples(
     if excluded:
         note(f"{data.name}: {_summary(excluded)}")
     splits = reader.splits()
-    for line in (*_notes_on_splits(splits, split), *_notes_on_languages(reader.rows)):
+    notes_on_files = (*_notes_on_splits(splits, split), *reader.notes_on_copies())
+    for line in (*notes_on_files, *_notes_on_languages(reader.rows)):
         note(f"{data.name}: {line}")
     return arrange(data.name, reader.rows, excluded, splits=splits, limit=limit, seed=seed)
 
@@ -469,6 +470,26 @@ class _Reader:
                 if first.setdefault(key, split) != split:
                     shared.add(key)
         return Splits(dict(texts), len(shared))
+
+    def notes_on_copies(self) -> Iterator[str]:
+        """Files of one split that hold the same texts, as configurations of a data set do."""
+        first: dict[tuple[str, bytes, str | None], int] = {}
+        shared: set[tuple[str, bytes, str | None]] = set()
+        indices: set[int] = set()
+        for row in self.rows if len(self._files) > 1 else ():
+            i_file = self._file_at(row.position)
+            key = (row.lang, row.sha256, self._files[i_file].split)
+            i_first = first.setdefault(key, i_file)
+            if i_first != i_file:
+                shared.add(key)
+                indices |= {i_first, i_file}
+        if shared:
+            names = [self._files[i].name for i in sorted(indices)]
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
+            yield (
+                f"{len(shared)} texts are in more than one file of the same split ({shown}); "
+                "choose a folder, file or split of one with --split, as in --split full/test"
+            )
 
     def _file_at(self, position: int) -> int:
         return bisect_right(self._starts, position) - 1

@@ -12,8 +12,13 @@ from ..names import nearest
 from .unpack import MAX_LINE_BYTES, Lines
 
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+_NO_DELIMITER = "\x1f"
+"""In a file whose lines are its texts: a character that texts do not hold."""
+_OF_PLAIN_LINES = ("\t", _NO_DELIMITER)
 _LINES_TO_TRY = 50
 _CHARACTERS_TO_TRY = 1 << 20
+
+_LINE_ADVICE = "--delimiter tab if each line is one text"
 
 Opener = Callable[[], AbstractContextManager[Lines]]
 
@@ -41,6 +46,7 @@ def read_separated(
     delimiter: str | None,
     quoting: Quoting,
     named: Sequence[str],
+    lines_are_texts: bool,
     on_note: Callable[[str], None],
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Stream the rows of a separated file, which is first read to find its delimiter and quoting.
@@ -53,6 +59,8 @@ def read_separated(
         quoting: `auto`, `csv` or `none`.
         named: columns that were named. If all are numbers, and the first row does not hold all, the
             file has no header: its columns are named by number, from 1.
+        lines_are_texts: that of column 1, the only one that is read, each line is the whole, unless
+            tabs divide all lines alike.
         on_note: called with a line where the file can be read in two ways.
 
     Yields:
@@ -62,9 +70,13 @@ def read_separated(
         DataError: the rest of the file cannot be trusted.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+    is_found = delimiter is None
     if delimiter is None:
         with opened() as file:
-            delimiter = _find_delimiter(_head(_decoded(file, file_name)), default, named)
+            head = _head(_decoded(file, file_name))
+        delimiter = _find_delimiter(head, default, named)
+        if lines_are_texts and (delimiter != "\t" or not _is_even(head, delimiter)):
+            delimiter = _NO_DELIMITER
     quoted = quoting == "csv"
     if quoting == "auto":
         with opened() as file:
@@ -78,6 +90,12 @@ def read_separated(
                 if named and all(map(str.isdecimal, named)) and not set(named) <= set(header):
                     header = [str(i) for i in range(1, len(fields) + 1)]
                     on_note(f"{file_name}: read without a header, since columns are numbered")
+                    is_cut = is_found and delimiter not in _OF_PLAIN_LINES and len(header) > 1
+                    if is_cut and set(named) == {"1"}:
+                        on_note(
+                            f"{file_name}: lines are split at each {_name_of(delimiter)}, and only "
+                            f"the first of {len(header)} columns is read; {_LINE_ADVICE}"
+                        )
                 else:
                     if len(set(header)) < len(header):
                         raise DataError(
@@ -88,7 +106,10 @@ def read_separated(
             if len(fields) == len(header):
                 yield line, dict(zip(header, fields, strict=True))
             else:
-                yield line, f"{len(fields)} fields where the header has {len(header)}"
+                is_one = len(header) == 1 or set(named) == {"1"}
+                is_cut = is_one and delimiter not in _OF_PLAIN_LINES
+                advice = f" ({_LINE_ADVICE})" if is_cut else ""
+                yield line, f"{len(fields)} fields where the header has {len(header)}{advice}"
 
 
 def _head(lines: Iterator[str]) -> list[str]:
@@ -105,22 +126,31 @@ def _find_delimiter(lines: Sequence[str], default: str, named: Sequence[str]) ->
     """The delimiter under which the first row holds a named column, else under which the first
     rows are equally wide, of two columns or more; the default comes first."""
     candidates = [default, *(other for other in DELIMITERS.values() if other != default)]
-    widths = {}
     for candidate in candidates:
-        try:
-            rows = [row for row in csv.reader(lines, delimiter=candidate) if row]
-        except csv.Error:
-            rows = []
+        rows = _rows_of(lines, candidate)
         if rows and not set(named).isdisjoint(map(str.strip, rows[0])):
             return candidate
-        # The last row may be cut off within quotation marks.
-        widths[candidate] = {len(row) for row in rows[:-1] or rows}
-    even = [
-        candidate
-        for candidate in candidates
-        if len(widths[candidate]) == 1 < max(widths[candidate])
-    ]
-    return even[0] if even else default
+    return next((c for c in candidates if _is_even(lines, c)), default)
+
+
+def _rows_of(lines: Sequence[str], delimiter: str) -> list[list[str]]:
+    """The rows of the first lines; none if they cannot be read."""
+    try:
+        return [row for row in csv.reader(lines, delimiter=delimiter) if row]
+    except csv.Error:
+        return []
+
+
+def _is_even(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether the first rows are all of one width, of two columns or more."""
+    rows = _rows_of(lines, delimiter)
+    # The last row may be cut off within quotation marks.
+    widths = {len(row) for row in rows[:-1] or rows}
+    return len(widths) == 1 < max(widths)
+
+
+def _name_of(delimiter: str) -> str:
+    return next((name for name, c in DELIMITERS.items() if c == delimiter), ascii(delimiter))
 
 
 def _is_quoted(
@@ -132,12 +162,12 @@ def _is_quoted(
     Quoting is proved by quotation marks that always enclose a field, or are doubled within one.
     It is in doubt where a field in quotation marks spans lines of which most are whole rows.
 
-    With tabs: quoting if it is proved or fits better, and is not in doubt. With other delimiters:
-    quoting, unless the other reading fits and quoting is an error or in doubt; that all lines of a
-    single column are rows proves nothing.
+    With tabs or without a delimiter: quoting if it is proved or fits better, and is not in doubt.
+    With other delimiters: quoting, unless the other reading fits and quoting is an error or in
+    doubt; that all lines of a single column are rows proves nothing.
     """
     seen = _Readings(lines, delimiter)
-    if delimiter == "\t":
+    if delimiter in _OF_PLAIN_LINES:
         if seen.error or seen.doubtful_rows:
             return False
         return seen.proved or seen.quoted_misfits < seen.plain_misfits

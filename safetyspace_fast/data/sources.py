@@ -8,35 +8,63 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ConfigError, DataError, first_line
-from ..names import nearest
+from ..names import is_known_code, nearest
 from .columns import Columns, words_of
 from .formats import FORMATS, KINDS, PACKED, format_of, split_format
+from .json_rows import SPLIT_WORDS
 from .sets import columns_of, known_sets
 
 SAMPLE_PREFIX = "sample:"
 
 # The form of BCP 47 names, also with "_" (zh_CN, deu_Latn). Languages become names in a store.
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8}){0,4}")
-# In file and folder names only codes of two or three letters count: "train" is not a language.
-_LANGUAGE_IN_PATH = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
-_SPLIT_NAMES = {"all", "dev", "raw", "val"}
+# In names of files and folders only what is surely a language counts: not "my_tweets", "en_old".
+_LANGUAGE_IN_PATH = re.compile(r"([A-Za-z]{2,3})((?:[-_][A-Za-z0-9]{2,4}){0,2})")
+_REGION = re.compile(r"[A-Z]{2}|[0-9]{3}")
+_LOWER_REGIONS = {"en-gb", "en-us", "es-mx", "fr-ca", "pt-br", "pt-pt", "zh-cn", "zh-hk", "zh-tw"}
+_SCRIPTS = frozenset(
+    word
+    for line in """
+    Adlm Arab Armn Beng Cakm Cans Cher Cyrl Deva Ethi Geor Grek Gujr Guru Hang Hani Hans Hant Hebr
+    Hira Java Jpan Kana Khmr Knda Kore Laoo Latn Lisu Mlym Mong Mtei Mymr Nkoo Olck Orya Rohg Sinh
+    Sund Syrc Taml Telu Tfng Thaa Thai Tibt Yiii arab cyrl deva hans hant latn
+    """.splitlines()
+    for word in line.split()
+)
+# Usual in data sets, and without a code of two letters.
+_OTHER_CODES = frozenset(
+    word
+    for line in """
+    ace acm acq aeb apc ars ary arz ast awa azb ban bar bem bho bjn bug ceb ckb crh dsb fil fon fur
+    gsw hak hil hne hsb ilo iw kab kam kea lij lmo ltg luo lus mag mai mfe mhr min mni mos myv nan
+    nds nqo nso nus pag pam pap pcm prs sah sat scn sco sh shn szl tpi tum tyv udm umb vec war wuu
+    yue
+    """.splitlines()
+    for word in line.split()
+)
+# Other codes of three letters count where they are the whole name, unless they are such words.
+_NO_LANGUAGES = frozenset(
+    word
+    for line in """
+    all any bad big bin csv cut dat end hof hsd ids iid img json log low mid mix neg new non not off
+    old one ood org out pos pre raw rel sep set src sub sum tab tmp top tox trn tsv tst two txt web
+    zip
+    """.splitlines()
+    for word in line.split()
+)
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
 _LABEL_WORDS = {"harmful": 1, "harmless": 0, "benign": 0}
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
+_OTHER_WORDS = {
+    *_LABEL_WORDS,
+    *SPLIT_WORDS,
+    *("clean", "hate", "hateful", "labeled", "labelled", "labels", "neutral", "non", "nontoxic"),
+    *("not", "offensive", "safe", "toxic", "unsafe"),
 }
+# Codes that are English words before words of that kind: my_train, is_toxic, no_hate.
+_ENGLISH_WORDS = {"as", "is", "my", "no", "or", "so"}
 _SET_NAME = re.compile(r"([A-Za-z][\w-]+):(.+)", re.DOTALL)
 
 
@@ -141,22 +169,33 @@ def _lang_word(file: DataFile, columns: Columns) -> str | None:
 
 
 def _of_split(files: Sequence[DataFile], split: str, name: str) -> tuple[DataFile, ...]:
-    """The files whose split, stem or folder has this name."""
-    wanted = _SPLIT_WORDS.get(split.casefold(), split.casefold())
+    """The files whose split, stem or folder has this name, or whose path ends in it: `full/test`.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder, slash, last = split.casefold().strip("/").rpartition("/")
+    wanted = f"{folder}{slash}{SPLIT_WORDS.get(last, last)}"
     kept = tuple(file for file in files if wanted in _split_names(file))
     if kept:
         return kept
     known = sorted(set().union(*map(_split_names, files)))
-    shown = ", ".join(printable(word) for word in known[:12]) or "none"
-    raise DataError(f"{name}: no split {split!r}: its splits are {shown}{nearest(split, known)}")
+    shown = [printable(word) for word in known if "/" in wanted or "/" not in word]
+    raise DataError(
+        f"{name}: no split {split!r}: its splits are {', '.join(shown[:12]) or 'none'}"
+        f"{nearest(split, known)}"
+    )
 
 
 def _split_names(file: DataFile) -> set[str]:
-    parts = Path(file.name).parts
-    stem = _SHARD.sub("", split_format(parts[-1])[0])
-    return {name.casefold() for name in (stem, *parts[:-1])} | (
-        {file.split} if file.split else set()
-    )
+    """Names of a file's split, of its folders, and of folders together with these: `full/test`."""
+    *folders, last = Path(file.name.casefold()).parts
+    stem = _SHARD.sub("", split_format(last)[0])
+    names = {stem, *([file.split] if file.split else [])}
+    for i in range(len(folders)):
+        inside = ["/".join(folders[i:j]) for j in range(i + 1, len(folders) + 1)]
+        names |= {*inside, *(f"{inside[-1]}/{name}" for name in (stem, file.split) if name)}
+    return names
 
 
 def find_source(source: str | Path, revision: str | None, on_note: Callable[[str], None]) -> Source:
@@ -213,7 +252,7 @@ def _label_of(name: str) -> int | None:
 
 def _split_of(name: str) -> str | None:
     """A usual name of a split among the words, or what stands before the number of a shard."""
-    splits = {_SPLIT_WORDS[word] for word in words_of(name) if word in _SPLIT_WORDS}
+    splits = {SPLIT_WORDS[word] for word in words_of(name) if word in SPLIT_WORDS}
     if len(splits) == 1:
         return splits.pop()
     stem = _SHARD.sub("", name)
@@ -274,8 +313,37 @@ def _unreadable(error: OSError) -> None:
 
 
 def _language_of(name: str) -> str | None:
+    """The language that a name is, without words of splits and labels and the number of a shard."""
     name = _SHARD.sub("", name)
-    return name if _LANGUAGE_IN_PATH.fullmatch(name) and name not in _SPLIT_NAMES else None
+    words = list(re.finditer(r"[^\W_]+", name))
+    others = [word[0].casefold() in _OTHER_WORDS for word in words]
+    while words and (others[-1] or (words[-1][0].isdecimal() and any(others[-2:]))):
+        words.pop()
+        others.pop()
+    start = others.index(False) if False in others else len(words)
+    code = name[words[start].start() : words[-1].end()] if words[start:] else ""
+    return code if _is_surely_language(code, is_whole=code == name) else None
+
+
+def _is_surely_language(code: str, *, is_whole: bool) -> bool:
+    """Whether a name, or what is left of it, is a language and nothing else.
+
+    Any code of three letters is one if it is the whole name and no usual word; with a script, too.
+    """
+    match = _LANGUAGE_IN_PATH.fullmatch(code)
+    if match is None:
+        return False
+    primary = match[1].casefold()
+    subtags = re.split("[-_]", match[2])[1:]
+    has_script = not _SCRIPTS.isdisjoint(subtags)
+    if code.replace("_", "-") not in _LOWER_REGIONS and not all(
+        subtag in _SCRIPTS or _REGION.fullmatch(subtag) for subtag in subtags
+    ):
+        return False
+    if is_known_code(primary) or primary in _OTHER_CODES:
+        return is_whole or code not in _ENGLISH_WORDS
+    is_alone = is_whole and not subtags
+    return len(primary) == 3 and primary not in _NO_LANGUAGES and (is_alone or has_script)
 
 
 def _hub(

@@ -40,6 +40,8 @@ class Lines(Protocol):
 def open_lines(path: Path, file_name: str) -> Iterator[Lines]:
     """Open a text file as lines of UTF-8, without a byte order mark.
 
+    Lines end in a line feed; in a file that has none, in a carriage return.
+
     Args:
         path: the file; `.gz` and `.zip` are unpacked while it is read.
         file_name: its name in messages.
@@ -50,21 +52,10 @@ def open_lines(path: Path, file_name: str) -> Iterator[Lines]:
     """
     try:
         with _unpacked(path, file_name) as file:
-            head = file.peek(64)[:64]
-            if head.startswith(_UTF32):
-                raise _wrong_encoding(file_name, "UTF-32")
-            if head.startswith(_UTF16):
-                yield _FromUtf16(file)
-                return
-            for name, zeros, others in (
-                ("UTF-16BE", head[::2], head[1::2]),
-                ("UTF-16LE", head[1::2], head[::2]),
-            ):
-                if len(head) >= 8 and not any(zeros) and all(others):
-                    raise _wrong_encoding(file_name, f"{name} without a byte order mark")
-            if head.startswith(codecs.BOM_UTF8):
-                file.read(len(codecs.BOM_UTF8))
-            yield file
+            first = _in_utf8(file, file_name, newline="\n").readline(MAX_LINE_BYTES + 1)
+        newline = None if b"\r" in first.rstrip(b"\r") and b"\n" not in first else "\n"
+        with _unpacked(path, file_name) as file:
+            yield _in_utf8(file, file_name, newline=newline)
     except UnicodeError as error:
         raise DataError(f"{file_name}: broken UTF-16: save it as UTF-8") from error
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
@@ -82,6 +73,24 @@ def inside_zip(path: Path, file_name: str) -> str:
     """
     with _archive(path, file_name) as archive:
         return _only_member(archive, file_name).filename
+
+
+def _in_utf8(file: io.BufferedReader, file_name: str, *, newline: str | None) -> Lines:
+    """The lines of a file that has just been opened; `newline` None also ends them in `\\r`."""
+    head = file.peek(64)[:64]
+    if head.startswith(_UTF32):
+        raise _wrong_encoding(file_name, "UTF-32")
+    if head.startswith(_UTF16):
+        return _Decoded(file, "utf-16", "strict", newline)
+    for name, zeros, others in (
+        ("UTF-16BE", head[::2], head[1::2]),
+        ("UTF-16LE", head[1::2], head[::2]),
+    ):
+        if len(head) >= 8 and not any(zeros) and all(others):
+            raise _wrong_encoding(file_name, f"{name} without a byte order mark")
+    if head.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    return file if newline else _Decoded(file, "utf-8", "surrogateescape", newline)
 
 
 def _wrong_encoding(file_name: str, encoding: str) -> DataError:
@@ -152,11 +161,12 @@ def _only_member(archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:
     return member
 
 
-class _FromUtf16:
-    """The lines of a UTF-16 file, in UTF-8."""
+class _Decoded:
+    """The lines of a file in another encoding or with other line ends, in UTF-8."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._text = io.TextIOWrapper(file, "utf-16", newline="\n")
+    def __init__(self, file: BinaryIO, encoding: str, errors: str, newline: str | None) -> None:
+        self._text = io.TextIOWrapper(file, encoding, errors, newline)
+        self._errors = errors
 
     def readline(self, limit: int, /) -> bytes:
-        return self._text.readline(limit).encode()
+        return self._text.readline(limit).encode(errors=self._errors)

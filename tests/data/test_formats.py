@@ -1,5 +1,6 @@
 """JSON arrays and objects, packed files and encodings."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -78,11 +79,14 @@ def test_json_is_read_alike_however_it_is_cut(tmp_path: Path, data: st.DataObjec
 
     cut = False
     rng = random.Random(data.draw(st.integers(0, 10**6)))
-    file = Cut(text)
-    whole = list(json_rows.read_json(file, "x", lines_only=False))
+
+    def read() -> list[tuple[int, dict[str, Any] | str]]:
+        opened = lambda: contextlib.nullcontext(Cut(text))  # noqa: E731
+        return list(json_rows.read_json(opened, "x", lines_only=False, on_note=pytest.fail))
+
+    whole = read()
     cut = not form.startswith("JSON")
-    file = Cut(text)
-    assert list(json_rows.read_json(file, "x", lines_only=False)) == whole
+    assert read() == whole
     assert [record["text"] for _, record in whole if isinstance(record, dict)] == TEXTS
 
 
@@ -243,3 +247,73 @@ def test_json_beside_tables_is_about_them(tmp_path: Path) -> None:
     (tmp_path / "en.csv").write_text(TABLE)
     (tmp_path / "dataset_infos.json").write_text("{}")
     assert sorted(read_samples(tmp_path).texts) == ["a", "b"]
+
+
+ABOUT: dict[str, dict[str, Any]] = {
+    "object before": {"info": {"name": "x", "text": "about"}, "data": ROWS},
+    "several before": {"version": 1, "meta": {"n": 3}, "data": ROWS, "more": {"a": {}}},
+    "other array before": {"citations": [{"doi": "x"}] * 9, "data": ROWS},
+    "other array behind": {"data": ROWS, "citations": [{"doi": "x"}] * 9},
+    "longest": {"examples": ROWS[:2], "data": ROWS},
+    "splits": {"train": ROWS[:4], "info": {"n": 6}, "test": ROWS[4:]},
+    "splits in an object": {"meta": {"a": 1}, "data": {"n": 6, "train": ROWS[:4], "dev": ROWS[4:]}},
+    "columns and an array of objects": {
+        **{name: [row[name] for row in ROWS] for name in ROWS[0]},
+        "citations": [{"doi": "x"}],
+    },
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("form", ABOUT)
+def test_records_beside_what_is_said_about_them(
+    tmp_path: Path, form: str, indent: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_rows, "_CHUNK_BYTES", 8)
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(ABOUT[form], indent=indent))
+    notes: list[str] = []
+    samples = read_samples(path, strict=True, on_note=notes.append)
+    assert sorted(samples.texts) == TEXTS
+    assert sorted(samples.file_position) == list(range(6))
+    said = {
+        "longest": "x.json: only the records of 'data' are read, of 'examples' (2), 'data' (6)",
+        "splits": "x.json: splits read together: 'train' (4), 'test' (2) records",
+        "splits in an object": "x.json: splits read together: 'data.train' (4), 'data.dev' (2)",
+    }
+    assert any(note.startswith(said[form]) for note in notes) if form in said else not notes
+
+
+def test_a_named_column_tells_records(tmp_path: Path) -> None:
+    rows = [{"tweet": row["text"], "label": row["label"]} for row in ROWS]
+    path = tmp_path / "en.json"
+    path.write_text(json.dumps({"authors": [{"text": "x", "label": 0}] * 9, "data": rows}))
+    assert sorted(read_samples(path, text_column="tweet").texts) == TEXTS
+
+
+@pytest.mark.parametrize("names", [("en", "de"), ("harmful", "harmless")])
+def test_no_language_or_class_of_an_object_is_left_out(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    path = tmp_path / "en.json"
+    path.write_text(json.dumps({names[0]: ROWS, names[1]: ROWS[:2]}))
+    with pytest.raises(DataError, match=rf"in more than one place .*'{names[0]}' \(6\).*: write"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "jsonl", "json", "csv.gz"])
+def test_lines_that_end_in_a_carriage_return(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    kind = suffix.removesuffix(".gz")
+    mark = "," if kind == "csv" else "\t"
+    rows = [f"é{i}{mark}{i % 2}" for i in range(4)]
+    if kind.startswith("json"):
+        rows = [json.dumps({"text": f"é{i}", "label": i % 2}) for i in range(4)]
+    else:
+        rows.insert(0, f"text{mark}label")
+    for end in ("\r", "\n", "\r\n"):
+        data = "".join(f"{row}{end}" for row in rows).encode(encoding)
+        path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+        samples = read_samples(path, strict=True, lang="en")
+        assert sorted(samples.texts) == [f"é{i}" for i in range(4)]

@@ -171,3 +171,51 @@ def test_a_quotation_mark_that_is_never_closed_is_not_held_for_ever(tmp_path: Pa
     path.write_text('text,label\n"a, b, c,1\n' + f"{'x' * 5_000_000},0,\n" * 3)
     with pytest.raises(DataError, match=r"^en\.csv:2: a field of more than 8388608 bytes"):
         read_samples(path)
+
+
+def one_class(path: Path, notes: list[str], **options: str) -> set[str]:
+    """The texts of a file of harmful texts in column 1."""
+    other = path.parent / "other.jsonl"
+    other.write_text('{"1": "kind"}\n')
+    samples = read_samples(
+        [f"harmful={path}", f"harmless={other}"],
+        text_column="1",
+        lang="en",
+        on_note=notes.append,
+        **options,  # type: ignore[arg-type]
+    )
+    return {t for t, y in zip(samples.texts, samples.labels, strict=True) if y}
+
+
+@pytest.mark.parametrize("mark", [",", ";", " | ", "\t"])
+def test_a_line_of_a_text_file_is_a_text(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "prompts.txt"
+    lines = [f"do this{mark}then that {i}" for i in range(4)]
+    lines.insert(1, "a line without it" if mark == "\t" else "")
+    path.write_text("\n".join(lines))
+    assert one_class(path, []) == set(filter(None, lines))
+    path.write_text("\n".join(f"{i}\tx" for i in range(4)))
+    assert one_class(path, []) == set("0123")
+
+
+def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("do this; then that\nand so; on\n")
+    notes: list[str] = []
+    assert one_class(path, notes) == {"do this", "and so"}
+    assert (
+        "prompts.csv: lines are split at each semicolon, and only the first of 2 columns is read; "
+        "--delimiter tab if each line is one text" in notes
+    )
+    notes.clear()
+    assert one_class(path, notes, delimiter="tab") == {"do this; then that", "and so; on"}
+    assert not any("split at" in note for note in notes)
+
+
+def test_commas_in_a_table_of_one_column_are_advised(tmp_path: Path) -> None:
+    path = tmp_path / "goals.csv"
+    path.write_text("goal\ndo this, then that\nand so, on\n")
+    with pytest.raises(
+        DataError, match=r"2 x 2 fields where the header has 1 .--delimiter tab if each line is one"
+    ):
+        read_samples(f"harmful={path}", text_column="goal", lang="en")

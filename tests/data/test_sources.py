@@ -133,3 +133,66 @@ def test_odd_file_names_stay_on_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_samples(odd.parent, strict=True)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "lang"),
+    [
+        *((f"{name}.jsonl", "en") for name in ("en_train", "train.en", "en-test-0001", "EN_dev")),
+        *((f"{name}.jsonl", "de") for name in ("de_harmless", "toxic-de", "de_non_toxic_val")),
+        ("es-train-00000-of-00001.jsonl", "es"),
+        ("yue_train.jsonl", "yue"),
+        ("ace_Arab-test.jsonl", "ace_Arab"),
+        *((f"{name}.jsonl", name) for name in ("zh-CN", "pt_BR", "pt-br", "es-419", "sr_Latn_RS")),
+        *((f"{name}.jsonl", name) for name in ("fil", "zh_hant", "gab", "zho_Hans")),
+        ("de/my_data.jsonl", "de"),
+    ],
+)
+def test_splits_and_classes_are_no_part_of_a_language(tmp_path: Path, name: str, lang: str) -> None:
+    write(tmp_path / name, "x", "y")
+    assert read_samples(tmp_path).languages == (lang.replace("en", "EN") if "EN" in name else lang,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("my_tweets", "my_train", "my_Data", "hs_tweets", "hs_EN", "tox_train", "dev_data"),
+        *("new_data", "set_one", "new", "tox", "en_old", "en_de", "run_1", "is_toxic", "gab_test"),
+        *("mhc_test_suite_german", "harmless_test", "toxic-chat_annotation_train"),
+    ],
+)
+def test_words_in_names_are_no_languages(tmp_path: Path, name: str) -> None:
+    write(tmp_path / f"{name}.jsonl", "x", "y")
+    with pytest.raises(DataError, match=rf"^{name}\.jsonl:1: no language: give --lang"):
+        read_samples(tmp_path)
+
+
+def test_files_of_two_classes_are_of_one_language(tmp_path: Path) -> None:
+    write(tmp_path / "en_harmful.jsonl", "nasty", "foul")
+    write(tmp_path / "en_harmless.jsonl", "good", "nice")
+    samples = read_samples([f"{y}={tmp_path}/en_{y}.jsonl" for y in ("harmful", "harmless")])
+    assert samples.languages == ("en",)
+    assert samples.labels.sum() == 2
+
+
+def test_folders_with_the_same_texts_are_said_and_chosen(tmp_path: Path) -> None:
+    for folder in ("30k", "330k"):
+        for split in ("train", "test"):
+            shared = [f"{split} 0", f"{split} 1"]
+            write(tmp_path / "set" / folder / f"{split}.jsonl", *shared, f"{folder} {split}")
+    notes: list[str] = []
+    read = lambda split: read_samples(  # noqa: E731
+        tmp_path / "set", split=split, lang="en", on_note=notes.append
+    )
+    read(None)
+    assert any(
+        "4 texts are in more than one file of the same split (30k/test.jsonl, 30k/train.jsonl, "
+        "330k/test.jsonl, 330k/train.jsonl); choose" in note
+        for note in notes
+    )
+    notes.clear()
+    assert len(read("330k")) == 6
+    assert set(read("330k/train").texts) == {"train 0", "train 1", "330k train"}
+    assert not any("more than one file" in note for note in notes)
+    with pytest.raises(DataError, match=r"no split '3k/train': .*; did you mean '30k/train'"):
+        read("3k/train")
