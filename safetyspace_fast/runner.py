@@ -208,7 +208,14 @@ def _refuse_other(spec: ModelSpec, config: RunConfig, stored: Attributes) -> Non
     """
     if not stored.get("complete"):
         return
-    manifest = stored["manifest"]
+    try:
+        manifest, identity = dict(stored["manifest"]), dict(stored["model"])
+        hookpoints = list(manifest["hookpoints"])
+        ended = calendar.timegm(time.strptime(stored["ended"], _TIME_FORMAT))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{config.out}: model {spec.name!r}: damaged metadata; `check` lists all damage"
+        ) from error
     asked = {
         key: getattr(config, key)
         for key in ("template", "max_tokens", "proj_dim", "seed", "compile")
@@ -216,12 +223,11 @@ def _refuse_other(spec: ModelSpec, config: RunConfig, stored: Attributes) -> Non
     if config.dtype != "auto":
         asked["dtype"] = config.dtype
     differing = [key for key in asked if key in manifest and manifest[key] != asked[key]]
-    if not _are_layers(config.layers, manifest["hookpoints"]):
+    if not _are_layers(config.layers, hookpoints):
         differing.append("layers")
-    ended = calendar.timegm(time.strptime(stored["ended"], _TIME_FORMAT))
     if weights_changed(
         spec,
-        stored["model"],
+        identity,
         ended,
         allow_pickle=config.allow_pickle,
         trust_remote_code=config.trust_remote_code,

@@ -282,3 +282,16 @@ def test_a_finished_model_is_hashed_again_only_if_it_could_be_another(
     (tmp_path / "moved").rename(tmp_path / "m")  # trained further, in place
     with pytest.raises(StoreError, match="another weights"):
         api.run(models=str(tmp_path / "m"), **right)
+
+
+@pytest.mark.parametrize("lost", ["manifest", "model", "ended"])
+def test_a_finished_model_without_its_facts_is_one_line(
+    models: Path, tmp_path: Path, lost: str
+) -> None:
+    right = {"models": f"m={models}/base", "data": "sample:polite", "languages": ["en"]}
+    right |= {"limit": 5, "out": tmp_path / "o.zarr", "resume": True}
+    api.run(**right)
+    group = Place(tmp_path / "o.zarr").group(read_only=False)["models/m"]
+    group.attrs[lost] = None
+    with pytest.raises(StoreError, match="model 'm': damaged metadata"):
+        api.run(**right)
