@@ -379,7 +379,9 @@ class _Oracle:
             how["experts_implementation"] = "eager"  # grouped products do not run in float64
         with without_adapter(Path(self._base)) as base:
             model = auto.from_pretrained(str(base), config=config, **self._where, **how)
-        inner = model.get_encoder() if config.is_encoder_decoder else model.base_model
+        # AutoModel also gives an encoder that was saved alone its decoder (T5EncoderModel).
+        both = all(hasattr(model.base_model, part) for part in ("encoder", "decoder"))
+        inner = model.get_encoder() if config.is_encoder_decoder or both else model.base_model
         if inner is model and hasattr(model, "lm_head"):
             inner = model.model
         for number, adapter in enumerate(self._spec.adapters, 1):

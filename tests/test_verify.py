@@ -111,6 +111,14 @@ MULTIMODAL: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
+def test_an_encoder_that_was_saved_without_its_decoder(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = transformers.T5Config(vocab_size=512, **sizes)  # as many blocks as parts of a block
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
+    tiny_tokenizer().save_pretrained(tmp_path / "t5")
+    assert_supported(check(tmp_path / "t5"))
+
+
 @pytest.mark.parametrize("name", MULTIMODAL)
 def test_of_a_multimodal_checkpoint_the_text_part_is_read(name: str, tmp_path: Path) -> None:
     text, changes, vision, options = MULTIMODAL[name]
