@@ -296,7 +296,7 @@ def test_bidirectional_overrides_are_kept_and_shown_nowhere(tmp_path: Path) -> N
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
     assert set(read_samples(path).texts) == {override, isolate}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"label is '\\u202eevil'") as caught:
+    with pytest.raises(DataError, match="label is a value of 5 characters") as caught:
         read_samples(path)
     assert not any(unicodedata.category(c) == "Cf" for c in str(caught.value))
 
