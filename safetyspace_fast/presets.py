@@ -1,12 +1,12 @@
 """Protocols of published studies, as data: `presets.json` beside this file."""
 
 import json
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .entries import entry
 from .errors import ConfigError
 from .names import nearest
 
@@ -78,24 +78,15 @@ def preset(text: str) -> tuple[Preset, str | None]:
 
 def describe() -> str:
     """Every preset in a few lines for the terminal."""
-    lines = []
-    for name, entry in presets().items():
+    lines: list[str] = []
+    for name, known in presets().items():
         rows = [
-            ("source", entry.source),
-            ("protocol", f"layers {entry.layers}, poolings {','.join(entry.poolings)}, template "
-             f"{entry.template}; {', '.join(entry.metrics)}"),
-            ("data", ", ".join(entry.data)),
-            *(("pair", f"{key}: {' -> '.join(pair)}") for key, pair in (entry.pairs or {}).items()),
-            *(("note", note) for note in entry.notes),
+            ("source", known.source),
+            ("protocol", f"layers {known.layers}, poolings {','.join(known.poolings)}, template "
+             f"{known.template}; {', '.join(known.metrics)}"),
+            ("data", ", ".join(known.data)),
+            *(("pair", f"{key}: {' -> '.join(pair)}") for key, pair in (known.pairs or {}).items()),
+            *(("note", note) for note in known.notes),
         ]  # fmt: skip
-        lines.append(f"{name}: {entry.title}")
-        for key, text in rows:
-            if text:
-                lines += textwrap.wrap(
-                    text,
-                    100,
-                    initial_indent=f"  {key:<10}",
-                    subsequent_indent=" " * 12,
-                    break_on_hyphens=False,
-                )
+        lines += entry(f"{name}: {known.title}", rows)
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from tiny_models import (
     HIDDEN_SIZE,
     NUM_BLOCKS,
     PADDING_READERS,
+    VISION,
     save_adapter,
     save_tiny,
     tiny_config,
@@ -77,14 +78,6 @@ def test_every_architecture_is_supported(name: str, tmp_path: Path) -> None:
     assert all(0 <= cell.error < 1e-5 for cell in found.cells)  # type: ignore[operator]
 
 
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 MULTIMODAL: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {}, "siglip_vision_model", VISION),
     "mistral3": ("mistral", {}, "pixtral", VISION),

@@ -180,6 +180,16 @@ PADDING_READERS: dict[str, dict[str, Any]] = {
     "yoso": {},
 }
 
+# The image tower of multimodal models, which is not read.
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
 
 def tiny_config(name: str, **changes: Any) -> transformers.PreTrainedConfig:
     """The configuration of a model above, or of any other that transformers knows."""

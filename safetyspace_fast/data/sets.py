@@ -1,11 +1,11 @@
 """The columns of published data sets by name, as data: `sets.json` beside this file."""
 
 import json
-import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..entries import entry
 from ..errors import DataError
 from ..names import nearest
 from .columns import Columns
@@ -31,10 +31,10 @@ def known_sets() -> dict[str, KnownSet]:
     """All known data sets by name."""
     raw = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
     sets = {}
-    for name, entry in raw.items():
-        about = {key: entry.pop(key) for key in ("title", "source", "note") if key in entry}
+    for name, fields in raw.items():
+        about = {key: fields.pop(key) for key in ("title", "source", "note") if key in fields}
         values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
         }
         sets[name] = KnownSet(columns=Columns(**values), **about)
     return sets
@@ -60,25 +60,15 @@ def columns_of(name: str) -> Columns:
 
 def describe_sets() -> str:
     """Every known data set in a few lines for the terminal."""
-    lines = []
-    for name, entry in known_sets().items():
-        lines.append(f"{name}: {entry.title}")
-        columns = entry.columns
-        rows = [("source", entry.source), ("text", ", ".join(columns.text or columns.wide))]
+    lines: list[str] = []
+    for name, known in known_sets().items():
+        columns = known.columns
+        rows = [("source", known.source), ("text", ", ".join(columns.text or columns.wide))]
         rows += [
             ("label", ", ".join(columns.label) or (columns.every and f"all {columns.every}")),
             ("harmful", ", ".join(columns.harmful)),
             ("harmless", ", ".join(columns.harmless)),
-            ("note", entry.note),
+            ("note", known.note),
         ]
-        for key, text in rows:
-            if text:
-                lines += textwrap.wrap(
-                    text,
-                    100,
-                    initial_indent=f"  {key:<10}",
-                    subsequent_indent=" " * 12,
-                    break_on_hyphens=False,
-                    break_long_words=False,
-                )
+        lines += entry(f"{name}: {known.title}", rows)
     return "\n".join(lines)

@@ -122,15 +122,7 @@ def test_of_a_model_with_another_head_the_states_before_it(bases, tmp_path, base
     assert_close(model, states_of(with_peft(base, adapter, auto, options.get("rows"))))
 
 
-VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
+VISION = {"model_type": "clip_vision_model", **tiny_models.VISION}
 
 
 @pytest.mark.parametrize("renamed", [False, True], ids=["as now", "as in transformers 4"])

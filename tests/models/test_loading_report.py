@@ -19,17 +19,6 @@ from safetyspace_fast.models import tokenize
 from safetyspace_fast.models.weights import quiet_transformers
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return tiny_models.save_tiny("llama", tmp_path_factory.mktemp("base") / "llama")
-
-
-@pytest.fixture
-def copy(llama, tmp_path):
-    """A model directory that a test may spoil."""
-    return shutil.copytree(llama, tmp_path / "llama")
-
-
 def rewrite(path, change):
     """Change the weights of a model directory: `change` takes and gives names and tensors."""
     weights = change(load_file(path / "model.safetensors"))
