@@ -1,6 +1,6 @@
 """Finding damaged and missing files of a store, and preparing them to be computed again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -142,7 +142,11 @@ class _Model:
         complete = bool(attributes.get("complete"))
         done = set(range(self._n_shards)) if complete else Journal(self._folder).shards()
         damaged: list[str] = []
-        for damage, shards in self._damage(group, sizes, None if complete else frozenset(done)):
+        has = attributes.get("optional_arrays")
+        has = has if isinstance(has, list) else []
+        specs = [spec for spec in MODEL if not spec.optional or spec.name in has]
+        written = None if complete else frozenset(done)
+        for damage, shards in self._damage(group, specs, sizes, written):
             report.damage.append(damage)
             damaged.append(damage.file)
             done -= shards
@@ -158,16 +162,21 @@ class _Model:
         return Claim(self._folder, f"{self._place}: model {self._name!r}")
 
     def _damage(
-        self, group: zarr.Group, sizes: dict[str, int], written: frozenset[int] | None
+        self,
+        group: zarr.Group,
+        specs: Sequence[ArraySpec],
+        sizes: dict[str, int],
+        written: frozenset[int] | None,
     ) -> Iterator[tuple[Damage, set[int]]]:
         """Every damaged file, and the shards to write again because of it.
 
         Args:
             group: the model's.
+            specs: its arrays.
             sizes: lengths of the axes that are known.
             written: the shards that should exist; None: all files should.
         """
-        for spec in MODEL:
+        for spec in specs:
             key = f"models/{self._name}/{spec.name}"
             try:
                 array = member(group, spec.name)

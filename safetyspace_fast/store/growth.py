@@ -162,6 +162,8 @@ class Growth:
         i_lang = self._run.languages.index(lang)
         arrays = {}
         for spec in MODEL:
+            if spec.optional and spec.name not in group:
+                continue
             if spec.by_sample:
                 arrays[spec.name] = read_array(group, spec.name, np.s_[:, :, samples])
             elif spec.by_language:

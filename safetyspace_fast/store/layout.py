@@ -33,6 +33,9 @@ class ArraySpec:
     Rounding to 16 bits changes a value by at most 8e-6 of itself, to 12 bits by 1.2e-4. The bits
     below are noise that does not compress, and would be most of the store.
     """
+    optional: bool = False
+    """Whether a model may lack it: an earlier version wrote none, or an axis has no entries. The
+    attribute `optional_arrays` of a model names those that it has."""
 
     @property
     def by_sample(self) -> bool:
@@ -43,6 +46,10 @@ class ArraySpec:
     def by_language(self) -> bool:
         """Whether the array is written one language at a time."""
         return "lang" in self.dims
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a model with axes of these lengths has the array."""
+        return not self.optional or all(sizes.get(dim, 0) > 0 for dim in self.dims)
 
     def chunks(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of a chunk: one layer and pooling of a shard, one language, or the whole array.

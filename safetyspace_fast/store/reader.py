@@ -118,6 +118,10 @@ class ModelStore:
             raise StoreError(f"{file}: no seed of the projection; `check` lists all damage")
         return seed
 
+    def has(self, name: str) -> bool:
+        """Whether the model has an array; earlier versions did not write the optional ones."""
+        return name in self._group
+
     def read(
         self,
         name: str,

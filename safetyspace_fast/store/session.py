@@ -18,11 +18,12 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import zarr
 
 from ..errors import StoreError
 from . import files, segments
-from .layout import MODEL, Array, Attributes, shards_of
+from .layout import Array, ArraySpec, Attributes, shards_of
 from .place import Place
 from .segments import Segments
 from .writer import ModelWriter
@@ -59,6 +60,7 @@ class Session:
             StoreError: the manifests differ; or another model has the same name but for capitals.
         """
         self._folder = place.work / name
+        self._sizes = sizes
         self._languages = languages
         self._parts = parts
         self.arrays = ModelWriter(root, name, sizes)
@@ -87,15 +89,18 @@ class Session:
         Args:
             i_lang: the language.
             arrays: by name, every array by sample, `[layer, pooling, n, ...]` for the n samples of
-                the language, and every array by language, without its axis `lang`.
+                the language, and every array by language, without its axis `lang`. An optional
+                array that is missing becomes NaN: an earlier version computed the language.
         """
-        start = self._languages[i_lang].start
+        samples = self._languages[i_lang]
         completed = []
-        for spec in MODEL:
+        for name, spec in self.arrays.specs.items():
+            if spec.optional and name not in arrays:
+                arrays = {**arrays, name: self._unknown(spec, samples.stop - samples.start)}
             if spec.by_sample:
-                completed.append(self.arrays.write_rows(spec.name, start, arrays[spec.name]))
+                completed.append(self.arrays.write_rows(name, samples.start, arrays[name]))
             elif spec.by_language:
-                self.arrays.write_language(spec.name, i_lang, arrays[spec.name])
+                self.arrays.write_language(name, i_lang, arrays[name])
         for shard in sorted(set.intersection(*map(set, completed))):
             self._journal.add(shard)
             self._written.add(shard)
@@ -103,6 +108,11 @@ class Session:
             if self.is_written(i_other):  # it may have waited for a shard that this one shares
                 for part in parts:
                     self.segments.drop(part)
+
+    def _unknown(self, spec: ArraySpec, n_samples: int) -> Array:
+        """NaN in the shape that `write_language` expects."""
+        sizes = {**self._sizes, "sample": n_samples}
+        return np.full([sizes[dim] for dim in spec.dims if dim != "lang"], np.nan, spec.dtype)
 
     def finish(self, attributes: Attributes) -> None:
         """Mark the model complete, and delete its segments and journal.

@@ -171,14 +171,18 @@ class ModelWriter:
         self._incomplete: dict[tuple[str, int], tuple[Array, int]] = {}
         """Rows of an array's shard, and how many have come."""
         self._skip: set[int] = set()
-        self._specs = {spec.name: spec for spec in MODEL}
+        self.specs = {spec.name: spec for spec in MODEL if spec.fits(sizes)}
+        """The arrays that the model has."""
 
     def create(self, attributes: Attributes) -> None:
         """Make every missing array at its full shape, and write the attributes."""
-        for spec in MODEL:
+        for spec in self.specs.values():
             if spec.name not in self._group:
                 _create(self._group, spec, self._sizes)
-        self._group.update_attributes({**attributes, "complete": False})
+        optional = [name for name, spec in self.specs.items() if spec.optional]
+        self._group.update_attributes(
+            {**attributes, "optional_arrays": optional, "complete": False}
+        )
 
     def write(self, name: str, values: Array) -> None:
         """Write a whole array that has no shards."""
@@ -190,7 +194,7 @@ class ModelWriter:
 
     def write_language(self, name: str, i_lang: int, values: Array) -> None:
         """Write one language of an array with a `lang` axis, which `values` lacks."""
-        axis = self._specs[name].dims.index("lang")
+        axis = self.specs[name].dims.index("lang")
         self._set(name, (slice(None),) * axis + (i_lang,), values)
 
     def skip_shards(self, shards: Iterable[int]) -> None:
@@ -245,7 +249,7 @@ class ModelWriter:
 
     def _empty_shard(self, name: str, shard: int) -> Array:
         low, high = self._shard_range(shard)
-        spec = self._specs[name]
+        spec = self.specs[name]
         shape = [self._sizes[dim] for dim in spec.dims]
         shape[2] = high - low
         return np.full(shape, np.nan, spec.dtype)
@@ -253,7 +257,7 @@ class ModelWriter:
     def _set(self, name: str, index: tuple[Index, ...], values: Array) -> None:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        keepbits = self._specs[name].keepbits
+        keepbits = self.specs[name].keepbits
         if keepbits is not None:
             encoded = BitRound(keepbits).encode(np.ascontiguousarray(values))
             values = encoded.view(values.dtype).reshape(values.shape)
