@@ -117,8 +117,3 @@ def make_estimate(
     if linear is not None:
         low, high = ends(value, (linear + square).sqrt())
     return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
-
-
-def swap_floor(cells: Cells, exact: float, null: Tensor) -> float | None:
-    """`floor` for `make_estimate`: exact for independent texts, from label swaps on paired data."""
-    return None if cells.paired and null.shape[-1] > 1 else exact
