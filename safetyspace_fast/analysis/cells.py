@@ -261,6 +261,12 @@ class Cells:
         x = self.stored("projected")
         return x - x.mean(-2, keepdim=True)
 
+    @property
+    def projected_shift(self) -> Tensor:
+        """[cell, P], d in the projection."""
+        low, high = (self.projected[:, self.labels == label].mean(-2) for label in (0, 1))
+        return high - low
+
     @cached_property
     def unit_shift(self) -> Tensor:
         """[cell, unit, P], influence of each unit on the projected d."""
@@ -320,17 +326,17 @@ class Cells:
             ]
         )
 
-    @cached_property
+    @property
     def alone(self) -> bool:
-        """Whether every text is a unit of its own."""
-        return bool((torch.bincount(self.unit) == 1).all())
+        """Whether every text is a unit of its own, or with its copies."""
+        return int(self.unit.max()) == int(self.resamples.copy.max())
 
     def chance(self, null: Tensor, exact: float | Tensor | None = None) -> Tensor:
         """[cell], the mean of a value under chance: over the permutations of it.
 
         Args:
             null: [cell, 1 + permutations], values of the true labels, then of each permutation.
-            exact: the mean for texts that are all units of their own, where that is known.
+            exact: the mean for texts that are units of their own, where that is known.
         """
         if exact is not None and (self.alone or null.shape[-1] < 2):
             return torch.as_tensor(exact, dtype=null.dtype).expand(len(null))

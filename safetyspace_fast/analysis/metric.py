@@ -110,7 +110,7 @@ class Metric:
             estimate = Estimate(nothing, nothing, nothing, nothing, nothing)
             return estimate, [str(refusal)] * len(cells.index)
         reasons = []
-        bounded = self.interval != NONE and len(cells.resamples.counts) > 1
+        bounded = estimate.linear is not None
         parts = (estimate.value, estimate.low, estimate.p, estimate.floor)
         for one, lower, chance, level in zip(*(part.tolist() for part in parts), strict=True):
             if not math.isfinite(one):

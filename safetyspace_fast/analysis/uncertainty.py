@@ -376,10 +376,11 @@ def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> ND
     p = np.full(len(flat), np.nan)
     own = np.full(len(flat), np.nan)
     largest = np.full(flat.shape[-1], -np.inf)
-    for part in np.array_split(np.flatnonzero(~out), max(1, flat.size // _FAMILY_PART)):
+    kept = np.flatnonzero(~out & np.isfinite(flat[:, 0]))
+    for part in np.array_split(kept, max(1, flat.size // _FAMILY_PART)) if len(kept) else []:
         values = flat[part].astype(np.float64)
         centre, high = np.nanquantile(values, (0.5, 0.95), axis=-1, keepdims=True)
-        known = ((high > centre) & np.isfinite(values[:, :1]))[:, 0]
+        known = (high > centre)[:, 0]
         scores = (values[known] - centre[known]) / (high - centre)[known]
         own[part[known]] = scores[:, 0]
         scores = np.nan_to_num(scores, nan=np.inf)  # without a value: extreme
@@ -387,7 +388,7 @@ def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> ND
     above = np.sort(largest)
     known = np.isfinite(own)
     below = np.searchsorted(above, own[known] - 1e-12 * np.abs(own[known]))
-    p[known] = 1 - below / len(above)
+    p[known] = (len(above) - below) / len(above)
     return p.reshape(refused.shape)
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import davies_bouldin_score, silhouette_score
 from toys import classes, full_width, stored
 
 from safetyspace_fast.analysis.families import distances
+from safetyspace_fast.ops.labelled import labelled_distances
 
 
 def test_davies_bouldin_and_silhouettes_are_scikit_learns():
@@ -23,36 +24,6 @@ def test_davies_bouldin_and_silhouettes_are_scikit_learns():
         own, other = distances.mean_distances(arrays[name], y)
         value = distances.silhouette_samples(own, other).mean()
         assert float(value) == pytest.approx(silhouette_score(x, label, metric=metric), abs=1e-9)
-
-
-def test_labelled_silhouettes_are_scikit_learns_in_every_tile(monkeypatch):
-    x, label = classes()
-    x[7] = x[8]
-    rng = np.random.default_rng(2)
-    labels = np.stack([label, *(rng.permutation(label) for _ in range(3))])
-    xt, many = torch.tensor(x), torch.tensor(labels).double()
-    expected = [silhouette_score(x, row) for row in labels]
-    cosine = [silhouette_score(x, row, metric="cosine") for row in labels]
-    for tile_bytes in (1, 10_000, 32 << 20):
-        monkeypatch.setattr(distances, "TILE_BYTES", tile_bytes)
-        found = distances.labelled_distances(xt, many)
-        np.testing.assert_allclose(found.silhouette, expected, atol=2e-6)
-        np.testing.assert_allclose(distances.labelled_cosine(xt, many), cosine, atol=2e-6)
-        own, other = distances.mean_distances(found.pair_sum, torch.tensor(label))
-        exact = distances.silhouette_samples(own, other).mean()
-        assert float(exact) == pytest.approx(expected[0], abs=1e-9)
-
-
-def test_labelled_statistics_of_texts_that_are_all_alike_or_zero():
-    labels = torch.tensor([[0.0, 1, 0, 1, 0], [1, 1, 0, 0, 0]]).double()
-    found = distances.labelled_distances(torch.zeros(5, 3).double(), labels)
-    assert found.silhouette.tolist() == [0, 0]
-    assert found.energy.tolist() == [0, 0]
-    x = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 3], [0, 0]]).double()
-    distance = 1 - x @ x.T / x.norm(dim=1).clamp_min(1e-9)[:, None] / x.norm(dim=1).clamp_min(1e-9)
-    distance.fill_diagonal_(0)
-    expected = [silhouette_score(distance, row.int(), metric="precomputed") for row in labels]
-    np.testing.assert_allclose(distances.labelled_cosine(x, labels), expected, atol=1e-6)
 
 
 def test_energy_and_mmd_against_all_pairs_of_distinct_texts():
@@ -70,14 +41,14 @@ def test_energy_and_mmd_against_all_pairs_of_distinct_texts():
         return 2 * mean(a, b, False) - mean(a, a, True) - mean(b, b, True)
 
     distance = brute(lambda p, q: np.linalg.norm(p - q))
-    found = distances.labelled_distances(torch.tensor(x), labels)
+    found = labelled_distances(torch.tensor(x), labels)
     own, other = distances.mean_distances(found.pair_sum, torch.tensor(label))
     value, _ = distances.energy_distance(own, other, torch.tensor(label))
     assert float(value) == pytest.approx(distance, rel=1e-9)
     assert float(found.energy[0]) == pytest.approx(distance, rel=1e-4)
     width = distances.median_distance(torch.tensor(x))
     kernel = brute(lambda p, q: -math.exp(-((p - q) @ (p - q)) / (2 * width**2)))
-    found = distances.labelled_distances(torch.tensor(x), labels, bandwidth=width)
+    found = labelled_distances(torch.tensor(x), labels, bandwidth=width)
     own, other = distances.mean_distances(found.pair_sum, torch.tensor(label))
     value, _ = distances.energy_distance(own, other, torch.tensor(label))
     assert float(value) == pytest.approx(kernel, rel=1e-9)
@@ -110,7 +81,7 @@ def test_dunn_and_nearest_neighbour_by_hand():
         2 / 3.5
     )
     assert distances.nn_hits(arrays["pair_min"], y).tolist() == [1, 1, 1, 1, 1]
-    near = distances.labelled_distances(torch.tensor(x), y[None].double(), neighbours=True).nearest
+    near = labelled_distances(torch.tensor(x), y[None].double(), neighbours=True).nearest
     assert near.tolist()[:2] == [1, 0]
     assert near.tolist()[4] == 3
     tie = np.array([[0.0], [1.0], [-1.0], [9.0]])

@@ -42,10 +42,13 @@ def independent_pairs(cells: Cells) -> float:
 
 def _shift(cells: Cells) -> Estimate:
     null = cells.null("paired_shift")
+    value = null[:, 0]
+    if not cells.has_null:  # |mean|^2 is known at full width, its noise in the projection
+        value = value + cells.shift_sq - cells.projected_shift.square().sum(-1)
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
     return make_estimate(
         cells,
-        null[:, 0],
+        value,
         null=null,
         floor=0.0,
         influence=on_shift,

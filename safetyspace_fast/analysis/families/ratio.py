@@ -286,7 +286,11 @@ def _shifts(cells: Cells) -> Tensor:
     within = ((cells.count - 1) * cells.trace).sum(-1)
     total = within + cells.count.prod() / cells.count.sum() * cells.shift_sq
     shift_sq = cells.null("rho") * total[:, None] * count.sum(-1) / count.prod(-1)
-    return shift_sq - shift_sq / cells.null("welch")
+    noise = shift_sq / cells.null("welch")
+    if cells.copies is not None:  # the null takes copies for other texts
+        seen, right = ((cells.trace / n).sum(-1) for n in (cells.count, cells.mean_counts[0]))
+        noise = noise * (right / seen)[:, None]
+    return shift_sq - noise
 
 
 def _mean_shift(cells: Cells) -> Estimate:
