@@ -107,6 +107,20 @@ class Cells:
         """[2] float64, texts in each class."""
         return torch.bincount(self.labels, minlength=2).double()
 
+    @cached_property
+    def units(self) -> Tensor:
+        """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
+
+        n^2 / sum of m^2 over the units of a class, each with m texts of it.
+        """
+        sizes = [torch.bincount(self.unit[self.labels == c]).double() for c in (0, 1)]
+        return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+
+    @cached_property
+    def freedom(self) -> float:
+        """Degrees of freedom of what is estimated from the spread inside both classes."""
+        return max(float(self.units.min()) - 1, 1.0)
+
     # Copies ----------------------------------------------------------------------------------
 
     @cached_property

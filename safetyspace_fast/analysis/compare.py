@@ -283,13 +283,14 @@ def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     else:
         seen = draws_covariance(_known(first.draws), _known(second.draws))
         excess = DRAWS_EXCESS
-    common = torch.zeros_like(seen)
+    common, unseen = torch.zeros_like(seen), torch.zeros_like(seen)
     for one, other in zip(first.squares, second.squares, strict=True):
         share = one.common(one.noise(), other.noise())
-        common = common + share * (one.variance * other.variance).sqrt()
+        both = share * (one.variance * other.variance).sqrt()
+        common, unseen = (common, unseen + both) if one.unseen else (common + both, unseen)
     most = (_known(first.linear) * _known(second.linear)).sqrt()
     linear = (seen - (1 + excess) * common).clamp(-most, most)
-    rho = (linear + common) / (first.variance * second.variance).sqrt()
+    rho = (linear + common + unseen) / (first.variance * second.variance).sqrt()
     rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # below 1 only by rounding
     return rho.nan_to_num(0.0)
 
