@@ -16,7 +16,7 @@ from torch import Tensor
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
 from .rounding import roundoff
-from .selection import equal_texts
+from .selection import equal_texts, is_paired, partners
 from .uncertainty import Resamples, draw, stretch, unit_sums
 
 if TYPE_CHECKING:
@@ -115,6 +115,11 @@ class Cells:
         """
         sizes = [torch.bincount(self.unit[self.labels == c]).double() for c in (0, 1)]
         return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+
+    @property
+    def trials(self) -> float:
+        """Harmonic mean of `units`: of an AUC, a text that loses to all costs about one in it."""
+        return float(2 / (1 / self.units).sum())
 
     @cached_property
     def freedom(self) -> float:
@@ -392,7 +397,8 @@ def read_cells(
         lang: a name.
         layers, poolings: names; those that a model does not have are left out.
         bootstraps, permutations, seed: see `uncertainty.draw`.
-        paired: resample pairs as units where texts have partners.
+        paired: resample pairs as units where texts have partners, and leave out texts without one
+            in languages of pairs (`selection.is_paired`).
         force, in_projection: see `Cells`.
 
     Yields:
@@ -411,6 +417,7 @@ def read_cells(
     resamples = draw(
         labels, pair, text, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
     )
+    partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
     i_layers, i_poolings = (
         [i for i, name in enumerate(known) if name in asked]
         for known, asked in ((stores[0].hookpoints, layers), (stores[0].poolings, poolings))
@@ -419,6 +426,8 @@ def read_cells(
     for some in _neighbours(i_layers, len(i_poolings) * cell_bytes):
         windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
         finite = torch.stack([w.read("projected").isfinite().all(-1) for w in windows]).all(0)
+        if partner is not None:
+            finite &= finite[..., partner] & (partner >= 0)
         constant = torch.stack(
             [
                 ~varies(w.read("class_mean"), w.read("class_var"), roundoff(w.model)).any(-1)

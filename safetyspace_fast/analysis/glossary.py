@@ -27,7 +27,7 @@ CONFOUNDS = {
     "duplicates": "share of texts that are copies of another text of the language; see "
     "`explain copies`",
     "elsewhere": "share of texts that are also in another language of the results: means over "
-    "groups, and differences between languages, take languages as independent",
+    "groups, and differences between languages, take them as independent unless they share an item",
     "harmful": "share of harmful texts (class balance)",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
@@ -101,7 +101,8 @@ COLUMNS = {
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
     "excess": "difference of differences: that of a language minus that of the reference language "
-    "(English by default); the texts of two languages are independent",
+    "(English by default). Languages whose texts have the same items are correlated by them; other "
+    "texts of two languages are independent",
     "excess_low": f"lower end of the 95 % interval {_EXCESS}",
     "excess_high": f"upper end of the 95 % interval {_EXCESS}",
     "excess_p": f"p {_EXCESS}",
@@ -158,8 +159,10 @@ DIRECTIONS = {
     "direction_ceiling": "cosine that two equal directions would have with the noise of these "
     "texts: sqrt of the product of 1 - tr V/|d|^2 of both languages, V the covariance of d",
     "transfer_auc": "AUC of the texts of `lang` along the difference of class means of "
-    "`other_lang`, in the projection; for a language with itself held out, fold by fold",
-    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, fixed direction)",
+    "`other_lang`, in the projection. Held out fold by fold, because a text and its translation "
+    "(texts with one item, equal texts) share a fold: neither is in the direction that judges it",
+    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, Wilson's score "
+    "interval, fixed direction)",
     "transfer_high": "upper end of the 95 % interval of transfer_auc; see transfer_low",
 }
 """Variables of `directions`."""

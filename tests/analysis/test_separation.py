@@ -405,3 +405,56 @@ def test_a_selection_that_cannot_be_meant_is_one_line(wrong, message):
         separation(run, bootstraps=20, permutations=20, **wrong)
     with pytest.raises(ConfigError, match="expected an open store"):
         separation("run.zarr")
+
+
+def toy_and(lone, pairs=100):
+    """Pairs, and texts without a partner behind them; numbers of pairs, with -1 for the others."""
+    x, label, pair = toy_pairs(pairs=pairs, width=8)
+    more = np.random.default_rng(1).standard_normal((1, 1, lone, 8))
+    return (
+        np.concatenate([x, more], -2),
+        np.concatenate([label, np.arange(lone) % 2]),
+        np.concatenate([pair, np.full(lone, -1)]),
+    )
+
+
+def test_a_text_without_partner_is_left_out_of_a_language_of_pairs():
+    names = ["paired_accuracy", "rho_adjusted", "silhouette_pc2"]
+    options = {"metrics": names, "bootstraps": 9, "permutations": 9}
+    x, label, pair = toy_and(1)
+    fold = np.arange(len(label)) // 2 % 10
+    runs = [
+        stand_in(
+            {"m": {"en": x[..., :n, :]}}, {"en": label[:n]},
+            pair={"en": pair[:n]}, fold={"en": fold[:n]}, proj=8,
+        )
+        for n in (200, 201)
+    ]  # fmt: skip
+    pure = separation(runs[0], **options).squeeze()
+    with pytest.warns(UserWarning, match="language en: 1 of 201 texts have no partner"):
+        found = separation(runs[1], **options).squeeze()
+    assert bool(found["paired"])
+    assert (int(found["n0"]), int(found["n1"])) == (100, 100)
+    # Other arrays of the store are of all texts: these come from the pairs alone.
+    for part in ("value", "low", "high", "floor"):
+        one, other = (y[part].sel(metric="paired_accuracy") for y in (found, pure))
+        assert float(one) == pytest.approx(float(other), abs=0.03)
+    assert not (found["refused"] != "").any()
+
+
+def test_a_language_with_many_texts_without_partner_is_none_of_pairs():
+    x, label, pair = toy_and(40)
+    run = stand_in({"m": {"en": x}}, {"en": label}, pair={"en": pair}, proj=8)
+    with pytest.warns(UserWarning, match="200 of 240 texts are in pairs, fewer than 90%"):
+        found = separation(run, metrics=["paired_accuracy", "rho"], bootstraps=2).squeeze()
+    assert int(found["n0"]) == 120
+    assert found["refused"].to_numpy().tolist() == ["the texts are not paired", ""]
+
+
+def test_without_its_partner_a_text_with_finite_states_is_left_out():
+    x, label, pair = toy_pairs(pairs=60, width=8)
+    x[0, 0, 7] = np.nan
+    run = stand_in({"m": {"en": x}}, {"en": label}, pair={"en": pair}, proj=8)
+    found = separation(run, metrics=["paired_accuracy"], bootstraps=2).squeeze()
+    assert found["refused"] == ""
+    assert (int(found["n0"]), int(found["n1"])) == (59, 59)

@@ -488,13 +488,8 @@ def _auc(cells: Cells, direction: Direction) -> Estimate:
         floor=0.5,
         influence=influence,
         moved=along_scores(influence, scores, cells.labels, cells.labels),
-        trials=(_harmonic(cells), scores),
+        trials=(cells.trials, scores),
     )
-
-
-def _harmonic(cells: Cells) -> float:
-    """Harmonic mean of the units of both classes: a text that loses to all costs 1/n of an AUC."""
-    return float(2 / (1 / cells.units).sum())
 
 
 _DELONG = f"{SHARE}, with the influences of DeLong within folds; {_REFITS}"
@@ -552,7 +547,7 @@ def _accuracy(cells: Cells, direction: Direction) -> Estimate:
         floor=0.5,
         influence=influence,
         moved=along_scores(influence, scores, labels, labels),
-        trials=(2 * _harmonic(cells), scores),
+        trials=(2 * cells.trials, scores),
     )
 
 
@@ -637,7 +632,7 @@ def _paired_accuracy(cells: Cells) -> Estimate:
     hits = (gap.sign() + 1) / 2
     value = hits.mean(-1)
     influence = (hits - value[:, None]) / hits.shape[-1]
-    trials = (_harmonic(cells), scores)
+    trials = (cells.trials, scores)
     return _held_out_pairs(cells, "paired_accuracy", value, 0.5, influence, gap, trials)
 
 
