@@ -17,6 +17,7 @@ from .config import RunConfig, data_fields
 from .data import NUM_FOLDS, Samples, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
+from .extract.chance import AXES as CHANCE_AXES
 from .extract.prepare import Prepared, prepare
 from .models import (
     LoadedModel,
@@ -28,6 +29,7 @@ from .models import (
     resolve_layers,
     weights_changed,
 )
+from .ops import STATISTICS
 from .store import (
     Claim,
     Contents,
@@ -180,6 +182,7 @@ def sample_columns(samples: Samples) -> dict[str, Array]:
         "label": samples.labels,
         "pair": samples.pair,
         "item": samples.item,
+        "cluster": samples.cluster,
         "fold": samples.fold,
     }
 
@@ -198,6 +201,7 @@ def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
         "class": 2,
         "label": 2,
         "fold": NUM_FOLDS,
+        **CHANCE_AXES,
     }
 
 
@@ -402,6 +406,7 @@ def begin(
         attributes={
             "hookpoints": work.hookpoints,
             "poolings": work.tokens.poolings,
+            "statistics": list(STATISTICS),
             "model": model.identity,
             "manifest": manifest,
         },

@@ -28,7 +28,8 @@ ALLOWED = {
     "info": {"ops"},
     "benchmark": {"data", "models", "extract"},
     "verification": {"data", "errors", "models", "extract"},
-    "runner": {"config", "data", "errors", "extract", "info", "models", "store"} | {"verification"},
+    "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
+    | {"verification"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
     "terminal": {"api", "errors", "info"},

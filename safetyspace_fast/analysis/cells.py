@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops import STATISTICS, labelled_statistics, robust_scale
+from ..ops.labelled import labelled_distances
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
 from .rounding import roundoff
-from .selection import equal_texts, is_paired, partners
+from .selection import has_pairs, is_paired, partners, shared_units, units_of
 from .uncertainty import Resamples, draw, stretch, unit_sums
 
 if TYPE_CHECKING:
@@ -41,6 +43,14 @@ class Window:
     samples: slice
     layers: slice
     _arrays: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def has(self, name: str) -> bool:
+        """Whether an optional array is known for the language."""
+        if not self.model.has(name):
+            return False
+        values = self.read(name)
+        unknown = values.isnan() if values.is_floating_point() else values < 0
+        return not bool(unknown.all())
 
     def read(self, name: str) -> Tensor:
         """An array as stored, [layer, pooling, ...]."""
@@ -81,6 +91,8 @@ class Cells:
     base: "Cells | None" = None
     """The same cells of the base model in a comparison. Both models then use its kernel widths, and
     in a shared projection its components."""
+    own_null: bool = False
+    """Whether these are the texts and the units that the store's permutations are of."""
     in_projection: bool = False
     """Compute components inside the projection that both models share; False reads stored ones."""
     # Any: `once` restores the type of each result.
@@ -279,12 +291,94 @@ class Cells:
     @cached_property
     def shift_noise(self) -> Tensor:
         """[cell], tr V^2 of the covariance V of d."""
+        if self.own_null and self.window.has("noise"):
+            return self.stored("noise")[:, 0]
         return shift_noise(self.unit_shift, self.projected.shape[-1])
 
     def about_class_means(self, x: Tensor) -> Tensor:
         """Subtract from each text the mean of its class: x [cell, n, k]."""
         means = torch.stack([x[:, self.labels == c].mean(-2) for c in (0, 1)], -2)
         return x - means[:, self.labels]
+
+    # Chance ----------------------------------------------------------------------------------
+
+    def null(self, name: str) -> Tensor:
+        """[cell, 1 + permutations], one of `ops.STATISTICS`: of the true labels, then of others.
+
+        At full width, as stored; where the store has none, of the projected texts.
+        """
+        return self._null[:, STATISTICS.index(name)]
+
+    @property
+    def has_null(self) -> bool:
+        """Whether `null` is at full width."""
+        return self.own_null and self.window.has("null")
+
+    @cached_property
+    def _null(self) -> Tensor:
+        """[cell, statistic, 1 + permutations] float64."""
+        number = len(self.resamples.labellings)
+        if self.has_null:
+            return self.stored("null")[..., :number]
+        labels = self.resamples.labellings.to(torch.uint8)
+        pair_unit = None
+        if self.paired:
+            pair_unit = torch.unique(self.unit[self.partners[:, 1]], return_inverse=True)[1]
+        return torch.stack(
+            [
+                labelled_statistics(
+                    x,
+                    robust_scale(x),
+                    labels,
+                    self.fold,
+                    copy=self.copy,
+                    partners=self.partners if self.paired else None,
+                    pair_unit=pair_unit,
+                )[0]
+                for x in self.stored("projected")
+            ]
+        )
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether every text is a unit of its own."""
+        return bool((torch.bincount(self.unit) == 1).all())
+
+    def chance(self, null: Tensor, exact: float | Tensor | None = None) -> Tensor:
+        """[cell], the mean of a value under chance: over the permutations of it.
+
+        Args:
+            null: [cell, 1 + permutations], values of the true labels, then of each permutation.
+            exact: the mean for texts that are all units of their own, where that is known.
+        """
+        if exact is not None and (self.alone or null.shape[-1] < 2):
+            return torch.as_tensor(exact, dtype=null.dtype).expand(len(null))
+        return null[:, 1:].nanmean(-1)
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """[cell, n] int64, nearest other text of each text, no copy: at full width if known."""
+        if self.window.has("nearest"):
+            place = self.kept.cumsum(0) - 1  # of each text of the language among the n
+            return place[self.stored("nearest").long()]
+        found = (
+            labelled_distances(x, self.resamples.labellings[:1], neighbours=True, copy=self.copy)
+            for x in self.projected
+        )
+        return torch.stack([one.nearest for one in found])
+
+    # Standardised dimensions -----------------------------------------------------------------
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """[cell, D], scale of each dimension; in stores of earlier versions its deviation."""
+        if self.window.has("scale"):
+            return self.stored("scale")
+        var, mean = self.stored("class_var"), self.stored("class_mean")
+        within = ((self.count - 1)[:, None] * var).sum(-2)
+        between = self.count.prod() / self.count.sum() * (mean[:, 1] - mean[:, 0]).square()
+        deviation = ((within + between) / (self.count.sum() - 1)).sqrt()
+        return torch.where(varies(mean, var), deviation, torch.inf)
 
     # Components ------------------------------------------------------------------------------
 
@@ -405,24 +499,26 @@ def read_cells(
         The cells of each model; all have the same layers, poolings and texts.
     """
     stores = [run.model(name) for name in models]
-    text = torch.from_numpy(equal_texts(run, lang))
     i_lang = run.languages.index(lang)
     span = run.lang_range(lang)
-    labels, pair, fold = (
-        torch.from_numpy(np.asarray(column[span]).astype(np.int64))
-        for column in (run.samples.label, run.samples.pair, run.samples.fold)
-    )
-    if not paired:
-        pair = torch.full_like(pair, -1)
-    resamples = draw(
-        labels, pair, text, bootstraps=bootstraps, permutations=permutations, seed=seed, key=lang
-    )
+    fold = torch.from_numpy(np.asarray(run.samples.fold[span]).astype(np.int64))
+    units = units_of(run, lang, paired=paired)
     partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
+    lone = partner is not None and bool((partner < 0).any())
+    own_null = len(models) == 1 and (paired or not has_pairs(run, lang)) and not lone
+    resamples = draw(
+        units,
+        bootstraps=bootstraps,
+        permutations=permutations,
+        seed=seed,
+        key=lang,
+        shared=shared_units(run, paired=paired).get(lang),
+    )
     i_layers, i_poolings = (
         [i for i, name in enumerate(known) if name in asked]
         for known, asked in ((stores[0].hookpoints, layers), (stores[0].poolings, poolings))
     )
-    cell_bytes = len(labels) * _TEXT_BYTES + (bootstraps + permutations) * _RESAMPLE_BYTES
+    cell_bytes = len(fold) * _TEXT_BYTES + (bootstraps + permutations) * _RESAMPLE_BYTES
     for some in _neighbours(i_layers, len(i_poolings) * cell_bytes):
         windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
         finite = torch.stack([w.read("projected").isfinite().all(-1) for w in windows]).all(0)
@@ -447,7 +543,18 @@ def read_cells(
             for window in windows:
                 base = group[0] if group else None
                 group.append(
-                    Cells(window, index, kept, texts, fold[kept], force, same, base, in_projection)
+                    Cells(
+                        window,
+                        index,
+                        kept,
+                        texts,
+                        fold[kept],
+                        force,
+                        same,
+                        base,
+                        own_null,
+                        in_projection,
+                    )
                 )
             yield tuple(group)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import equal_rows
 from .glossary import CONFOUNDS
-from .selection import equal_rows
 
 if TYPE_CHECKING:
     from ..store import Run

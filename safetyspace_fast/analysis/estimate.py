@@ -163,8 +163,3 @@ def make_share(
         ends=partial(share_interval, freedom=cells.freedom, number=number),
         class_means=False,
     )
-
-
-def swap_floor(cells: Cells, exact: float, null: Tensor) -> float | None:
-    """`floor` for `make_estimate`: exact for independent texts, from label swaps on paired data."""
-    return None if cells.paired and null.shape[-1] > 1 else exact

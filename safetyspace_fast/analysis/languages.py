@@ -8,21 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data import connected, equal_rows
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
 from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, fold_texts
 from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
-from .selection import Names, equal_rows, select
+from .selection import Names, select
 from .settings import told
-from .uncertainty import (
-    connected,
-    influence_variance,
-    interval,
-    share_interval,
-    unseen_share,
-)
+from .uncertainty import influence_variance, interval, share_interval, unseen_share
 
 if TYPE_CHECKING:
     import xarray

@@ -27,7 +27,16 @@ SHARE = (
 
 # How a null is known.
 SHUFFLE = "label permutations (swaps inside pairs on paired data)"
-SHUFFLE_PROJECTION = f"{SHUFFLE} of the same statistic in the projection"
+FULL = "at full width, as `run` stored it"
+SHUFFLE_FULL = f"{SHUFFLE}, {FULL}"
+SHUFFLE_WELCH = (
+    f"{SHUFFLE} of |d|^2/(tr S0/n0 + tr S1/n1), {FULL}: classes of unequal size and spread are not "
+    "taken for apart (Alekseyenko 2016)"
+)
+SHUFFLE_AUC = (
+    f"{SHUFFLE} of the AUC's distance from 1/2 in standard deviations (Neubert & Brunner 2007), "
+    f"each fold fitted again, {FULL}"
+)
 
 # How a floor is known.
 NULL_MEAN = "mean over the permutations"
@@ -52,7 +61,7 @@ MetricName = Literal[
     "mahalanobis_pc10", "mahalanobis_pc2", "frechet_pc10", "frechet_pc2",
     "silhouette", "silhouette_cosine", "silhouette_pc10", "silhouette_pc2",
     "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
-    "auc_direction", "accuracy_direction", "auc_probe", "accuracy_probe",
+    "auc_direction", "auc_standardized", "accuracy_direction", "auc_probe", "accuracy_probe",
     "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
 ]  # fmt: skip
 """Names of all metrics, so that a type checker finds a misspelt one."""

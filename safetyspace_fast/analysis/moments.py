@@ -86,19 +86,6 @@ def covariance(half: Tensor, count: Tensor, mean: Tensor) -> Tensor:
     return (second - count * mean[..., :, None] * mean[..., None, :]) / (count - 1)
 
 
-def diagonal_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Class means and variances per dimension, [..., R, 2, k] each, from sums of x and x^2.
-
-    Args:
-        sums: [..., R, 2, 2 k] float64, class sums of [x, x^2] of roughly centred x.
-        count: [R, 2] float64.
-    """
-    k = sums.shape[-1] // 2
-    mean = sums[..., :k] / count[..., None]
-    var = (sums[..., k:] - count[..., None] * mean**2) / (count - 1)[..., None]
-    return mean, var.clamp_min(0)
-
-
 def varies(mean: Tensor, var: Tensor, rounding: float = 1e-13) -> Tensor:
     """Whether a dimension varies by more than the rounding of its own mean.
 

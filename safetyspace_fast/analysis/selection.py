@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import layer_name, names_of
+from ..data import LABELLINGS, Units, connected, equal_rows, find_units, numbered
 from ..errors import ConfigError
 from ..names import languages_meant, nearest
+from .uncertainty import SharedUnits
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -209,10 +211,59 @@ def equal_texts(run: "Run", lang: str) -> NDArray[np.int64]:
     return equal_rows(run.samples.text_sha256[run.lang_range(lang)])
 
 
-def equal_rows(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """[n], the same number for equal rows of [n, byte]."""
-    whole = np.ascontiguousarray(digests).view(np.dtype((np.void, digests.shape[1]))).ravel()
-    return np.unique(whole, return_inverse=True)[1]
+def units_of(run: "Run", lang: str, *, paired: bool = True) -> Units:
+    """The units of evidence of a language; without `paired`, pairs are ignored."""
+    rows, samples = run.lang_range(lang), run.samples
+    labels, pair = (np.asarray(x[rows]).astype(np.int64) for x in (samples.label, samples.pair))
+    cluster = samples.cluster
+    return find_units(
+        labels,
+        pair if paired else np.full_like(pair, -1),
+        equal_texts(run, lang),
+        None if cluster is None else np.asarray(cluster[rows]).astype(np.int64),
+    )
+
+
+def shared_units(run: "Run", *, paired: bool = True) -> dict[str, SharedUnits]:
+    """Contents that several languages share by `item`; empty if there are none."""
+    item = np.asarray(run.samples.item).astype(np.int64)
+    lang = np.asarray(run.samples.lang_index).astype(np.int64)
+    known = item >= 0
+    both = np.unique(np.stack([item[known], lang[known]]), axis=1)[0]
+    if len(both) == len(np.unique(both)):
+        return {}
+    number, start = np.empty_like(item), 0
+    for name in run.languages:
+        unit = units_of(run, name, paired=paired).unit
+        number[run.lang_range(name)] = start + unit
+        start += int(unit.max(initial=-1)) + 1
+    alone = item.max() + 1 + number
+    group = connected(number, numbered(np.where(known, item, alone)))
+    has_item = np.zeros(group.max() + 1, bool)
+    has_item[group[known]] = True
+    group = numbered(np.where(has_item[group], group, -1)) - int(not has_item.all())
+    inside = group >= 0
+    size = np.bincount(group[inside])
+    harmful = np.bincount(group[inside], weights=np.asarray(run.samples.label)[inside])
+    kind = np.where(harmful == 0, 0, np.where(harmful == size, 1, 2))
+    return {name: SharedUnits(group[run.lang_range(name)], kind) for name in run.languages}
+
+
+def require_permutations(number: int) -> None:
+    """Refuse more label permutations than a store holds.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    if number > LABELLINGS:
+        raise ConfigError(
+            f"permutations: got {number}, expected at most {LABELLINGS}: `run` stores that many"
+        )
+
+
+def has_pairs(run: "Run", lang: str) -> bool:
+    """Whether a language has a pair."""
+    return bool((np.asarray(run.samples.pair[run.lang_range(lang)]) >= 0).any())
 
 
 def has_copies(run: "Run", lang: str) -> bool:

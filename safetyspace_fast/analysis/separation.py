@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data import LABELLINGS
 from ..threads import in_parallel
 from .cells import read_cells
 from .confounds import confounds
@@ -12,7 +13,7 @@ from .families import choose
 from .groups import choose_groups, with_groups
 from .items import SharedItems
 from .metric import Metric, Metrics
-from .selection import Names, paired_languages, select
+from .selection import Names, paired_languages, require_permutations, select
 from .settings import told
 from .uncertainty import family_p
 
@@ -35,7 +36,7 @@ def separation(
     languages: Names = None,
     groups: Mapping[str, Sequence[str] | str] | None = None,
     bootstraps: int = 200,
-    permutations: int = 200,
+    permutations: int = LABELLINGS,
     seed: int = 0,
     paired: bool | None = None,
     force: bool = False,
@@ -51,8 +52,10 @@ def separation(
             only K = 10 and 2.
         groups: languages of `high` and of `low`; a group that is not given is that of `GROUPS`, by
             primary subtag: `zh-CN` and `zho_Hans` are `zh`.
-        bootstraps, permutations: number of resamples behind intervals and p.
-        seed: of the resamples; all models see the same ones.
+        bootstraps: number of resamples behind the intervals of metrics in components.
+        permutations: number of labellings behind p, at most `LABELLINGS`; p does not depend on
+            `bootstraps` or `seed`.
+        seed: of the bootstraps; all models see the same ones.
         paired: None resamples pairs as units in languages whose texts all have a partner; False
             ignores pairs, with a warning.
         force: compute covariances even with fewer than ten texts per class and component.
@@ -80,6 +83,7 @@ def separation(
     """
     import xarray
 
+    require_permutations(permutations)
     chosen = select(run, models=models, layers=layers, poolings=poolings, languages=languages)
     chosen_groups = choose_groups(groups, run.languages)
     with_pairs = paired_languages(run, chosen.languages, paired)
@@ -93,6 +97,7 @@ def separation(
     refused = np.full(shape, "the model has no such layer or pooling", object)
     counts = np.zeros((2, *shape[1:]), np.int64)
     shared = SharedItems(run, chosen.languages, shape, bootstraps)
+    projected = [False] * len(chosen.models)
 
     def fill(i_model: int, i_lang: int) -> None:
         for (cells,) in read_cells(
@@ -119,6 +124,7 @@ def separation(
                 if estimate.null is not None:
                     largest = estimate.null.abs().amax(-1, keepdim=True).clamp_min(1e-300)
                     statistics[at] = estimate.null / largest  # every cell is scaled later anyway
+                projected[i_model] |= not cells.has_null
 
     jobs = [(i, j) for i in range(len(chosen.models)) for j in range(len(chosen.languages))]
     in_parallel(fill, jobs, progress)
@@ -146,6 +152,9 @@ def separation(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
+            "p_in_projection": ",".join(
+                name for name, here in zip(chosen.models, projected, strict=True) if here
+            ),
             **told(run, chosen.models),
         },
     )

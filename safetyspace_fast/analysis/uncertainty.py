@@ -1,7 +1,6 @@
 """Resamples, intervals, p values: how sure a number is.
 
-Texts are resampled in units: a pair is one unit, and so are equal texts of one label, with all
-pairs that they are in; any other text is a unit by itself. Draws depend on the language and the
+Texts are resampled in units of evidence, see `data.units`. Draws depend on the language and the
 seed, not on the model: all models of a store see the same resamples, so that the difference of two
 models has an interval of its own.
 """
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ..data import LABELLINGS, Units, permuted_labels
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -93,89 +94,62 @@ class Resamples:
         return torch.cat([swapped[..., :1, :, :], drawn, swapped[..., 1:, :, :]], -3)
 
 
+@dataclass(frozen=True)
+class SharedUnits:
+    """Units of several languages with one content, such as translations of one text.
+
+    group: [n] int64, of each text of a language: the number of its content, -1 if no other language
+        has it;
+    kind: [contents] int64, 0: all its texts are harmless, 1: all harmful, 2: both.
+    """
+
+    group: NDArray[np.int64]
+    kind: NDArray[np.int64]
+
+
 def draw(
-    labels: Tensor,
-    pair: Tensor,
-    text: Tensor,
+    units: Units,
     *,
     bootstraps: int,
     permutations: int,
     seed: int,
     key: str,
+    shared: SharedUnits | None = None,
 ) -> Resamples:
     """Draw the resamples of one language.
 
-    A bootstrap draws units: those with pairs among each other, all others within their class. A
-    permutation swaps the labels inside a unit with pairs, and shuffles the labels of the others.
-    So that it keeps the sizes of the classes, only units with the same number of texts exchange
-    labels (Winkler et al. 2015), and a unit with more texts of one label than of the other, as a
-    pair with a copy of one of its texts outside of pairs, keeps its labels.
+    A bootstrap draws units: those with texts of both labels among each other, all others within
+    their class. Permutations are those of `data.permuted_labels`; they do not depend on `seed`.
 
     Args:
-        labels: [n] int64, 1 harmful, 0 harmless.
-        pair: [n] int64, the same number for both texts of a pair, negative for no pair; a number
-            that only one text has counts as no pair.
-        text: [n] int64, the same number for equal texts.
-        bootstraps, permutations: how many.
-        seed: of the random numbers.
+        units: of the texts.
+        bootstraps, permutations: how many; at most `LABELLINGS` permutations.
+        seed: of the bootstraps.
         key: name of the language; it goes into the seed.
+        shared: contents that are in several languages: their bootstrap counts are the same in all.
     """
-    y, p = labels.numpy(), pair.numpy().astype(np.int64)
-    n = len(y)
-    _, inverse, sizes = np.unique(p, return_inverse=True, return_counts=True)
-    joined = (p >= 0) & (sizes[inverse] == 2)
-    partner = _numbered(np.where(joined, p, p.max(initial=0) + 1 + np.arange(n)))
-    copy = _numbered(2 * text.numpy() + y)
-    unit = connected(partner, copy)
-    size, harmful = np.bincount(unit), np.bincount(unit, weights=y)
-    with_pairs = np.bincount(unit, weights=joined) > 0
-    balanced = 2 * harmful == size
-    first = np.unique(unit, return_index=True)[1]
-    rng = np.random.Generator(np.random.PCG64([seed, *key.encode()]))
+    labels, unit = units.labels, units.unit
+    size, harmful = np.bincount(unit), np.bincount(unit, weights=labels)
+    kind = np.where(harmful == 0, 0, np.where(harmful == size, 1, 2))
     drawn = np.zeros((bootstraps, len(size)), np.uint8)
-    permuted = np.tile(y.astype(np.uint8), (permutations, 1))
-    if many := int(with_pairs.sum()):
-        drawn[:, with_pairs] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
-        swapped = np.zeros((permutations, len(size)), np.uint8)
-        swapped[:, with_pairs] = rng.integers(0, 2, size=(permutations, many), dtype=np.uint8)
-        permuted ^= (swapped & balanced.astype(np.uint8))[:, unit]
-    for label in (0, 1):
-        alone = ~with_pairs & (y[first] == label)
-        if many := int(alone.sum()):
-            drawn[:, alone] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
-    of_unit = permuted[:, first]
-    for number in np.unique(size[~with_pairs]):
-        alike = ~with_pairs & (size == number)
-        of_unit[:, alike] = rng.permuted(of_unit[:, alike], axis=1)
-    alone = ~with_pairs[unit]
-    permuted[:, alone] = of_unit[:, unit[alone]]
-    arrays = (unit, partner, copy, drawn[:, unit], permuted)
-    return Resamples(labels, *(torch.from_numpy(array) for array in arrays))
-
-
-def _numbered(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers 0, 1, .. in place of the values, in their order."""
-    return np.unique(values, return_inverse=True)[1]
-
-
-def connected(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number the groups of what is linked, over any number of steps, by equal `first` or `second`.
-
-    Args:
-        first, second: [n], numbers 0, 1, ..
-
-    Returns:
-        [n]; the same as `first` if no two values of `second` are equal.
-    """
-    group = first
-    while True:
-        before = group
-        for link in (second, first):
-            least = np.full(len(group), len(group))
-            np.minimum.at(least, link, group)
-            group = least[link]
-        if np.array_equal(group, before):
-            return _numbered(group)
+    rng = np.random.Generator(np.random.PCG64([seed, *key.encode()]))
+    for number in range(3):
+        alike = kind == number
+        if many := int(alike.sum()):
+            drawn[:, alike] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+    if shared is not None:
+        everywhere = np.zeros((bootstraps, len(shared.kind)), np.uint8)
+        rng = np.random.Generator(np.random.PCG64([seed, 2]))
+        for number in range(3):
+            alike = shared.kind == number
+            if many := int(alike.sum()):
+                counts = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+                everywhere[:, alike] = counts
+        inside = shared.group >= 0
+        drawn[:, unit[inside]] = everywhere[:, shared.group[inside]]
+    permuted = permuted_labels(units, LABELLINGS, key)[:permutations]
+    arrays = (labels, unit, units.partner, units.copy, drawn[:, unit], permuted)
+    return Resamples(*(torch.from_numpy(array) for array in arrays))
 
 
 def random_signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
@@ -428,39 +402,39 @@ def draws_covariance(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(n >= 0.9 * known.shape[-1], covariance, torch.nan)
 
 
-def largest_p(observed: Tensor, null: Tensor) -> Tensor:
-    """p corrected for a family of cells: how often the largest of them reaches this one.
+def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """p corrected over all numbers of a result (Westfall & Young 1993, single step).
 
-    Each cell is scaled by mean and deviation of its own null, then compared with the largest cell
-    of the same permutation (Westfall & Young 1993, single step).
+    Each number is measured from the median of its labellings, in units of the distance to their
+    95th percentile, and compared with the largest number under each labelling. The true labelling
+    is one of them in all three: without any difference, each is as likely to have the largest.
 
     Args:
-        observed: [F], null: [F, R]; cells that are NaN are left out.
+        statistics: [..., 1 + R], those of the true labels first; larger means further apart.
+        refused: [...] bool; what is refused is left out.
 
     Returns:
-        [F], NaN where `observed` is.
+        [...], NaN for what is left out, and where all labellings give the same.
     """
-    centre = null.nanmean(-1)
-    scale = spread(null)
-    usable = ~observed.isnan() & (scale > 0)
-    score = torch.where(usable, (observed - centre) / scale, torch.nan)
-    scores = torch.where(usable[:, None], (null - centre[:, None]) / scale[:, None], -torch.inf)
-    largest = scores.nan_to_num(torch.inf, torch.inf, -torch.inf).amax(0)
-    return torch.where(usable, permutation_p(score, largest.expand(len(score), -1)), torch.nan)
+    flat, out = statistics.reshape(-1, statistics.shape[-1]), refused.ravel()
+    p = np.full(len(flat), np.nan)
+    own = np.full(len(flat), np.nan)
+    largest = np.full(flat.shape[-1], -np.inf)
+    some = np.flatnonzero(~out)
+    for part in np.array_split(some, max(1, flat.size // _FAMILY_PART)) if len(some) else []:
+        values = flat[part].astype(np.float64)
+        centre, high = np.nanquantile(values, (0.5, 0.95), axis=-1, keepdims=True)
+        known = ((high > centre) & np.isfinite(values[:, :1]))[:, 0]
+        scores = (values[known] - centre[known]) / (high - centre)[known]
+        own[part[known]] = scores[:, 0]
+        scores = np.nan_to_num(scores, nan=np.inf)  # without a value: extreme
+        largest = np.maximum(largest, scores.max(0, initial=-np.inf))
+    above = np.sort(largest)
+    known = np.isfinite(own)
+    below = np.searchsorted(above, own[known] - 1e-12 * np.abs(own[known]))
+    p[known] = 1 - below / len(above)
+    return p.reshape(refused.shape)
 
 
-def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """p corrected over all layers and languages of each metric, model and pooling.
-
-    Args:
-        statistics: [metric, model, layer, pooling, lang, 1 + R], the observed one first.
-        refused: [metric, model, layer, pooling, lang] bool; what is refused is left out.
-    """
-    p = np.full(refused.shape, np.nan)
-    n_metrics, n_models, _, n_poolings, _ = refused.shape
-    for i_metric, i_model, i_pooling in np.ndindex(n_metrics, n_models, n_poolings):
-        at = (i_metric, i_model, slice(None), i_pooling)
-        cells = np.where(refused[at][..., None], np.nan, statistics[at]).astype(np.float64)
-        flat = torch.from_numpy(cells.reshape(-1, cells.shape[-1]))
-        p[at] = largest_p(flat[:, 0], flat[:, 1:]).numpy().reshape(cells.shape[:-1])
-    return p
+_FAMILY_PART = 1 << 24
+"""Numbers of `statistics` that are handled at a time."""

@@ -4,14 +4,22 @@ from .describe import DataSummary, LanguageSummary, describe
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
 from .sets import describe_sets
+from .units import LABELLINGS, Units, connected, equal_rows, find_units, numbered, permuted_labels
 
 __all__ = [
+    "LABELLINGS",
     "NUM_FOLDS",
     "DataSummary",
     "Exclusion",
     "LanguageSummary",
     "Samples",
+    "Units",
+    "connected",
     "describe",
     "describe_sets",
+    "equal_rows",
+    "find_units",
+    "numbered",
+    "permuted_labels",
     "read_samples",
 ]

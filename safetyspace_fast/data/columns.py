@@ -18,6 +18,7 @@ RECOGNISED = (
     "lang",
     "pair",
     "item",
+    "cluster",
     "toxic_sentence",
     "neutral_sentence",
 )
@@ -43,6 +44,7 @@ _KNOWN_NAMES = frozenset(
         "body",
         "category",
         "class",
+        "cluster",
         "comment",
         "comment_text",
         "content",

@@ -324,6 +324,7 @@ class _Reader:
         if pair and file.part:
             pair = f"{file.part}\x1f{pair}"
         item = _identifier(record.get(layout.item_column), layout.item_column)
+        cluster = _identifier(record.get("cluster"), "cluster")
         for column, lang in layout.texts:
             if lang and column not in record:
                 continue
@@ -332,7 +333,7 @@ class _Reader:
             if self._is_wanted(lang, where):
                 label = layout.label(record, where)
                 text = _text(lookup(record, column), column, layout.joins_words)
-                self._keep(label, text, lang, pair, item, position)
+                self._keep(label, text, lang, pair, item, cluster, position)
         if layout.is_pair:
             lang = self._language(lookup(record, layout.lang_column), file, where)
             if self._is_wanted(lang, where):
@@ -340,8 +341,8 @@ class _Reader:
                     _text(record.get(name), name) for name in ("toxic_sentence", "neutral_sentence")
                 )
                 pair = pair or self._pair_of(lang, toxic[1] + neutral[1])
-                self._keep(1, toxic, lang, pair, item, position)
-                self._keep(0, neutral, lang, pair, item, position)
+                self._keep(1, toxic, lang, pair, item, cluster, position)
+                self._keep(0, neutral, lang, pair, item, cluster, position)
 
     def _keep(
         self,
@@ -350,10 +351,11 @@ class _Reader:
         lang: str,
         pair: str | None,
         item: str | None,
+        cluster: str | None,
         position: int,
     ) -> None:
         text, sha256, size_bytes = checked
-        self.rows.append(Row(text, label, lang, pair, item, position, sha256, size_bytes))
+        self.rows.append(Row(text, label, lang, pair, item, cluster, position, sha256, size_bytes))
         self._total_bytes += size_bytes
 
     def _language(self, value: object, file: DataFile, where: str) -> str:

@@ -1,6 +1,8 @@
 """Samples in canonical order: the order of a data set that all models share."""
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     size_bytes: of the text in UTF-8.
     pair: joins a harmful and a harmless text of one language.
     item: joins the same content in several languages.
+    cluster: joins texts that are not independent, as those of one topic, thread or author.
     """
 
     text: str
@@ -50,6 +53,7 @@ class Row(NamedTuple):
     lang: str
     pair: str | None
     item: str | None
+    cluster: str | None
     position: int
     sha256: bytes
     size_bytes: int
@@ -63,14 +67,16 @@ class Samples:
     lines in a file affects `file_position` and nothing else. The arrays are read-only.
 
     name: of the data set.
-    sha256: hash of the content (languages, text hashes, labels, pairs, items).
+    sha256: hash of the content (languages, text hashes, labels, pairs, items, clusters).
     languages: sorted.
     texts: N strings.
     labels: [N] int8, 1 harmful, 0 harmless.
     lang_index: [N] int16, into `languages`.
     pair: [N] int32, the same number for the two texts of a pair, -1 without a pair.
     item: [N] int32, the same number for the same content in several languages, -1 without.
-    fold: [N] int8, 0 .. NUM_FOLDS - 1; equal texts, pairs and items share a fold.
+    cluster: [N] int32, the same number for texts of one language that the data put into one
+        cluster, or that differ only in capitals, spaces and punctuation; -1 for all others.
+    fold: [N] int8, 0 .. NUM_FOLDS - 1; equal texts, pairs, items and clusters share a fold.
     file_position: [N] int64, line (in Parquet, row) from 0, counted over all files.
     text_sha256: [N, 32] uint8, of the text in UTF-8.
     excluded: the rows that were left out, in reading order.
@@ -85,6 +91,7 @@ class Samples:
     lang_index: NDArray[np.int16]
     pair: NDArray[np.int32]
     item: NDArray[np.int32]
+    cluster: NDArray[np.int32]
     fold: NDArray[np.int8]
     file_position: NDArray[np.int64]
     text_sha256: NDArray[np.uint8]
@@ -127,12 +134,14 @@ def arrange(
         seed: of the folds and of the limit's draw.
     """
     rows = sorted(rows, key=_sort_key)  # stable, and rows come ordered by file position
+    alike = _near_copies(rows)
     # Drawn before the limit, so that a text has the same fold with and without one.
-    draws = _draws(rows, seed)
+    draws = _draws(rows, alike, seed)
     if limit is not None:
         kept = _within(limit, rows, draws)
         rows = [rows[i] for i in kept]
         draws = [draws[i] for i in kept]
+        alike = [alike[i] for i in kept]
 
     languages = tuple(sorted({row.lang for row in rows}))
     index_of = {lang: i for i, lang in enumerate(languages)}
@@ -143,7 +152,9 @@ def arrange(
     text_sha256 = np.frombuffer(b"".join(row.sha256 for row in rows), np.uint8).reshape(-1, 32)
 
     content = hashlib.sha256("\n".join(("samples 1", *languages, "")).encode())
-    for array in (text_sha256, labels, lang_index, pair, item):
+    cluster = _clusters(rows, alike)
+    clusters = (cluster,) if (cluster >= 0).any() else ()  # the hash is that of earlier versions
+    for array in (text_sha256, labels, lang_index, pair, item, *clusters):
         content.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
 
     return Samples(
@@ -155,6 +166,7 @@ def arrange(
         lang_index=lang_index,
         pair=pair,
         item=item,
+        cluster=cluster,
         fold=_frozen([draw % NUM_FOLDS for draw in draws], np.int8),
         file_position=_frozen([row.position for row in rows], np.int64),
         text_sha256=text_sha256,
@@ -175,11 +187,53 @@ def _sort_key(row: Row) -> bytes:
     )
 
 
-def _draws(rows: Sequence[Row], seed: int) -> list[int]:
+def _near_copies(rows: Sequence[Row]) -> list[bytes]:
+    """SHA-256 of the first text, by hash, that a text is like but for capitals and punctuation."""
+    first: dict[bytes, bytes] = {}
+    keys = []
+    for row in rows:
+        words = _NOT_WORDS.sub("", unicodedata.normalize("NFKC", row.text).casefold())
+        key = hashlib.sha256(words.encode()).digest() if words else row.sha256
+        first[key] = min(row.sha256, first.get(key, row.sha256))
+        keys.append(key)
+    return [first[key] for key in keys]
+
+
+_NOT_WORDS = re.compile(r"[\W_]+")
+
+
+def _clusters(rows: Sequence[Row], alike: Sequence[bytes]) -> NDArray[np.int32]:
+    """`Samples.cluster`: of the data's clusters and near-copies of one language, joined."""
+    parent: dict[object, object] = {}
+
+    def root(node: object) -> object:
+        while (above := parent.get(node, node)) != node:
+            parent[node] = node = parent.get(above, above)
+        return node
+
+    texts: dict[object, set[bytes]] = {}
+    nodes = []
+    for row, text in zip(rows, alike, strict=True):
+        node = (row.lang, text)
+        texts.setdefault(node, set()).add(row.sha256)
+        if row.cluster:
+            parent[root(node)] = root((row.lang, row.cluster))
+        nodes.append(node)
+    named = {root(node) for node, row in zip(nodes, rows, strict=True) if row.cluster}
+    return _numbered([root(n) if root(n) in named or len(texts[n]) > 1 else None for n in nodes])
+
+
+def _draws(rows: Sequence[Row], alike: Sequence[bytes], seed: int) -> list[int]:
     """Draw one 64-bit number per row, the same for all rows of a group.
 
-    Rows with equal texts, pairs or items form a group. Its draw depends on its first item, else its
-    first pair, else its text, so leaving languages out does not change it.
+    Rows with equal or almost equal texts, pairs, items or clusters form a group. Its draw depends
+    on its first cluster, else its first item, else its first pair, else its text, so leaving
+    languages out does not change it.
+
+    Args:
+        rows: in canonical order.
+        alike: of each row, `_near_copies`.
+        seed: of the draws.
     """
     parent: dict[bytes, bytes] = {}
 
@@ -189,14 +243,17 @@ def _draws(rows: Sequence[Row], seed: int) -> list[int]:
         return node
 
     texts = [b"text " + row.sha256 for row in rows]
-    for row, text in zip(rows, texts, strict=True):
-        joined = []
+    for row, text, near in zip(rows, texts, alike, strict=True):
+        joined = [] if near == row.sha256 else [b"text " + near]
+        if row.cluster:
+            joined.append(b"cluster " + row.cluster.encode())
         if row.pair:
             joined.append(b"pair " + f"{row.lang} {row.pair}".encode())
         if row.item:
             joined.append(b"item " + row.item.encode())
         for node in joined:
-            low, high = sorted((root(text), root(node)))  # "item" < "pair" < "text"
+            # "cluster" < "item" < "pair" < "text"
+            low, high = sorted((root(text), root(node)))
             parent[high] = low
 
     seeded = hashlib.sha256(f"draw {seed} ".encode())

@@ -10,12 +10,14 @@ from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
 from ..store.layout import COMPONENTS, Array
 from ..threads import in_parallel
+from .chance import Chance
 
 Cell = dict[str, torch.Tensor]
 
 
 def finish_language(
     states: Callable[[int, int], NDArray[np.float32]],
+    chance: Chance,
     grid: tuple[int, int],
     labels: NDArray[np.int8],
     folds: NDArray[np.int8],
@@ -27,6 +29,7 @@ def finish_language(
 
     Args:
         states: returns the pooled and projected states `[n, D + P]` of a layer and pooling.
+        chance: the labellings of the language.
         grid: numbers of layers and poolings.
         labels: `[n]`, 0 or 1.
         folds: `[n]`, below `NUM_FOLDS`.
@@ -35,8 +38,8 @@ def finish_language(
         impl: implementation of `pairwise_reduce`; None: the fastest that works here.
 
     Returns:
-        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`; `projected [n, P]`; and
-        `count [2, 10]` and `mean [2, 10, P]` of `projected` by label and fold.
+        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell` and of `Chance.of_cell`;
+        `projected [n, P]`; and `count [2, 10]` and `mean [2, 10, P]` of it, by label and fold.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
     i_cell = labels.astype(np.int64) * NUM_FOLDS + folds
@@ -45,7 +48,7 @@ def finish_language(
     def finish(i_layer: int, i_pooling: int) -> None:
         rows = states(i_layer, i_pooling)
         pooled = torch.from_numpy(rows[:, :hidden_size]).to(device)
-        cell = finish_cell(pooled, label, fold, impl)
+        cell = finish_cell(pooled, label, fold, impl) | chance.of_cell(pooled)
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].copy()
         for name, array in (arrays | _fold_means(arrays["projected"], i_cell)).items():

@@ -14,6 +14,7 @@ from ..models import LoadedModel
 from ..store import Session
 from ..store.layout import Array, shards_of
 from .capture import Capture
+from .chance import Chance
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import finish_language, merge_bases
 from .plan import Batch, Part
@@ -179,6 +180,7 @@ class Extraction:
 
         return finish_language(
             states,
+            Chance(self._samples, self._samples.languages[i_lang]),
             (len(self._work.hookpoints), len(self._work.tokens.poolings)),
             self._samples.labels[samples],
             self._samples.fold[samples],

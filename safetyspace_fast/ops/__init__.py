@@ -29,6 +29,7 @@ from ._pairwise import (
 )
 from ._pool import PoolProject, pool_project
 from ._select import implementations
+from .labelled import STATISTICS, labelled_statistics, robust_scale, shift_noise
 from .moments import ClassMoments, class_moments
 from .reference import PAIRWISE_BLOCK
 from .statistics import (
@@ -44,6 +45,7 @@ __all__ = [
     "METRICS",
     "PAIRWISE_BLOCK",
     "PANEL",
+    "STATISTICS",
     "ClassMoments",
     "PairwiseResult",
     "PoolProject",
@@ -54,6 +56,7 @@ __all__ = [
     "gated_linear",
     "implementations",
     "label_sums",
+    "labelled_statistics",
     "linear",
     "mmd",
     "nn_accuracy",
@@ -65,7 +68,9 @@ __all__ = [
     "pairwise_update",
     "pool_project",
     "rms_norm",
+    "robust_scale",
     "rotary_attention",
+    "shift_noise",
     "silhouette_samples",
     "simd_level",
     "unpack_linear",

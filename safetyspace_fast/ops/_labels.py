@@ -16,10 +16,10 @@ def pack_labels(labels: Tensor) -> Tensor:
         labels: [R, n], one labelling per row, 0 or 1.
 
     Returns:
-        [n / 32, R rounded up to 64] int32, bit i of word w is the label of sample 32 w + i; on
-        processors without AVX-512 [n, R] float32.
+        [n / 32, R rounded up to 64] int32, bit i of word w is the label of sample 32 w + i; on a
+        GPU and on processors without AVX-512 [n, R] float32.
     """
-    if _native.simd_level() != "avx512":
+    if labels.is_cuda or _native.simd_level() != "avx512":
         return labels.T.float().contiguous()
     number, n = labels.shape
     words = -(-n // 32)

@@ -20,7 +20,7 @@ from .access import (
     refuse_misfit,
     subgroup,
 )
-from .layout import MODEL, SAMPLES, Array, ArraySpec, Attributes, shards_of
+from .layout import MODEL, SAMPLES, Array, ArraySpec, Attributes, expected_arrays, shards_of
 from .lock import Claim, alone
 from .place import SEAL, Place
 from .session import Journal, clear
@@ -66,7 +66,9 @@ def check(location: str | Path, *, repair: bool = False) -> Report:
     report = Report(damage=_stale_copies(root))
     attributes: Attributes = dict(root.attrs)
     languages: list[str] = attributes["languages"]
-    for name, own in (("samples", {"languages": languages}), ("models", {})):
+    optional = [x.name for x in SAMPLES if x.optional and x.name in names_in(root, "samples")]
+    of_samples = {"languages": languages, "optional_arrays": optional}
+    for name, own in (("samples", of_samples), ("models", {})):
         try:
             subgroup(root, name)
         except _UNREADABLE as error:
@@ -93,9 +95,10 @@ def _check_samples(
 ) -> dict[str, Array]:
     """Read the columns of `samples`; a resumed run writes those that are deleted here."""
     columns = {}
-    for spec in SAMPLES:
+    group = subgroup(root, "samples")
+    for spec in expected_arrays(SAMPLES, dict(group.attrs)):
         try:
-            columns[spec.name] = read_array(subgroup(root, "samples"), spec.name)
+            columns[spec.name] = read_array(group, spec.name)
         except StoreError as error:
             report.damage.append(Damage(f"samples/{spec.name}", str(error)))
             if repair:
@@ -142,9 +145,7 @@ class _Model:
         complete = bool(attributes.get("complete"))
         done = set(range(self._n_shards)) if complete else Journal(self._folder).shards()
         damaged: list[str] = []
-        has = attributes.get("optional_arrays")
-        has = has if isinstance(has, list) else []
-        specs = [spec for spec in MODEL if not spec.optional or spec.name in has]
+        specs = expected_arrays(MODEL, attributes)
         written = None if complete else frozenset(done)
         for damage, shards in self._damage(group, specs, sizes, written):
             report.damage.append(damage)

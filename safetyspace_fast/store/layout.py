@@ -1,9 +1,10 @@
 """The format on disk as data: every array of a store, with its axes, type, unit and meaning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -34,8 +35,8 @@ class ArraySpec:
     below are noise that does not compress, and would be most of the store.
     """
     optional: bool = False
-    """Whether a model may lack it: an earlier version wrote none, or an axis has no entries. The
-    attribute `optional_arrays` of a model names those that it has."""
+    """Whether a group may lack it: an earlier version wrote none, or an axis has no entries. The
+    attribute `optional_arrays` of the group names those that it has."""
 
     @property
     def by_sample(self) -> bool:
@@ -50,6 +51,10 @@ class ArraySpec:
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Whether a model with axes of these lengths has the array."""
         return not self.optional or all(sizes.get(dim, 0) > 0 for dim in self.dims)
+
+    def unknown(self, shape: Sequence[int]) -> Array:
+        """An array of numbers that are not known: NaN, or -1 of integers."""
+        return np.full(shape, np.nan if self.dtype.startswith("float") else -1, self.dtype)
 
     def chunks(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of a chunk: one layer and pooling of a shard, one language, or the whole array.
@@ -83,6 +88,14 @@ SAMPLES = (
         "item", ("sample",), "int32", "1", "the same number for one content in all languages, or -1"
     ),
     ArraySpec("fold", ("sample",), "int8", "1", "cross-validation fold, from the text or the pair"),
+    ArraySpec(
+        "cluster",
+        ("sample",),
+        "int32",
+        "1",
+        "the same number for texts of one cluster, or that are almost equal; -1 for others",
+        optional=True,
+    ),
 )
 
 _ROWS = ("layer", "pooling", "sample")
@@ -183,11 +196,72 @@ MODEL = (
     ArraySpec(
         "class_var", (*_CELL, "hidden"), "float64", "state^2", "variance (ddof 1)", keepbits=32
     ),
+    ArraySpec(
+        "null",
+        ("layer", "pooling", "lang", "statistic", "labelling"),
+        "float32",
+        "1",
+        "statistics of the true labels, then of each permutation of them, full width; energy "
+        "distances and shifts in units of the state and its square",
+        keepbits=12,
+        optional=True,
+    ),
+    ArraySpec(
+        "scale",
+        ("layer", "pooling", "lang", "hidden"),
+        "float32",
+        "state",
+        "robust scale of each dimension",
+        keepbits=16,
+        optional=True,
+    ),
+    ArraySpec(
+        "noise",
+        ("layer", "pooling", "lang", "space"),
+        "float64",
+        "state^4",
+        "tr V^2 of the covariance V of the mean shift; and the same of standardised dimensions",
+        optional=True,
+    ),
+    ArraySpec(
+        "nearest",
+        _ROWS,
+        "int32",
+        "1",
+        "nearest other sample, counted from the first of the language; -1 if not finite",
+        optional=True,
+    ),
+    ArraySpec(
+        "standard_sqdist",
+        (*_ROWS, "class"),
+        "float64",
+        "1",
+        "squared distance to each class mean of the language, each dimension over its scale",
+        keepbits=24,
+        optional=True,
+    ),
+    ArraySpec(
+        "standard_score",
+        _ROWS,
+        "float32",
+        "1",
+        "position along the difference of the other folds' class means, each dimension over its "
+        "scale, from their midpoint",
+        keepbits=16,
+        optional=True,
+    ),
     ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled states that are not finite"),
 )
 
 ROW_ARRAYS = tuple(spec.name for spec in MODEL if spec.by_sample)
 """Names of the arrays with shards."""
+
+
+def expected_arrays(specs: Sequence[ArraySpec], attributes: Attributes) -> list[ArraySpec]:
+    """The arrays of a group: all that are not optional, and those that its attributes name."""
+    has = attributes.get("optional_arrays")
+    names = has if isinstance(has, list) else []
+    return [spec for spec in specs if not spec.optional or spec.name in names]
 
 
 def shards_of(samples: slice) -> range:

@@ -23,7 +23,7 @@ from .access import (
     refuse_replaced,
     subgroup,
 )
-from .layout import MODEL, SAMPLES, Array, Attributes
+from .layout import MODEL, SAMPLES, Array, Attributes, expected_arrays
 from .place import Place
 from .results import load_results
 
@@ -37,7 +37,8 @@ _DIMS = {spec.name: spec.dims for spec in MODEL}
 class SampleTable:
     """The samples of a store, in canonical order: the columns of `layout.SAMPLES`.
 
-    Each is `[sample]`, but `text_sha256` `[sample, 32]`. `lang_index` is the column `lang`.
+    Each is `[sample]`, but `text_sha256` `[sample, 32]`. `lang_index` is the column `lang`. Columns
+    that an earlier version did not write are None.
     """
 
     file_position: Array
@@ -48,6 +49,7 @@ class SampleTable:
     fold: Array
     text_sha256: Array
     n_chars: Array
+    cluster: Array | None = None
 
 
 class ModelStore:
@@ -229,7 +231,7 @@ class Run:
             ) from error
         columns: dict[str, Array] = {}
         sizes: dict[str, int] = {}
-        for spec in SAMPLES:
+        for spec in expected_arrays(SAMPLES, dict(group.attrs)):
             columns[spec.name] = read_array(group, spec.name, sizes=sizes)
             sizes["sample"] = len(columns[spec.name])  # all others must be as long as the first
         refuse_replaced(self._root)

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import zarr
 
 from ..errors import StoreError
@@ -110,9 +109,10 @@ class Session:
                     self.segments.drop(part)
 
     def _unknown(self, spec: ArraySpec, n_samples: int) -> Array:
-        """NaN in the shape that `write_language` expects."""
+        """NaN, or -1 of integers, in the shape that `write_language` expects."""
         sizes = {**self._sizes, "sample": n_samples}
-        return np.full([sizes[dim] for dim in spec.dims if dim != "lang"], np.nan, spec.dtype)
+        shape = [sizes[dim] for dim in spec.dims if dim != "lang"]
+        return spec.unknown(shape)
 
     def finish(self, attributes: Attributes) -> None:
         """Mark the model complete, and delete its segments and journal.

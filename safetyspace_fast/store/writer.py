@@ -25,6 +25,7 @@ from .layout import (
     Array,
     ArraySpec,
     Attributes,
+    expected_arrays,
     shards_of,
 )
 from .place import Place
@@ -73,7 +74,10 @@ def create_run(
         sync(store.delete_dir(name))
     root = place.group(read_only=False)
     languages = list(contents["languages"])
-    group = root.create_group("samples", attributes={"languages": languages})
+    optional = [spec.name for spec in SAMPLES if spec.optional]
+    group = root.create_group(
+        "samples", attributes={"languages": languages, "optional_arrays": optional}
+    )
     for spec in SAMPLES:
         _write_samples(group, spec, contents["samples"])
     root.create_group("models")
@@ -126,7 +130,7 @@ def resume_run(location: str | Path, *, samples: Mapping[str, Array]) -> zarr.Gr
     stored, group = open_root(place)["samples"], root["samples"]
     assert isinstance(stored, zarr.Group)
     assert isinstance(group, zarr.Group)
-    for spec in SAMPLES:
+    for spec in expected_arrays(SAMPLES, dict(stored.attrs)):
         try:
             read_array(stored, spec.name)
         except StoreError:
@@ -252,7 +256,7 @@ class ModelWriter:
         spec = self.specs[name]
         shape = [self._sizes[dim] for dim in spec.dims]
         shape[2] = high - low
-        return np.full(shape, np.nan, spec.dtype)
+        return spec.unknown(shape)
 
     def _set(self, name: str, index: tuple[Index, ...], values: Array) -> None:
         array = self._group[name]

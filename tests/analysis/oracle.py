@@ -20,6 +20,7 @@ class Columns:
     item: np.ndarray
     text_sha256: np.ndarray
     n_chars: np.ndarray
+    cluster: np.ndarray | None = None
 
 
 class StandInModel:
@@ -32,6 +33,9 @@ class StandInModel:
         self.seed = 0
         self.manifest = {"dtype": "float32", "template_sha256": "0" * 64, "max_tokens": None}
         self.attrs = {"device": "cpu"}
+
+    def has(self, name):
+        return name in self._arrays
 
     def read(
         self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)

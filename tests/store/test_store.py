@@ -36,6 +36,9 @@ SIZES = {
     "fold": 10,
     "lang": 2,
     "hidden": 6,
+    "statistic": 3,
+    "labelling": 5,
+    "space": 2,
 }
 
 
@@ -48,6 +51,7 @@ def make_run(path: Path, **changes: object) -> zarr.Group:
         "label": (np.arange(N) % 2).astype(np.int8),
         "pair": np.full(N, -1, np.int32),
         "item": np.full(N, -1, np.int32),
+        "cluster": np.full(N, -1, np.int32),
         "fold": (np.arange(N) % 10).astype(np.int8),
     }
     options = {

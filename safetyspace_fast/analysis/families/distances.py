@@ -1,11 +1,11 @@
 """Metrics made of distances between texts.
 
-Values at full width come from the store's sums, minima and maxima of distances. Nulls take one pass
-over the distances in the projection, or in components, for all labellings at once.
+Values at full width come from the store's sums, minima and maxima of distances, and so do their
+nulls. In components and for kernels, one pass over the distances serves all labellings at once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,9 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...ops import label_sums, pack_labels
+from ...ops.labelled import (
+    LabelledDistances,
+    distance_tiles,
+    labelled_distances,
+)
 from ..cells import Cells, Refusal, once
-from ..estimate import Estimate, make_estimate, make_share, swap_floor
+from ..estimate import Estimate, make_estimate, make_share
 from ..metric import (
     INFLUENCE,
     NONE,
@@ -23,16 +27,12 @@ from ..metric import (
     OWN_COMPONENTS,
     SHARE,
     SHUFFLE,
-    SHUFFLE_PROJECTION,
+    SHUFFLE_FULL,
     InComponents,
     Metric,
 )
 from ..moments import centred, direction_scores
 from ..uncertainty import inverse_interval, t_interval
-
-TILE_BYTES = 5 << 19
-"""Working memory of one tile of distances: small enough for a cache, large enough for products."""
-
 
 # What the metrics share ----------------------------------------------------------------------
 
@@ -65,139 +65,8 @@ def _full_width(cells: Cells) -> tuple[Tensor, Tensor]:
     return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies)
 
 
-def _distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the Euclidean distance matrix, as many at a time as fit `TILE_BYTES`.
-
-    The product of [x, |x|^2, 1] with [-2y, 1, |y|^2] is |x - y|^2. Each tile overwrites the one
-    before.
-    """
-    n = x.shape[0]
-    norm_sq = x.square().sum(-1, keepdim=True)
-    one = torch.ones_like(norm_sq)
-    left, right = torch.cat([x, norm_sq, one], -1), torch.cat([-2 * x, one, norm_sq], -1).T
-    tile = max(1, TILE_BYTES // (8 * n))
-    space = torch.empty(min(tile, n), n, dtype=x.dtype)
-    for start in range(0, n, tile):
-        rows = slice(start, min(start + tile, n))
-        distance = space[: rows.stop - start]
-        torch.mm(left[rows], right, out=distance).clamp_min_(0).sqrt_()
-        distance.diagonal(start).zero_()
-        yield rows, distance
-
-
-@dataclass(frozen=True)
-class LabelledDistances:
-    """Results of one pass over all distances, for R labellings.
-
-    pair_sum: [n, 2] float64, sums of distances to each class under the first labelling;
-    silhouette, energy: [R] float64, of each labelling, from sums in float32;
-    nearest: [n] int64, nearest other text of each text, no copy; empty unless `neighbours`.
-    """
-
-    pair_sum: Tensor
-    silhouette: Tensor
-    energy: Tensor
-    nearest: Tensor
-
-
-def labelled_distances(
-    x: Tensor,
-    labels: Tensor,
-    *,
-    bandwidth: float | None = None,
-    neighbours: bool = False,
-    copy: Tensor | None = None,
-) -> LabelledDistances:
-    """Silhouette and energy distance of many labellings, from one pass over all distances.
-
-    Sums over a class are the product of distances and labellings, one tile of rows at a time. Its
-    2 n^2 R flops are nearly all of the work. Labellings are a null and are compared only with each
-    other, so float32 is exact enough.
-
-    Args:
-        x: [n, k] float64, roughly centred.
-        labels: [R, n] float64, one labelling a row, each with the same number of ones.
-        bandwidth: use minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) as the distance;
-            `energy` is then the MMD^2.
-        neighbours: also find `nearest`.
-        copy: [n] int64, the same number for copies of a text, which have one label in each
-            labelling; None if there are none.
-    """
-    n1 = float(labels[0].sum())
-    n0 = len(x) - n1
-    single = labels.T.float().contiguous()
-    packed = pack_labels(labels)
-    first = torch.stack([1 - labels[0], labels[0]], -1)
-    pair_sum = torch.empty(len(x), 2, dtype=x.dtype)
-    near = torch.empty(len(x) if neighbours else 0, dtype=torch.int64)
-    silhouette, within1, more0, more1 = (torch.zeros(len(labels), dtype=x.dtype) for _ in range(4))
-    copies = None if copy is None else torch.bincount(copy)[copy][:, None].float()
-    # Scaled to fit float32; every statistic scales with the distances.
-    scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
-    for rows, distance in _distance_tiles(x / scale):
-        if bandwidth is not None:
-            distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
-        _fill_equal(distance, rows, copy, 0.0)
-        pair_sum[rows] = distance @ first
-        if neighbours:
-            _fill_equal(distance, rows, copy, torch.inf)
-            near[rows] = distance.argmin(-1)
-            _fill_equal(distance, rows, copy, 0.0)
-        to1 = label_sums(distance, packed)[:, : len(labels)]
-        member = single[rows]
-        within1 += (to1 * member).sum(0)
-        same: Tensor | float = 1.0
-        if copies is not None:  # means over n - same other texts instead of n - 1
-            same = copies[rows]
-            to0 = pair_sum[rows].sum(-1, keepdim=True).float() - to1
-            more0 += (to0 * (1 - member) * ((same - 1) / (n0 - same))).sum(0)
-            more1 += (to1 * member * ((same - 1) / (n1 - same))).sum(0)
-        if bandwidth is None:
-            to0 = pair_sum[rows].sum(-1, keepdim=True).float() - to1
-            silhouette += _signed_silhouettes(to0, to1, member, n0, n1, same).sum(0)
-    row_sum = pair_sum.sum(-1)
-    across = labels @ row_sum - within1
-    within0 = row_sum.sum() - 2 * across - within1
-    within0, within1 = within0 + more0, within1 + more1
-    energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
-    return LabelledDistances(pair_sum * scale, silhouette / len(x), energy * scale, near)
-
-
-def _fill_equal(distance: Tensor, rows: slice, copy: Tensor | None, value: float) -> None:
-    """Set the entries of each text of a tile, its `rows`, with itself and with its copies."""
-    if copy is None:
-        distance.diagonal(rows.start).fill_(value)
-    else:
-        distance.masked_fill_(copy[rows, None] == copy, value)
-
-
-def _signed_silhouettes(
-    to0: Tensor,
-    to1: Tensor,
-    member: Tensor,
-    n0: float,
-    n1: float,
-    copies: Tensor | float = 1.0,
-) -> Tensor:
-    """Silhouettes from sums of distances to both classes; overwrites `to0` and `to1`.
-
-    With q = a/b, (b - a)/max(a, b) = min(1/q, 1) - min(q, 1). Swapping the classes turns q into 1/q
-    and changes only the sign: one formula serves both classes without a branch.
-
-    Args:
-        to0, to1: [n, R] float32; member: [n, R] float32, 1 where a text is in class 1.
-        n0, n1: texts in each class.
-        copies: [n, 1] float32, how often each text is in its class.
-    """
-    in1, in0 = n0 / (n1 - copies), (n0 - copies) / n1
-    weight = member.mul(in1 - in0).add_(in0)
-    ratio = to1.div_(to0).mul_(weight)
-    toward = torch.reciprocal(ratio, out=to0).clamp_max_(1).sub_(ratio.clamp_max_(1))
-    return toward.nan_to_num_(0.0).mul_(torch.mul(member, 2, out=weight).sub_(1))
-
-
-Space = int | Literal["projection", "kernel"]
-"""A number of components, the projection, or a Gaussian kernel in the projection."""
+Space = int | Literal["kernel"]
+"""A number of components, or a Gaussian kernel in the projection."""
 
 
 @once
@@ -212,7 +81,6 @@ def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
             texts,
             cells.resamples.labellings,
             bandwidth=width,
-            neighbours=space == "projection",
             copy=cells.copy,
         )
         for texts, width in zip(x, widths, strict=True)
@@ -294,7 +162,7 @@ def silhouette_turning(
     others = (count - 1)[labels] if copies is None else count[labels] - copies
     near, far = by_own / others / n, by_other / count[1 - labels] / n
     slopes = x.new_zeros(k, rest.shape[-1])
-    for rows, distance in _distance_tiles(seen):
+    for rows, distance in distance_tiles(seen):
         same = labels[rows, None] == labels
         pull = torch.where(same, near[rows, None], far[rows, None]) / distance
         pull = torch.where(distance > 0, pull, 0.0)
@@ -302,35 +170,6 @@ def silhouette_turning(
         slopes += seen[rows].T @ (pull.sum(1)[:, None] * rest[rows] - pull @ rest)
         slopes += seen.T @ (pull.sum(0)[:, None] * rest - pull.T @ rest[rows])
     return slopes
-
-
-def labelled_cosine(x: Tensor, labels: Tensor, copies: Tensor | None = None) -> Tensor:
-    """Cosine silhouette of many labellings, from class sums of unit vectors.
-
-    Args:
-        x: [n, k] float64, not centred; labels: [R, n] float64, each with the same number of ones.
-        copies: as in `mean_distances`.
-
-    Returns:
-        [R] float64; class sums are float64, silhouettes of texts float32.
-    """
-    n1 = float(labels[0].sum())
-    n0 = len(x) - n1
-    norm = x.norm(dim=-1, keepdim=True)
-    unit = torch.where(norm > 0, x / norm, 0.0)
-    sums = labels @ unit
-    total = unit.sum(0)
-    alone = (norm == 0).double()  # at distance 1 from all, but 0 from itself
-    silhouette = torch.zeros(len(labels), dtype=x.dtype)
-    size = max(1, TILE_BYTES // (8 * len(labels)))
-    for rows in (slice(i, i + size) for i in range(0, len(x), size)):
-        member = labels[:, rows].T
-        to1 = n1 - unit[rows] @ sums.T - alone[rows] * member
-        to0 = (n0 - unit[rows] @ total + n1 - alone[rows, 0])[:, None] - to1
-        sums0, sums1 = to0.clamp_min_(0).float(), to1.clamp_min_(0).float()
-        same = 1.0 if copies is None else copies[rows, None].float()
-        silhouette += _signed_silhouettes(sums0, sums1, member.float(), n0, n1, same).sum(0)
-    return silhouette / len(x)
 
 
 def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
@@ -343,7 +182,7 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
     count = torch.bincount(group)
     ends = count.cumsum(0)
     silhouette = torch.empty(len(x), dtype=x.dtype)
-    for rows, distance in _distance_tiles(x[order]):
+    for rows, distance in distance_tiles(x[order]):
         total = torch.nn.functional.pad(distance.cumsum(-1), (1, 0))
         sums = total[:, ends] - total[:, ends - count]
         own_group = group[order[rows]][:, None]
@@ -386,8 +225,7 @@ def _mean_silhouette(
 
 
 def _euclidean(cells: Cells) -> Estimate:
-    null = torch.stack([cell.silhouette for cell in _labelled(cells, "projection")])
-    return _mean_silhouette(cells, *_full_width(cells), null)
+    return _mean_silhouette(cells, *_full_width(cells), cells.null("silhouette"))
 
 
 _DEFINITION = (
@@ -408,7 +246,7 @@ _SILHOUETTE = Metric(
     pitfalls="Do not compare values of different spaces. In many dimensions distances become "
     "alike: full-width values are small even for classes that separate perfectly.",
     interval=_INTERVAL,
-    null=SHUFFLE_PROJECTION,
+    null=SHUFFLE_FULL,
     floor=NULL_MEAN,
     default=True,
     estimator=_euclidean,
@@ -416,12 +254,8 @@ _SILHOUETTE = Metric(
 
 
 def _cosine(cells: Cells) -> Estimate:
-    labels = cells.resamples.labellings
-    null = torch.stack(
-        [labelled_cosine(x, labels, cells.copies) for x in cells.stored("projected")]
-    )
     means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies)
-    return _mean_silhouette(cells, *means, null)
+    return _mean_silhouette(cells, *means, cells.null("silhouette_cosine"))
 
 
 _SILHOUETTE_COSINE = Metric(
@@ -434,7 +268,7 @@ _SILHOUETTE_COSINE = Metric(
     source=_SOURCE,
     pitfalls="The mean state is not subtracted; one very large dimension makes all texts alike.",
     interval=_INTERVAL,
-    null=SHUFFLE_PROJECTION,
+    null=SHUFFLE_FULL,
     floor=NULL_MEAN,
     estimator=_cosine,
 )
@@ -573,19 +407,16 @@ def _nn_accuracy(cells: Cells) -> Estimate:
         raise Refusal("the nearest text of a paired one is often its partner; see paired_accuracy")
     gap = nn_gap(cells.stored("pair_min"), cells.labels)
     hits = (gap.sign() + 1) / 2
-    neighbours = [cell.nearest for cell in _labelled(cells, "projection")]
-    if cells.copies is not None:  # at full width the nearest stored distance is to the copy
-        near = torch.stack(neighbours)
+    near = cells.nearest
+    if cells.copies is not None:  # the nearest stored distance is to the copy
         hits = torch.where(cells.copies > 1, (cells.labels[near] == cells.labels).double(), hits)
     value = hits.mean(-1)
-    labels = cells.resamples.labellings
-    null = torch.stack([(labels == labels[:, near]).double().mean(-1) for near in neighbours])
     # Two texts that are the nearest of each other are both hits or both misses.
     text = cells.resamples.copy
-    mutual = torch.stack([(text[near[near]] == text).double().mean() for near in neighbours])
+    mutual = (text[near.gather(-1, near)] == text).double().mean(-1)
     influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
-    number = float(cells.units.sum())
-    return make_share(cells, value, (number, gap), null=null, influence=influence)
+    trials = (float(cells.units.sum()), gap)
+    return make_share(cells, value, trials, null=cells.null("nn_accuracy"), influence=influence)
 
 
 _NN_ACCURACY = Metric(
@@ -595,12 +426,12 @@ _NN_ACCURACY = Metric(
     kind="C",
     unit="1",
     definition="share of texts whose nearest other text is of the same class; ties count half. A "
-    "copy is not another text: where a text has copies, its nearest text is that in the projection",
+    "copy is not another text",
     source="Cover & Hart 1967",
     pitfalls="Near-duplicates decide it. Refused on paired data, where the nearest text is often "
     "the partner and the value falls below chance.",
     interval=f"{SHARE}; two texts that are the nearest of each other count as one",
-    null=SHUFFLE_PROJECTION,
+    null=SHUFFLE_FULL,
     floor=NULL_MEAN,
     estimator=_nn_accuracy,
 )
@@ -634,8 +465,8 @@ def energy_distance(own: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor,
 
 def _energy_distance(cells: Cells) -> Estimate:
     value, influence = energy_distance(*_full_width(cells), cells.labels)
-    null = torch.stack([cell.energy for cell in _labelled(cells, "projection")])
-    floor = swap_floor(cells, 0.0, null)
+    null = cells.null("energy_distance")
+    floor = cells.chance(null, 0.0)
     return make_estimate(cells, value, null=null, floor=floor, influence=influence)
 
 
@@ -650,8 +481,8 @@ _ENERGY_DISTANCE = Metric(
     pitfalls="In units of the hidden state. The interval is first-order: close to zero it is too "
     "narrow; use p there.",
     interval=INFLUENCE,
-    null=SHUFFLE_PROJECTION,
-    floor="0; on paired data the mean over label swaps, in the projection",
+    null=SHUFFLE_FULL,
+    floor="0 where every text is a unit of its own; else the mean over the permutations",
     estimator=_energy_distance,
 )
 
@@ -703,7 +534,7 @@ def _width_slope(cells: Cells) -> Tensor:
     sums = torch.empty(*cells.projected.shape[:-1], 2, dtype=torch.float64)
     member = torch.stack([cells.labels == c for c in (0, 1)], -1).double()
     for x, kernel, out in zip(cells.projected, _kernel_widths(cells), sums, strict=True):
-        for rows, distance in _distance_tiles(x / kernel.width):
+        for rows, distance in distance_tiles(x / kernel.width):
             square = distance.square_()
             out[rows] = -(square * (-square / 2).exp()) @ member
     return energy_distance(*mean_distances(sums, cells.labels, cells.copies), cells.labels)[0]
@@ -721,7 +552,7 @@ def _mmd(cells: Cells) -> Estimate:
         cells,
         value,
         null=null,
-        floor=swap_floor(cells, 0.0, null),
+        floor=cells.chance(null, 0.0),
         influence=influence + by_width,
         ends=partial(t_interval, freedom=cells.freedom),
     )
@@ -740,7 +571,7 @@ _MMD = Metric(
     "interval is first-order: close to zero it is too narrow; use p there.",
     interval=f"{INFLUENCE}, also on the bandwidth; Student's t",
     null=SHUFFLE,
-    floor="0; on paired data the mean over label swaps",
+    floor="0 where every text is a unit of its own; else the mean over the permutations",
     estimator=_mmd,
 )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Cells, Refusal, Resampled, once
-from ..estimate import Estimate, Square, make_estimate, swap_floor
+from ..estimate import Estimate, Square, make_estimate
 from ..metric import BOOTSTRAP, NULL_MEAN, OWN_COMPONENTS, SHUFFLE, InComponents, Metric
 from ..moments import Moments, products
 
@@ -106,11 +106,13 @@ def _log_det_curve(matrix: Tensor) -> Tensor:
 def bhattacharyya_floor(k: int, n0: float, n1: float) -> tuple[float, float]:
     """Expected value of both Bhattacharyya terms if both classes come from one Gaussian.
 
-    E T1 = k(1/n0+1/n1)/8 * nu/(nu-k-1), nu = n0+n1-2 (mean of an inverse Wishart matrix);
-    E T2 = (L(nu) - L(n0-1)/2 - L(n1-1)/2)/2, L(v) = sum_i psi((v+1-i)/2) + k ln(2/v) (mean of a
-    Wishart matrix's log-determinant). About k/(4n) + k(k+1)/(8n); NaN where k is too large.
+    E T1 = k(1/n0+1/n1)/8 * nu/(nu-k-1) (mean of an inverse Wishart matrix); E T2 = (L(nu) -
+    L(n0-1)/2 - L(n1-1)/2)/2, L(v) = sum_i psi((v+1-i)/2) + k ln(2/v) (mean of a Wishart matrix's
+    log-determinant). The average covariance has nu = 4/(1/(n0-1) + 1/(n1-1)) degrees of freedom
+    (Welch 1947; Satterthwaite 1946). About k/(4n) + k(k+1)/(8n); NaN where k is too large. Heavy
+    tails raise the mean above this.
     """
-    nu = n0 + n1 - 2
+    nu = 4 / (1 / (n0 - 1) + 1 / (n1 - 1)) if min(n0, n1) > 1 else 0.0
     if min(n0, n1) - 1 < k or nu <= k + 1:
         return float("nan"), float("nan")
 
@@ -182,11 +184,9 @@ def _distance(
     value, draws, null = (part[:, list(terms)].sum(1) for part in _terms(cells, k, shrunk))
     if bool(value.isnan().all()):
         raise Refusal(f"the covariance of a class does not have full rank in {k} components")
-    n0, n1 = cells.effective[0].tolist()
-    exact = bhattacharyya_floor(k, n0, n1)
-    floor = None if shrunk else swap_floor(cells, sum(exact[i] for i in terms), null)
-    if cells.copies is not None and null.shape[-1] > 1:
-        floor = None  # `exact` is close, but for independent texts
+    exact = bhattacharyya_floor(k, *cells.effective[0].tolist())
+    known = shrunk or null.shape[-1] > 1
+    floor = cells.chance(null) if known else sum(exact[i] for i in terms)
     squares = _distance_squares(cells, k, exact, shrunk)
     return make_estimate(
         cells,
@@ -259,8 +259,8 @@ _PITFALLS = (
     "use bhattacharyya_excess. Assumes Gaussian classes. " + OWN_COMPONENTS
 )
 _FLOOR = (
-    "exact mean for equal Gaussian classes (expected inverse and log-determinant of a Wishart "
-    "matrix); on paired data, and where texts have copies, the mean over the permutations"
+    "mean over the permutations; without permutations the exact mean for equal Gaussian classes "
+    "(expected inverse and log-determinant of Wishart matrices)"
 )
 
 
@@ -403,7 +403,7 @@ def _crossnobis(cells: Cells, k: int) -> Estimate:
     require_texts(cells, k)
     share = cells.mean_counts[0] / cells.count
     value, draws, null = cells.resampled(k, partial(mahalanobis, share=share))
-    return make_estimate(cells, value, null=null, floor=swap_floor(cells, 0.0, null), draws=draws)
+    return make_estimate(cells, value, null=null, floor=cells.chance(null, 0.0), draws=draws)
 
 
 def _mahalanobis(k: int) -> Metric:
@@ -422,7 +422,7 @@ def _mahalanobis(k: int) -> Metric:
         + OWN_COMPONENTS,
         interval=BOOTSTRAP,
         null=SHUFFLE,
-        floor="0; on paired data the mean over label swaps",
+        floor="0 where every text is a unit of its own; else the mean over the permutations",
         estimator=partial(_crossnobis, k=k),
     )
 

@@ -1,7 +1,8 @@
 """Metrics of texts that are scored along a direction fitted to other texts.
 
 The texts are in ten folds. Each fold is scored along a direction fitted to the other nine: d, the
-difference of their class means at full width, or a logistic probe in the projection.
+difference of their class means at full width, the same of standardised dimensions, or a logistic
+probe in the projection.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...ops.labelled import balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
 from ..estimate import Estimate, Square, make_estimate, make_share
-from ..metric import INFLUENCE, SHARE, SHUFFLE, InComponents, Metric
+from ..metric import (
+    INFLUENCE,
+    SHARE,
+    SHUFFLE,
+    SHUFFLE_AUC,
+    SHUFFLE_FULL,
+    InComponents,
+    Metric,
+)
 from ..moments import shift_influence, shift_noise
 from ..uncertainty import (
     common_held_out,
@@ -21,23 +31,18 @@ from ..uncertainty import (
     t_interval,
     unit_sums,
 )
+from .ratio import standardized
 
 RIDGE = 1.0
 """Penalty of the ridge probe that stands for the logistic probe in nulls; the same as its own."""
 FIT_BYTES = 64 << 20
 """Working memory of the logistic fits of one call."""
 
-Direction = Literal["mean difference", "probe"]
+Direction = Literal["mean difference", "standardized", "probe"]
 """What the texts are scored along."""
 
 
 # Folds and scores ----------------------------------------------------------------------------
-
-
-def fold_slices(fold: Tensor) -> list[slice]:
-    """The texts of each fold that is not empty, as slices: fold [n] int64, ascending."""
-    ends = torch.bincount(fold).cumsum(0).tolist()
-    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
 
 
 def fold_texts(fold: Tensor) -> list[Tensor]:
@@ -183,6 +188,10 @@ def _scores(cells: Cells, direction: Direction) -> Tensor:
         raise Refusal("all texts of a class are in one fold: there is nothing to train on")
     if direction == "mean difference":
         return cells.stored("heldout_score")
+    if direction == "standardized":
+        if not cells.window.has("standard_score"):
+            raise Refusal("the store is of an earlier version: run the model again")
+        return cells.stored("standard_score")
     n, width = cells.projected.shape[1:]
     folds = len(fold_texts(cells.fold))
     size = max(1, FIT_BYTES // (8 * folds * n * (width + 1)))
@@ -193,96 +202,24 @@ def _scores(cells: Cells, direction: Direction) -> Tensor:
 # The null: every labelling fitted again ------------------------------------------------------
 
 
-def crossfit_scores(x: Tensor, labels: Tensor, fold: Tensor, ridge: float | None) -> Tensor:
-    """Held-out scores of linear directions fitted to many labellings at once.
-
-    Args:
-        x: [n, P] float64, one layer's texts, in the order of their folds.
-        labels: [R, n] float64, one labelling a row, 0 or 1.
-        fold: [n] int64, ascending.
-        ridge: None for the difference of class means; else the strength of a ridge probe on
-            standardised features, whose weights are one linear solve for all labellings.
-
-    Returns:
-        [R, n] float64, coordinate along the direction, 0 midway between the training class means.
-    """
-    x = x - x.mean(0)
-    if ridge is not None:
-        spread = x.square().mean(0).sqrt()
-        x = torch.where(spread > 0, x / spread, 0.0)
-    inside = fold_slices(fold)
-    sum1 = torch.stack([labels[:, i] @ x[i] for i in inside])
-    count1 = torch.stack([labels[:, i].sum(-1, keepdim=True) for i in inside])
-    gram = x.T @ x
-    scores = torch.empty(labels.shape, dtype=x.dtype)
-    for f, i in enumerate(inside):
-        n1 = count1.sum(0) - count1[f]
-        n = x.shape[0] - (i.stop - i.start)
-        rest = -x[i].sum(0)  # the sum over all texts is zero
-        mean1 = (sum1.sum(0) - sum1[f]) / n1
-        mean0 = (rest - n1 * mean1) / (n - n1)
-        direction = mean1 - mean0
-        if ridge is not None:
-            scatter = gram - x[i].T @ x[i] - torch.outer(rest, rest) / n
-            scatter = scatter + ridge * torch.eye(x.shape[-1], dtype=x.dtype)
-            factor = torch.linalg.cholesky(scatter)
-            direction = torch.cholesky_solve(direction.T, factor).T
-        midpoint = (direction * (mean1 + mean0)).sum(-1, keepdim=True) / 2
-        scores[:, i] = direction @ x[i].T - midpoint
-    return scores
-
-
-def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
-    """`fold_auc` of many labellings, one a row; ties are broken by order.
-
-    Args:
-        scores: [R, n] float64, labels: [R, n] float64, fold: [n] int64, ascending.
-    """
-    wins = torch.zeros(scores.shape[0], dtype=scores.dtype)
-    chances = torch.zeros_like(wins)
-    for i in fold_slices(fold):
-        # NumPy sorts with vector instructions; float32 is exact enough for order in a null.
-        order = torch.from_numpy(scores[:, i].float().numpy().argsort(-1))
-        here = labels[:, i].gather(-1, order)
-        n1 = here.sum(-1)
-        size = i.stop - i.start
-        rank = torch.arange(1, size + 1, dtype=scores.dtype)
-        wins += here @ rank - n1 * (n1 + 1) / 2
-        chances += n1 * (size - n1)
-    return wins / chances
-
-
-def _balanced(hits: Tensor, labels: Tensor) -> Tensor:
-    """Mean of the shares of hits in both classes, [R]: hits, labels [R, n] float64, 0 or 1."""
-    ones = labels.sum(-1)
-    found = (hits * labels).sum(-1)
-    return (found / ones + (hits.sum(-1) - found) / (labels.shape[-1] - ones)) / 2
-
-
 @once
 def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
     """Held-out statistics of the true labels and every permutation, each fitted again.
 
     Returns:
-        Tensors [cell, 1 + permutations] by name; those of pairs only where texts are paired.
+        Tensors [cell, 1 + permutations]: `score`, the distance of the AUC from 1/2 in standard
+        deviations, and `accuracy`.
     """
+    if direction != "probe":
+        name = "auc_direction_score" if direction == "mean difference" else "auc_standardized_score"
+        return {"score": cells.null(name), "accuracy": cells.null("accuracy_direction")}
     order = torch.argsort(cells.fold, stable=True)
     fold, labels = cells.fold[order], cells.resamples.labellings[:, order]
-    ridge = RIDGE if direction == "probe" else None
-    parts = []
-    for x in cells.projected:
-        scores = crossfit_scores(x[order], labels, fold, ridge)
-        statistics = {
-            "auc": labelled_auc(scores, labels, fold),
-            "accuracy": _balanced(((scores > 0) == (labels > 0.5)).double(), labels),
-        }
-        if cells.paired:
-            partners = torch.argsort(order)[cells.partners]
-            gap = (scores[:, partners[:, 1]] - scores[:, partners[:, 0]]) * cells.flips
-            statistics["paired_accuracy"] = ((gap.sign() + 1) / 2).mean(-1)
-            statistics["paired_effect"] = gap.mean(-1) / gap.std(-1)
-        parts.append(statistics)
-    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    scores = [ridge_scores(x[order], labels, fold, RIDGE) for x in cells.projected]
+    return {
+        "score": torch.stack([labelled_auc(x, labels, fold)[1] for x in scores]),
+        "accuracy": torch.stack([balanced_accuracy(x, labels) for x in scores]),
+    }
 
 
 # The interval: what the direction's own noise adds -------------------------------------------
@@ -342,7 +279,7 @@ def _whitened_shift(cells: Cells) -> Tensor:
 
 def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
     """[cell, unit, P], influence of each unit on the direction (whitened for a probe)."""
-    return cells.unit_shift if direction == "mean difference" else _whitened_shift(cells)[:, 1:]
+    return _whitened_shift(cells)[:, 1:] if direction == "probe" else cells.unit_shift
 
 
 @once
@@ -355,6 +292,10 @@ def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
     if direction == "mean difference":
         on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
         along, noise = influence_variance(on_shift, cells.unit) / 4, cells.shift_noise
+    elif direction == "standardized":
+        sqdist, parts = cells.stored("standard_sqdist"), standardized(cells)
+        on_shift, _ = shift_influence(sqdist, *parts, cells.labels)
+        along, noise = influence_variance(on_shift, cells.unit) / 4, cells.stored("noise")[:, 1]
     else:
         shift, unit = _whitened_shift(cells)[:, :1], _whitened_shift(cells)[:, 1:]
         along = (unit * shift).sum(-1).square().sum(-1)
@@ -408,8 +349,11 @@ def _held_out(
 _REFITS = (
     "widened for the noise of the fitted directions (to twice the variance if they are only noise)"
 )
-_REFITTED = f"{SHUFFLE}; each fold is fitted again, in the projection"
-_REFITTED_RIDGE = f"{_REFITTED}, with a ridge probe instead of the logistic one"
+_REFITTED = f"{SHUFFLE_FULL}; each fold is fitted again"
+_REFITTED_RIDGE = (
+    f"{SHUFFLE}; each fold is fitted again, in the projection, with a ridge probe instead of the "
+    "logistic one"
+)
 _PITFALLS = (
     "Measures directions fitted to nine tenths of these texts, not the best possible direction: it "
     "grows with the number of texts."
@@ -484,7 +428,7 @@ def _auc(cells: Cells, direction: Direction) -> Estimate:
         cells,
         direction,
         value,
-        null=_refitted(cells, direction)["auc"],
+        null=_refitted(cells, direction)["score"],
         floor=0.5,
         influence=influence,
         moved=along_scores(influence, scores, cells.labels, cells.labels),
@@ -505,11 +449,30 @@ _AUC_DIRECTION = Metric(
     source="Hanley & McNeil 1982; cross-fitted",
     pitfalls=_PITFALLS,
     interval=_DELONG,
-    null=_REFITTED,
+    null=SHUFFLE_AUC,
     floor="0.5",
     default=True,
     estimator=partial(_auc, direction="mean difference"),
 )
+
+_AUC_STANDARDIZED = Metric(
+    name="auc_standardized",
+    title="held-out AUC, standardised",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="as auc_direction, after dividing each hidden dimension by its scale (see "
+    "rho_standardized)",
+    source=_AUC_DIRECTION.source,
+    pitfalls=_PITFALLS + " One very large dimension cannot hide the others here; in auc_direction "
+    "it can.",
+    interval=_DELONG,
+    null=SHUFFLE_AUC,
+    floor="0.5",
+    default=True,
+    estimator=partial(_auc, direction="standardized"),
+)
+
 
 _AUC_PROBE = Metric(
     name="auc_probe",
@@ -602,7 +565,7 @@ def _held_out_pairs(
 
     Args:
         cells, value, floor, trials: as in `_held_out`.
-        name: of the null in `_refitted`.
+        name: of the null.
         influence, gap: [cell, pairs], influence and difference of scores of each pair.
     """
     alone = torch.zeros(gap.shape[-1], dtype=torch.int64)
@@ -611,7 +574,7 @@ def _held_out_pairs(
         cells,
         "mean difference",
         value,
-        null=_refitted(cells, "mean difference")[name],
+        null=cells.null(name),
         floor=floor,
         influence=_spread_over_pairs(cells, influence),
         moved=_spread_over_pairs(cells, moved),
@@ -684,6 +647,7 @@ _PAIRED_EFFECT = Metric(
 
 METRICS: tuple[Metric | InComponents, ...] = (
     _AUC_DIRECTION,
+    _AUC_STANDARDIZED,
     _ACCURACY_DIRECTION,
     _AUC_PROBE,
     _ACCURACY_PROBE,

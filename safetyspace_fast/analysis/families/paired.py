@@ -14,7 +14,7 @@ from ..metric import (
     NULL_MEAN,
     OWN_COMPONENTS,
     SHUFFLE,
-    SHUFFLE_PROJECTION,
+    SHUFFLE_FULL,
     InComponents,
     Metric,
 )
@@ -41,19 +41,12 @@ def independent_pairs(cells: Cells) -> float:
 
 
 def _shift(cells: Cells) -> Estimate:
-    gap = cells.pair_differences(cells.projected.transpose(-1, -2)).transpose(-1, -2)
-    n = float(gap.shape[1])
-    mean_sq = ((cells.flips / n) @ gap).square().sum(-1)
-    square = gap.square().sum((-1, -2))
-    if cells.copies is not None:
-        square = unit_sums(gap.transpose(-1, -2), unit_of_pairs(cells)).square().sum((-1, -2))
-        square, n = square * (independent_pairs(cells) / n) ** 2, independent_pairs(cells)
-    noise = (square[:, None] / n - mean_sq) / (n - 1)
+    null = cells.null("paired_shift")
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
     return make_estimate(
         cells,
-        cells.shift_sq - noise[:, 0],
-        null=mean_sq - noise,
+        null[:, 0],
+        null=null,
         floor=0.0,
         influence=on_shift,
         squares=(shift_square(cells),),
@@ -68,9 +61,9 @@ _PAIRED_SHIFT = Metric(
     unit="state^2",
     definition="|mean|^2 - tr S/n of the differences inside pairs, S their covariance",
     source="Chen & Qin 2010",
-    pitfalls="In squared units of the hidden state. tr S/n is estimated in the projection.",
+    pitfalls="In squared units of the hidden state.",
     interval=f"{INFLUENCE}; includes the second-order term of |mean|^2",
-    null=SHUFFLE_PROJECTION,
+    null=SHUFFLE_FULL,
     floor="0",
     paired=True,
     default=True,

@@ -7,27 +7,24 @@ the sum of squares between the classes, W = (n0-1) tr S0 + (n1-1) tr S1 the one 
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from ...store.layout import COMPONENTS
 from ..cells import Cells, once
-from ..estimate import Estimate, Square, make_estimate, swap_floor
+from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
     BOOTSTRAP,
     INFLUENCE,
-    NONE,
     OWN_COMPONENTS,
     SHUFFLE,
-    SHUFFLE_PROJECTION,
+    SHUFFLE_WELCH,
     InComponents,
     Metric,
 )
-from ..moments import diagonal_moments, shift_influence, varies
+from ..moments import shift_influence
 
 _FLOOR = (
-    "1/(N-1), exact in any number of dimensions, with N texts that have no copies; on paired data "
-    "the mean over label swaps"
+    "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
+    "mean over the permutations"
 )
 
 
@@ -52,24 +49,6 @@ def shift_square(cells: Cells, scale: Tensor | float = 1.0) -> Square:
     return Square(2 * scale * cells.shift_noise, lambda: cells.unit_shift)
 
 
-@once
-def _projection_null(cells: Cells) -> dict[str, Tensor]:
-    """rho and mean_shift in the projection, for the true labels and every permutation.
-
-    Returns:
-        Tensors [cell, 1 + permutations] by name.
-    """
-    x = cells.projected
-    sums = cells.resamples.class_sums(torch.cat([x, x.square()], -1), bootstrap=False)
-    count = cells.resamples.class_counts(bootstrap=False)
-    mean, var = diagonal_moments(sums, count)
-    shift_sq, trace = (mean[..., 1, :] - mean[..., 0, :]).square().sum(-1), var.sum(-1)
-    return {
-        "rho": between_ratio(shift_sq, trace, count),
-        "mean_shift": mean_shift(shift_sq, trace, cells.mean_counts),
-    }
-
-
 # rho_adjusted --------------------------------------------------------------------------------
 
 
@@ -78,33 +57,26 @@ def adjusted_ratio(rho: Tensor, n: Tensor | float) -> Tensor:
     return 1 - (1 - rho) * (n - 1) / (n - 2)
 
 
-def ratio_slopes(
-    shift_sq: Tensor, trace: Tensor, count: Tensor, n: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Derivatives of the adjusted ratio by |d|^2 and by W; arguments as in `between_ratio`.
-
-    `n` is that of `adjusted_ratio`.
-    """
+def ratio_slopes(shift_sq: Tensor, trace: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of the ratio by |d|^2 and by W; arguments as in `between_ratio`."""
     weight = count.prod(-1) / count.sum(-1)
     between = weight * shift_sq
     within = ((count - 1) * trace).sum(-1)
-    stretch = (n - 1) / (n - 2) / (between + within) ** 2
-    return stretch * within * weight, -stretch * between
+    square = (between + within) ** 2
+    return within * weight / square, -between / square
 
 
 def _rho_adjusted(cells: Cells) -> Estimate:
     n = cells.independent
-    rho = between_ratio(cells.shift_sq, cells.trace, cells.count)
-    null = adjusted_ratio(_projection_null(cells)["rho"], n)
-    on_shift, on_within = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
-    by_shift, by_within = ratio_slopes(cells.shift_sq, cells.trace, cells.count, n)
-    return make_estimate(
-        cells,
-        adjusted_ratio(rho, n),
-        null=null,
-        floor=swap_floor(cells, 0.0, null),
-        influence=by_shift[:, None] * on_shift + by_within[:, None] * on_within,
-        squares=(shift_square(cells, by_shift.square()),),
+    rho = _rho(cells)
+    stretch = (n - 1) / (n - 2)
+    assert rho.influence is not None
+    assert rho.linear is not None
+    return replace(
+        rho.mapped(lambda x: adjusted_ratio(x, n)),
+        influence=stretch * rho.influence,
+        linear=stretch.square() * rho.linear,
+        squares=tuple(Square(stretch.square() * part.variance, part.noise) for part in rho.squares),
     )
 
 
@@ -117,9 +89,9 @@ _RHO_ADJUSTED = Metric(
     definition="1 - (1-rho)(N-1)/(N-2)",
     source="adjusted R^2 (Ezekiel 1930)",
     pitfalls="Can be negative: the classes then differ less than expected by chance.",
-    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
-    null=SHUFFLE_PROJECTION,
-    floor="0; on paired data the mean over label swaps",
+    interval="that of rho, transformed",
+    null=SHUFFLE_WELCH,
+    floor="that of rho, transformed",
     default=True,
     estimator=_rho_adjusted,
 )
@@ -128,24 +100,18 @@ _RHO_ADJUSTED = Metric(
 # rho -----------------------------------------------------------------------------------------
 
 
-def unadjusted_ratio(adjusted: Tensor, n: Tensor | float) -> Tensor:
-    """Inverse of `adjusted_ratio`."""
-    return 1 - (1 - adjusted) * (n - 2) / (n - 1)
-
-
+@once
 def _rho(cells: Cells) -> Estimate:
-    n = cells.independent
-    adjusted = _rho_adjusted(cells)
-    stretch = (n - 2) / (n - 1)
-    assert adjusted.influence is not None
-    assert adjusted.linear is not None
-    return replace(
-        adjusted.mapped(lambda x: unadjusted_ratio(x, n)),
-        influence=stretch * adjusted.influence,
-        linear=stretch.square() * adjusted.linear,
-        squares=tuple(
-            Square(stretch.square() * part.variance, part.noise) for part in adjusted.squares
-        ),
+    value = between_ratio(cells.shift_sq, cells.trace, cells.count)
+    on_shift, on_within = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
+    by_shift, by_within = ratio_slopes(cells.shift_sq, cells.trace, cells.count)
+    return make_estimate(
+        cells,
+        value,
+        null=cells.null("welch"),
+        floor=cells.chance(cells.null("rho"), 1 / (cells.independent - 1)),
+        influence=by_shift[:, None] * on_shift + by_within[:, None] * on_within,
+        squares=(shift_square(cells, by_shift.square()),),
     )
 
 
@@ -159,8 +125,8 @@ _RHO = Metric(
     source="share of variance between groups; R^2 of PERMANOVA (Anderson 2001)",
     pitfalls="In-sample: it averages 1/(N-1) without any difference. One very large hidden "
     "dimension hides all others; see rho_standardized.",
-    interval=f"{INFLUENCE}; computed for rho_adjusted, then transformed",
-    null=SHUFFLE_PROJECTION,
+    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
+    null=SHUFFLE_WELCH,
     floor=_FLOOR,
     default=True,
     estimator=_rho,
@@ -171,7 +137,7 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     value, draws, null = cells.resampled(
         k, lambda x: between_ratio(x.shift.square().sum(-1), x.trace, x.count)
     )
-    floor = swap_floor(cells, float(1 / (cells.independent - 1)), null)
+    floor = cells.chance(null, 1 / (cells.independent - 1))
     return make_estimate(cells, value, null=null, floor=floor, draws=draws)
 
 
@@ -212,7 +178,7 @@ _CALINSKI_HARABASZ = Metric(
     source="Calinski & Harabasz 1974",
     pitfalls="Grows with the number of texts.",
     interval="that of rho, transformed",
-    null=SHUFFLE_PROJECTION,
+    null=SHUFFLE_WELCH,
     floor="that of rho, transformed",
     alias_of="rho",
     estimator=lambda cells: _rho(cells).mapped(lambda x: calinski_harabasz(x, cells.count.sum())),
@@ -243,7 +209,7 @@ _XIE_BENI = Metric(
     source="Xie & Beni 1991, hard labels",
     pitfalls="Small means separated.",
     interval="that of rho, transformed",
-    null=SHUFFLE_PROJECTION,
+    null=SHUFFLE_WELCH,
     floor="that of rho, transformed",
     alias_of="rho",
     grows=False,
@@ -254,42 +220,52 @@ _XIE_BENI = Metric(
 # rho_standardized ----------------------------------------------------------------------------
 
 
-def standardized_ratio(mean: Tensor, var: Tensor, count: Tensor) -> Tensor:
-    """Mean of the between-class ratios of all dimensions; constant dimensions are left out.
+@once
+def standardized(cells: Cells) -> tuple[Tensor, Tensor]:
+    """|d|^2 and the total variance of each class, each dimension over its scale.
 
-    Args:
-        mean: [..., 2, D], var: [..., 2, D] (ddof 1), count: [..., 2].
+    Returns:
+        [cell], [cell, 2]; 0 if no dimension varies.
     """
-    gap = (mean[..., 1, :] - mean[..., 0, :]) ** 2
-    rho = between_ratio(gap, var.transpose(-1, -2), count[..., None, :])
-    rho = torch.where(varies(mean, var), rho, torch.nan)
-    mean_rho: Tensor = rho.nanmean(-1)
-    return mean_rho
+    shift_sq = (cells.shift / cells.scale).square().sum(-1)
+    return shift_sq, (cells.stored("class_var") / cells.scale[:, None].square()).sum(-1)
 
 
 def _rho_standardized(cells: Cells) -> Estimate:
-    value = standardized_ratio(cells.stored("class_mean"), cells.stored("class_var"), cells.count)
-    coords = cells.coords[..., :COMPONENTS]
-    coords = coords[..., coords.isfinite().all(-2).all(0)]
-    sums = cells.resamples.class_sums(torch.cat([coords, coords.square()], -1), bootstrap=False)
-    count = cells.resamples.class_counts(bootstrap=False)
-    null = standardized_ratio(*diagonal_moments(sums, count), count)
-    floor = swap_floor(cells, float(1 / (cells.independent - 1)), null)
-    return make_estimate(cells, value, null=null, floor=floor)
+    shift_sq, trace = standardized(cells)
+    value = between_ratio(shift_sq, trace, cells.count)
+    null = cells.null("rho_standardized")
+    floor = cells.chance(null, 1 / (cells.independent - 1))
+    if not cells.window.has("standard_sqdist"):
+        return make_estimate(cells, value, null=cells.null("welch_standardized"), floor=floor)
+    sqdist = cells.stored("standard_sqdist")
+    on_shift, on_within = shift_influence(sqdist, shift_sq, trace, cells.labels)
+    by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
+    noise = cells.stored("noise")[:, 1]
+    return make_estimate(
+        cells,
+        value,
+        null=cells.null("welch_standardized"),
+        floor=floor,
+        influence=by_shift[:, None] * on_shift + by_within[:, None] * on_within,
+        squares=(Square(2 * by_shift.square() * noise, lambda: cells.unit_shift),),
+    )
 
 
 _RHO_STANDARDIZED = Metric(
     name="rho_standardized",
-    title="between-class ratio, per dimension",
+    title="between-class ratio, standardised",
     space="full",
     kind="A",
     unit="1",
-    definition="mean over hidden dimensions j of B_j/(B_j+W_j), B and W as in rho",
-    source="rho after scaling each dimension to unit variance",
-    pitfalls="All dimensions count the same, also those that the model hardly uses. "
-    "Constant dimensions are left out.",
-    interval=NONE,
-    null=f"{SHUFFLE} of the same statistic in the {COMPONENTS} stored components",
+    definition="rho after dividing each hidden dimension by its scale: the median absolute "
+    "deviation of the language's texts times 1.4826, at least a tenth of their standard deviation",
+    source="rho (Anderson 2001) of robustly scaled dimensions (Hampel 1974)",
+    pitfalls="All dimensions count about the same, also those that the model hardly uses. "
+    "Dimensions that do not vary are left out. Stores of earlier versions know no robust scale: it "
+    "is the standard deviation there, and there is no interval.",
+    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
+    null=SHUFFLE_WELCH,
     floor=_FLOOR,
     default=True,
     estimator=_rho_standardized,
@@ -304,14 +280,22 @@ def mean_shift(shift_sq: Tensor, trace: Tensor, count: Tensor) -> Tensor:
     return shift_sq - (trace / count).sum(-1)
 
 
+def _shifts(cells: Cells) -> Tensor:
+    """[cell, 1 + permutations], the mean shift under every labelling."""
+    count = cells.resamples.class_counts(bootstrap=False)
+    within = ((cells.count - 1) * cells.trace).sum(-1)
+    total = within + cells.count.prod() / cells.count.sum() * cells.shift_sq
+    shift_sq = cells.null("rho") * total[:, None] * count.sum(-1) / count.prod(-1)
+    return shift_sq - shift_sq / cells.null("welch")
+
+
 def _mean_shift(cells: Cells) -> Estimate:
-    null = _projection_null(cells)["mean_shift"]
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
     return make_estimate(
         cells,
         mean_shift(cells.shift_sq, cells.trace, cells.mean_counts[0]),
-        null=null,
-        floor=swap_floor(cells, 0.0, null),
+        null=cells.null("welch"),
+        floor=cells.chance(_shifts(cells), 0.0),
         influence=on_shift,
         squares=(shift_square(cells),),
     )
@@ -327,8 +311,8 @@ _MEAN_SHIFT = Metric(
     source="Chen & Qin 2010; linear-kernel MMD^2 of Gretton et al. 2012",
     pitfalls="In squared units of the hidden state: do not compare layers or models by it.",
     interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
-    null=SHUFFLE_PROJECTION,
-    floor="0; on paired data the mean over label swaps, in the projection",
+    null=SHUFFLE_WELCH,
+    floor="0 where every text is a unit of its own; else the mean over the permutations",
     default=True,
     estimator=_mean_shift,
 )

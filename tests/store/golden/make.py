@@ -23,8 +23,9 @@ HERE = Path(__file__).parent
 def hashes(run: api.Run) -> dict[str, str]:
     """SHA-256 of the values of every array."""
     model = run.model("m")
-    arrays = {spec.name: model.read(spec.name) for spec in MODEL}
-    arrays |= {f"samples/{name}": column for name, column in vars(run.samples).items()}
+    arrays = {spec.name: model.read(spec.name) for spec in MODEL if model.has(spec.name)}
+    columns = {name: column for name, column in vars(run.samples).items() if column is not None}
+    arrays |= {f"samples/{name}": column for name, column in columns.items()}
     return {
         name: hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
         for name, array in arrays.items()

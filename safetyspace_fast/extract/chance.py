@@ -1,0 +1,119 @@
+"""What chance would give: statistics of one language under permuted labels, at full width."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..data import LABELLINGS, Samples, equal_rows, find_units, numbered, permuted_labels
+from ..ops import STATISTICS, labelled_statistics, robust_scale, shift_noise
+
+AXES = {"statistic": len(STATISTICS), "labelling": 1 + LABELLINGS, "space": 2}
+"""Lengths of the axes that the arrays of `Chance.of_cell` have and others have not."""
+MIN_TEXTS = 4
+"""Below this many texts in a class there are no labellings to speak of."""
+
+
+class Chance:
+    """The labellings of one language, which all its cells share."""
+
+    def __init__(self, samples: Samples, lang: str) -> None:
+        """Draw the labellings.
+
+        Args:
+            samples: of all languages.
+            lang: one of them.
+        """
+        rows = samples.lang_range(lang)
+        labels, pair, cluster = (
+            column[rows].astype(np.int64)
+            for column in (samples.labels, samples.pair, samples.cluster)
+        )
+        self._units = find_units(labels, pair, equal_rows(samples.text_sha256[rows]), cluster)
+        self._fold = torch.from_numpy(samples.fold[rows].astype(np.int64))
+        self._labels = torch.from_numpy(
+            np.concatenate(
+                [labels[None].astype(np.uint8), permuted_labels(self._units, LABELLINGS, lang)]
+            )
+        )
+
+    def of_cell(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute what the store keeps of one cell.
+
+        A text with a state that is not finite counts in no sum, and its own rows are NaN or -1.
+
+        Args:
+            states: `[n, D] float32`, pooled states.
+
+        Returns:
+            `null [statistic, 1 + R]`, float32, see `ops.STATISTICS`; `scale [D]`, float32;
+            `noise [2]`, float64, tr V^2 of the covariance V of d, and the same of standardised
+            dimensions; by text `nearest [n]`, int32, `standard_sqdist [n, 2]`, float64, and
+            `standard_score [n]`, float32. All NaN, `nearest` -1, if a class has fewer than
+            `MIN_TEXTS` finite texts.
+        """
+        n, width = states.shape
+        device = states.device
+        found = {
+            "null": torch.full((len(STATISTICS), len(self._labels)), torch.nan),
+            "scale": torch.full((width,), torch.nan),
+            "noise": torch.full((2,), torch.nan, dtype=torch.float64),
+            "nearest": torch.full((n,), -1, dtype=torch.int32),
+            "standard_sqdist": torch.full((n, 2), torch.nan, dtype=torch.float64),
+            "standard_score": torch.full((n,), torch.nan),
+        }
+        keep = states.isfinite().all(1)
+        kept = keep.cpu()
+        labels, fold = self._labels[:, kept].to(device), self._fold[kept].to(device)
+        y = labels[0].long()
+        if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:
+            return found
+        x = states[keep]
+        scale = robust_scale(x)
+        copy, unit, partner = (
+            _numbered(numbers[kept.numpy()]).to(device)
+            for numbers in (self._units.copy, self._units.unit, self._units.partner)
+        )
+        copied = bool(torch.bincount(copy).max() > 1)
+        paired = bool((torch.bincount(partner) == 2).all())
+        partners = torch.argsort(2 * partner + y).reshape(-1, 2) if paired else None
+        found["null"], nearest = labelled_statistics(
+            x,
+            scale,
+            labels,
+            fold,
+            copy=copy if copied else None,
+            partners=partners,
+            pair_unit=_numbered(unit[partners[:, 1]].cpu().numpy()).to(device)
+            if partners is not None
+            else None,
+        )
+        found["null"] = found["null"].float()
+        found["nearest"][kept] = torch.arange(n, dtype=torch.int32)[kept][nearest.cpu()]
+        found["scale"] = scale
+        thin = (x.double() - x.double().mean(0)) / scale
+        found["standard_sqdist"][kept], found["standard_score"][kept] = _standard(thin, y, fold)
+        found["noise"] = torch.stack([shift_noise(z, y, unit) for z in (x.double(), thin)])
+        return found
+
+
+def _standard(x: torch.Tensor, y: torch.Tensor, fold: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Squared distance to each class mean, and held-out scores, of centred x `[n, D] float64`.
+
+    Returns:
+        `[n, 2]` float64, and `[n]` float32 along the difference of the other folds' class means.
+    """
+    class_of = torch.nn.functional.one_hot(y, 2).double()
+    means = (class_of.T @ x) / class_of.sum(0)[:, None]
+    sqdist = x.square().sum(1)[:, None] - 2 * (x @ means.T) + means.square().sum(1)
+    score = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for number in range(int(fold.max()) + 1):
+        inside = fold == number
+        rest = class_of * (~inside)[:, None]
+        low, high = (rest.T @ x) / rest.sum(0)[:, None]
+        direction = torch.nn.functional.normalize(high - low, dim=0)
+        score[inside] = (x[inside] - (low + high) / 2) @ direction
+    return sqdist.clamp_min(0).cpu(), score.float().cpu()
+
+
+def _numbered(numbers: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(numbered(numbers))

@@ -1,0 +1,510 @@
+"""Statistics of the same texts under many labellings at once: what label permutations need.
+
+Labellings are rows of 0 and 1, [R, n]; the number of ones may differ from row to row. Sums over a
+class are the product of a matrix with the labellings, so no text is copied and no distance matrix
+exists. Statistics of a null are only compared with each other: float32 is exact enough.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ._labels import label_sums, pack_labels
+
+TILE_BYTES = 5 << 19
+"""Working memory of one tile of distances: small enough for a cache, large enough for products."""
+
+
+# Class means -----------------------------------------------------------------------------------
+
+
+def welch_ratio(length: Tensor, norms: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of variance between the classes, and the ratio of |d|^2 to its noise.
+
+    The ratio |d|^2 / (tr S0/n0 + tr S1/n1) is Welch's t^2 for distances (Alekseyenko 2016): classes
+    of unequal size and spread, but of one mean, have a ratio near 1 under all labellings.
+
+    Args:
+        length: [R], squared length of the sum of the texts of class 1; texts are centred.
+        norms: [n], squared length of each text; labels: [R, n]; all float64.
+
+    Returns:
+        rho, ratio: [R] float64.
+    """
+    n1 = labels.sum(-1)
+    n0 = labels.shape[-1] - n1
+    ones, total = labels @ norms, norms.sum()
+    shift_sq = length * (1 / n0 + 1 / n1).square()  # class 0 sums to the same with another sign
+    between = shift_sq * n0 * n1 / (n0 + n1)
+    noise = (total - ones - length / n0) / (n0 * (n0 - 1)) + (ones - length / n1) / (n1 * (n1 - 1))
+    return between / total, shift_sq / noise
+
+
+# Distances -------------------------------------------------------------------------------------
+
+
+def tiles(n: int) -> Iterator[slice]:
+    """Rows of an n x n matrix of float64, as many at a time as fit `TILE_BYTES`."""
+    size = max(1, TILE_BYTES // (8 * n))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the Euclidean distance matrix, one of `tiles` at a time.
+
+    The product of [x, |x|^2, 1] with [-2y, 1, |y|^2] is |x - y|^2. Each tile overwrites the one
+    before.
+
+    Args:
+        x: [n, k] float64, roughly centred.
+    """
+    norm_sq = x.square().sum(-1, keepdim=True)
+    one = torch.ones_like(norm_sq)
+    left, right = torch.cat([x, norm_sq, one], -1), torch.cat([-2 * x, one, norm_sq], -1).T
+    space: Tensor | None = None
+    for rows in tiles(len(x)):
+        space = x.new_empty(rows.stop, len(x)) if space is None else space
+        distance = space[: rows.stop - rows.start]
+        torch.mm(left[rows], right, out=distance).clamp_min_(0).sqrt_()
+        distance.diagonal(rows.start).zero_()
+        yield rows, distance
+
+
+@dataclass(frozen=True)
+class LabelledDistances:
+    """Results of one pass over all distances, for R labellings.
+
+    pair_sum: [n, 2] float64, sums of distances to each class under the first labelling;
+    silhouette, energy: [R] float64, of each labelling, from sums in float32;
+    nearest: [n] int64, nearest other text of each text, no copy; empty unless it was asked for.
+    """
+
+    pair_sum: Tensor
+    silhouette: Tensor
+    energy: Tensor
+    nearest: Tensor
+
+
+class DistanceSums:
+    """Sums over the classes of many labellings, of a distance matrix that comes in tiles."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        *,
+        copy: Tensor | None = None,
+        neighbours: bool = False,
+        silhouettes: bool = True,
+    ) -> None:
+        """Prepare the labellings.
+
+        Args:
+            labels: [R, n] float64, one labelling a row.
+            copy: [n] int64, the same number for copies of a text, which have one label in each
+                labelling; None if there are none.
+            neighbours: also find `nearest`.
+            silhouettes: compute them; they need distances, not kernels.
+        """
+        n = labels.shape[-1]
+        self._labels, self._copy, self._silhouettes = labels, copy, silhouettes
+        self._copies = None if copy is None else torch.bincount(copy)[copy][:, None].float()
+        self._n1 = labels.sum(-1)
+        self._n0 = n - self._n1
+        self._member = labels.T.float().contiguous()
+        self._packed = pack_labels(labels)
+        self._first = torch.stack([1 - labels[0], labels[0]], -1)
+        self._pair_sum = labels.new_empty(n, 2)
+        self._near = torch.empty(n if neighbours else 0, dtype=torch.int64, device=labels.device)
+        self._silhouette, self._within1, self._more0, self._more1 = (
+            labels.new_zeros(len(labels)) for _ in range(4)
+        )
+
+    def add(self, rows: slice, distance: Tensor) -> None:
+        """Take rows of the matrix, `[rows, n] float64`; entries of a text with itself change."""
+        _fill_equal(distance, rows, self._copy, 0.0)
+        self._pair_sum[rows] = distance @ self._first
+        if len(self._near):
+            _fill_equal(distance, rows, self._copy, torch.inf)
+            self._near[rows] = distance.argmin(-1)
+            _fill_equal(distance, rows, self._copy, 0.0)
+        to1 = label_sums(distance, self._packed)[:, : len(self._labels)]
+        member = self._member[rows]
+        self._within1 += (to1 * member).sum(0)
+        n0, n1 = self._n0.float(), self._n1.float()
+        same: Tensor | float = 1.0
+        if self._copies is not None:  # means over n - same other texts instead of n - 1
+            same = self._copies[rows]
+            to0 = self._pair_sum[rows].sum(-1, keepdim=True).float() - to1
+            self._more0 += (to0 * (1 - member) * ((same - 1) / (n0 - same))).sum(0)
+            self._more1 += (to1 * member * ((same - 1) / (n1 - same))).sum(0)
+        if self._silhouettes:
+            to0 = self._pair_sum[rows].sum(-1, keepdim=True).float() - to1
+            self._silhouette += _signed_silhouettes(to0, to1, member, n0, n1, same).sum(0)
+
+    def result(self) -> LabelledDistances:
+        """The statistics, when all rows have come."""
+        row_sum = self._pair_sum.sum(-1)
+        n0, n1 = self._n0, self._n1
+        across = self._labels @ row_sum - self._within1
+        within0 = row_sum.sum() - 2 * across - self._within1 + self._more0
+        within1 = self._within1 + self._more1
+        energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
+        silhouette = self._silhouette / len(row_sum)
+        return LabelledDistances(self._pair_sum, silhouette, energy, self._near)
+
+
+def labelled_distances(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    bandwidth: float | None = None,
+    neighbours: bool = False,
+    copy: Tensor | None = None,
+) -> LabelledDistances:
+    """Silhouette and energy distance of many labellings, from one pass over all distances.
+
+    Sums over a class are the product of distances and labellings, one tile of rows at a time. Its
+    2 n^2 R flops are nearly all of the work.
+
+    Args:
+        x: [n, k] float64, roughly centred.
+        labels, neighbours, copy: as in `DistanceSums`.
+        bandwidth: use minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) as the distance;
+            `energy` is then the MMD^2.
+    """
+    sums = DistanceSums(labels, copy=copy, neighbours=neighbours, silhouettes=bandwidth is None)
+    # Scaled to fit float32; every statistic scales with the distances.
+    scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
+    for rows, distance in distance_tiles(x / scale):
+        if bandwidth is not None:
+            distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
+        sums.add(rows, distance)
+    found = sums.result()
+    return replace(found, pair_sum=found.pair_sum * scale, energy=found.energy * scale)
+
+
+def _fill_equal(distance: Tensor, rows: slice, copy: Tensor | None, value: float) -> None:
+    """Set the entries of each text of a tile, its `rows`, with itself and with its copies."""
+    if copy is None:
+        distance.diagonal(rows.start).fill_(value)
+    else:
+        distance.masked_fill_(copy[rows, None] == copy, value)
+
+
+def _signed_silhouettes(
+    to0: Tensor,
+    to1: Tensor,
+    member: Tensor,
+    n0: Tensor,
+    n1: Tensor,
+    copies: Tensor | float = 1.0,
+) -> Tensor:
+    """Silhouettes from sums of distances to both classes; overwrites `to0` and `to1`.
+
+    With q = a/b, (b - a)/max(a, b) = min(1/q, 1) - min(q, 1). Swapping the classes turns q into 1/q
+    and changes only the sign: one formula serves both classes without a branch.
+
+    Args:
+        to0, to1: [n, R] float32; member: [n, R] float32, 1 where a text is in class 1.
+        n0, n1: [R] float32, texts in each class.
+        copies: [n, 1] float32, how often each text is in its class.
+    """
+    in1, in0 = n0 / (n1 - copies), (n0 - copies) / n1
+    weight = member.mul(in1 - in0).add_(in0)
+    ratio = to1.div_(to0).mul_(weight)
+    toward = torch.reciprocal(ratio, out=to0).clamp_max_(1).sub_(ratio.clamp_max_(1))
+    return toward.nan_to_num_(0.0).mul_(torch.mul(member, 2, out=weight).sub_(1))
+
+
+# Held-out scores -------------------------------------------------------------------------------
+
+
+def fold_slices(fold: Tensor) -> list[slice]:
+    """The texts of each fold that is not empty, as slices: fold [n] int64, ascending."""
+    ends = torch.bincount(fold).cumsum(0).tolist()
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+
+
+class CrossFit:
+    """Held-out scores of the difference of class means under many labellings.
+
+    Texts are known by their products with each other, which come in tiles: the direction of the
+    other folds is never written out.
+    """
+
+    def __init__(self, x: Tensor, labels: Tensor, fold: Tensor) -> None:
+        """Prepare the labellings.
+
+        Args:
+            x: [n, D] floating point with zero column means, in the order of their folds.
+            labels: [R, n] float64, one labelling a row, 0 or 1.
+            fold: [n] int64, ascending.
+        """
+        self._x, self._labels, self._fold = x, labels, fold
+        self._packed = pack_labels(labels)
+        self._rest = torch.empty(len(x), len(labels), device=x.device)
+        """Product of each text with the sum of class 1 in the other folds."""
+
+    def add(self, rows: slice, product: Tensor) -> None:
+        """Take products of some texts with all: [rows, n] float64; those of one fold change."""
+        product.masked_fill_(self._fold[rows, None] == self._fold, 0.0)
+        self._rest[rows] = label_sums(product, self._packed)[:, : len(self._labels)]
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The squared length of the sum of class 1, and scores, when all rows have come.
+
+        Returns:
+            length [R] float64; scores [n, R] float32, along the direction of the other folds, on
+            some positive scale in each of them; middle [n, R], the score midway between the means.
+        """
+        inside = fold_slices(self._fold)
+        member = self._labels.T.float()
+        own = torch.cat([(self._x[i] @ self._x[i].T).float() @ member[i] for i in inside])
+        length = (member * (self._rest + own)).sum(0)
+        ones = member.sum(0)
+        middle = torch.empty_like(self._rest)
+        scores = torch.empty_like(self._rest)
+        for i in inside:
+            y, rest = member[i], self._rest[i]
+            n1 = ones - y.sum(0)
+            n0 = len(self._x) - (i.stop - i.start) - n1
+            # All texts sum to zero, those of the other folds to minus the sum of this one.
+            total = self._x[i].sum(0)
+            toward = (self._x[i] @ total).float()[:, None]
+            scores[i] = rest * (n0 + n1) + toward * n1
+            sum1 = length - 2 * (y * rest).sum(0) - (y * own[i]).sum(0)
+            sum0 = total.square().sum() + 2 * rest.sum(0) + sum1
+            middle[i] = (sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1
+        return length.double(), scores, middle
+
+
+def ridge_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float) -> Tensor:
+    """Held-out scores of a ridge probe on standardised features, under many labellings.
+
+    Args:
+        x: [n, P] float64, one layer's texts, in the order of their folds.
+        labels: [R, n] float64, one labelling a row, 0 or 1.
+        fold: [n] int64, ascending.
+        strength: of the penalty.
+
+    Returns:
+        [n, R], coordinate along the direction, 0 midway between the training class means.
+    """
+    x = x - x.mean(0)
+    spread = x.square().mean(0).sqrt()
+    x = torch.where(spread > 0, x / spread, 0.0)
+    inside = fold_slices(fold)
+    sums = torch.stack([labels[:, i] @ x[i] for i in inside])
+    every1, number1 = sums.sum(0), labels.sum(-1, keepdim=True)
+    gram = x.T @ x
+    scores = x.new_empty(len(x), len(labels))
+    for f, i in enumerate(inside):
+        n1 = number1 - labels[:, i].sum(-1, keepdim=True)
+        n = x.shape[0] - (i.stop - i.start)
+        rest = -x[i].sum(0)  # the sum over all texts is zero
+        mean1 = (every1 - sums[f]) / n1
+        mean0 = (rest - n1 * mean1) / (n - n1)
+        scatter = gram - x[i].T @ x[i] - torch.outer(rest, rest) / n
+        scatter = scatter + strength * torch.eye(x.shape[-1], dtype=x.dtype)
+        factor = torch.linalg.cholesky(scatter)
+        direction = torch.cholesky_solve((mean1 - mean0).T, factor)
+        midpoint = (direction * (mean1 + mean0).T).sum(0) / 2
+        scores[i] = x[i] @ direction - midpoint
+    return scores
+
+
+def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+    """AUC within folds of many labellings, and its distance from 1/2 in standard deviations.
+
+    The deviation comes from how many texts of the other class each text wins over (DeLong et al.
+    1988), so that classes of unequal spread have the same null as equal ones (Neubert & Brunner
+    2007). Ties are broken by order.
+
+    Args:
+        scores: [n, R], labels: [R, n], 0 or 1, fold: [n] int64, ascending.
+
+    Returns:
+        auc, score: [R] float64.
+    """
+    wins, chances, square, first, second = (
+        torch.zeros(len(labels), dtype=torch.float64, device=scores.device) for _ in range(5)
+    )
+    for i in fold_slices(fold):
+        here = labels[:, i].float().gather(-1, _order(scores[i].T.float().contiguous()))
+        size = i.stop - i.start
+        ones = here.cumsum(-1)
+        n1 = ones[:, -1:]
+        zeros = torch.arange(1, size + 1, dtype=here.dtype, device=here.device) - ones
+        won = torch.lerp(n1 - ones, zeros, here)  # texts of the other class that a text wins over
+        own = (here * zeros).sum(-1).double()
+        pairs = ((size - n1) * n1)[:, 0].double()
+        wins += own
+        chances += pairs
+        square += won.square().sum(-1).double()
+        first += own * size
+        second += pairs * size
+    auc = wins / chances
+    variance = (square - 2 * auc * first + auc.square() * second).clamp_min(0)
+    # A perfect order has no spread: one half of a pair more keeps the score finite.
+    return auc, (wins - chances / 2) / (variance + chances / 4).sqrt()
+
+
+def _order(scores: Tensor) -> Tensor:
+    """Indices that sort each row. NumPy sorts with vector instructions."""
+    if scores.is_cuda:
+        return scores.argsort(-1)
+    return torch.from_numpy(scores.numpy().argsort(-1))
+
+
+# All of them at full width ---------------------------------------------------------------------
+
+STATISTICS = (
+    "rho", "welch", "rho_standardized", "welch_standardized",
+    "silhouette", "silhouette_cosine", "energy_distance", "nn_accuracy",
+    "auc_direction", "auc_direction_score", "accuracy_direction",
+    "auc_standardized", "auc_standardized_score",
+    "paired_accuracy", "paired_effect", "paired_shift",
+)  # fmt: skip
+"""Names of what `labelled_statistics` returns, in this order; pairs come last."""
+
+
+def robust_scale(x: Tensor) -> Tensor:
+    """Scale of each dimension that a few extreme texts do not change: x [n, D] -> [D].
+
+    The median absolute deviation, in standard deviations of a Gaussian; at least a tenth of the
+    standard deviation, so that a dimension with rare peaks does not become the largest of all.
+    Infinite for a dimension that does not vary.
+    """
+    scale = 1.4826 * (x - x.median(0).values).abs().median(0).values
+    scale = torch.maximum(scale, x.double().std(0).to(x.dtype) / 10)
+    return torch.where(scale > 1e-6 * x.abs().amax(0), scale, torch.inf)
+
+
+def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
+    """tr V^2 of the covariance V of d, the difference of class means.
+
+    2 tr V^2 is the variance of |d|^2 where the classes do not differ. Sums over pairs of distinct
+    units make it unbiased (Chen & Qin 2010).
+
+    Args:
+        x: [n, D] float64; labels: [n] int64, 0 or 1.
+        unit: [n] int64, texts of one unit of evidence share a number.
+
+    Returns:
+        A float64 scalar, not negative.
+    """
+    count = torch.bincount(labels, minlength=2).to(x.dtype)
+    means = x.new_zeros(2, x.shape[1]).index_add_(0, labels, x) / count[:, None]
+    part = (x - means[labels]) * ((2.0 * labels - 1) / count[labels])[:, None]
+    noise = x.new_zeros(int(unit.max()) + 1, x.shape[1]).index_add_(0, unit, part)
+    small = noise.T @ noise if len(noise) > x.shape[1] else noise @ noise.T
+    return (small.square().sum() - noise.square().sum(1).square().sum()).clamp_min(0)
+
+
+def labelled_statistics(
+    x: Tensor,
+    scale: Tensor,
+    labels: Tensor,
+    fold: Tensor,
+    *,
+    copy: Tensor | None = None,
+    partners: Tensor | None = None,
+    pair_unit: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`STATISTICS` of many labellings of the same texts, at full width.
+
+    One pass over tiles of the products of all texts: 6 n^2 D flops for products and distances, and
+    2 n^2 a labelling for each of four sums.
+
+    Args:
+        x: [n, D] floating point, states.
+        scale: [D], of each dimension, for the statistics of standardised dimensions.
+        labels: [R, n] uint8, one labelling a row, 0 or 1; the true labels first.
+        fold: [n] int64.
+        copy: [n] int64, equal texts of one label share a number; None if there are none.
+        partners: [pairs, 2] int64, harmless and harmful text of each pair; None: not paired. A
+            labelling then swaps labels inside pairs.
+        pair_unit: [pairs] int64, pairs with a text in common share a number.
+
+    Returns:
+        [statistic, R] float64, NaN for statistics of pairs without pairs; and [n] int64, the
+        nearest other text of each text.
+    """
+    order = torch.argsort(fold, stable=True)
+    back = torch.argsort(order)
+    fold, y = fold[order], labels[:, order].double()
+    copy = None if copy is None else copy[order]
+    wide = x[order].double()
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    unit = torch.where(norm > 0, wide / norm, 0.0).to(x.dtype)
+    wide = wide - wide.mean(0)
+    size = wide.abs().max().clamp_min(1e-300)  # products must fit float32
+    x, thin = (wide / size).to(x.dtype), (wide / scale).to(x.dtype)
+    norms = (wide / size).square().sum(-1), (wide / scale).square().sum(-1)
+    del wide
+    plain, standard = CrossFit(x, y, fold), CrossFit(thin, y, fold)
+    euclidean, cosine = DistanceSums(y, copy=copy, neighbours=True), DistanceSums(y, copy=copy)
+    for rows in tiles(len(x)):
+        product = (x[rows] @ x.T).double()
+        distance = norms[0] + norms[0][rows, None] - 2 * product
+        euclidean.add(rows, distance.clamp_min_(0).sqrt_())
+        plain.add(rows, product)
+        standard.add(rows, (thin[rows] @ thin.T).double())
+        cosine.add(rows, (unit[rows] @ unit.T).double().neg_().add_(1).clamp_min_(0))
+    apart = euclidean.result()
+    near = apart.nearest
+    length, scores, middle = plain.result()
+    thin_length, thin_scores, _ = standard.result()
+    found = {
+        "silhouette": apart.silhouette,
+        "energy_distance": apart.energy * size,
+        "silhouette_cosine": cosine.result().silhouette,
+        "nn_accuracy": (y == y[:, near]).double().mean(-1),
+        "accuracy_direction": balanced_accuracy(scores - middle, y),
+    }
+    found["rho"], found["welch"] = welch_ratio(length, norms[0], y)
+    found["rho_standardized"], found["welch_standardized"] = welch_ratio(thin_length, norms[1], y)
+    found["auc_direction"], found["auc_direction_score"] = labelled_auc(scores, y, fold)
+    found["auc_standardized"], found["auc_standardized_score"] = labelled_auc(thin_scores, y, fold)
+    if partners is not None:
+        partners = back[partners]
+        swaps = (2 * y[:, partners[:, 1]] - 1).to(x.dtype)
+        gap = (scores[partners[:, 1]] - scores[partners[:, 0]]).T * swaps
+        found["paired_accuracy"] = ((gap.sign() + 1) / 2).double().mean(-1)
+        found["paired_effect"] = (gap.mean(-1) / gap.std(-1)).double()
+        gaps = x[partners[:, 1]] - x[partners[:, 0]]
+        found["paired_shift"] = paired_shift(gaps, swaps, pair_unit) * size.square()
+    unknown = torch.full_like(length, torch.nan)
+    return torch.stack([found.get(name, unknown) for name in STATISTICS]), order[near][back]
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the classes of the share of texts on their side of 0: [n, R], [R, n] -> [R]."""
+    above, y = (scores > 0).double(), labels.T
+    right1 = (above * y).sum(0) / y.sum(0)
+    right0 = ((1 - above) * (1 - y)).sum(0) / (1 - y).sum(0)
+    return (right0 + right1) / 2
+
+
+def paired_shift(gaps: Tensor, swaps: Tensor, unit: Tensor | None) -> Tensor:
+    """|mean|^2 - tr S/n of differences inside pairs, under swaps of labels (Chen & Qin 2010).
+
+    Args:
+        gaps: [pairs, D]; swaps: [R, pairs], -1 where a labelling swaps a pair, else 1.
+        unit: [pairs] int64, pairs with a text in common share a number, and n is that of pairs
+            without whose mean would vary as much; None: none have.
+
+    Returns:
+        [R] float64.
+    """
+    n = float(len(gaps))
+    mean_sq = ((swaps / n) @ gaps).square().sum(-1).double()
+    square = gaps.double().square().sum()
+    if unit is not None:
+        sums = gaps.new_zeros(int(unit.max()) + 1, gaps.shape[-1]).index_add_(0, unit, gaps)
+        number = torch.bincount(unit).double()
+        independent = float(number.sum() ** 2 / number.square().sum())
+        square, n = sums.double().square().sum() * (independent / n) ** 2, independent
+    return mean_sq - (square / n - mean_sq) / (n - 1)
