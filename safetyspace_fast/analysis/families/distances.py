@@ -38,7 +38,7 @@ from ..uncertainty import inverse_interval, t_interval
 
 
 def mean_distances(
-    pair_sum: Tensor, labels: Tensor, copies: Tensor | None = None
+    pair_sum: Tensor, labels: Tensor, copies: Tensor | None = None, lone: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean distance of each text to the other texts of its class, and to the other class.
 
@@ -47,11 +47,13 @@ def mean_distances(
         labels: [n] int64.
         copies: [n] float64, how often each text is in its class; copies are not other texts. None
             if every text is there once.
+        lone: [2] float64, texts of each class that are in the sums, but not among the n.
 
     Returns:
         own [..., n], other [..., n].
     """
     count = torch.bincount(labels, minlength=2).to(pair_sum.dtype)
+    count = count if lone is None else count + lone
     index = labels.expand(pair_sum.shape[:-1])[..., None]
     others = (count - 1)[labels] if copies is None else count[labels] - copies
     own = pair_sum.gather(-1, index).squeeze(-1) / others
@@ -62,7 +64,7 @@ def mean_distances(
 @once
 def _full_width(cells: Cells) -> tuple[Tensor, Tensor]:
     """`mean_distances` at full width, [cell, n] each."""
-    return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies)
+    return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies, cells.lone_count)
 
 
 Space = int | Literal["kernel"]
@@ -254,7 +256,7 @@ _SILHOUETTE = Metric(
 
 
 def _cosine(cells: Cells) -> Estimate:
-    means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies)
+    means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies, cells.lone_count)
     return _mean_silhouette(cells, *means, cells.null("silhouette_cosine"))
 
 
