@@ -18,7 +18,7 @@ from ..ops.labelled import labelled_distances
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
 from .rounding import roundoff
-from .selection import has_pairs, shared_units, units_of
+from .selection import has_pairs, is_paired, partners, shared_units, units_of
 from .uncertainty import Resamples, draw, stretch, unit_sums
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class Cells:
     """Whether these are the texts and the units that the store's permutations are of."""
     in_projection: bool = False
     """Compute components inside the projection that both models share; False reads stored ones."""
+    lone: Tensor | None = None
+    """[texts of the language] int64, class of each text that is left out because it has no partner,
+    but is in the sums and means of the store; -1 for all others. None if there is none."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -118,6 +121,25 @@ class Cells:
     def count(self) -> Tensor:
         """[2] float64, texts in each class."""
         return torch.bincount(self.labels, minlength=2).double()
+
+    @cached_property
+    def units(self) -> Tensor:
+        """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
+
+        n^2 / sum of m^2 over the units of a class, each with m texts of it.
+        """
+        sizes = [torch.bincount(self.unit[self.labels == c]).double() for c in (0, 1)]
+        return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+
+    @property
+    def trials(self) -> float:
+        """Harmonic mean of `units`: of an AUC, a text that loses to all costs about one in it."""
+        return float(2 / (1 / self.units).sum())
+
+    @cached_property
+    def freedom(self) -> float:
+        """Degrees of freedom of what is estimated from the spread inside both classes."""
+        return max(float(self.units.min()) - 1, 1.0)
 
     # Copies ----------------------------------------------------------------------------------
 
@@ -202,11 +224,13 @@ class Cells:
 
     def stored(self, name: str) -> Tensor:
         """A stored array, [cell, ...] float64, without the texts that are left out."""
+        return self._rows(name, self.kept if name in ROW_ARRAYS else None)
+
+    def _rows(self, name: str, texts: Tensor | None) -> Tensor:
+        """A stored array, [cell, ...] float64; of some texts: [texts of the language] bool."""
         layer, pooling = (torch.tensor(axis) for axis in zip(*self.index, strict=True))
         chosen = self.window.read(name)[layer - self.window.layers.start, pooling]
-        if name in ROW_ARRAYS:
-            chosen = chosen[:, self.kept]
-        return chosen.double()
+        return (chosen if texts is None else chosen[:, texts]).double()
 
     # Pairs -----------------------------------------------------------------------------------
 
@@ -240,8 +264,36 @@ class Cells:
 
     @cached_property
     def shift_sq(self) -> Tensor:
-        """[cell], |d|^2."""
-        return self.shift.square().sum(-1)
+        """[cell], |d|^2.
+
+        If texts without a partner are in the stored means, these hold the d of the pairs plus an e.
+        d'(d + e) is exact, from the stored distances, and |e|^2 is that in the projection.
+        """
+        square = self.shift.square().sum(-1)
+        if self.lone is None:
+            return square
+        both = self.pair_differences((self.sqdist[..., 0] - self.sqdist[..., 1]) / 2).mean(-1)
+        means = []
+        for mask in (self.kept, self.kept | (self.lone >= 0)):
+            x, label = self._rows("projected", mask), self._all_labels[mask]
+            means.append(x[:, label == 1].mean(1) - x[:, label == 0].mean(1))
+        return 2 * both - square + (means[1] - means[0]).square().sum(-1)
+
+    @property
+    def _all_labels(self) -> Tensor:
+        """[texts of the language] int64, -1 for texts that are in no sum of the store."""
+        assert self.lone is not None
+        labels = self.lone.clone()
+        labels[self.kept] = self.labels
+        return labels
+
+    @cached_property
+    def lone_count(self) -> Tensor:
+        """[2] float64, texts in each class that are left out, but are in sums of the store."""
+        none = torch.zeros(2, dtype=torch.float64)
+        if self.lone is None:
+            return none
+        return torch.bincount(self.lone[self.lone >= 0], minlength=2).double()
 
     @cached_property
     def trace(self) -> Tensor:
@@ -478,7 +530,8 @@ def read_cells(
         lang: a name.
         layers, poolings: names; those that a model does not have are left out.
         bootstraps, permutations, seed: see `uncertainty.draw`.
-        paired: resample pairs as units where texts have partners.
+        paired: resample pairs as units where texts have partners, and leave out texts without one
+            in languages of pairs (`selection.is_paired`).
         force, in_projection: see `Cells`.
 
     Yields:
@@ -489,6 +542,7 @@ def read_cells(
     span = run.lang_range(lang)
     fold = torch.from_numpy(np.asarray(run.samples.fold[span]).astype(np.int64))
     units = units_of(run, lang, paired=paired)
+    partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
     own_null = len(models) == 1 and (paired or not has_pairs(run, lang))
     resamples = draw(
         units,
@@ -519,7 +573,10 @@ def read_cells(
                 key = (finite[at].numpy().tobytes(), bool(constant[at]))
                 alike.setdefault(key, []).append((layer, pooling))
         for (mask, same), index in alike.items():
-            kept = torch.frombuffer(bytearray(mask), dtype=torch.bool)
+            stored = torch.frombuffer(bytearray(mask), dtype=torch.bool)
+            kept = stored if partner is None else stored & stored[partner] & (partner >= 0)
+            left_out = stored & ~kept
+            lone = torch.where(left_out, resamples.labels, -1) if bool(left_out.any()) else None
             texts = resamples.keep(kept)
             group: list[Cells] = []
             for window in windows:
@@ -534,8 +591,9 @@ def read_cells(
                         force,
                         same,
                         base,
-                        own_null,
+                        own_null and lone is None,
                         in_projection,
+                        lone,
                     )
                 )
             yield tuple(group)

@@ -17,6 +17,7 @@ from .families import choose
 from .geometry import geometry, rounding_share
 from .glossary import GEOMETRY, SPACES
 from .groups import choose_groups, with_groups
+from .items import SharedItems
 from .metric import Metric, Metrics
 from .rounding import roundoff
 from .selection import Names, choose_reference, has_copies, paired_languages, select
@@ -125,6 +126,7 @@ def compare(
     sizes = [0] * len(family)
     projections = [_projection(run.model(name)) for name in (base, aligned)]
     shared = projections[0] == projections[1]
+    shared_items = SharedItems(run, langs, (len(family), *shape), bootstraps)
     foreign = projections[0][1:] != projections[1][1:]
 
     def fill(_: int, i_lang: int) -> None:
@@ -156,6 +158,8 @@ def compare(
                 for name in _NUMBERS:
                     columns[name][at] = getattr(difference, name).numpy()
                 refused[at] = reasons
+                of_items = difference.influence, difference.draws
+                shared_items.add(at, i_lang, first.kept, first.unit, *of_items)
                 if difference.null is not None:
                     sizes[i_metric] = difference.null.shape[-1]
                     nulls[(*at, slice(sizes[i_metric]))] = difference.null.numpy()
@@ -163,8 +167,9 @@ def compare(
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     reference = choose_reference(run, reference, langs)
     i_reference = None if reference is None else langs.index(reference)
+    rho = shared_items.correlations()
     if i_reference is not None:
-        columns |= _excess(columns, i_reference)
+        columns |= _excess(columns, i_reference, rho[..., i_reference])
     columns |= _family_p(
         [null[..., :size] for null, size in zip(nulls, sizes, strict=True)],
         columns.pop("deviation"),
@@ -209,7 +214,7 @@ def compare(
             **told(run, [base, aligned], tokenizers=True),
         },
     )
-    return with_groups(dataset, chosen_groups)
+    return with_groups(dataset, chosen_groups, rho)
 
 
 def _projection(model: "ModelStore") -> tuple[int, ...]:
@@ -235,6 +240,9 @@ class Difference:
     """1 where the difference is at the level of rounding, else 0."""
     null: Tensor | None
     """[cell, R], the difference under chance, in standard deviations; None without an interval."""
+    influence: Tensor | None
+    draws: Tensor | None
+    """Of the difference; see `Estimate`."""
 
 
 def _difference(
@@ -258,7 +266,11 @@ def _difference(
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)
     low = high = torch.full_like(value, torch.nan)
-    null = None
+    null = influence = draws = None
+    if first.influence is not None and second.influence is not None:
+        influence = second.influence - first.influence
+    elif first.draws is not None and second.draws is not None:
+        draws = second.draws - first.draws
     if first.linear is not None and second.linear is not None:
         low, high = difference_interval(
             (first.value, first.low, first.high),
@@ -272,7 +284,7 @@ def _difference(
     rounding = (small | (rounding_share(base, aligned) >= 1)).double()
     p, deviation = two_sided(value, low, high), (high - low) / (2 * Z95)
     parts = (first.value, second.value, value, low, high, p, deviation, rounding)
-    return Difference(*parts, null), reasons
+    return Difference(*parts, null, influence, draws), reasons
 
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
@@ -283,13 +295,14 @@ def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     else:
         seen = draws_covariance(_known(first.draws), _known(second.draws))
         excess = DRAWS_EXCESS
-    common = torch.zeros_like(seen)
+    common, unseen = torch.zeros_like(seen), torch.zeros_like(seen)
     for one, other in zip(first.squares, second.squares, strict=True):
         share = one.common(one.noise(), other.noise())
-        common = common + share * (one.variance * other.variance).sqrt()
+        both = share * (one.variance * other.variance).sqrt()
+        common, unseen = (common, unseen + both) if one.unseen else (common + both, unseen)
     most = (_known(first.linear) * _known(second.linear)).sqrt()
     linear = (seen - (1 + excess) * common).clamp(-most, most)
-    rho = (linear + common) / (first.variance * second.variance).sqrt()
+    rho = (linear + common + unseen) / (first.variance * second.variance).sqrt()
     rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # below 1 only by rounding
     return rho.nan_to_num(0.0)
 
@@ -315,15 +328,20 @@ def _null(first: Estimate, second: Estimate, unit: Tensor, signs: Tensor) -> Ten
     return torch.where(scale > 0, chance / scale, 0.0)
 
 
-def _excess(columns: dict[str, Floats], i_reference: int) -> dict[str, Floats]:
-    """Difference of each language minus that of the reference; languages are independent."""
+def _excess(columns: dict[str, Floats], i_reference: int, rho: Floats) -> dict[str, Floats]:
+    """Difference of each language minus that of the reference.
+
+    Args:
+        columns: [metric, layer, pooling, lang]; rho: the same, correlation with the reference.
+        i_reference: index of the reference language.
+    """
     others = [torch.from_numpy(columns[name]) for name in ("difference", "low", "high")]
     reference = [part[..., i_reference, None] for part in others]
     value = others[0] - reference[0]
     low, high = difference_interval(
         (reference[0], reference[1], reference[2]),
         (others[0], others[1], others[2]),
-        torch.zeros(()),
+        torch.from_numpy(rho),
     )
     own = torch.arange(value.shape[-1]) == i_reference
     low, high = (torch.where(own, value, end) for end in (low, high))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from .uncertainty import (
     interval,
     linear_variance,
     permutation_p,
+    share_interval,
     spread,
+    unit_sums,
+    unseen_share,
 )
 
 Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -24,7 +28,10 @@ Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Square:
-    """A part of an estimate that is quadratic in noise; see `uncertainty.INFLUENCE_EXCESS`."""
+    """A part of an estimate that is quadratic in noise; see `uncertainty.INFLUENCE_EXCESS`.
+
+    Or, with `unseen`, a variance that neither influences nor draws show; `unseen_share`.
+    """
 
     variance: Tensor
     """[cell]."""
@@ -32,6 +39,7 @@ class Square:
     """[cell, unit, any], what each unit adds to the noise, on any scale."""
     common: Callable[[Tensor, Tensor], Tensor] = common_share
     """Correlation of this part between two estimates, from the noise of each."""
+    unseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def make_estimate(
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
     ends: Ends = interval,
-    in_folds: bool = False,
+    class_means: bool = True,
 ) -> Estimate:
     """Compute p, floor and interval of a metric.
 
@@ -97,7 +105,7 @@ def make_estimate(
             there is no interval.
         squares: parts of the value that are quadratic in noise.
         ends: gives low and high from value and standard deviation.
-        in_folds: the influences are deviations from means of folds, not of classes.
+        class_means: the influences are deviations from class means, which copies draw to them.
     """
     nothing = torch.full_like(value, torch.nan)
     p, level = nothing, nothing
@@ -106,14 +114,52 @@ def make_estimate(
     if floor is not None:
         level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
     low, high, linear = nothing, nothing, None
-    square = sum((part.variance for part in squares), torch.zeros_like(value))
+    zero = torch.zeros_like(value)
+    unseen = sum((part.variance for part in squares if part.unseen), zero)
+    square = sum((part.variance for part in squares if not part.unseen), zero)
     if influence is not None:
-        if cells.copy is not None and not in_folds:
+        if cells.copy is not None and class_means:
             influence = influence * cells.stretch
         seen = influence_variance(influence, cells.unit)
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
     elif draws is not None and draws.shape[-1] > 1:
         linear = linear_variance(spread(draws).square(), square, DRAWS_EXCESS)
     if linear is not None:
-        low, high = ends(value, (linear + square).sqrt())
+        low, high = ends(value, (linear + square + unseen).sqrt())
     return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
+
+
+def make_share(
+    cells: Cells,
+    value: Tensor,
+    trials: tuple[float, Tensor],
+    *,
+    null: Tensor,
+    influence: Tensor,
+    floor: float | None = None,
+    squares: tuple[Square, ...] = (),
+) -> Estimate:
+    """`make_estimate` for a share or an AUC, with the interval of `share_interval`.
+
+    Args:
+        cells, value, null, influence, floor, squares: as in `make_estimate`; no `class_means`.
+        trials: how many independent trials the value is at least the share of, and what decides
+            each text: [cell, n]. Of two models where the same decides, the added trial is the same.
+    """
+    number, decides = trials
+    centred = cells.about_class_means(decides[..., None])
+    unseen = Square(
+        torch.full_like(value, unseen_share(number)),
+        lambda: unit_sums(centred.squeeze(-1), cells.unit)[..., None],
+        unseen=True,
+    )
+    return make_estimate(
+        cells,
+        value,
+        null=null,
+        floor=floor,
+        influence=influence,
+        squares=(*squares, unseen),
+        ends=partial(share_interval, freedom=cells.freedom, number=number),
+        class_means=False,
+    )

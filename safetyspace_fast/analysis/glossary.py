@@ -27,7 +27,7 @@ CONFOUNDS = {
     "duplicates": "share of texts that are copies of another text of the language; see "
     "`explain copies`",
     "elsewhere": "share of texts that are also in another language of the results: means over "
-    "groups, and differences between languages, take languages as independent",
+    "groups, and differences between languages, take them as independent unless they share an item",
     "harmful": "share of harmful texts (class balance)",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
@@ -101,7 +101,8 @@ COLUMNS = {
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
     "excess": "difference of differences: that of a language minus that of the reference language "
-    "(English by default); the texts of two languages are independent",
+    "(English by default). Languages whose texts have the same items are correlated by them; other "
+    "texts of two languages are independent",
     "excess_low": f"lower end of the 95 % interval {_EXCESS}",
     "excess_high": f"upper end of the 95 % interval {_EXCESS}",
     "excess_p": f"p {_EXCESS}",
@@ -119,8 +120,38 @@ Deng et al. 2024 (arXiv 2310.06474) draw. Other languages are in no group."""
 GROUPS = {"high": HIGH_RESOURCE, "low": LOW_RESOURCE}
 GROUP_DEFINITION = (
     "mean over the languages of a group, and the mean of `high` minus the mean of `low`. The "
-    "interval is for exactly these languages: it only allows for other texts"
+    "interval is for exactly these languages: it only allows for other texts. What holds for "
+    "languages like these is in group_like_value"
 )
+LEAST_LANGUAGES = 3
+"""Of each group, for numbers about languages like these."""
+_LIKE = (
+    "mean over all languages like those of a group, and the difference of both: random effects, in "
+    "which languages differ by more than the noise of their texts (restricted maximum likelihood; "
+    f"Viechtbauer 2005). Needs {LEAST_LANGUAGES} languages in each group"
+)
+GROUP_VARIABLES = {
+    "group_value": GROUP_DEFINITION,
+    "group_low": "lower end of the 95 % interval of group_value, for exactly these languages. "
+    "Languages whose texts have the same items are correlated by them",
+    "group_high": "upper end of the 95 % interval of group_value; see group_low",
+    "group_like_value": _LIKE,
+    "group_like_low": "lower end of the 95 % interval of group_like_value: it allows for other "
+    "languages and other texts (Knapp & Hartung 2003: Student's t, one degree of freedom for each "
+    "language less one for each group)",
+    "group_like_high": "upper end of the 95 % interval of group_like_value; see group_like_low",
+    "group_like_p": "two-sided p of the group_like_value of `high - low`, from the same t",
+    "group_tau": "standard deviation between languages of a group, without the noise of their "
+    "texts",
+    "group_predict_low": "lower end of the 95 % prediction interval for one more language like "
+    "those of the group (Higgins, Thompson & Spiegelhalter 2009; Student's t with two degrees of "
+    "freedom less than languages)",
+    "group_predict_high": "upper end of the 95 % prediction interval; see group_predict_low",
+    "group_without_low": "smallest group_value when any one language is left out",
+    "group_without_high": "largest group_value when any one language is left out",
+    "group_without": "the language that moves group_value most when it is left out",
+}
+"""Variables of groups of languages, by (.., group)."""
 
 DIRECTIONS = {
     "direction_cosine": "cosine between the differences of class means of two languages, at full "
@@ -128,8 +159,10 @@ DIRECTIONS = {
     "direction_ceiling": "cosine that two equal directions would have with the noise of these "
     "texts: sqrt of the product of 1 - tr V/|d|^2 of both languages, V the covariance of d",
     "transfer_auc": "AUC of the texts of `lang` along the difference of class means of "
-    "`other_lang`, in the projection; for a language with itself held out, fold by fold",
-    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, fixed direction)",
+    "`other_lang`, in the projection. Held out fold by fold, because a text and its translation "
+    "(texts with one item, equal texts) share a fold: neither is in the direction that judges it",
+    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, Wilson's score "
+    "interval, fixed direction)",
     "transfer_high": "upper end of the 95 % interval of transfer_auc; see transfer_low",
 }
 """Variables of `directions`."""
@@ -161,7 +194,8 @@ NOTES = (
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
     | {"copies": COPIES}
-    | dict.fromkeys(("groups", "group_value", "group_low", "group_high"), _GROUPS)
+    | GROUP_VARIABLES
+    | dict.fromkeys(("groups", "group_value"), _GROUPS)
 )
 """Everything that is reported beside the metrics, by name."""
 

@@ -1,18 +1,22 @@
 """Means over groups of languages, and how far apart two groups are."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..names import primary_language
-from .glossary import GROUP_DEFINITION, GROUPS
+from .glossary import GROUP_VARIABLES, GROUPS, LEAST_LANGUAGES
 from .selection import listed, meant
-from .uncertainty import Z95
+from .uncertainty import Z95, student, t95
 
 if TYPE_CHECKING:
     import xarray
+
+Floats = NDArray[np.float64]
 
 
 def choose_groups(
@@ -51,21 +55,24 @@ def _is_in(lang: str, group: Sequence[str]) -> bool:
     return primary_language(lang) in {primary_language(name) for name in group}
 
 
-def with_groups(dataset: "xarray.Dataset", groups: Mapping[str, Sequence[str]]) -> "xarray.Dataset":
+def with_groups(
+    dataset: "xarray.Dataset",
+    groups: Mapping[str, Sequence[str]],
+    correlations: NDArray[np.float64],
+) -> "xarray.Dataset":
     """Add the means over groups of languages to a result.
 
     Args:
         dataset: values and intervals of `separation`, or differences and intervals of `compare`.
         groups: what `choose_groups` returned.
+        correlations: [.., lang, lang] of the values, whose dimensions come before `lang`.
 
     Returns:
-        The dataset with group_value, group_low, group_high, which have `group` (high, low,
+        The dataset with the variables of `GROUP_VARIABLES`, which have `group` (high, low,
         high - low) where others have `lang`; without them if a group has no language here. The
         attributes `group_high`, `group_low` and `group_none` name the languages of each group, and
         those in neither.
     """
-    import xarray
-
     langs = [str(lang) for lang in dataset["lang"].to_numpy()]
     inside = {name: [lang for lang in langs if lang in groups[name]] for name in GROUPS}
     neither = [lang for lang in langs if not any(lang in names for names in inside.values())]
@@ -75,20 +82,161 @@ def with_groups(dataset: "xarray.Dataset", groups: Mapping[str, Sequence[str]]) 
     if not all(inside.values()):
         return dataset
     middle = "difference" if "difference" in dataset else "value"
-    mean, variance = {}, {}
-    for name, members in inside.items():
-        part = dataset.sel(lang=members)
-        squares = ((part["high"] - part["low"]) / (2 * Z95)) ** 2
-        mean[name] = part[middle].mean("lang")
-        # A language without a number is left out; one without an interval leaves none.
-        squares = squares.where(part[middle].notnull(), 0)
-        variance[name] = squares.sum("lang", skipna=False) / part[middle].count("lang") ** 2
-    values = xarray.concat([mean["high"], mean["low"], mean["high"] - mean["low"]], "group")
-    spreads = xarray.concat(
-        [variance["high"], variance["low"], variance["high"] + variance["low"]], "group"
-    ).pipe(np.sqrt)
+    value = dataset[middle].transpose(..., "lang")
+    spread = ((dataset["high"] - dataset["low"]) / (2 * Z95)).transpose(..., "lang").to_numpy()
+    shape = value.shape[:-1]
+    member = np.array([[lang in names for lang in langs] for names in inside.values()])
+    flat = value.to_numpy().reshape(-1, len(langs))
+    deviation = spread.reshape(flat.shape)
+    rho = correlations.reshape(len(flat), len(langs), len(langs))
+    columns: dict[str, NDArray[Any]] = {
+        name: np.full((len(flat), 3), np.nan) for name in GROUP_VARIABLES
+    }
+    columns["group_without"] = np.full((len(flat), 3), "", object)
+    # Cells with numbers of the same languages are computed together.
+    alike: dict[bytes, list[int]] = {}
+    for i, known in enumerate(~np.isnan(flat)):
+        alike.setdefault(known.tobytes(), []).append(i)
+    for mask, at in alike.items():
+        known = np.frombuffer(mask, bool)
+        y = flat[at][:, known]
+        covariance = rho[at][:, known][:, :, known]
+        covariance = covariance * deviation[at][:, known, None] * deviation[at][:, None, known]
+        names = np.array(langs)[known]
+        for i_group, rows in enumerate(([0], [1], [0, 1])):
+            design = member[rows][:, known].T.astype(float)
+            if not design.any(0).all():
+                continue
+            some = design.any(1)
+            contrast = np.array([1.0, -1.0][: len(rows)])
+            part = y[:, some], covariance[:, some][:, :, some], design[some], contrast
+            found = _these(*part, names[some]) | _like(*part)
+            for name, column in found.items():
+                columns[name][at, i_group] = column
+    dims = (*value.dims[:-1], "group")
     return dataset.assign_coords(group=["high", "low", "high - low"]).assign(
-        group_value=values.assign_attrs(definition=GROUP_DEFINITION),
-        group_low=values - Z95 * spreads,
-        group_high=values + Z95 * spreads,
+        {
+            name: (
+                dims,
+                column.astype(str if name == "group_without" else float).reshape(*shape, 3),
+                {"definition": GROUP_VARIABLES[name]},
+            )
+            for name, column in columns.items()
+        }
     )
+
+
+Numbers = dict[str, NDArray[Any]]
+
+
+def _these(
+    y: Floats, covariance: Floats, design: Floats, contrast: Floats, names: NDArray[np.str_]
+) -> Numbers:
+    """Mean of exactly these languages, or difference of two means, and what each language does.
+
+    Args:
+        y: [cell, k] values; covariance: [cell, k, k], of their noise.
+        design: [k, p], 1 for the languages of each of p groups.
+        contrast: [p], weights of the means of the groups.
+        names: [k].
+    """
+    weight = design / design.sum(0) @ contrast
+    value = y @ weight
+    deviation = np.sqrt(np.maximum(np.einsum("a,cab,b->c", weight, covariance, weight), 0))
+    found = {
+        "group_value": value,
+        "group_low": value - Z95 * deviation,
+        "group_high": value + Z95 * deviation,
+    }
+    without = []
+    for i in range(len(names)):
+        rest = np.delete(design, i, 0)
+        if rest.any(0).all():
+            without.append((i, np.delete(y, i, 1) @ (rest / rest.sum(0) @ contrast)))
+    if without:
+        left = np.stack([one for _, one in without])
+        most = np.abs(left - value).argmax(0)
+        found["group_without_low"], found["group_without_high"] = left.min(0), left.max(0)
+        found["group_without"] = names[np.array([i for i, _ in without])[most]]
+    return found
+
+
+def _like(y: Floats, covariance: Floats, design: Floats, contrast: Floats) -> Numbers:
+    """Mean of all languages like these, or difference of two means; arguments as in `_these`.
+
+    Random effects: languages differ by tau^2 (restricted maximum likelihood) beside the noise of
+    their texts. Interval of Knapp & Hartung 2003: Student's t with k - p degrees of freedom. There
+    is nothing with fewer than `LEAST_LANGUAGES` in a group, or where a value has no interval.
+    """
+    freedom = len(design) - design.shape[1]
+    usable = np.isfinite(covariance.sum((1, 2)))
+    if design.sum(0).min() < LEAST_LANGUAGES or not usable.any():
+        return {}
+    y, covariance = y[usable], covariance[usable]
+    tau_sq = between_languages(y, covariance, design)
+    whole = covariance + tau_sq[:, None, None] * np.eye(len(design))
+    # Equal languages without noise have no inverse; their mean needs none.
+    whole = whole + 1e-12 * (np.abs(y).max(1) ** 2 + 1e-300)[:, None, None] * np.eye(len(design))
+    weight = np.linalg.solve(whole, np.broadcast_to(design, (len(y), *design.shape)))
+    precision = design.T @ weight
+    mean = np.linalg.solve(precision, np.einsum("ckp,ck->cp", weight, y)[..., None])[..., 0]
+    rest = y - mean @ design.T
+    scale = np.einsum("ck,ck->c", rest, np.linalg.solve(whole, rest[..., None])[..., 0]) / freedom
+    value = mean @ contrast
+    variance = scale * np.einsum("p,cpq,q->c", contrast, np.linalg.inv(precision), contrast)
+    deviation = np.sqrt(np.maximum(variance, 0))
+    reach = t95(freedom)
+    found = {
+        "group_like_value": value,
+        "group_like_low": value - reach * deviation,
+        "group_like_high": value + reach * deviation,
+        "group_tau": np.sqrt(tau_sq),
+    }
+    if len(contrast) > 1:
+        t, p = student(freedom)
+        score = np.divide(np.abs(value), deviation, out=np.zeros_like(value), where=deviation > 0)
+        found["group_like_p"] = np.interp(score, t, p)
+    else:
+        new = t95(freedom - 1) * np.sqrt(deviation**2 + tau_sq)
+        found |= {"group_predict_low": value - new, "group_predict_high": value + new}
+    columns = {name: np.full(len(usable), np.nan) for name in found}
+    for name, column in columns.items():
+        column[usable] = found[name]
+    return columns
+
+
+def between_languages(y: Floats, covariance: Floats, design: Floats) -> Floats:
+    """tau^2 of random effects by restricted maximum likelihood: [cell].
+
+    In coordinates orthogonal to the means of the groups in which the noise has the variances l_i,
+    the likelihood is that of independent w_i with variances l_i + tau^2. Its maximum is found on a
+    grid, then by golden section.
+
+    Args:
+        y: [cell, k] values; covariance: [cell, k, k], of their noise; design: [k, p].
+    """
+    p = design.shape[1]
+    free = np.linalg.qr(design, mode="complete")[0][:, p:]
+    noise, axes = np.linalg.eigh(free.T @ covariance @ free)
+    square = np.einsum("cji,cj->ci", axes, y @ free) ** 2
+    noise = np.maximum(noise, 1e-12 * square.max(1, keepdims=True) + 1e-300)
+
+    def badness(tau_sq: Floats) -> Floats:
+        variance = noise[:, None] + tau_sq[..., None]
+        total: Floats = (np.log(variance) + square[:, None] / variance).sum(-1)
+        return total
+
+    most = np.maximum(square.max(1), 1e-300)
+    grid = most[:, None] * np.concatenate([[0.0], np.geomspace(1e-8, 2, 120)])
+    best = badness(grid).argmin(1)
+    row = np.arange(len(y))
+    low, high = grid[row, np.maximum(best - 1, 0)], grid[row, np.minimum(best + 1, 120)]
+    golden = (math.sqrt(5) - 1) / 2
+    for _ in range(40):
+        one, other = high - golden * (high - low), low + golden * (high - low)
+        left = badness(np.stack([one, other], 1))
+        nearer = left[:, 0] < left[:, 1]
+        low, high = np.where(nearer, low, one), np.where(nearer, other, high)
+    middle = (low + high) / 2
+    at_zero = badness(np.stack([np.zeros_like(middle), middle], 1))
+    return np.where(at_zero[:, 0] <= at_zero[:, 1], 0.0, middle)

@@ -13,11 +13,11 @@ from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
 from .families.distances import grouped_silhouettes
-from .families.held_out import fold_auc, heldout_scores
+from .families.held_out import fold_auc, fold_texts
 from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
 from .selection import Names, select
 from .settings import told
-from .uncertainty import influence_variance, interval
+from .uncertainty import influence_variance, interval, share_interval, unseen_share
 
 if TYPE_CHECKING:
     import xarray
@@ -91,18 +91,10 @@ def directions(
 def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     """Compare cell i of one language with cell j of another, which gives the direction."""
     a, b = texts.shift[i], fitted.shift[j]
-    x = texts.projected[i]
-    if texts is fitted:
-        scores = heldout_scores(x, x, texts.labels, texts.fold)
-        fold = texts.fold
-    else:
-        y = fitted.projected[j]
-        low, high = (y[fitted.labels == c].mean(0) for c in (0, 1))
-        scores = x @ (high - low)
-        fold = torch.zeros_like(texts.fold)
-    auc, influence = fold_auc(scores, texts.labels, fold, texts.copy)
-    deviation = influence_variance(influence, texts.unit).sqrt()
-    lower, upper = interval(auc, deviation)
+    scores = _transferred(texts, i, fitted, j)
+    auc, influence = fold_auc(scores, texts.labels, texts.fold, texts.copy)
+    variance = influence_variance(influence, texts.unit) + unseen_share(texts.trials)
+    lower, upper = share_interval(auc, variance.sqrt(), texts.freedom, texts.trials)
     ceiling = (_reliability(texts, i) * _reliability(fitted, j)).sqrt()
     return {
         "direction_cosine": float((a @ b) / (a.norm() * b.norm())),
@@ -111,6 +103,24 @@ def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
         "transfer_low": float(lower),
         "transfer_high": float(upper),
     }
+
+
+def _transferred(texts: Cells, i: int, fitted: Cells, j: int) -> Tensor:
+    """Texts of cell i along the difference of class means of cell j, without the fold of the text.
+
+    Equal texts and texts of one item are in one fold in all languages: what a text is judged by
+    holds neither the text itself nor its translation.
+
+    Returns:
+        [n] float64; only scores of one fold can be compared.
+    """
+    x, y = texts.projected[i], fitted.projected[j]
+    scores = torch.empty(len(x), dtype=x.dtype)
+    for inside in fold_texts(texts.fold):
+        rest = fitted.fold != texts.fold[inside[0]]
+        low, high = (y[rest & (fitted.labels == c)].mean(0) for c in (0, 1))
+        scores[inside] = x[inside] @ (high - low)
+    return scores
 
 
 def _reliability(cells: Cells, i: int) -> Tensor:

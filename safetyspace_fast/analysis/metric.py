@@ -20,7 +20,10 @@ BOOTSTRAP = (
     "known"
 )
 INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
-BINOMIAL = "normal on the log odds, from the spread over texts (over pairs on paired data)"
+SHARE = (
+    "Wilson's score interval with Student's t, for as many trials as give the spread over texts "
+    "(over pairs on paired data) and one more that went the other way"
+)
 
 # How a null is known.
 SHUFFLE = "label permutations (swaps inside pairs on paired data)"

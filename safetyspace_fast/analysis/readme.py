@@ -16,6 +16,7 @@ from .glossary import (
     DIRECTIONS,
     GEOMETRY,
     GROUP_DEFINITION,
+    GROUP_VARIABLES,
     GROUPS,
     NOTATION,
     PARALLEL,
@@ -212,8 +213,9 @@ def _beside() -> str:
                 "pages of Common Crawl). For other groups use `groups` in Python, `--high` and "
                 "`--low` on the command line. Languages are in a group by their primary subtag: "
                 "`zh-CN`, `zho_Hans` and `cmn` are `zh`. The attributes `group_high`, `group_low` "
-                "and `group_none` hold the languages of each group and of neither."
+                "and `group_none` hold the languages of each group and of neither. The variables:"
             ),
+            _defined(GROUP_VARIABLES),
             "`compare` reports for each layer, pooling and language:",
             _defined(GEOMETRY),
             "`directions` reports for each layer, pooling and two languages:",

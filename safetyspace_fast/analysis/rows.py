@@ -26,6 +26,19 @@ _DESCRIBED = (
 """What the results say about every metric."""
 
 
+GROUP_ROWS = {
+    "": {"value": "group_value", "low": "group_low", "high": "group_high"},
+    ", languages like these": {
+        "value": "group_like_value",
+        "low": "group_like_low",
+        "high": "group_like_high",
+        "p": "group_like_p",
+    },
+    ", a new language": {"low": "group_predict_low", "high": "group_predict_high"},
+    ", without one language": {"low": "group_without_low", "high": "group_without_high"},
+}
+"""Rows of each group: what comes behind its name, and the variables of each column."""
+
 Row = dict[str, str | float | int | None]
 
 
@@ -70,12 +83,12 @@ def _rows(dataset: "xarray.Dataset") -> Iterator[Row]:
         }
     if "group_value" in dataset:
         middle = "difference" if "difference" in dataset else "value"
-        parts = {middle: "group_value", "low": "group_low", "high": "group_high"}
-        arrays = {name: dataset[part].to_numpy() for name, part in parts.items()}
-        for index, labels in _entries(dataset["group_value"]):
-            labels["lang"] = labels.pop("group")
-            means = {name: _number(array[index]) for name, array in arrays.items()}
-            yield {**empty, **labels, "space": str(spaces[labels["metric"]]), **means}
+        for what, parts in GROUP_ROWS.items():
+            means = {middle if k == "value" else k: dataset[v].to_numpy() for k, v in parts.items()}
+            for index, labels in _entries(dataset["group_value"]):
+                numbers_here = {name: _number(array[index]) for name, array in means.items()}
+                labels["lang"] = labels.pop("group") + what
+                yield {**empty, **labels, "space": str(spaces[labels["metric"]]), **numbers_here}
     for name, variable in others.items():
         array = variable.to_numpy()
         for index, labels in _entries(variable):

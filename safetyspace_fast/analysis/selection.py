@@ -155,16 +155,55 @@ def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in ordered for name in names))
 
 
-def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
-    """Languages to analyse as pairs: those whose texts are all paired.
+PAIRED_SHARE = 0.9
+"""A language is analysed as pairs if at least this share of its texts have a partner."""
 
-    If `paired` is False there are none, with a warning if texts are paired.
+
+def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:
+    """Languages to analyse as pairs.
+
+    A warning names the languages in which some texts have a partner and others have none, and says
+    which texts or pairs are not used. If `paired` is False there are no languages of pairs, with a
+    warning if texts are paired.
     """
-    with_pairs = [lang for lang in langs if _is_paired(run, lang)]
+    with_pairs = [lang for lang in langs if is_paired(run, lang)]
     if paired is False and with_pairs:
         warnings.warn(UNPAIRED_WARNING.format(langs=", ".join(with_pairs)), stacklevel=3)
         return []
+    for lang in langs if paired is not False else []:
+        partner = partners(run, lang)
+        lone, size = int((partner < 0).sum()), len(partner)
+        if lone and lang in with_pairs:
+            warnings.warn(
+                f"language {lang}: {lone} of {size} texts have no partner and are left out; add "
+                "their partners to use them, or use --unpaired (paired=False in Python)",
+                stacklevel=3,
+            )
+        elif 0 < lone < size:
+            warnings.warn(
+                f"language {lang}: {size - lone} of {size} texts are in pairs, fewer than "
+                f"{PAIRED_SHARE:.0%}: metrics of pairs are refused, the others take the texts as "
+                "they are; leave out the texts without partner to use pairs",
+                stacklevel=3,
+            )
     return with_pairs
+
+
+def is_paired(run: "Run", lang: str) -> bool:
+    """Whether at least `PAIRED_SHARE` of the texts of a language have a partner."""
+    partner = partners(run, lang)
+    return len(partner) > 0 and float((partner >= 0).mean()) >= PAIRED_SHARE
+
+
+def partners(run: "Run", lang: str) -> NDArray[np.int64]:
+    """[n], index of the partner of each text of a language, -1 without one."""
+    pair = np.asarray(run.samples.pair[run.lang_range(lang)])
+    _, number, sizes = np.unique(pair, return_inverse=True, return_counts=True)
+    joined = np.flatnonzero((pair >= 0) & (sizes[number] == 2))
+    first, second = joined[np.argsort(pair[joined], kind="stable")].reshape(-1, 2).T
+    partner = np.full(len(pair), -1, np.int64)
+    partner[first], partner[second] = second, first
+    return partner
 
 
 def equal_texts(run: "Run", lang: str) -> NDArray[np.int64]:
@@ -231,10 +270,3 @@ def has_copies(run: "Run", lang: str) -> bool:
     """Whether a text of a language is there twice with the same label."""
     label = np.asarray(run.samples.label[run.lang_range(lang)])
     return len(np.unique(2 * equal_texts(run, lang) + label)) < len(label)
-
-
-def _is_paired(run: "Run", lang: str) -> bool:
-    """Whether each text of a language has exactly one partner."""
-    pair = np.asarray(run.samples.pair[run.lang_range(lang)])
-    _, sizes = np.unique(pair, return_counts=True)
-    return bool(len(pair)) and bool((pair >= 0).all()) and bool((sizes == 2).all())

@@ -11,6 +11,7 @@ from .cells import read_cells
 from .confounds import confounds
 from .families import choose
 from .groups import choose_groups, with_groups
+from .items import SharedItems
 from .metric import Metric, Metrics
 from .selection import Names, paired_languages, require_permutations, select
 from .settings import told
@@ -95,6 +96,7 @@ def separation(
     statistics = np.full((*shape, 1 + permutations), np.nan, np.float32)
     refused = np.full(shape, "the model has no such layer or pooling", object)
     counts = np.zeros((2, *shape[1:]), np.int64)
+    shared = SharedItems(run, chosen.languages, shape, bootstraps)
     projected = [False] * len(chosen.models)
 
     def fill(i_model: int, i_lang: int) -> None:
@@ -118,6 +120,7 @@ def separation(
                 for name in _NUMBERS:
                     columns[name][at] = getattr(estimate, name).numpy()
                 refused[at] = reasons
+                shared.add(at, i_lang, cells.kept, cells.unit, estimate.influence, estimate.draws)
                 if estimate.null is not None:
                     largest = estimate.null.abs().amax(-1, keepdim=True).clamp_min(1e-300)
                     statistics[at] = estimate.null / largest  # every cell is scaled later anyway
@@ -155,7 +158,7 @@ def separation(
             **told(run, chosen.models),
         },
     )
-    return with_groups(dataset, chosen_groups)
+    return with_groups(dataset, chosen_groups, shared.correlations())
 
 
 def _described(family: Sequence[Metric]) -> dict[str, tuple[str, list[str]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .glossary import LEAST_LANGUAGES
 from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
@@ -150,9 +151,45 @@ def _groups(dataset: "xarray.Dataset") -> list[str]:
     }
     neither = f" In neither: {members['none']}." if members["none"] else ""
     if "group" in dataset.dims:
-        return [f"high: mean of {members['high']}. low: mean of {members['low']}.{neither}"]
+        parts = [
+            f"high: mean of {members['high']}. low: mean of {members['low']}.{neither}",
+            "These rows and high - low are about exactly these languages and show nothing about "
+            "others.",
+        ]
+        if _about_others(dataset):
+            parts.append(
+                f"{LIKE}: high - low for all languages like these, with a 95 % interval that "
+                "allows for other languages (`explain group_like_value`)."
+            )
+        else:
+            parts.append(
+                f"There is no row for languages like these: it needs {LEAST_LANGUAGES} in each "
+                "group."
+            )
+        if _can_leave_out(dataset):
+            parts.append(
+                f"{WITHOUT}: high - low when any one language is left out, and which moves it most."
+            )
+        return parts
     empty = " or ".join(name for name in ("high", "low") if not members[name])
     return [f"No means over groups: no language is in {empty}; see --high and --low.{neither}"]
+
+
+LIKE, WITHOUT = "like these", "without one"
+"""Rows under `high - low`."""
+
+
+def _members(dataset: "xarray.Dataset") -> list[int]:
+    """How many languages each group has."""
+    return [dataset.attrs[f"group_{name}"].count(",") + 1 for name in ("high", "low")]
+
+
+def _about_others(dataset: "xarray.Dataset") -> bool:
+    return min(_members(dataset)) >= LEAST_LANGUAGES
+
+
+def _can_leave_out(dataset: "xarray.Dataset") -> bool:
+    return max(_members(dataset)) > 1
 
 
 # Metrics -------------------------------------------------------------------------------------
@@ -173,6 +210,7 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
     below = [] if compared else ["floor"]
     if "group" in view.dims and row_dim == "lang":
         below += _names(view, "group")
+        below += [LIKE] * _about_others(view) + [WITHOUT] * _can_leave_out(view)
     leading = [[row_dim, "", *names, *below]]
     if not compared:
         counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
@@ -211,7 +249,6 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
     marked = int(column["resamples"].item()) >= MARK_RESAMPLES
-    groups = _numbers(column, ("group_value", "group_low", "group_high")) if grouped else []
     style = _Style.of(numbers)
     entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
     if compared:
@@ -223,7 +260,22 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     entries = [mark or entry for mark, entry in zip(marks, entries, strict=True)]
     if not compared:
         entries.append(style.number(_median(column["floor"].to_numpy().tolist())))
-    return _padded([*entries, *(style.entry(*group) for group in groups)])
+    return _padded([*entries, *(_group_entries(column, style) if grouped else [])])
+
+
+def _group_entries(column: "xarray.Dataset", style: "_Style") -> list[str]:
+    """Entries of one metric for the rows of groups."""
+    means = _numbers(column, ("group_value", "group_low", "group_high"))
+    entries = [style.entry(*mean) for mean in means]
+    gap = column.sel(group="high - low")
+    if _about_others(column):
+        parts = ("group_like_value", "group_like_low", "group_like_high", "group_like_p")
+        entries.append(style.entry(*(float(gap[part]) for part in parts)))
+    if _can_leave_out(column):
+        ends = (float(gap[f"group_without_{end}"]) for end in ("low", "high"))
+        most = str(gap["group_without"].item())
+        entries.append(" to ".join(map(style.number, ends)) + f" ({most})" if most else "-")
+    return entries
 
 
 def _excess(view: "xarray.Dataset", title: str) -> list[list[str]]:

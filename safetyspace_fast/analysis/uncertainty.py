@@ -272,18 +272,62 @@ def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return value - Z95 * deviation, value + Z95 * deviation
 
 
-def share_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal 95 % interval of a share on its log odds: it stays between 0 and 1.
+def student(freedom: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Student's t: values from 0 on, and the two-sided p of each.
 
-    The log odds of 0 and 1 are infinite; for these it is the plain interval, cut at 0 and 1.
+    With t = sqrt(v) tan(a) the density is proportional to cos(a)^(v - 1), which is summed here.
+
+    Args:
+        freedom: degrees of freedom v, at least 1.
     """
-    inside = (value > 0) & (value < 1)
-    slope = torch.where(inside, value * (1 - value), 1.0)
-    low, high = interval(value.logit(), deviation / slope)
-    plain = interval(value, deviation)
-    low = torch.where(inside, low.sigmoid(), plain[0].clamp(0, 1))
-    high = torch.where(inside, high.sigmoid(), plain[1].clamp(0, 1))
-    return low, high
+    angle = np.linspace(0, min(np.pi / 2, 12 / math.sqrt(freedom)), 20_001)
+    density = np.cos(angle) ** (freedom - 1)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * np.tan(angle), 1 - mass / mass[-1]
+
+
+def t95(freedom: float) -> float:
+    """How many standard deviations a 95 % interval reaches, for `freedom` (at least 1)."""
+    t, p = student(freedom)
+    return float(np.interp(-0.05, -p, t))
+
+
+def t_interval(value: Tensor, deviation: Tensor, freedom: float) -> tuple[Tensor, Tensor]:
+    """95 % interval of Student's t, of the same shape as `value`."""
+    reach = t95(freedom) * deviation
+    return value - reach, value + reach
+
+
+def share_interval(
+    value: Tensor, deviation: Tensor, freedom: float, number: float
+) -> tuple[Tensor, Tensor]:
+    """95 % interval of a share or an AUC, inside [0, 1] and never of width 0.
+
+    Wilson's score interval (1927) with a quantile of Student's t, for the number of trials
+    p (1 - p)/variance that would give this variance (Korn & Graubard 1998). One trial in `number`
+    is added that went the other way, to the variance (`unseen_share`) and here: near 0 and 1 the
+    variance says little, and at 0 and 1 nothing. The end that is nearer to 0 or 1 is that of a
+    share which is up to half a trial nearer to it (2p - 1 of this half), because shares jump.
+
+    Args:
+        value: [...]; deviation: [...], with the added trial in it.
+        freedom: degrees of freedom of the deviation.
+        number: trials, as many as there are independent texts (or pairs).
+    """
+    square = t95(freedom) ** 2
+    per_trial = square * deviation.square() / (value * (1 - value) + 1 / number)
+    nearer = (value + (value - 0.5) / number).clamp(0, 1)
+
+    def end(share: Tensor, side: int) -> Tensor:
+        reach = (per_trial * (share * (1 - share) + per_trial / 4)).sqrt()
+        return ((share + per_trial / 2 + side * reach) / (1 + per_trial)).clamp(0, 1)
+
+    return end(torch.minimum(value, nearer), -1), end(torch.maximum(value, nearer), 1)
+
+
+def unseen_share(number: float) -> float:
+    """Variance of one trial in `number` that would have gone the other way."""
+    return 1 / number**2
 
 
 def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

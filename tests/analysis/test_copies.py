@@ -65,7 +65,7 @@ def test_three_copies_of_everything_change_nothing(paired):
             assert alike(one, three, name, ("value", "low", "high", "floor")), name
             p = (float(found["p"].sel(metric=name)) for found in (one, three))
             assert next(p) == pytest.approx(next(p), abs=0.03, nan_ok=True), name
-    for name in left_out:
+    for name in left_out - ({"nn_accuracy"} if paired else set()):  # refused on pairs
         width = [float((found["high"] - found["low"]).sel(metric=name)) for found in (one, three)]
         assert width[1] >= 0.9 * width[0], name
     one, three = (

@@ -128,6 +128,29 @@ def test_content_and_language_each_show_where_they_rule():
         assert float(found["semantic_low"]) < float(found["semantic"]) < found["semantic_high"]
 
 
+def test_a_translation_is_not_in_the_direction_that_judges_a_text():
+    """Without a harm direction; all that two languages share is the content of their items."""
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 2
+    item = rng.standard_normal((40, 1, 60, 24))
+    states = {lang: item + 0.3 * rng.standard_normal(item.shape) for lang in ("en", "de")}
+    items = dict.fromkeys(states, np.arange(60))
+    fold = dict.fromkeys(states, rng.permutation(60) % 10)
+    labels = dict.fromkeys(states, label)
+    run = stand_in({"m": states}, labels, item=items, fold=fold, proj=24)
+    found = directions(run).squeeze()["transfer_auc"]
+    # One value varies by about 0.08, the mean of 40 by 0.013.
+    np.testing.assert_allclose(found.mean("layer"), 0.5, atol=0.06)
+
+
+def test_a_transfer_without_an_error_is_not_certain():
+    x, label = planted(n=60, width=6, shift=12.0)
+    found = directions(stand_in({"m": {"en": x, "de": x + 0.1}}, {"en": label, "de": label}))
+    assert (found["transfer_auc"] == 1).all()
+    assert (found["transfer_low"] < 0.95).all()
+    np.testing.assert_allclose(found["transfer_high"], 1, rtol=1e-12)
+
+
 def test_without_parallel_texts_or_languages_there_is_no_silhouette():
     one = parallel(parallel_run(1.0, 1.0), languages=["en"]).squeeze()
     assert np.isnan(float(one["language"]))

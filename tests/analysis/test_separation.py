@@ -405,3 +405,65 @@ def test_a_selection_that_cannot_be_meant_is_one_line(wrong, message):
         separation(run, bootstraps=20, permutations=20, **wrong)
     with pytest.raises(ConfigError, match="expected an open store"):
         separation("run.zarr")
+
+
+def toy_and(lone, pairs=100):
+    """Pairs, and texts without a partner behind them; numbers of pairs, with -1 for the others."""
+    x, label, pair = toy_pairs(pairs=pairs, width=8)
+    more = 3 * np.random.default_rng(1).standard_normal((1, 1, lone, 8))
+    return (
+        np.concatenate([x, more], -2),
+        np.concatenate([label, np.arange(lone) % 2]),
+        np.concatenate([pair, np.full(lone, -1)]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:language en")
+@pytest.mark.parametrize("lone", [1, 9])
+def test_a_text_without_partner_is_left_out_of_a_language_of_pairs(lone):
+    """Its content, ten times as large as what pairs differ by, is in the means of the store."""
+    names = ["paired_accuracy", "rho_adjusted", "paired_shift", "silhouette", "energy_distance"]
+    options = {"metrics": names, "bootstraps": 9, "permutations": 9}
+    x, label, pair = toy_and(lone)
+    fold = np.arange(len(label)) // 2 % 10
+    found = []
+    for n in (200, 200 + lone):
+        run = stand_in(
+            {"m": {"en": x[..., :n, :]}},
+            {"en": label[:n]},
+            pair={"en": pair[:n]},
+            fold={"en": fold[:n]},
+            proj=8,
+        )
+        found.append(separation(run, **options).squeeze())
+    pure, mixed = found
+    assert bool(mixed["paired"])
+    assert (int(mixed["n0"]), int(mixed["n1"])) == (100, 100)
+    half = (pure["high"] - pure["low"]) / 2
+    for part in ("value", "low", "high", "floor"):
+        assert (abs(mixed[part] - pure[part]) < 0.35 * half).all(), part
+
+
+def test_texts_without_partner_are_counted_in_a_warning():
+    x, label, pair = toy_and(1)
+    run = stand_in({"m": {"en": x}}, {"en": label}, pair={"en": pair}, proj=8)
+    with pytest.warns(UserWarning, match="language en: 1 of 201 texts have no partner"):
+        separation(run, metrics=["rho"], bootstraps=2, permutations=0)
+
+
+def test_a_language_with_many_texts_without_partner_is_none_of_pairs():
+    x, label, pair = toy_and(40)
+    run = stand_in({"m": {"en": x}}, {"en": label}, pair={"en": pair}, proj=8)
+    with pytest.warns(UserWarning, match="200 of 240 texts are in pairs, fewer than 90%"):
+        found = separation(run, metrics=["paired_accuracy", "rho"], bootstraps=2).squeeze()
+    assert int(found["n0"]) == 120
+    assert found["refused"].to_numpy().tolist() == ["the texts are not paired", ""]
+
+
+def test_without_its_partner_a_text_with_finite_states_is_left_out():
+    x, label, pair = toy_pairs(pairs=60, width=8)
+    x[0, 0, 7] = np.nan
+    run = stand_in({"m": {"en": x}}, {"en": label}, pair={"en": pair}, proj=8)
+    found = separation(run, metrics=["paired_accuracy"], bootstraps=2).squeeze()
+    assert found["refused"] == ""
+    assert (int(found["n0"]), int(found["n1"])) == (59, 59)

@@ -4,6 +4,9 @@ Values at full width come from the store's sums, minima and maxima of distances,
 nulls. In components and for kernels, one pass over the distances serves all labellings at once.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -16,26 +19,26 @@ from ...ops.labelled import (
     labelled_distances,
 )
 from ..cells import Cells, Refusal, once
-from ..estimate import Estimate, make_estimate
+from ..estimate import Estimate, make_estimate, make_share
 from ..metric import (
-    BINOMIAL,
     INFLUENCE,
     NONE,
     NULL_MEAN,
     OWN_COMPONENTS,
+    SHARE,
     SHUFFLE,
     SHUFFLE_FULL,
     InComponents,
     Metric,
 )
 from ..moments import centred, direction_scores
-from ..uncertainty import inverse_interval, share_interval
+from ..uncertainty import inverse_interval, t_interval
 
 # What the metrics share ----------------------------------------------------------------------
 
 
 def mean_distances(
-    pair_sum: Tensor, labels: Tensor, copies: Tensor | None = None
+    pair_sum: Tensor, labels: Tensor, copies: Tensor | None = None, lone: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean distance of each text to the other texts of its class, and to the other class.
 
@@ -44,11 +47,13 @@ def mean_distances(
         labels: [n] int64.
         copies: [n] float64, how often each text is in its class; copies are not other texts. None
             if every text is there once.
+        lone: [2] float64, texts of each class that are in the sums, but not among the n.
 
     Returns:
         own [..., n], other [..., n].
     """
     count = torch.bincount(labels, minlength=2).to(pair_sum.dtype)
+    count = count if lone is None else count + lone
     index = labels.expand(pair_sum.shape[:-1])[..., None]
     others = (count - 1)[labels] if copies is None else count[labels] - copies
     own = pair_sum.gather(-1, index).squeeze(-1) / others
@@ -59,7 +64,7 @@ def mean_distances(
 @once
 def _full_width(cells: Cells) -> tuple[Tensor, Tensor]:
     """`mean_distances` at full width, [cell, n] each."""
-    return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies)
+    return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies, cells.lone_count)
 
 
 Space = int | Literal["kernel"]
@@ -70,7 +75,9 @@ Space = int | Literal["kernel"]
 def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
     """`labelled_distances` of each cell, for the true labels and every permutation."""
     x = cells.components(space) if isinstance(space, int) else cells.projected
-    widths = _kernel_widths(cells) if space == "kernel" else [None] * len(x)
+    widths: Sequence[float | None] = [None] * len(x)
+    if space == "kernel":
+        widths = [kernel.width for kernel in _kernel_widths(cells)]
     return [
         labelled_distances(
             texts,
@@ -249,7 +256,7 @@ _SILHOUETTE = Metric(
 
 
 def _cosine(cells: Cells) -> Estimate:
-    means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies)
+    means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies, cells.lone_count)
     return _mean_silhouette(cells, *means, cells.null("silhouette_cosine"))
 
 
@@ -387,15 +394,21 @@ _DUNN = Metric(
 # nn_accuracy ---------------------------------------------------------------------------------
 
 
-def nn_hits(pair_min: Tensor, labels: Tensor) -> Tensor:
-    """1 if the nearest other text is of the same class, 1/2 in a tie, else 0: [..., n]."""
+def nn_gap(pair_min: Tensor, labels: Tensor) -> Tensor:
+    """How much nearer the nearest text of the own class is than that of the other: [..., n].
+
+    Args:
+        pair_min: [..., n, 2], smallest distance of each text to each class; labels: [n] int64.
+    """
     index = labels.expand(pair_min.shape[:-1])[..., None]
-    gap = pair_min.gather(-1, 1 - index) - pair_min.gather(-1, index)
-    return (gap.sign().squeeze(-1) + 1) / 2
+    return (pair_min.gather(-1, 1 - index) - pair_min.gather(-1, index)).squeeze(-1)
 
 
 def _nn_accuracy(cells: Cells) -> Estimate:
-    hits = nn_hits(cells.stored("pair_min"), cells.labels)
+    if cells.paired:
+        raise Refusal("the nearest text of a paired one is often its partner; see paired_accuracy")
+    gap = nn_gap(cells.stored("pair_min"), cells.labels)
+    hits = (gap.sign() + 1) / 2
     near = cells.nearest
     if cells.copies is not None:  # the nearest stored distance is to the copy
         hits = torch.where(cells.copies > 1, (cells.labels[near] == cells.labels).double(), hits)
@@ -404,13 +417,8 @@ def _nn_accuracy(cells: Cells) -> Estimate:
     text = cells.resamples.copy
     mutual = (text[near.gather(-1, near)] == text).double().mean(-1)
     influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
-    return make_estimate(
-        cells,
-        value,
-        null=cells.null("nn_accuracy"),
-        influence=influence,
-        ends=share_interval,
-    )
+    trials = (float(cells.units.sum()), gap)
+    return make_share(cells, value, trials, null=cells.null("nn_accuracy"), influence=influence)
 
 
 _NN_ACCURACY = Metric(
@@ -422,9 +430,9 @@ _NN_ACCURACY = Metric(
     definition="share of texts whose nearest other text is of the same class; ties count half. A "
     "copy is not another text",
     source="Cover & Hart 1967",
-    pitfalls="Near-duplicates decide it. On paired data the nearest text is often the partner, and "
-    "the value falls below chance.",
-    interval=f"{BINOMIAL}; two texts that are the nearest of each other count as one",
+    pitfalls="Near-duplicates decide it. Refused on paired data, where the nearest text is often "
+    "the partner and the value falls below chance.",
+    interval=f"{SHARE}; two texts that are the nearest of each other count as one",
     null=SHUFFLE_FULL,
     floor=NULL_MEAN,
     estimator=_nn_accuracy,
@@ -484,28 +492,72 @@ _ENERGY_DISTANCE = Metric(
 # mmd -----------------------------------------------------------------------------------------
 
 
-def median_distance(x: Tensor, most: int = 1000) -> float:
-    """Median distance between distinct texts, of at most `most` evenly spaced ones: x [n, k]."""
-    some = x[:: -(-x.shape[0] // most)]
-    return float(torch.pdist(some).median())
+@dataclass(frozen=True)
+class KernelWidth:
+    """Bandwidth of a Gaussian kernel: the median distance between some texts.
+
+    influence: [n] float64, of each text on the logarithm of the bandwidth.
+    """
+
+    width: float
+    influence: Tensor
+
+
+def kernel_width(x: Tensor, first: Tensor, most: int = 1000) -> KernelWidth:
+    """Median distance of at most `most` evenly spaced texts, as a U-quantile (Serfling 1984).
+
+    Args:
+        x: [n, k] float64; first: [different texts] int64, one of the copies of each text.
+        most: texts to use.
+    """
+    some = first[:: -(-len(first) // most)]
+    width = float(torch.pdist(x[some]).median())
+    influence = torch.zeros(len(x), dtype=x.dtype)
+    if width > 0:
+        scaled = torch.cdist(x[some], x[some], compute_mode="donot_use_mm_for_euclid_dist") / width
+        below = (scaled <= 1).double().sum(-1) - 1  # not the text itself
+        share = below / (len(some) - 1)
+        # Density of the logarithm of a distance at the median.
+        density = ((scaled > 0.9) & (scaled < 1.1)).double().mean() / math.log(1.1 / 0.9)
+        influence[some] = -2 * centred(share) / len(some) / density
+    return KernelWidth(width, influence.nan_to_num(0.0, 0.0, 0.0))
 
 
 @once
-def _kernel_widths(cells: Cells) -> list[float]:
+def _kernel_widths(cells: Cells) -> list[KernelWidth]:
     """Bandwidth of the Gaussian kernel of each cell: in a comparison the base model's."""
     if cells.base is not None:
         return _kernel_widths(cells.base)
-    return [median_distance(x if cells.copies is None else x[cells.first]) for x in cells.projected]
+    return [kernel_width(x, cells.first) for x in cells.projected]
+
+
+def _width_slope(cells: Cells) -> Tensor:
+    """[cell], derivative of the MMD^2 by the logarithm of the bandwidth."""
+    sums = torch.empty(*cells.projected.shape[:-1], 2, dtype=torch.float64)
+    member = torch.stack([cells.labels == c for c in (0, 1)], -1).double()
+    for x, kernel, out in zip(cells.projected, _kernel_widths(cells), sums, strict=True):
+        for rows, distance in distance_tiles(x / kernel.width):
+            square = distance.square_()
+            out[rows] = -(square * (-square / 2).exp()) @ member
+    return energy_distance(*mean_distances(sums, cells.labels, cells.copies), cells.labels)[0]
 
 
 def _mmd(cells: Cells) -> Estimate:
-    if min(_kernel_widths(cells)) <= 0:
+    kernels = _kernel_widths(cells)
+    if min(kernel.width for kernel in kernels) <= 0:
         raise Refusal("the median distance is 0, and so is the bandwidth of the kernel")
     labelled = _labelled(cells, "kernel")
     value, influence = energy_distance(*_pair_sums(labelled, cells), cells.labels)
     null = torch.stack([cell.energy for cell in labelled])
-    floor = cells.chance(null, 0.0)
-    return make_estimate(cells, value, null=null, floor=floor, influence=influence)
+    by_width = _width_slope(cells)[:, None] * torch.stack([x.influence for x in kernels])
+    return make_estimate(
+        cells,
+        value,
+        null=null,
+        floor=cells.chance(null, 0.0),
+        influence=influence + by_width,
+        ends=partial(t_interval, freedom=cells.freedom),
+    )
 
 
 _MMD = Metric(
@@ -519,7 +571,7 @@ _MMD = Metric(
     source="Gretton et al. 2012, U-statistic",
     pitfalls="Depends on the bandwidth; `compare` uses that of the base model for both models. The "
     "interval is first-order: close to zero it is too narrow; use p there.",
-    interval=INFLUENCE,
+    interval=f"{INFLUENCE}, also on the bandwidth; Student's t",
     null=SHUFFLE,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     estimator=_mmd,

@@ -5,7 +5,6 @@ difference of their class means at full width, the same of standardised dimensio
 probe in the projection.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,23 +14,22 @@ from torch import Tensor
 
 from ...ops.labelled import balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
-from ..estimate import Ends, Estimate, Square, make_estimate
+from ..estimate import Estimate, Square, make_estimate, make_share
 from ..metric import (
-    BINOMIAL,
     INFLUENCE,
+    SHARE,
     SHUFFLE,
     SHUFFLE_AUC,
     SHUFFLE_FULL,
     InComponents,
     Metric,
 )
-from ..moments import centred, shift_influence, shift_noise
+from ..moments import shift_influence, shift_noise
 from ..uncertainty import (
     common_held_out,
     influence_variance,
-    interval,
-    share_interval,
-    stretch,
+    t_interval,
+    unit_sums,
 )
 from .ratio import standardized
 
@@ -314,7 +312,7 @@ def _held_out(
     floor: float,
     influence: Tensor,
     moved: Tensor,
-    ends: Ends = share_interval,
+    trials: tuple[float, Tensor] | None = None,
 ) -> Estimate:
     """`make_estimate` for a held-out statistic; its interval includes the noise of the direction.
 
@@ -323,9 +321,10 @@ def _held_out(
     times what it would along a fixed direction, and the influences assume a fixed one.
 
     Args:
-        cells, value, null, floor, influence, ends: as in `make_estimate`.
+        cells, value, null, floor, influence: as in `make_estimate`.
         direction: what the texts are scored along.
         moved: [cell, n], the part of the influence that is linear in the scores.
+        trials: of a share, see `make_share`; None if the value is none.
     """
     noise = _direction_noise(cells, direction)
     # A |d|^2 below its own noise is no scale to measure with.
@@ -336,15 +335,14 @@ def _held_out(
         lambda: _direction_shift(cells, direction),
         partial(common_held_out, folds=len(fold_texts(cells.fold))),
     )
-    return make_estimate(
-        cells,
-        value,
-        null=null,
-        floor=floor,
-        influence=influence - moved + grown,
-        squares=(square,),
-        ends=ends,
-        in_folds=True,
+    squares, influence = (square,), influence - moved + grown
+    if trials is None:
+        return make_estimate(
+            cells, value, null=null, floor=floor, influence=influence, squares=squares,
+            ends=partial(t_interval, freedom=cells.freedom), class_means=False,
+        )  # fmt: skip
+    return make_share(
+        cells, value, trials, null=null, floor=floor, influence=influence, squares=squares
     )
 
 
@@ -370,8 +368,13 @@ def fold_auc(
 ) -> tuple[Tensor, Tensor]:
     """AUC within folds, weighted by their number of text pairs, and the influence of each text.
 
-    Scores of different folds belong to different directions and are not compared. Ties count half
-    (DeLong, DeLong & Clarke-Pearson 1988).
+    Scores of different folds belong to different directions and are not compared. Ties count half.
+
+    A text that wins against s of the m texts of the other class of its fold has the influence
+    (s - m AUC)/P, P the number of all text pairs (DeLong, DeLong & Clarke-Pearson 1988, with one
+    mean for all folds: a fold may hold one text of a class). The squares of these count what is
+    particular to each pair of texts once in either class: it is taken out once, as in the unbiased
+    variance of a U-statistic (Hoeffding 1948), by one factor for all texts.
 
     Args:
         scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
@@ -380,25 +383,33 @@ def fold_auc(
     Returns:
         auc [...], influence [..., n]; NaN if no fold holds both classes, or a score is NaN.
     """
-    total = 0
-    auc = torch.zeros_like(scores[..., 0])
-    influence = torch.zeros_like(scores)
+    copy = torch.arange(len(labels)) if copy is None else copy
+    pairs, equal_pairs = 0.0, 0.0
+    wins = torch.zeros_like(scores)
+    others = torch.zeros(len(labels), dtype=scores.dtype)
     for inside in fold_texts(fold):
         low, high = (inside[labels[inside] == label] for label in (0, 1))
-        pairs = low.numel() * high.numel()
-        if pairs == 0:
+        if not low.numel() or not high.numel():
             continue
-        total += pairs
-        above = _share_below(scores[..., high], scores[..., low])
-        below = 1 - _share_below(scores[..., low], scores[..., high])
-        auc += above.sum(-1) * low.numel()
-        for texts, wins, others in ((high, above, low), (low, below, high)):
-            # In a small fold the variance about the mean of the fold is too small by (n - 1)/n.
-            n = texts.numel()
-            growth = math.sqrt(n / max(n - 1, 1)) if copy is None else stretch(copy[texts])
-            influence[..., texts] = centred(wins) * others.numel() * growth
+        pairs += low.numel() * high.numel()
+        equal_pairs += _equal_pairs(copy[low]) * _equal_pairs(copy[high])
+        others[low], others[high] = float(high.numel()), float(low.numel())
+        wins[..., high] = _share_below(scores[..., high], scores[..., low]) * low.numel()
+        wins[..., low] = (1 - _share_below(scores[..., low], scores[..., high])) * high.numel()
+    auc = wins.sum(-1) / 2 / pairs if pairs else torch.full_like(wins[..., 0], torch.nan)
     auc[scores.isnan().any(-1)] = torch.nan
-    return auc / total, influence / total
+    influence = wins - auc[..., None] * others
+    linear = along_scores(influence, scores, labels, labels)
+    rest = influence - linear
+    particular = auc * (1 - auc) * equal_pairs
+    left = 1 - particular / unit_sums(rest, copy).square().sum(-1)
+    once = left.clamp_min(0).nan_to_num(0.0).sqrt()[..., None]
+    return auc, (linear + once * rest) / pairs
+
+
+def _equal_pairs(copy: Tensor) -> float:
+    """Pairs of equal texts, of a text with itself too: copy [n] int64."""
+    return float(torch.bincount(copy).square().sum())
 
 
 def _share_below(values: Tensor, others: Tensor) -> Tensor:
@@ -420,11 +431,12 @@ def _auc(cells: Cells, direction: Direction) -> Estimate:
         null=_refitted(cells, direction)["score"],
         floor=0.5,
         influence=influence,
-        moved=along_scores(influence, scores, cells.labels, 2 * cells.fold + cells.labels),
+        moved=along_scores(influence, scores, cells.labels, cells.labels),
+        trials=(cells.trials, scores),
     )
 
 
-_DELONG = f"DeLong within folds, normal on the log odds; {_REFITS}"
+_DELONG = f"{SHARE}, with the influences of DeLong within folds; {_REFITS}"
 
 _AUC_DIRECTION = Metric(
     name="auc_direction",
@@ -484,18 +496,21 @@ _AUC_PROBE = Metric(
 
 
 def _accuracy(cells: Cells, direction: Direction) -> Estimate:
-    scores = _scores(cells, direction)
-    hits = torch.where(scores.isnan(), scores, ((scores > 0) == (cells.labels > 0)).double())
-    value = hits.mean(-1)
-    influence = (hits - value[:, None]) / hits.shape[-1]
+    scores, labels = _scores(cells, direction), cells.labels
+    hits = torch.where(scores.isnan(), scores, ((scores > 0) == (labels > 0)).double())
+    shares = torch.stack([hits[:, labels == c].mean(-1) for c in (0, 1)], -1)
+    # The variance about the mean of a class is too small by (n - 1)/n.
+    growth = (cells.units / (cells.units - 1)).sqrt()
+    influence = (hits - shares[:, labels]) * (growth / cells.count / 2)[labels]
     return _held_out(
         cells,
         direction,
-        value,
+        shares.mean(-1),
         null=_refitted(cells, direction)["accuracy"],
-        floor=float(cells.count.max() / cells.count.sum()),
+        floor=0.5,
         influence=influence,
-        moved=along_scores(influence, scores, cells.labels, cells.labels),
+        moved=along_scores(influence, scores, labels, labels),
+        trials=(2 * cells.trials, scores),
     )
 
 
@@ -506,12 +521,13 @@ _ACCURACY_DIRECTION = Metric(
     kind="B",
     unit="1",
     definition="share of texts that are closer to their own class mean than to the other, along "
-    "the difference of both, with class means of the other folds",
-    source="nearest-centroid rule, cross-fitted",
+    "the difference of both, with class means of the other folds; mean of the shares in both "
+    "classes",
+    source="nearest-centroid rule, cross-fitted; balanced accuracy (Brodersen et al. 2010)",
     pitfalls=_PITFALLS,
-    interval=f"{BINOMIAL}; {_REFITS}",
+    interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED,
-    floor="share of the larger class",
+    floor="0.5",
     estimator=partial(_accuracy, direction="mean difference"),
 )
 
@@ -521,12 +537,14 @@ _ACCURACY_PROBE = Metric(
     space="projection",
     kind="B",
     unit="1",
-    definition="share of texts that the logistic probe of the other folds classifies correctly",
-    source="Alain & Bengio 2016; cross-fitted",
-    pitfalls=_PITFALLS,
-    interval=f"{BINOMIAL}; {_REFITS}",
+    definition="share of texts that the logistic probe of the other folds classifies correctly; "
+    "mean of the shares in both classes",
+    source="Alain & Bengio 2016; cross-fitted; balanced accuracy (Brodersen et al. 2010)",
+    pitfalls=f"{_PITFALLS} The probe is fitted to the classes as they are: with few harmful texts "
+    "it takes most texts for harmless, and the value is near 0.5; see auc_probe.",
+    interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED_RIDGE,
-    floor="share of the larger class",
+    floor="0.5",
     estimator=partial(_accuracy, direction="probe"),
 )
 
@@ -541,12 +559,12 @@ def _held_out_pairs(
     floor: float,
     influence: Tensor,
     gap: Tensor,
-    ends: Ends,
+    trials: tuple[float, Tensor] | None = None,
 ) -> Estimate:
     """`_held_out` for differences of scores inside pairs.
 
     Args:
-        cells, value, floor, ends: as in `_held_out`.
+        cells, value, floor, trials: as in `_held_out`.
         name: of the null.
         influence, gap: [cell, pairs], influence and difference of scores of each pair.
     """
@@ -560,7 +578,7 @@ def _held_out_pairs(
         floor=floor,
         influence=_spread_over_pairs(cells, influence),
         moved=_spread_over_pairs(cells, moved),
-        ends=ends,
+        trials=trials,
     )
 
 
@@ -572,11 +590,13 @@ def _spread_over_pairs(cells: Cells, influence: Tensor) -> Tensor:
 
 
 def _paired_accuracy(cells: Cells) -> Estimate:
-    gap = cells.pair_differences(_scores(cells, "mean difference"))
+    scores = _scores(cells, "mean difference")
+    gap = cells.pair_differences(scores)
     hits = (gap.sign() + 1) / 2
     value = hits.mean(-1)
     influence = (hits - value[:, None]) / hits.shape[-1]
-    return _held_out_pairs(cells, "paired_accuracy", value, 0.5, influence, gap, share_interval)
+    trials = (cells.trials, scores)
+    return _held_out_pairs(cells, "paired_accuracy", value, 0.5, influence, gap, trials)
 
 
 _PAIRED_ACCURACY = Metric(
@@ -589,7 +609,7 @@ _PAIRED_ACCURACY = Metric(
     "means of the other folds; ties count half",
     source="cross-fitted",
     pitfalls="Measures directions fitted to nine tenths of these pairs, not the best possible one.",
-    interval=f"{BINOMIAL}; {_REFITS}",
+    interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED,
     floor="0.5",
     paired=True,
@@ -604,7 +624,7 @@ def _paired_effect(cells: Cells) -> Estimate:
     value = (mean / deviation).squeeze(-1)
     scaled = (gap - mean) / deviation
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
-    return _held_out_pairs(cells, "paired_effect", value, 0.0, influence, gap, interval)
+    return _held_out_pairs(cells, "paired_effect", value, 0.0, influence, gap)
 
 
 _PAIRED_EFFECT = Metric(
