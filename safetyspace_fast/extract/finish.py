@@ -1,6 +1,6 @@
 """Statistics of a language, computed when all its pooled states are on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ def finish_language(
     labels: NDArray[np.int8],
     folds: NDArray[np.int8],
     hidden_size: int,
+    same: Sequence[int],
     device: torch.device,
     impl: str | None = None,
 ) -> dict[str, Array]:
@@ -31,6 +32,7 @@ def finish_language(
         labels: `[n]`, 0 or 1.
         folds: `[n]`, below `NUM_FOLDS`.
         hidden_size: D.
+        same: for each pooling, the first over the same tokens, whose arrays it shares.
         device: where to compute.
         impl: implementation of `pairwise_reduce`; None: the fastest that works here.
 
@@ -52,7 +54,11 @@ def finish_language(
             empty = np.empty((*grid, *array.shape), array.dtype)
             result.setdefault(name, empty)[i_layer, i_pooling] = array
 
-    in_parallel(finish, list(np.ndindex(grid)))
+    in_parallel(finish, [cell for cell in np.ndindex(grid) if same[cell[1]] == cell[1]])
+    for i_pooling, first in enumerate(same):
+        if first != i_pooling:
+            for array in result.values():
+                array[:, i_pooling] = array[:, first]
     return result
 
 
