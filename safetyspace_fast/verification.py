@@ -276,7 +276,8 @@ class _Oracle:
         for text in texts:
             ids, first, stop = (_chat if kind == "chat" else _plain)(tokenizer, text)
             span_of = {
-                "mean": [first, stop],
+                "mean": [max(first, 1) if stop > 1 else first, stop],
+                "mean_all": [first, stop],
                 "last": [len(ids) - 1, len(ids)],
                 "last_text": [stop - 1, stop],
             }
