@@ -183,6 +183,7 @@ class Extraction:
             (len(self._work.hookpoints), len(self._work.tokens.poolings)),
             self._samples.labels[samples],
             self._samples.fold[samples],
+            self._work.tokens.n_text_tokens[samples],
             hidden_size,
             [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
             self._model.device,

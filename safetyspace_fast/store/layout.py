@@ -86,7 +86,8 @@ SAMPLES = (
 )
 
 _ROWS = ("layer", "pooling", "sample")
-_CELL = ("layer", "pooling", "lang", "label")
+_LANGUAGE = ("layer", "pooling", "lang")
+_CELL = (*_LANGUAGE, "label")
 
 MODEL = (
     ArraySpec("n_tokens", ("sample",), "int32", "tokens", "the text's own tokens"),
@@ -172,6 +173,31 @@ MODEL = (
         "1",
         "one basis for all languages, merged from the languages' own components",
         keepbits=12,
+    ),
+    ArraySpec(
+        "largest_share",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "share of the total variance in the dimension that varies most",
+        optional=True,
+    ),
+    ArraySpec("largest_dim", _LANGUAGE, "float64", "1", "index of this dimension", optional=True),
+    ArraySpec(
+        "pc1_tokens",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "correlation of the first principal component with `n_tokens`",
+        optional=True,
+    ),
+    ArraySpec(
+        "pc1_inverse_tokens",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "correlation of the first principal component with 1 / `n_tokens`",
+        optional=True,
     ),
     ArraySpec("count", (*_CELL, "fold"), "int64", "samples", "samples in each mean"),
     ArraySpec(
