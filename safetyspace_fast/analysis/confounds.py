@@ -1,4 +1,4 @@
-"""Differences between languages that are not due to the model: lengths, copies, class balance."""
+"""What may rule the numbers beside harm: lengths, copies, class balance, one huge dimension."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .glossary import CONFOUNDS
-from .selection import equal_rows
+from .glossary import CONFOUNDS, DOMINANCE
+from .selection import Selection, equal_rows
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -39,6 +39,33 @@ def confounds(
     dims = ("model", "lang")
     return {
         name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
+    }
+
+
+def dominance(
+    run: "Run", chosen: Selection
+) -> dict[str, tuple[tuple[str, ...], NDArray[np.float64], dict[str, str]]]:
+    """Read the variables of `DOMINANCE`, each (model, layer, pooling, lang), for `xarray.Dataset`.
+
+    NaN where a model has no such layer or pooling, or was run by an earlier version.
+    """
+    axes = (chosen.models, chosen.layers, chosen.poolings, chosen.languages)
+    columns = {name: np.full([len(names) for names in axes], np.nan) for name in DOMINANCE}
+    languages = [run.languages.index(lang) for lang in chosen.languages]
+    for i_model, model in enumerate(map(run.model, chosen.models)):
+        cells = [
+            (model.hookpoints.index(layer), model.poolings.index(pooling), i_layer, i_pooling)
+            for i_layer, layer in enumerate(chosen.layers)
+            for i_pooling, pooling in enumerate(chosen.poolings)
+            if layer in model.hookpoints and pooling in model.poolings
+        ]
+        for name in filter(model.has, DOMINANCE):
+            array = model.read(name)
+            for layer, pooling, i_layer, i_pooling in cells:
+                columns[name][i_model, i_layer, i_pooling] = array[layer, pooling, languages]
+    dims = ("model", "layer", "pooling", "lang")
+    return {
+        name: (dims, column, {"definition": DOMINANCE[name]}) for name, column in columns.items()
     }
 
 

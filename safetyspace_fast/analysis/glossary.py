@@ -32,6 +32,21 @@ CONFOUNDS = {
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
 
+DOMINANCE = {
+    "largest_share": "share of the total variance in the hidden dimension that varies most. Above "
+    "one half, rho, distances and auc_direction see little but this dimension (table mark !): "
+    "rho_standardized weighs all dimensions alike, and pooling last often has none so large",
+    "largest_dim": "index of the hidden dimension that varies most",
+    "pc1_tokens": "correlation of the first principal component with the number of tokens of a "
+    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: "
+    "use pooling mean instead of mean_all, or last, and compare with the lengths of the classes "
+    "(tokens0, tokens1)",
+    "pc1_inverse_tokens": "correlation of the first principal component with 1/tokens, as an "
+    "attention sink at the first position gives it to mean_all; see pc1_tokens",
+}
+"""Whether one dimension or the length of texts rules the states, by (model, layer, pooling, lang).
+NaN in models that an earlier version ran."""
+
 COPIES = (
     "equal texts of one label in one language are one unit of evidence, with all pairs that they "
     "are in: they are drawn together, keep one label in every permutation, and share a fold. "
@@ -155,6 +170,7 @@ _GROUPS = (
 )
 NOTES = (
     CONFOUNDS
+    | DOMINANCE
     | COLUMNS
     | DIRECTIONS
     | GEOMETRY

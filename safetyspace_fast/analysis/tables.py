@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ConfigError
 from .rows import to_csv, to_json, to_parquet
 
@@ -20,6 +22,9 @@ MOST_LAYERS = 3
 """With several languages, tables show all layers up to this number, else the last one only."""
 CHANCE = 0.05
 """Numbers with a larger p are marked as consistent with chance."""
+DOMINANT = 0.5
+"""Rows are marked where the largest dimension has a larger share, or the first component a larger
+correlation with the length of texts."""
 MARK_RESAMPLES = math.ceil(1 / CHANCE) - 1
 """With fewer resamples, of which the smallest p is 1/(1 + R), no number is marked."""
 
@@ -80,7 +85,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
                     tables += _layer(view.sel(layer=layer), f"{title} | layer {layer}")
             if compared:
                 tables += _geometry(view, visible)
-    tables.insert(1, _legend(dataset))
+    tables.insert(1, _legend(dataset) + _what_rules(dataset.sel(layer=visible)))
     hints = []
     if len(visible) < len(layers):
         hints.append(
@@ -155,6 +160,42 @@ def _groups(dataset: "xarray.Dataset") -> list[str]:
     return [f"No means over groups: no language is in {empty}; see --high and --low.{neither}"]
 
 
+ROW_MARKS = {
+    "!": "one dimension holds more than half of the variance; see rho_standardized, or pooling "
+    "last (`explain largest_share`)",
+    "#": "the first principal component follows the number of tokens; use pooling mean instead of "
+    "mean_all, or last (`explain pc1_tokens`)",
+}
+"""Marks behind the name of a row, and what they say."""
+
+
+def _row_marks(view: "xarray.Dataset") -> list[str]:
+    """The marks of each row, in any of the models of a view (.., row)."""
+
+    def largest(*names: str) -> list[float]:
+        columns = [view[name].to_numpy() for name in names]
+        size = np.nan_to_num(np.abs(columns)).reshape(-1, columns[0].shape[-1]).max(0)
+        return [float(x) for x in size]
+
+    marks = {"!": largest("largest_share"), "#": largest("pc1_tokens", "pc1_inverse_tokens")}
+    rows = zip(*marks.values(), strict=True)
+    return [
+        "".join(mark for mark, size in zip(marks, row, strict=True) if size > DOMINANT)
+        for row in rows
+    ]
+
+
+def _what_rules(dataset: "xarray.Dataset") -> list[str]:
+    """What the marks of rows say, of those that are there."""
+    there = set("".join(_row_marks(dataset)))
+    return [
+        line
+        for mark, text in ROW_MARKS.items()
+        if mark in there
+        for line in textwrap.wrap(f"{mark}: {text}.", WIDTH, break_on_hyphens=False)
+    ]
+
+
 # Metrics -------------------------------------------------------------------------------------
 
 
@@ -173,7 +214,8 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
     below = [] if compared else ["floor"]
     if "group" in view.dims and row_dim == "lang":
         below += _names(view, "group")
-    leading = [[row_dim, "", *names, *below]]
+    marked = [f"{name} {mark}".rstrip() for name, mark in zip(names, _row_marks(view), strict=True)]
+    leading = [[row_dim, "", *marked, *below]]
     if not compared:
         counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
         leading.append(["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), *("" for _ in below)])

@@ -33,6 +33,9 @@ class StandInModel:
         self.manifest = {"dtype": "float32", "template_sha256": "0" * 64, "max_tokens": None}
         self.attrs = {"device": "cpu"}
 
+    def has(self, name):
+        return name in self._arrays
+
     def read(
         self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)
     ):

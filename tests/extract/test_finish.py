@@ -84,7 +84,7 @@ def test_dominance_follows_its_definitions() -> None:
     generator = np.random.default_rng(0)
     states = draw(n, width)
     tokens = generator.integers(1, 40, n).astype(np.int32)
-    states[:, 5] += torch.from_numpy(30 / tokens)
+    states[:, 5] += torch.from_numpy(200 / tokens)
     labels = torch.arange(n) % 2
     states[labels == 1, 2] += 1.0
     states[7, 3] = torch.nan

@@ -301,7 +301,9 @@ def test_a_template_that_hides_the_text_is_refused(tiny, template, message):
 
 
 def test_choices_that_do_not_exist(tiny):
-    with pytest.raises(ConfigError, match="pooling 'max': expected one of mean, mean_all, last, last_text"):
+    with pytest.raises(
+        ConfigError, match="pooling 'max': expected one of mean, mean_all, last, last_text"
+    ):
         tokenize(tiny, ["a"], poolings=("mean", "max"))
     with pytest.raises(ConfigError, match="template 'chatml': expected one of auto, chat, none"):
         tokenize(tiny, ["a"], template="chatml")
