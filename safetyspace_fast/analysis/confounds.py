@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .glossary import CONFOUNDS, DOMINANCE
+from .cells import MIN_TEXTS
+from .families.held_out import fold_auc
+from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .selection import Selection, equal_rows
+from .uncertainty import Resamples, draw, influence_variance, share_interval
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -18,6 +23,11 @@ def confounds(
 ) -> dict[str, tuple[tuple[str, str], NDArray[np.float64], dict[str, str]]]:
     """Compute the variables of `CONFOUNDS`, each (model, lang), for `xarray.Dataset`."""
     columns = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
+
+    def write(name: str, at: tuple[int, int], auc: Tensor) -> None:
+        for end, value in zip(ENDS, auc.tolist(), strict=True):
+            columns[name + end][at] = value
+
     number, count = _languages_with(run, langs)
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
@@ -26,6 +36,7 @@ def confounds(
         chars = np.asarray(run.samples.n_chars[span])
         copies = 1 - len(np.unique(equal)) / max(1, len(equal))
         elsewhere = count[equal] > 1
+        texts = _texts(run, lang, equal)
         for i, model in enumerate(models):
             tokens = run.model(model).read("n_tokens", samples=span)
             for c in (0, 1):
@@ -36,10 +47,40 @@ def confounds(
             columns["elsewhere"][i, j] = elsewhere.mean() if len(label) else np.nan
             columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             columns["harmful"][i, j] = label.mean() if len(label) else np.nan
+            write("auc_length", (i, j), length_auc(torch.from_numpy(tokens), texts))
     dims = ("model", "lang")
     return {
         name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
     }
+
+
+def _texts(run: "Run", lang: str, equal: NDArray[np.int64]) -> Resamples:
+    """The texts of a language with their units, without resamples: equal [n], as `equal_rows`."""
+    span = run.lang_range(lang)
+    label, pair = (
+        torch.from_numpy(np.asarray(column[span]).astype(np.int64))
+        for column in (run.samples.label, run.samples.pair)
+    )
+    text = torch.from_numpy(equal)
+    return draw(label, pair, text, bootstraps=0, permutations=0, seed=0, key=lang)
+
+
+def length_auc(tokens: Tensor, texts: Resamples) -> Tensor:
+    """AUC of the number of tokens: a harmful text has more of them than a harmless one.
+
+    Args:
+        tokens: [n] int, of each text.
+        texts: labels and units.
+
+    Returns:
+        [3] float64, value and ends of its 95 % interval; NaN with few texts in a class.
+    """
+    if int(torch.bincount(texts.labels, minlength=2).min()) < MIN_TEXTS:
+        return torch.full((3,), torch.nan, dtype=torch.float64)
+    together = torch.zeros_like(texts.labels)
+    value, influence = fold_auc(tokens.double(), texts.labels, together, texts.copy)
+    deviation = influence_variance(influence, texts.unit).sqrt()
+    return torch.stack([value, *share_interval(value, deviation)])
 
 
 def dominance(

@@ -18,6 +18,8 @@ NOTATION = {
 }
 """Letters in definitions; they are explained where the key occurs."""
 
+ENDS = ("", "_low", "_high")
+"""Ends of the names of a number with an interval."""
 CONFOUNDS = {
     "tokens0": "mean number of tokens of a harmless text",
     "tokens1": "mean number of tokens of a harmful text; if it differs from tokens0, length alone "
@@ -29,6 +31,11 @@ CONFOUNDS = {
     "elsewhere": "share of texts that are also in another language of the results: means over "
     "groups, and differences between languages, take languages as independent",
     "harmful": "share of harmful texts (class balance)",
+    "auc_length": "probability that a harmful text has more tokens than a harmless one, ties half: "
+    "the AUC of length alone. An AUC of states that is no larger than this, or than 1 minus this, "
+    "may be nothing but length",
+    "auc_length_low": "lower end of the 95 % interval of auc_length (DeLong et al. 1988)",
+    "auc_length_high": "upper end of the 95 % interval of auc_length; see auc_length_low",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
 
@@ -155,7 +162,6 @@ PARALLEL = {
     "language": "silhouette of the same texts grouped by language, in the projection",
 }
 """Variables of `parallel`, each with low and high."""
-PARALLEL_ENDS = ("", "_low", "_high")
 
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
@@ -175,7 +181,7 @@ NOTES = (
     | DIRECTIONS
     | GEOMETRY
     | _IN_TWO
-    | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
     | {"copies": COPIES}
     | dict.fromkeys(("groups", "group_value", "group_low", "group_high"), _GROUPS)
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError
+from .glossary import ENDS
 from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
@@ -412,17 +413,19 @@ _CONFOUND_FORMS = {
     "duplicates": ".1%",
     "elsewhere": ".1%",
     "harmful": ".1%",
+    "auc_length": ".3f",
 }
+"""Columns of the table, and how their numbers are written; those with an interval show it."""
 
 
 def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
     """Variables of `CONFOUNDS`; models with the same numbers share a table."""
     langs = _names(dataset, "lang")
     tables: dict[str, list[str]] = {}
-    for i, model in enumerate(_names(dataset, "model")):
+    for model in _names(dataset, "model"):
+        view = dataset.sel(model=model)
         columns = [
-            [name, *(_fixed(x, form) for x in dataset[name].to_numpy()[i])]
-            for name, form in _CONFOUND_FORMS.items()
+            [name, *_confound_entries(view, name, form)] for name, form in _CONFOUND_FORMS.items()
         ]
         leading = ["lang", *langs]
         lines = [
@@ -435,6 +438,13 @@ def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
     copied = bool((dataset["duplicates"] > 0).any())
     note = ["Copies of a text are one unit of evidence: see `explain copies`."] if copied else []
     return [[f"{', '.join(models)} | {what}", table, *note] for table, models in tables.items()]
+
+
+def _confound_entries(view: "xarray.Dataset", name: str, form: str) -> list[str]:
+    """Entries of one variable of `CONFOUNDS`, with its interval if it has one."""
+    if f"{name}_low" not in view:
+        return [_fixed(x, form) for x in view[name].to_numpy()]
+    return [_Style(form).entry(*row) for row in _numbers(view, [name + end for end in ENDS])]
 
 
 def _settings(dataset: "xarray.Dataset") -> list[list[str]]:
