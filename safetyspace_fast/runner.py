@@ -14,7 +14,7 @@ import zarr
 
 from . import info
 from .config import MEAN_ALL, MEAN_WITHOUT_FIRST, RunConfig, data_fields
-from .data import NUM_FOLDS, Samples, read_samples
+from .data import NUM_FOLDS, Samples, lexical_scores, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.prepare import Prepared, prepare
@@ -181,6 +181,7 @@ def sample_columns(samples: Samples) -> dict[str, Array]:
         "pair": samples.pair,
         "item": samples.item,
         "fold": samples.fold,
+        "lexical_score": lexical_scores(samples),
     }
 
 

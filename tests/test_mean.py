@@ -187,10 +187,14 @@ def test_a_model_of_an_earlier_version_has_no_marks(sink: Path, tmp_path: Path) 
     group = Place(run.path).group(read_only=False)["models/m"]
     for name in ("largest_share", "largest_dim", "pc1_tokens", "pc1_inverse_tokens"):
         del group[name]
+    del Place(run.path).group(read_only=False)["samples/lexical_score"]
     group.attrs["optional_arrays"] = []
     consolidate(run.path)
     run = api.open_run(tmp_path / "run.zarr")
     assert api.check(tmp_path / "run.zarr").damage == []
     old = api.separation(run, metrics=["rho"], bootstraps=0, permutations=0)
     assert np.isnan(old["largest_share"]).all()
+    assert old["auc_lexical"].isnull().all()
     assert "embed !" not in tables.to_table(old)
+    api.run(**found | {"models": f"new={sink}"}, poolings=["mean_all"], resume=True)
+    assert np.isfinite(api.open_run(run.path).samples.lexical_score).all()

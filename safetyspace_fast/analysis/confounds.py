@@ -9,10 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cells import MIN_TEXTS
-from .families.held_out import fold_auc
+from .families.held_out import along_scores, fold_auc
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .selection import Selection, equal_rows
-from .uncertainty import Resamples, draw, influence_variance, share_interval
+from .uncertainty import (
+    INFLUENCE_EXCESS,
+    Resamples,
+    draw,
+    influence_variance,
+    linear_variance,
+    share_interval,
+)
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -37,6 +44,7 @@ def confounds(
         copies = 1 - len(np.unique(equal)) / max(1, len(equal))
         elsewhere = count[equal] > 1
         texts = _texts(run, lang, equal)
+        lexical = run.samples.lexical_score  # None in a store of an earlier version
         for i, model in enumerate(models):
             tokens = run.model(model).read("n_tokens", samples=span)
             for c in (0, 1):
@@ -48,6 +56,9 @@ def confounds(
             columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             columns["harmful"][i, j] = label.mean() if len(label) else np.nan
             write("auc_length", (i, j), length_auc(torch.from_numpy(tokens), texts))
+            if lexical is not None:
+                scores = torch.from_numpy(lexical[span].astype(np.float64))
+                write("auc_lexical", (i, j), lexical_auc(scores, texts))
     dims = ("model", "lang")
     return {
         name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
@@ -75,11 +86,33 @@ def length_auc(tokens: Tensor, texts: Resamples) -> Tensor:
     Returns:
         [3] float64, value and ends of its 95 % interval; NaN with few texts in a class.
     """
+    return _auc(tokens.double(), texts, torch.zeros((), dtype=torch.float64))
+
+
+def lexical_auc(scores: Tensor, texts: Resamples) -> Tensor:
+    """AUC of held-out scores whose training class means are 1 apart; see `length_auc`.
+
+    What the held-out class means are less than 1 apart is the share of noise in the weights, which
+    widens the interval as in `families.held_out`.
+
+    Args:
+        scores: [n] float64, on one scale for all folds; NaN gives NaN.
+        texts: labels and units.
+    """
+    low, high = (scores[texts.labels == label].mean() for label in (0, 1))
+    return _auc(scores, texts, (1 - (high - low)).clamp(0, 2))
+
+
+def _auc(scores: Tensor, texts: Resamples, noise: Tensor) -> Tensor:
     if int(torch.bincount(texts.labels, minlength=2).min()) < MIN_TEXTS:
         return torch.full((3,), torch.nan, dtype=torch.float64)
     together = torch.zeros_like(texts.labels)
-    value, influence = fold_auc(tokens.double(), texts.labels, together, texts.copy)
-    deviation = influence_variance(influence, texts.unit).sqrt()
+    value, influence = fold_auc(scores, texts.labels, together, texts.copy)
+    moved = along_scores(influence, scores, texts.labels, texts.labels)
+    growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+    square = influence_variance(growth * moved, texts.unit) * noise.clamp_max(1) / 2
+    seen = influence_variance(influence + (growth - 1) * moved, texts.unit)
+    deviation = (linear_variance(seen, square, INFLUENCE_EXCESS) + square).sqrt()
     return torch.stack([value, *share_interval(value, deviation)])
 
 

@@ -414,6 +414,7 @@ _CONFOUND_FORMS = {
     "elsewhere": ".1%",
     "harmful": ".1%",
     "auc_length": ".3f",
+    "auc_lexical": ".3f",
 }
 """Columns of the table, and how their numbers are written; those with an interval show it."""
 

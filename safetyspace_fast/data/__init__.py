@@ -1,6 +1,7 @@
 """Data sets in, samples in canonical order out."""
 
 from .describe import DataSummary, LanguageSummary, describe
+from .lexical import lexical_scores
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
 from .sets import describe_sets
@@ -13,5 +14,6 @@ __all__ = [
     "Samples",
     "describe",
     "describe_sets",
+    "lexical_scores",
     "read_samples",
 ]

@@ -94,8 +94,11 @@ def _check_samples(
     """Read the columns of `samples`; a resumed run writes those that are deleted here."""
     columns = {}
     for spec in SAMPLES:
+        group = subgroup(root, "samples")
+        if spec.optional and spec.name not in names_in(root, "samples"):
+            continue
         try:
-            columns[spec.name] = read_array(subgroup(root, "samples"), spec.name)
+            columns[spec.name] = read_array(group, spec.name)
         except StoreError as error:
             report.damage.append(Damage(f"samples/{spec.name}", str(error)))
             if repair:

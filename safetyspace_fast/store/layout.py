@@ -83,6 +83,14 @@ SAMPLES = (
         "item", ("sample",), "int32", "1", "the same number for one content in all languages, or -1"
     ),
     ArraySpec("fold", ("sample",), "int8", "1", "cross-validation fold, from the text or the pair"),
+    ArraySpec(
+        "lexical_score",
+        ("sample",),
+        "float32",
+        "1",
+        "score of the text's character n-grams, with weights from the other folds",
+        optional=True,
+    ),
 )
 
 _ROWS = ("layer", "pooling", "sample")

@@ -48,6 +48,8 @@ class SampleTable:
     fold: Array
     text_sha256: Array
     n_chars: Array
+    lexical_score: Array | None = None
+    """None if an earlier version made the store."""
 
 
 class ModelStore:
@@ -230,6 +232,8 @@ class Run:
         columns: dict[str, Array] = {}
         sizes: dict[str, int] = {}
         for spec in SAMPLES:
+            if spec.optional and spec.name not in group:
+                continue
             columns[spec.name] = read_array(group, spec.name, sizes=sizes)
             sizes["sample"] = len(columns[spec.name])  # all others must be as long as the first
         refuse_replaced(self._root)

@@ -20,6 +20,7 @@ class Columns:
     item: np.ndarray
     text_sha256: np.ndarray
     n_chars: np.ndarray
+    lexical_score: np.ndarray | None = None
 
 
 class StandInModel:

@@ -49,6 +49,7 @@ def make_run(path: Path, **changes: object) -> zarr.Group:
         "pair": np.full(N, -1, np.int32),
         "item": np.full(N, -1, np.int32),
         "fold": (np.arange(N) % 10).astype(np.int8),
+        "lexical_score": np.linspace(-1, 1, N, dtype=np.float32),
     }
     options = {
         "created_by": "test",
