@@ -45,7 +45,8 @@ class RunConfig:
 
     models: Annotated[
         str | Sequence[str],
-        "One or more `[NAME=]BASE[+ADAPTER]...`: directory, hub id or GGUF file.",
+        "One or more `[NAME=]BASE[+ADAPTER]...`: directory, hub id or GGUF file. `random:BASE` is "
+        "a control: the same model with random weights.",
     ]
     data: Annotated[
         Data,
