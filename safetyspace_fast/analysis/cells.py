@@ -19,7 +19,7 @@ from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
 from .rounding import roundoff
 from .selection import has_pairs, is_paired, partners, shared_units, units_of
-from .uncertainty import Resamples, draw, stretch, unit_sums
+from .uncertainty import Resamples, draw, equal_units, stretch, trials, unit_sums
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -124,17 +124,13 @@ class Cells:
 
     @cached_property
     def units(self) -> Tensor:
-        """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
-
-        n^2 / sum of m^2 over the units of a class, each with m texts of it.
-        """
-        sizes = [torch.bincount(self.unit[self.labels == c]).double() for c in (0, 1)]
-        return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+        """[2] float64, see `uncertainty.equal_units`."""
+        return equal_units(self.labels, self.unit)
 
     @property
     def trials(self) -> float:
-        """Harmonic mean of `units`: of an AUC, a text that loses to all costs about one in it."""
-        return float(2 / (1 / self.units).sum())
+        """See `uncertainty.trials`."""
+        return trials(self.units)
 
     @cached_property
     def freedom(self) -> float:

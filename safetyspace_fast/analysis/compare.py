@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..threads import in_parallel
 from .cells import Cells, read_cells
-from .confounds import confounds
+from .confounds import confounds, dominance
 from .estimate import Estimate
 from .families import choose
 from .geometry import geometry, rounding_share
@@ -91,7 +91,8 @@ def compare(
         The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models do not share
         a projection, if nothing moves, or if a direction is not longer than its noise.
 
-        The variables of `CONFOUNDS` (model, lang). The attributes `run_as` and `settings_differ`
+        The variables of `CONFOUNDS` (model, lang) and of `DOMINANCE` (model, layer, pooling, lang).
+        The attributes `run_as` and `settings_differ`
         say how the models were run.
 
         A difference at the level of rounding (`explain rounding_share`) has p = 1.
@@ -111,7 +112,13 @@ def compare(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
     langs, chosen_groups = chosen.languages, choose_groups(groups, run.languages)
-    require_comparable(run, base, aligned, different_templates=different_templates)
+    require_comparable(
+        run,
+        base,
+        aligned,
+        compared=chosen.poolings,
+        different_templates=different_templates,
+    )
     with_pairs = paired_languages(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
@@ -190,6 +197,7 @@ def compare(
                 for name, column in moved.items()
             },
             **confounds(run, [base, aligned], langs),
+            **dominance(run, chosen),
         },
         coords={
             "metric": [x.name for x in family],

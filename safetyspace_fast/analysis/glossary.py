@@ -18,6 +18,8 @@ NOTATION = {
 }
 """Letters in definitions; they are explained where the key occurs."""
 
+ENDS = ("", "_low", "_high")
+"""Ends of the names of a number with an interval."""
 CONFOUNDS = {
     "tokens0": "mean number of tokens of a harmless text",
     "tokens1": "mean number of tokens of a harmful text; if it differs from tokens0, length alone "
@@ -29,8 +31,34 @@ CONFOUNDS = {
     "elsewhere": "share of texts that are also in another language of the results: means over "
     "groups, and differences between languages, take them as independent unless they share an item",
     "harmful": "share of harmful texts (class balance)",
+    "auc_length": "probability that a harmful text has more tokens than a harmless one, ties half: "
+    "the AUC of length alone. An AUC of states that is no larger than this, or than 1 minus this, "
+    "may be nothing but length",
+    "auc_length_low": "lower end of the 95 % interval of auc_length (DeLong et al. 1988)",
+    "auc_length_high": "upper end of the 95 % interval of auc_length; see auc_length_low",
+    "auc_lexical": "held-out AUC of character n-grams (2 to 4, hashed, L2-normalised counts, naive "
+    "Bayes weights from the other folds), without a model: what an AUC of states must exceed to be "
+    "more than words. Not known in stores of earlier versions",
+    "auc_lexical_low": "lower end of the 95 % interval of auc_lexical (DeLong et al. 1988, widened "
+    "for the noise of the weights)",
+    "auc_lexical_high": "upper end of the 95 % interval of auc_lexical; see auc_lexical_low",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
+
+DOMINANCE = {
+    "largest_share": "share of the total variance in the hidden dimension that varies most. Above "
+    "one half, rho, distances and auc_direction see little but this dimension (table mark !): "
+    "rho_standardized weighs all dimensions alike, and pooling last often has none so large",
+    "largest_dim": "index of the hidden dimension that varies most",
+    "pc1_tokens": "correlation of the first principal component with the number of tokens of a "
+    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: "
+    "use pooling mean instead of mean_all, or last, and compare with the lengths of the classes "
+    "(tokens0, tokens1)",
+    "pc1_inverse_tokens": "correlation of the first principal component with 1/tokens, as an "
+    "attention sink at the first position gives it to mean_all; see pc1_tokens",
+}
+"""Whether one dimension or the length of texts rules the states, by (model, layer, pooling, lang).
+NaN in models that an earlier version ran."""
 
 COPIES = (
     "equal texts of one label in one language are one unit of evidence, with all pairs that they "
@@ -173,7 +201,6 @@ PARALLEL = {
     "language": "silhouette of the same texts grouped by language, in the projection",
 }
 """Variables of `parallel`, each with low and high."""
-PARALLEL_ENDS = ("", "_low", "_high")
 
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
@@ -188,11 +215,12 @@ _GROUPS = (
 )
 NOTES = (
     CONFOUNDS
+    | DOMINANCE
     | COLUMNS
     | DIRECTIONS
     | GEOMETRY
     | _IN_TWO
-    | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
     | {"copies": COPIES}
     | GROUP_VARIABLES
     | dict.fromkeys(("groups", "group_value"), _GROUPS)

@@ -14,7 +14,7 @@ from .cells import Cells, read_cells
 from .confounds import confounds
 from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, fold_texts
-from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
+from .glossary import DIRECTIONS, ENDS, PARALLEL
 from .selection import Names, select
 from .settings import told
 from .uncertainty import influence_variance, interval, share_interval, unseen_share
@@ -159,7 +159,7 @@ def parallel(
     dims = ("model", "layer", "pooling")
     names = (chosen.models, chosen.layers, chosen.poolings)
     shape = tuple(len(values) for values in names)
-    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in PARALLEL_ENDS}
+    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in ENDS}
     content = _contents(run)
     among = np.isin(
         run.samples.lang_index, [run.languages.index(lang) for lang in chosen.languages]
@@ -192,7 +192,7 @@ def parallel(
                 mean = value.mean()
                 spread = influence_variance((value - mean) / len(value), unit).sqrt()
                 numbers = (mean, *interval(mean, spread))
-                for end, number in zip(PARALLEL_ENDS, numbers, strict=True):
+                for end, number in zip(ENDS, numbers, strict=True):
                     columns[f"{name}{end}"][i_model, i_layer, i_pooling] = float(number)
 
     if len(used):

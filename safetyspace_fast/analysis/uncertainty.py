@@ -147,7 +147,8 @@ def draw(
                 everywhere[:, alike] = counts
         inside = shared.group >= 0
         drawn[:, unit[inside]] = everywhere[:, shared.group[inside]]
-    permuted = permuted_labels(units, LABELLINGS, key)[:permutations]
+    number = LABELLINGS if permutations else 0  # the first ones depend on how many there are
+    permuted = permuted_labels(units, number, key)[:permutations]
     arrays = (labels, unit, units.partner, units.copy, drawn[:, unit], permuted)
     return Resamples(*(torch.from_numpy(array) for array in arrays))
 
@@ -323,6 +324,20 @@ def share_interval(
         return ((share + per_trial / 2 + side * reach) / (1 + per_trial)).clamp(0, 1)
 
     return end(torch.minimum(value, nearer), -1), end(torch.maximum(value, nearer), 1)
+
+
+def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
+    """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
+
+    n^2 / sum of m^2 over the units of a class, each with m texts of it: labels, unit [n] int64.
+    """
+    sizes = [torch.bincount(unit[labels == c]).double() for c in (0, 1)]
+    return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+
+
+def trials(units: Tensor) -> float:
+    """Harmonic mean of `equal_units`: of an AUC, a text that loses to all costs about one in it."""
+    return float(2 / (1 / units).sum())
 
 
 def unseen_share(number: float) -> float:

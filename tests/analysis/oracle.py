@@ -21,6 +21,7 @@ class Columns:
     text_sha256: np.ndarray
     n_chars: np.ndarray
     cluster: np.ndarray | None = None
+    lexical_score: np.ndarray | None = None
 
 
 class StandInModel:
