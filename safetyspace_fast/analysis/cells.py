@@ -79,10 +79,7 @@ class Cells:
     constant: bool = False
     """Whether all states of a cell are within one rounding: then no metric is defined."""
     base: "Cells | None" = None
-    """The same cells of the base model in a comparison. Both models then use its kernel widths, and
-    in a shared projection its components."""
-    in_projection: bool = False
-    """Compute components inside the projection that both models share; False reads stored ones."""
+    """The same cells of the base model in a comparison. Both models then use its kernel widths."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -269,21 +266,10 @@ class Cells:
 
     # Components ------------------------------------------------------------------------------
 
-    @property
-    def basis(self) -> "Cells":
-        """The cells that define the components: the base model's in a shared projection."""
-        return self if self.base is None or not self.in_projection else self.base
-
     @cached_property
     def coords(self) -> Tensor:
         """[cell, n, component], coordinates in all principal components, largest variance first."""
-        if not self.in_projection:
-            return self.stored("pca_coords")
-        x = self.basis.projected
-        x = x / x.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
-        axes: Tensor = torch.linalg.eigh(x.transpose(-1, -2) @ x)[1].flip(-1)
-        rank = min(axes.shape[-1], self.shift.shape[-1])
-        return self.projected @ axes[..., :rank]
+        return self.stored("pca_coords")
 
     def components(self, k: int) -> Tensor:
         """[cell, n, k], coordinates in the first `k` components.
@@ -301,23 +287,23 @@ class Cells:
         count = self.resamples.class_counts()
         drawn = slice(1, 1 + len(self.resamples.counts))
         parts, turns = [], []
-        for i, x in enumerate(self.coords):
+        for x in self.coords:
             every = moments(self.resamples.class_sums(products(x)), count, x.shape[-1])
             own = Moments(count[drawn], every.mean[drawn], every.cov[drawn])
-            axes = own.axes()[..., :COMPONENTS] if self.basis is self else self.basis.axes[i]
-            own, leading = own.along(axes), every.leading(COMPONENTS)
-            leading.mean[drawn], leading.cov[drawn] = own.mean, own.cov
-            parts.append(leading)
+            axes = own.axes()
+            own = own.along(axes)
+            every.mean[drawn], every.cov[drawn] = own.mean, own.cov
+            parts.append(every)
             turns.append(axes)
         mean, cov = (torch.stack([getattr(x, part) for x in parts]) for part in ("mean", "cov"))
         return Moments(count, mean, cov), torch.stack(turns)
 
     @property
     def moments(self) -> Moments:
-        """Class moments in the leading components, [cell, R]; see `Resamples.class_sums`.
+        """Class moments in the components, [cell, R]; see `Resamples.class_sums`.
 
-        A bootstrap has its own components, as a new sample of texts would: those of its texts in
-        `basis`, computed inside `coords`. A permutation keeps the components.
+        A bootstrap has its own components, as a new sample of texts would, computed inside
+        `coords`. A permutation keeps the components.
         """
         return self._moments[0]
 
@@ -368,7 +354,6 @@ def read_cells(
     seed: int = 0,
     paired: bool = True,
     force: bool = False,
-    in_projection: bool = False,
 ) -> Iterator[tuple[Cells, ...]]:
     """Read one language of one or two models, some layers at a time.
 
@@ -379,7 +364,7 @@ def read_cells(
         layers, poolings: names; those that a model does not have are left out.
         bootstraps, permutations, seed: see `uncertainty.draw`.
         paired: resample pairs as units where texts have partners.
-        force, in_projection: see `Cells`.
+        force: see `Cells`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.
@@ -423,9 +408,7 @@ def read_cells(
             group: list[Cells] = []
             for window in windows:
                 base = group[0] if group else None
-                group.append(
-                    Cells(window, index, kept, texts, fold[kept], force, same, base, in_projection)
-                )
+                group.append(Cells(window, index, kept, texts, fold[kept], force, same, base))
             yield tuple(group)
 
 

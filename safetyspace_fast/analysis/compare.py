@@ -95,9 +95,8 @@ def compare(
 
         A difference at the level of rounding (`explain rounding_share`) has p = 1.
 
-        If both models share a projection, metrics in components use the components of the base
-        model inside it (see `space` and the attribute `components`): `base` then differs from the
-        value that `separation` returns.
+        Metrics in components use the exact components of each model, as in `separation` (see
+        `space` and the attribute `components`).
 
     Raises:
         ConfigError: a name is not in the store; the models have different layers, poolings or
@@ -141,7 +140,6 @@ def compare(
             seed=seed,
             paired=paired is not False,
             force=force,
-            in_projection=shared,
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
@@ -174,8 +172,7 @@ def compare(
     )
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
     dims = ("metric", "layer", "pooling", "lang")
-    whose = "base" if shared else "own"
-    spaces = [f"{whose} {x.space}" if x.components else x.space for x in family]
+    spaces = [f"own {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
@@ -201,7 +198,7 @@ def compare(
             "base": base,
             "aligned": aligned,
             "reference": reference or "",
-            "components": SPACES[whose],
+            "components": SPACES["own"],
             "confidence": 0.95,
             "bootstraps": bootstraps,
             "permutations": permutations,

@@ -67,11 +67,9 @@ GEOMETRY = {
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
 
 SPACES = {
-    "base": "base pcK: both models in the first K principal components of the base model's texts "
-    "of the language, computed inside the projection that both models share. `separation` uses "
-    "exact components of each model, so its numbers differ",
-    "own": "own pcK: each model in its own components, which are two different spaces, because the "
-    "models do not share a projection (hidden size, projection width or seed differ)",
+    "own": "own pcK: each model in the first K exact principal components of its own texts of the "
+    "language, as in `separation`. This asks how well each model separates the classes where it "
+    "varies most: a model that is only turned in space does not change",
 }
 """Spaces of metrics in components, in `compare`."""
 
@@ -95,9 +93,8 @@ COLUMNS = {
     "space": "where a metric looks at the states: full (all hidden dimensions), projection (a "
     "seeded random projection), pcK (first K principal components of the language). In `compare`: "
     + "; ".join(SPACES.values()),
-    "base": "value of the model before tuning, on the texts with finite states in both models; in "
-    "components it differs from that of `separation`, see space",
-    "aligned": "value of the model after tuning, on the same texts and in the same space",
+    "base": "value of the model before tuning, on the texts with finite states in both models",
+    "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
     "excess": "difference of differences: that of a language minus that of the reference language "

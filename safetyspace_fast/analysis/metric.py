@@ -30,9 +30,8 @@ SHUFFLE_PROJECTION = f"{SHUFFLE} of the same statistic in the projection"
 NULL_MEAN = "mean over the permutations"
 
 OWN_COMPONENTS = (
-    "Components are computed for each language, from both classes: values of different models or "
-    "languages are in different spaces. `compare` uses the components of the base model for both "
-    "models."
+    "Components are computed for each model and language, from both classes: values of different "
+    "models or languages are in different spaces."
 )
 """Pitfall of all metrics in components."""
 

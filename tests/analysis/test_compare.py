@@ -10,10 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import planted, stand_in
-from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.analysis import compare, rows, separation
-from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.geometry import debiased_cka
 from safetyspace_fast.analysis.glossary import GEOMETRY
@@ -65,7 +63,7 @@ def test_a_planted_move_is_found_where_it_is():
         assert float(german["difference"]) == 0
         assert float(german["excess_high"]) < 0, name
         assert float(english["excess"]) == 0
-        for model in () if metric(name).components else ("base", "aligned"):
+        for model in ("base", "aligned"):
             expected = alone["value"].sel(metric=name, model=model).squeeze().to_numpy()
             np.testing.assert_array_equal(one[model], expected)
     geometry = found.sel(lang="en").squeeze()
@@ -79,71 +77,65 @@ def test_a_planted_move_is_found_where_it_is():
     assert float(geometry["transfer_auc"]) > 0.9
 
 
-def ratio(x, weight, label):
-    """Share of variance between classes of texts that count `weight` times."""
-    mean = weight @ x / weight.sum()
-    parts = [(weight * (label == c), x[label == c]) for c in (0, 1)]
-    between = sum(w.sum() * ((w[label == c] @ part / w.sum() - mean) ** 2).sum()
-                  for c, (w, part) in enumerate(parts))  # fmt: skip
-    return between / (weight @ ((x - mean) ** 2).sum(1))
+def test_each_model_stands_in_its_own_components_as_in_separation():
+    run = pair_of_models(more=0.7, noise=0.3)
+    names = [name for name in METRICS if METRICS[name].components and not METRICS[name].paired]
+    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
+    alone = separation(run, metrics=names, **QUICK)
+    kept = [name for name in names if not METRICS[name].alias_of]
+    for model in ("base", "aligned"):
+        expected = alone["value"].sel(model=model, metric=kept)
+        np.testing.assert_allclose(found[model].sel(metric=kept), expected, rtol=1e-12)
+    assert set(found["space"].to_numpy()) == {"own pc2", "own pc10"}
+    assert "own pcK" in to_table(found)
 
 
-def test_both_models_stand_in_the_components_of_base():
-    """Against NumPy, for the texts as they are and for every bootstrap of them."""
-    rng = np.random.default_rng(2)
-    n, width = 300, 40
-    label = np.repeat([0, 1], n // 2)
-    content = rng.standard_normal((n, width))
-    x = content * np.exp(-0.1 * np.arange(width)) + 0.2 * label[:, None]
-    y = x + 0.3 * rng.standard_normal(x.shape) + 2 * np.outer(label, np.arange(width) == 30)
-    run = stand_in({"base": {"en": x[None, None]}, "aligned": {"en": y[None, None]}}, {"en": label})
-    names = ["rho_pc10", "bhattacharyya_pc10", "silhouette_pc10", "rho"]
-    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
-    assert found["space"].to_numpy().tolist() == ["base pc10"] * 3 + ["full"]
-    assert "base model's" in found.attrs["components"]
-
-    projected = {
-        name: run.model(name).read("projected")[0, 0].astype(np.float64) for name in run.models
-    }
-    centred = {name: z - z.mean(0) for name, z in projected.items()}
-    axes = np.linalg.svd(centred["base"], full_matrices=False)[2][:10].T
-    for name, z in centred.items():
-        coords = z @ axes
-        low, high = coords[label == 0], coords[label == 1]
-        s0, s1 = (np.cov(part.T) for part in (low, high))
-        d, s = high.mean(0) - low.mean(0), (s0 + s1) / 2
-        logs = [np.linalg.slogdet(cov)[1] for cov in (s, s0, s1)]
-        expected = {
-            "rho_pc10": ratio(coords, np.ones(n), label),
-            "bhattacharyya_pc10": d @ np.linalg.solve(s, d) / 8
-            + (logs[0] - logs[1] / 2 - logs[2] / 2) / 2,
-            "silhouette_pc10": silhouette_score(coords, label),
-        }
-        for of, value in expected.items():
-            assert float(found[name].sel(metric=of)) == pytest.approx(value, rel=1e-9), (name, of)
-
-    options = {"layers": ["embed"], "poolings": ["mean"], "bootstraps": 5, "in_projection": True}
-    both = next(read_cells(run, ["base", "aligned"], "en", **options))
-    for cells, z in zip(both, (centred["base"], centred["aligned"]), strict=True):
-        draws = metric("rho_pc3").estimate(cells)[0].draws[0].tolist()
-        for times, drawn in zip(cells.resamples.counts.double().numpy(), draws, strict=True):
-            mean = times @ centred["base"] / n
-            scatter = (centred["base"] - mean).T @ ((centred["base"] - mean) * times[:, None])
-            leading = np.linalg.eigh(scatter)[1][:, -3:]
-            assert drawn == pytest.approx(ratio(z @ leading, times, label), rel=1e-9)
+def test_exchanging_the_models_negates_every_difference():
+    run = pair_of_models(more=0.7, noise=0.3, n=120)
+    there = compare(run, base="base", aligned="aligned", metrics="all", **QUICK)
+    back = compare(run, base="aligned", aligned="base", metrics="all", **QUICK)
+    # One kernel serves both models: that of the base.
+    others = [name for name in there["metric"].to_numpy() if name != "mmd"]
+    there, back = there.sel(metric=others), back.sel(metric=others)
+    for part in ("difference", "excess"):
+        np.testing.assert_array_equal(there[part], -back[part])
+    np.testing.assert_allclose(there["low"], -back["high"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(there["p"], back["p"], rtol=1e-6)
 
 
-def test_a_model_turned_in_space_is_not_the_same_in_one_space():
+IN_THE_PROJECTION = {"auc_probe", "mmd", "displacement_rank"}
+
+
+def test_a_model_that_is_only_turned_loses_nothing():
+    """Everything but what is labelled as in the projection, for any projection."""
+    rng = np.random.default_rng(3)
     x, label = planted(n=240, width=24, shift=1.5, spread=np.exp(-0.2 * np.arange(24)))
-    run = stand_in({"base": {"en": x}, "aligned": {"en": x[..., ::-1]}}, {"en": label})
-    names = ["rho_pc2", "silhouette_pc2"]
-    alone = separation(run, metrics=names, **QUICK)["value"].squeeze()
-    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
-    for name in names:
-        either = alone.sel(metric=name)
-        assert float(either[0]) == pytest.approx(float(either[1]), rel=1e-6)
-        one = found.sel(metric=name)
-        assert float(one["low"]) > 0 or float(one["high"]) < 0, name
+    turn = np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    names = [
+        name
+        for name in METRICS
+        if metric(name).space != "projection" and name not in ("rho_standardized", "nn_accuracy")
+    ]
+    run = stand_in({"base": {"en": x}, "aligned": {"en": x @ turn}}, {"en": label})
+    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
+    known = found["difference"].notnull()
+    assert int(known.sum()) > 15
+    np.testing.assert_allclose(found["aligned"].where(known), found["base"].where(known), rtol=2e-5)
+
+
+@pytest.mark.parametrize("models", [("base", "aligned"), ("base", "base")])
+def test_nothing_printed_depends_on_the_projection_but_what_is_in_it(models):
+    x, label = planted(n=240, width=40, shift=1.5, spread=np.exp(-0.1 * np.arange(40)))
+    y = x + 0.3 * np.random.default_rng(0).standard_normal(x.shape)
+    names = ["rho_pc2", "bhattacharyya_pc10", "silhouette_pc2", "mean_shift", "auc_direction"]
+    base, aligned = models
+    both = []
+    for seed in (0, 1):
+        run = stand_in({"base": {"en": x}, "aligned": {"en": y}}, {"en": label}, proj=16, seed=seed)
+        both.append(compare(run, base=base, aligned=aligned, metrics=names, **QUICK))
+    for part in ("base", "aligned", "difference"):
+        if part not in IN_THE_PROJECTION:
+            np.testing.assert_array_equal(both[0][part], both[1][part], err_msg=part)
 
 
 def test_a_direction_that_turns_does_not_transfer():
@@ -321,9 +313,9 @@ def test_one_layer_that_moves_stands_out_of_the_family():
         one = found.sel(metric=name)
         for part in ("p_family", "excess_p_family"):
             moved = one[part].sel(lang="de").isel(layer=-1)
-            assert float(moved) == 0.01, (name, part)
+            assert float(moved) <= 0.02, (name, part)
             rest = np.delete(one[part].to_numpy().ravel(), 10)
-            assert np.nanmin(rest) > 0.01, (name, part)
+            assert np.nanmin(rest) > float(moved), (name, part)
         assert one["excess_p_family"].sel(lang="en").isnull().all()
         assert (one["p_family"] >= 0.2 * one["p"]).all()
     assert found["p_family"].sel(metric="dunn").isnull().all()
