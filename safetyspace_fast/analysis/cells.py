@@ -312,6 +312,52 @@ class Cells:
         """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
         return self._moments[1]
 
+    def influence(self, k: int, statistic: Callable[[Moments], Tensor]) -> Tensor:
+        """First-order effect of each text on a function of the moments in the first `k` components.
+
+        The derivatives by class means, by covariances and by the angles between components are
+        exact. A text x turns component i towards component j by x_i x_j over the difference of
+        their variances (Anderson 1963).
+
+        Args:
+            k: how many components.
+            statistic: gives [cell, R] from moments; it does not change if the components are
+                turned among themselves.
+
+        Returns:
+            [cell, n] float64; 0 where the statistic has no derivative.
+        """
+        x = self.coords.nan_to_num(0.0)
+        mean, cov = (part[:, :1].nan_to_num(0.0) for part in (self.moments.mean, self.moments.cov))
+        turn = x.new_zeros(len(x), k, x.shape[-1] - k)
+        leaves = [part.requires_grad_() for part in (mean, cov, turn)]
+        axes = torch.cat([torch.eye(k).to(x).expand(len(x), k, k), turn.transpose(-1, -2)], -2)
+        value = statistic(Moments(self.count[None], mean, cov).along(axes[:, None]))
+        slopes = torch.autograd.grad(value.sum(), leaves)
+        on_mean, on_cov, on_turn = (slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
+        influence = self.turning(on_turn)
+        about = self.about_class_means(x)
+        for label in (0, 1):
+            inside, n = self.labels == label, self.count[label]
+            some = about[:, inside]
+            square = ((some @ on_cov[:, 0, label]) * some).sum(-1)
+            influence[:, inside] += (some @ on_mean[:, 0, label, :, None]).squeeze(-1) / n
+            influence[:, inside] += (square - square.mean(-1, keepdim=True)) / (n - 1)
+        return influence
+
+    def turning(self, slopes: Tensor) -> Tensor:
+        """[cell, n], influence of each text that comes from turning the components.
+
+        Args:
+            slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards
+                each of the rest.
+        """
+        coords = self.coords.nan_to_num(0.0)
+        seen, rest = coords[..., : slopes.shape[1]], coords[..., slopes.shape[1] :]
+        gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
+        turned: Tensor = seen @ torch.where(gap > 0, slopes / gap, 0.0)
+        return (turned * rest).sum(-1)
+
     def resampled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Resampled:
         """Apply a function to the class moments of every resample, in the first `k` components.
 

@@ -274,12 +274,11 @@ def _difference(
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     """Correlation of two estimates from the same texts: of linear and of quadratic parts."""
-    if first.influence is not None and second.influence is not None:
-        seen = influence_covariance(first.influence, second.influence, unit)
-        excess = INFLUENCE_EXCESS
+    if first.draws is not None and second.draws is not None:
+        seen, excess = draws_covariance(first.draws, second.draws), DRAWS_EXCESS
     else:
-        seen = draws_covariance(_known(first.draws), _known(second.draws))
-        excess = DRAWS_EXCESS
+        seen = influence_covariance(_known(first.influence), _known(second.influence), unit)
+        excess = INFLUENCE_EXCESS
     common = torch.zeros_like(seen)
     for one, other in zip(first.squares, second.squares, strict=True):
         share = one.common(one.noise(), other.noise())

@@ -23,7 +23,7 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import diagonal_moments, shift_influence, varies
+from ..moments import Moments, diagonal_moments, shift_influence, varies
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, with N texts that have no copies; on paired data "
@@ -168,11 +168,13 @@ _RHO = Metric(
 
 
 def _rho_pc(cells: Cells, k: int) -> Estimate:
-    value, draws, null = cells.resampled(
-        k, lambda x: between_ratio(x.shift.square().sum(-1), x.trace, x.count)
-    )
+    def statistic(moments: Moments) -> Tensor:
+        return between_ratio(moments.shift.square().sum(-1), moments.trace, moments.count)
+
+    value, draws, null = cells.resampled(k, statistic)
     floor = swap_floor(cells, float(1 / (cells.independent - 1)), null)
-    return make_estimate(cells, value, null=null, floor=floor, draws=draws)
+    influence = cells.influence(k, statistic)
+    return make_estimate(cells, value, null=null, floor=floor, draws=draws, influence=influence)
 
 
 def _rho_in_components(k: int) -> Metric:
