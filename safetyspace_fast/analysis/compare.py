@@ -87,8 +87,8 @@ def compare(
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
 
-        The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models do not share
-        a projection, if nothing moves, or if a direction is not longer than its noise.
+        The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models differ in
+        hidden size or projection, if nothing moves, or if a direction is not reliable.
 
         The variables of `CONFOUNDS` (model, lang). The attributes `run_as` and `settings_differ`
         say how the models were run.
@@ -144,9 +144,7 @@ def compare(
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
             if not first.refusal():
-                measured = {"rounding_share": rounding_share(first, second)}
-                measured |= geometry(first, second) if shared else {}
-                for name, value in measured.items():
+                for name, value in geometry(first, second, shared=shared).items():
                     moved[name][i_layers, i_poolings, i_lang] = value.numpy()
             for i_metric, metric in enumerate(family):
                 difference, reasons = _difference(first, second, metric, signs, foreign)

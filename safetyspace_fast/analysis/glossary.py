@@ -5,6 +5,7 @@ import textwrap
 
 from ..errors import ConfigError
 from ..names import nearest
+from .crossfit import LEAST_RELIABILITY
 from .families import METRICS, metric
 from .metric import NONE
 
@@ -42,11 +43,16 @@ COPIES = (
 """How copies of a text count."""
 
 GEOMETRY = {
-    "direction_cosine": "cosine between the harm directions d of both models, at full width",
-    "direction_cosine_denoised": "the same after removing the noise of d from the dot product and "
-    "from the lengths: an estimate for infinitely many texts",
-    "direction_ceiling": "cosine that two equal directions would have if each were measured on its "
-    "own texts: sqrt of the product of 1 - tr V/|d|^2 of both models, V the covariance of d",
+    "direction_cosine": "cosine between the harm directions d of both models, at full width, as it "
+    "would be with infinitely many texts: directions of different models come from different "
+    "halves of the texts, over all splits of the folds, and the cosine is corrected for the "
+    "reliability of both (Spearman 1904). Cut at -1 and 1; no number if a reliability is below "
+    f"{LEAST_RELIABILITY}",
+    "direction_low": "lower end of the 95 % interval of direction_cosine (jackknife over folds)",
+    "direction_high": "upper end of the 95 % interval of direction_cosine; see direction_low",
+    "direction_reliability": "mean cosine between the directions of two halves of the texts, of "
+    "the less reliable direction; without any difference between the classes it is below "
+    f"{LEAST_RELIABILITY} in at least 95 % of cases",
     "displacement": "length of the mean move of the texts, in units of the within-class standard "
     "deviation of the base model (root of the total variance)",
     "displacement_share": "share of the squared length of this move that lies along d of the base "
@@ -61,7 +67,8 @@ GEOMETRY = {
     "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
     "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
-    "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
+    "cka": "linear CKA between the texts in both models, in the first 16 components of each (which "
+    "leaves out what varies less), debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
@@ -120,10 +127,10 @@ GROUP_DEFINITION = (
 )
 
 DIRECTIONS = {
-    "direction_cosine": "cosine between the differences of class means of two languages, at full "
-    "width",
-    "direction_ceiling": "cosine that two equal directions would have with the noise of these "
-    "texts: sqrt of the product of 1 - tr V/|d|^2 of both languages, V the covariance of d",
+    "direction_cosine": "the same of two languages in one model: 1 for a language with itself",
+    "direction_low": "as in `compare`",
+    "direction_high": "as in `compare`",
+    "direction_reliability": "as in `compare`",
     "transfer_auc": "AUC of the texts of `lang` along the difference of class means of "
     "`other_lang`, in the projection; for a language with itself held out, fold by fold",
     "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, fixed direction)",

@@ -343,7 +343,7 @@ def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
         for pooling in _names(dataset, "pooling"):
             view = dataset.sel(model=model, pooling=pooling)
             for layer in layers if len(layers) <= MOST_LAYERS else layers[-1:]:
-                for name in ("transfer_auc", "direction_cosine", "direction_ceiling"):
+                for name in ("transfer_auc", "direction_cosine", "direction_reliability"):
                     numbers = view[name].sel(layer=layer).transpose("lang", "other_lang").to_numpy()
                     columns = [["lang", *langs]]
                     for i, other in enumerate(langs):

@@ -163,7 +163,7 @@ MODEL = (
         "float32",
         "1",
         "the language's own principal components; zero where there are fewer",
-        keepbits=7,
+        keepbits=16,
     ),
     ArraySpec(
         "pca_basis",
@@ -182,6 +182,15 @@ MODEL = (
     ),
     ArraySpec(
         "class_var", (*_CELL, "hidden"), "float64", "state^2", "variance (ddof 1)", keepbits=32
+    ),
+    ArraySpec(
+        "fold_mean",
+        (*_CELL, "fold", "hidden"),
+        "float32",
+        "state",
+        "mean minus the mean of all samples of the language, full width",
+        keepbits=12,
+        optional=True,
     ),
     ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled states that are not finite"),
 )

@@ -33,6 +33,9 @@ class StandInModel:
         self.manifest = {"dtype": "float32", "template_sha256": "0" * 64, "max_tokens": None}
         self.attrs = {"device": "cpu"}
 
+    def has(self, name):
+        return name in self._arrays
+
     def read(
         self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)
     ):
@@ -122,6 +125,11 @@ def language_arrays(x, label, fold, projection):
             row["class_sqdist"][ok, c] = ((z - mean[c]) ** 2).sum(1)
         if (y == c).sum() > 1:
             var[c] = z[y == c].var(0, ddof=1)
+    fold_mean = np.full((2, FOLDS, x.shape[1]), np.nan)
+    for c, number in np.ndindex(2, FOLDS):
+        if ((y == c) & (f == number)).any():
+            fold_mean[c, number] = z[(y == c) & (f == number)].mean(0) - z.mean(0)
+    count = np.array([np.bincount(f[y == c], minlength=FOLDS) for c in (0, 1)])
     score = np.full(len(z), np.nan)
     for number in np.unique(f):
         train, test = f != number, f == number
@@ -131,7 +139,16 @@ def language_arrays(x, label, fold, projection):
             with np.errstate(all="ignore"):
                 score[test] = (z[test] - (m0 + m1) / 2) @ gap / np.linalg.norm(gap)
     row["heldout_score"][ok] = score
-    return row, {"pca_explained": explained}, {"class_mean": mean, "class_var": var}
+    return (
+        row,
+        {"pca_explained": explained},
+        {
+            "class_mean": mean,
+            "class_var": var,
+            "fold_mean": fold_mean,
+            "count": count,
+        },
+    )
 
 
 def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None, text=None):
@@ -182,7 +199,7 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
                         shape = (n_layers, n_pool, len(languages), *value.shape)
                         arrays.setdefault(key, np.full(shape, np.nan))
                         arrays[key][i_layer, i_pool, i_lang] = value
-                        dims[key] = ("layer", "pooling", "lang", "a", "b")[: value.ndim + 3]
+                        dims[key] = ("layer", "pooling", "lang", "a", "b", "c")[: value.ndim + 3]
         arrays["n_tokens"] = np.full(len(samples.label), 7, np.int32)
         arrays["truncated"] = np.zeros(len(samples.label), bool)
         dims["n_tokens"] = dims["truncated"] = ("sample",)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 def hashes(run: api.Run) -> dict[str, str]:
     """SHA-256 of the values of every array."""
     model = run.model("m")
-    arrays = {spec.name: model.read(spec.name) for spec in MODEL}
+    arrays = {spec.name: model.read(spec.name) for spec in MODEL if model.has(spec.name)}
     arrays |= {f"samples/{name}": column for name, column in vars(run.samples).items()}
     return {
         name: hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
