@@ -1,7 +1,7 @@
 """What tuning changed: two models on the same texts, with intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,17 +21,16 @@ from .metric import Metric, Metrics
 from .rounding import roundoff
 from .selection import Names, choose_reference, has_copies, paired_languages, select
 from .settings import require_comparable, told
+from .significance import bounded, largest_p, sign_scores, student_p, welch_freedom
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
-    Z95,
     difference_interval,
     draws_covariance,
-    family_p,
     influence_covariance,
+    influence_variance,
+    linear_variance,
     random_signs,
-    spread,
-    two_sided,
     unit_sums,
 )
 
@@ -41,7 +40,10 @@ if TYPE_CHECKING:
     from ..store import ModelStore, Run
 
 Floats = NDArray[np.float64]
-_NUMBERS = ("base", "aligned", "difference", "low", "high", "p", "deviation", "rounding")
+_NUMBERS = (
+    *("base", "aligned", "difference", "low", "high", "p", "score", "deviation", "freedom"),
+    "rounding",
+)
 """What a `Difference` holds of every cell."""
 
 
@@ -119,9 +121,7 @@ def compare(
     columns = {name: np.full((len(family), *shape), np.nan) for name in _NUMBERS}
     refused = np.full((len(family), *shape), "", object)
     moved = {name: np.full(shape, np.nan) for name in GEOMETRY}
-    # A null has as many entries as permutations (from influences) or bootstraps (from draws).
-    nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
-    sizes = [0] * len(family)
+    nulls = np.zeros((len(family), *shape, permutations), np.float32)
     projections = [_projection(run.model(name)) for name in (base, aligned)]
     shared = projections[0] == projections[1]
     foreign = projections[0][1:] != projections[1][1:]
@@ -153,21 +153,16 @@ def compare(
                     columns[name][at] = getattr(difference, name).numpy()
                 refused[at] = reasons
                 if difference.null is not None:
-                    sizes[i_metric] = difference.null.shape[-1]
-                    nulls[(*at, slice(sizes[i_metric]))] = difference.null.numpy()
+                    nulls[at] = difference.null.numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     reference = choose_reference(run, reference, langs)
     i_reference = None if reference is None else langs.index(reference)
+    score, deviation, freedom = (columns.pop(name) for name in ("score", "deviation", "freedom"))
+    columns["p_family"] = _family_p(score, nulls)
     if i_reference is not None:
         columns |= _excess(columns, i_reference)
-    columns |= _family_p(
-        [null[..., :size] for null, size in zip(nulls, sizes, strict=True)],
-        columns.pop("deviation"),
-        columns,
-        refused != "",
-        i_reference,
-    )
+        columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
     dims = ("metric", "layer", "pooling", "lang")
     spaces = [f"own {x.space}" if x.components else x.space for x in family]
@@ -183,7 +178,7 @@ def compare(
         },
         coords={
             "metric": [x.name for x in family],
-            "resamples": ("metric", sizes),
+            "resamples": ("metric", [permutations] * len(family)),
             "model": [base, aligned],
             "layer": list(chosen.layers),
             "pooling": list(chosen.poolings),
@@ -225,11 +220,15 @@ class Difference:
     low: Tensor
     high: Tensor
     p: Tensor
+    score: Tensor
+    """The difference as a sum of signs, see `significance.bounded`."""
     deviation: Tensor
+    """Standard deviation, from influences alone: it does not depend on bootstraps."""
+    freedom: Tensor
     rounding: Tensor
     """1 where the difference is at the level of rounding, else 0."""
     null: Tensor | None
-    """[cell, R], the difference under chance, in standard deviations; None without an interval."""
+    """[cell, R], the score under chance; None without an interval."""
 
 
 def _difference(
@@ -252,7 +251,7 @@ def _difference(
     reasons = [one or other for one, other in zip(reasons, others, strict=True)]
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)
-    low = high = torch.full_like(value, torch.nan)
+    low = high = p = score = deviation = freedom = torch.full_like(value, torch.nan)
     null = None
     if first.linear is not None and second.linear is not None:
         low, high = difference_interval(
@@ -260,14 +259,36 @@ def _difference(
             (second.value, second.low, second.high),
             _correlation(first, second, base.unit),
         )
-        low, high = (torch.where(known, end, torch.nan) for end in (low, high))
-        null = _null(first, second, base.unit, signs)
+        moved = unit_sums(_known(second.influence) - _known(first.influence), base.unit)
+        one, other = (replace(x, draws=None, linear=_linear(x, base.unit)) for x in (first, second))
+        common = _correlation(one, other, base.unit) * (one.variance * other.variance).sqrt()
+        deviation = (one.variance + other.variance - 2 * common).clamp_min(0).sqrt()
+        freedom = welch_freedom(moved, _class_of_units(base))
+        t = torch.where(value == 0, 0.0, value / deviation)
+        p, score = student_p(t, freedom), bounded(t, freedom)
+        low, high, p, score, deviation = (
+            torch.where(known, part, torch.nan) for part in (low, high, p, score, deviation)
+        )
+        null = sign_scores(moved, signs)
     coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
     small = value.abs() <= coarser * torch.maximum(first.value.abs(), second.value.abs())
     rounding = (small | (rounding_share(base, aligned) >= 1)).double()
-    p, deviation = two_sided(value, low, high), (high - low) / (2 * Z95)
-    parts = (first.value, second.value, value, low, high, p, deviation, rounding)
+    parts = (first.value, second.value, value, low, high, p, score, deviation, freedom, rounding)
     return Difference(*parts, null), reasons
+
+
+def _linear(estimate: Estimate, unit: Tensor) -> Tensor:
+    """Variance of the linear part of an estimate, from its influences."""
+    seen = influence_variance(_known(estimate.influence), unit)
+    square = sum((part.variance for part in estimate.squares), torch.zeros_like(seen))
+    return linear_variance(seen, square, INFLUENCE_EXCESS)
+
+
+def _class_of_units(cells: Cells) -> Tensor:
+    """[unit] int64, the label of the texts of a unit, or 2 where it has both."""
+    harmful = unit_sums(cells.labels.double(), cells.unit)
+    size = torch.bincount(cells.unit)
+    return torch.where(harmful == 0, 0, torch.where(harmful == size, 1, 2))
 
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
@@ -293,22 +314,6 @@ def _known(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _null(first: Estimate, second: Estimate, unit: Tensor, signs: Tensor) -> Tensor:
-    """The difference under chance, in standard deviations: [cell, R].
-
-    It comes from influences with random signs (Hemerik, Goeman & Finos 2020), or from bootstrap
-    draws minus their mean.
-    """
-    if first.influence is not None and second.influence is not None:
-        chance = unit_sums(second.influence - first.influence, unit) @ signs.T
-        scale = chance.square().mean(-1, keepdim=True).sqrt()
-    else:
-        chance = _known(second.draws) - _known(first.draws)
-        chance = chance - chance.nanmean(-1, keepdim=True)
-        scale = spread(chance)[:, None]
-    return torch.where(scale > 0, chance / scale, 0.0)
-
-
 def _excess(columns: dict[str, Floats], i_reference: int) -> dict[str, Floats]:
     """Difference of each language minus that of the reference; languages are independent."""
     others = [torch.from_numpy(columns[name]) for name in ("difference", "low", "high")]
@@ -321,49 +326,43 @@ def _excess(columns: dict[str, Floats], i_reference: int) -> dict[str, Floats]:
     )
     own = torch.arange(value.shape[-1]) == i_reference
     low, high = (torch.where(own, value, end) for end in (low, high))
-    excess = {
-        "excess": value,
-        "excess_low": low,
-        "excess_high": high,
-        "excess_p": two_sided(value, low, high),
-    }
+    excess = {"excess": value, "excess_low": low, "excess_high": high}
     return {name: column.numpy() for name, column in excess.items()}
 
 
-def _family_p(
-    nulls: Sequence[NDArray[np.float32]],
-    deviation: Floats,
-    columns: dict[str, Floats],
-    refused: NDArray[np.bool_],
-    i_reference: int | None,
-) -> dict[str, Floats]:
-    """p corrected over all layers and languages, for differences and for excesses.
+def _family_p(score: Floats, nulls: NDArray[np.float32]) -> Floats:
+    """p corrected for all differences of the results, one family over all their axes.
 
     Args:
-        nulls: one for each metric, [layer, pooling, lang, R], in standard deviations.
-        deviation, columns, refused: [metric, layer, pooling, lang].
-        i_reference: index of the reference language, None without one.
+        score: [metric, layer, pooling, lang], NaN where there is none.
+        nulls: [metric, layer, pooling, lang, R].
     """
-    deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # an infinite end
-    excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
-    p_family = {}
-    for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():
-        p_family[name] = np.full(refused.shape, np.nan)
-        for i, null in enumerate(nulls):
-            if null.shape[-1] == 0:
-                continue
-            chance, left_out = null * deviation[i][..., None], refused[i]
-            if of == "excess":
-                chance = chance - chance[:, :, i_reference, None]
-                left_out = left_out | refused[i][..., i_reference, None]
-                left_out[..., i_reference] = True
-            both = np.abs(np.concatenate([columns[of][i][..., None], chance], -1))
-            p = family_p(both[None, None], left_out[None, None])[0, 0]
-            # A difference that cannot vary has no score in the family: it keeps its own p, but no
-            # number of resamples can show a smaller one than 1/(1 + R).
-            own = np.maximum(columns[alone][i], 1 / (1 + null.shape[-1]))
-            p_family[name][i] = np.where(np.isnan(p) & ~left_out, own, p)
-    return p_family
+    if nulls.shape[-1] == 0:
+        return np.full(score.shape, np.nan)
+    flat = torch.from_numpy(nulls.reshape(-1, nulls.shape[-1]))
+    return largest_p(torch.from_numpy(score.ravel()), flat).numpy().reshape(score.shape)
+
+
+def _excess_p(
+    excess: Floats, deviation: Floats, freedom: Floats, nulls: NDArray[np.float32], i_reference: int
+) -> dict[str, Floats]:
+    """p of the differences of differences, alone and corrected for all of the results.
+
+    Args:
+        excess, deviation, freedom, nulls: of all metrics, layers, poolings and languages.
+        i_reference: index of the reference language.
+    """
+    both = np.stack(np.broadcast_arrays(deviation, deviation[..., i_reference, None]))
+    total = np.sqrt((both**2).sum(0))
+    least = torch.from_numpy(np.minimum(freedom, freedom[..., i_reference, None]))
+    value = torch.from_numpy(excess)
+    t = torch.where(value == 0, 0.0, value / torch.from_numpy(total))
+    score = bounded(t, least).numpy()
+    score[..., i_reference] = np.nan
+    share = np.divide(both, total, out=np.zeros_like(both), where=total > 0).astype(np.float32)
+    chance = share[0][..., None] * nulls
+    chance -= share[1][..., None] * nulls[..., i_reference, None, :]
+    return {"excess_p": student_p(t, least).numpy(), "excess_p_family": _family_p(score, chance)}
 
 
 def _unmark(

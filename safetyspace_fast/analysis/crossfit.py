@@ -1,5 +1,6 @@
 """Cosines of harm directions, each direction from its own half of the texts."""
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ unbalanced classes, heavy tails) at most 5 % of the directions reach it.
 """
 
 
-class FoldMeans(NamedTuple):
+@dataclass(frozen=True)
+class FoldMeans:
     """Class means of every fold of some cells, and how each half of the folds weighs them."""
 
     mean: Tensor
@@ -26,8 +28,8 @@ class FoldMeans(NamedTuple):
     """[cell, 1 + F, S, 2, 2 F]: the product with `mean` is d of each half of S splits of the folds
     in two halves: of all folds, then without each of them."""
 
-    def __getitem__(self, i: int) -> "FoldMeans":  # type: ignore[override]
-        """One cell."""
+    def cell(self, i: int) -> "FoldMeans":
+        """One of the cells."""
         return FoldMeans(self.mean[i : i + 1], self.weight[i : i + 1])
 
 
@@ -101,5 +103,7 @@ def direction_cosine(first: FoldMeans, second: FoldMeans) -> Cosine:
     # Without one of the folds the other direction has no length: nothing is known but the value.
     reach = (student_quantile(folds - 1) * deviation).nan_to_num(2.0)
     known = reliability >= LEAST_RELIABILITY
-    parts = (value, value - reach, value + reach)
-    return Cosine(*(torch.where(known, x.clamp(-1, 1), torch.nan) for x in parts), reliability)
+    value, low, high = (
+        torch.where(known, x.clamp(-1, 1), torch.nan) for x in (value, value - reach, value + reach)
+    )
+    return Cosine(value, low, high, reliability)

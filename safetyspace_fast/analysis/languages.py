@@ -104,7 +104,7 @@ def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     first, second = fold_means(texts), fold_means(fitted)
     directions = {}
     if first is not None and second is not None:
-        cosine = direction_cosine(first[i], second[j])
+        cosine = direction_cosine(first.cell(i), second.cell(j))
         directions = {
             "direction_cosine": float(cosine.value),
             "direction_low": float(cosine.low),

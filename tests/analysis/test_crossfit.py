@@ -6,8 +6,12 @@ import torch
 from oracle import folds_of
 from scipy import stats
 
-from safetyspace_fast.analysis.crossfit import LEAST_RELIABILITY, FoldMeans, direction_cosine
-from safetyspace_fast.analysis.crossfit import weights_of_halves
+from safetyspace_fast.analysis.crossfit import (
+    LEAST_RELIABILITY,
+    FoldMeans,
+    direction_cosine,
+    weights_of_halves,
+)
 from safetyspace_fast.analysis.significance import student_p, student_quantile
 
 
