@@ -116,6 +116,8 @@ def compare(
     family = choose(metrics)
     if metrics is None:
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
+        # What does not depend on the choice of components leads.
+        family = tuple(sorted(family, key=lambda x: x.components > 0))
 
     shape = (len(chosen.layers), len(chosen.poolings), len(langs))
     columns = {name: np.full((len(family), *shape), np.nan) for name in _NUMBERS}

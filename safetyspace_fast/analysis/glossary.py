@@ -89,11 +89,12 @@ COLUMNS = {
     "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
     "known",
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
+    "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
+    "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
     "p_family": "p corrected over all layers and languages in the results, for one metric, model "
-    "and pooling (Westfall & Young 1993). For differences and excesses, the null comes from random "
-    "signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020), or from bootstrap "
-    "draws minus their mean",
+    "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
+    "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
+    "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
     "n0": "number of harmless texts with finite states",
     "n1": "number of harmful texts with finite states",
     "refused": "why there is no number; empty if there is one",
@@ -103,7 +104,7 @@ COLUMNS = {
     "base": "value of the model before tuning, on the texts with finite states in both models",
     "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
-    "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
+    "both models and their correlation (MOVER, Zou 2007)",
     "excess": "difference of differences: that of a language minus that of the reference language "
     "(English by default); the texts of two languages are independent",
     "excess_low": f"lower end of the 95 % interval {_EXCESS}",

@@ -121,7 +121,13 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             "see --permutations and --bootstraps."
         )
     if "difference" in dataset:
-        parts = ["before > after, difference [95 % interval].", marks]
+        parts = [
+            "before > after, difference [95 % interval].",
+            marks.replace(
+                "correction over all layers and languages",
+                "correction over all differences of this result",
+            ),
+        ]
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
         share = dataset["rounding_share"].to_numpy()
