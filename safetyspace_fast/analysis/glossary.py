@@ -5,6 +5,7 @@ import textwrap
 
 from ..errors import ConfigError
 from ..names import nearest
+from .crossfit import LEAST_RELIABILITY
 from .families import METRICS, metric
 from .metric import NONE
 
@@ -70,11 +71,16 @@ COPIES = (
 """How copies of a text count."""
 
 GEOMETRY = {
-    "direction_cosine": "cosine between the harm directions d of both models, at full width",
-    "direction_cosine_denoised": "the same after removing the noise of d from the dot product and "
-    "from the lengths: an estimate for infinitely many texts",
-    "direction_ceiling": "cosine that two equal directions would have if each were measured on its "
-    "own texts: sqrt of the product of 1 - tr V/|d|^2 of both models, V the covariance of d",
+    "direction_cosine": "cosine between the harm directions d of both models, at full width, as it "
+    "would be with infinitely many texts: directions of different models come from different "
+    "halves of the texts, over all splits of the folds, and the cosine is corrected for the "
+    "reliability of both (Spearman 1904). Cut at -1 and 1; no number if a reliability is below "
+    f"{LEAST_RELIABILITY}",
+    "direction_low": "lower end of the 95 % interval of direction_cosine (jackknife over folds)",
+    "direction_high": "upper end of the 95 % interval of direction_cosine; see direction_low",
+    "direction_reliability": "mean cosine between the directions of two halves of the texts, of "
+    "the less reliable direction; without any difference between the classes it is below "
+    f"{LEAST_RELIABILITY} in at least 95 % of cases",
     "displacement": "length of the mean move of the texts, in units of the within-class standard "
     "deviation of the base model (root of the total variance)",
     "displacement_share": "share of the squared length of this move that lies along d of the base "
@@ -89,17 +95,16 @@ GEOMETRY = {
     "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
     "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
-    "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
+    "cka": "linear CKA between the texts in both models, in the first 16 components of each (which "
+    "leaves out what varies less), debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
 
 SPACES = {
-    "base": "base pcK: both models in the first K principal components of the base model's texts "
-    "of the language, computed inside the projection that both models share. `separation` uses "
-    "exact components of each model, so its numbers differ",
-    "own": "own pcK: each model in its own components, which are two different spaces, because the "
-    "models do not share a projection (hidden size, projection width or seed differ)",
+    "own": "own pcK: each model in the first K exact principal components of its own texts of the "
+    "language, as in `separation`. This asks how well each model separates the classes where it "
+    "varies most: a model that is only turned in space does not change",
 }
 """Spaces of metrics in components, in `compare`."""
 
@@ -112,22 +117,22 @@ COLUMNS = {
     "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
     "known",
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
+    "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
+    "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
     "p_family": "p corrected over all layers and languages in the results, for one metric, model "
-    "and pooling (Westfall & Young 1993). For differences and excesses, the null comes from random "
-    "signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020), or from bootstrap "
-    "draws minus their mean",
+    "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
+    "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
+    "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
     "n0": "number of harmless texts with finite states",
     "n1": "number of harmful texts with finite states",
     "refused": "why there is no number; empty if there is one",
     "space": "where a metric looks at the states: full (all hidden dimensions), projection (a "
     "seeded random projection), pcK (first K principal components of the language). In `compare`: "
     + "; ".join(SPACES.values()),
-    "base": "value of the model before tuning, on the texts with finite states in both models; in "
-    "components it differs from that of `separation`, see space",
-    "aligned": "value of the model after tuning, on the same texts and in the same space",
+    "base": "value of the model before tuning, on the texts with finite states in both models",
+    "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
-    "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
+    "both models and their correlation (MOVER, Zou 2007)",
     "excess": "difference of differences: that of a language minus that of the reference language "
     "(English by default). Languages whose texts have the same items are correlated by them; other "
     "texts of two languages are independent",
@@ -182,10 +187,10 @@ GROUP_VARIABLES = {
 """Variables of groups of languages, by (.., group)."""
 
 DIRECTIONS = {
-    "direction_cosine": "cosine between the differences of class means of two languages, at full "
-    "width",
-    "direction_ceiling": "cosine that two equal directions would have with the noise of these "
-    "texts: sqrt of the product of 1 - tr V/|d|^2 of both languages, V the covariance of d",
+    "direction_cosine": "the same of two languages in one model: 1 for a language with itself",
+    "direction_low": "as in `compare`",
+    "direction_high": "as in `compare`",
+    "direction_reliability": "as in `compare`",
     "transfer_auc": "AUC of the texts of `lang` along the difference of class means of "
     "`other_lang`, in the projection. Held out fold by fold, because a text and its translation "
     "(texts with one item, equal texts) share a fold: neither is in the direction that judges it",

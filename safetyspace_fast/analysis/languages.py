@@ -12,6 +12,7 @@ from ..data import connected, equal_rows
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
+from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, fold_texts
 from .glossary import DIRECTIONS, ENDS, PARALLEL
@@ -42,8 +43,8 @@ def directions(
 
     Returns:
         The variables of `DIRECTIONS` (model, layer, pooling, lang, other_lang); NaN where a class
-        of either language has fewer than ten texts, its states do not vary, or the model has no
-        such layer or pooling. And those of `CONFOUNDS` (model, lang).
+        of either language has fewer than ten texts, its states do not vary, the model has no such
+        layer or pooling, or a direction is not reliable. And those of `CONFOUNDS` (model, lang).
 
     Raises:
         ConfigError: a name is not in the store.
@@ -90,15 +91,21 @@ def directions(
 
 def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     """Compare cell i of one language with cell j of another, which gives the direction."""
-    a, b = texts.shift[i], fitted.shift[j]
     scores = _transferred(texts, i, fitted, j)
     auc, influence = fold_auc(scores, texts.labels, texts.fold, texts.copy)
     variance = influence_variance(influence, texts.unit) + unseen_share(texts.trials)
     lower, upper = share_interval(auc, variance.sqrt(), texts.freedom, texts.trials)
-    ceiling = (_reliability(texts, i) * _reliability(fitted, j)).sqrt()
-    return {
-        "direction_cosine": float((a @ b) / (a.norm() * b.norm())),
-        "direction_ceiling": float(ceiling),
+    first, second = fold_means(texts), fold_means(fitted)
+    directions = {}
+    if first is not None and second is not None:
+        cosine = direction_cosine(first.cell(i), second.cell(j))
+        directions = {
+            "direction_cosine": float(cosine.value),
+            "direction_low": float(cosine.low),
+            "direction_high": float(cosine.high),
+            "direction_reliability": float(cosine.reliability),
+        }
+    return directions | {
         "transfer_auc": float(auc),
         "transfer_low": float(lower),
         "transfer_high": float(upper),
@@ -121,12 +128,6 @@ def _transferred(texts: Cells, i: int, fitted: Cells, j: int) -> Tensor:
         low, high = (y[rest & (fitted.labels == c)].mean(0) for c in (0, 1))
         scores[inside] = x[inside] @ (high - low)
     return scores
-
-
-def _reliability(cells: Cells, i: int) -> Tensor:
-    """Share of |d|^2 of cell i that is not noise."""
-    noise = cells.unit_shift[i].square().sum()
-    return (1 - noise / cells.shift_sq[i]).clamp_min(0)
 
 
 def parallel(

@@ -42,9 +42,8 @@ SHUFFLE_AUC = (
 NULL_MEAN = "mean over the permutations"
 
 OWN_COMPONENTS = (
-    "Components are computed for each language, from both classes: values of different models or "
-    "languages are in different spaces. `compare` uses the components of the base model for both "
-    "models."
+    "Components are computed for each model and language, from both classes: values of different "
+    "models or languages are in different spaces."
 )
 """Pitfall of all metrics in components."""
 

@@ -127,7 +127,13 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             "see --permutations and --bootstraps."
         )
     if "difference" in dataset:
-        parts = ["before > after, difference [95 % interval].", marks]
+        parts = [
+            "before > after, difference [95 % interval].",
+            marks.replace(
+                "correction over all layers and languages",
+                "correction over all differences of this result",
+            ),
+        ]
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
         share = dataset["rounding_share"].to_numpy()
@@ -437,7 +443,7 @@ def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
         for pooling in _names(dataset, "pooling"):
             view = dataset.sel(model=model, pooling=pooling)
             for layer in layers if len(layers) <= MOST_LAYERS else layers[-1:]:
-                for name in ("transfer_auc", "direction_cosine", "direction_ceiling"):
+                for name in ("transfer_auc", "direction_cosine", "direction_reliability"):
                     numbers = view[name].sel(layer=layer).transpose("lang", "other_lang").to_numpy()
                     columns = [["lang", *langs]]
                     for i, other in enumerate(langs):

@@ -136,8 +136,8 @@ def finish_cell(
     Returns:
         By sample `pca_coords [n, K]`, `pair_sum`, `pair_min`, `pair_max`, `cos_sum`, `class_sqdist`
         `[n, 2]`, `heldout_score [n]`; and `pca_explained [K]`, `pca_components [K, D]` (float32),
-        `class_mean`, `class_var` `[2, D]` (float64). K is `COMPONENTS`; components beyond the rank
-        of the data are zero.
+        `class_mean`, `class_var` `[2, D]` (float64), `fold_mean [2, 10, D]` (float32), NaN where a
+        fold has no sample. K is `COMPONENTS`; components beyond the rank of the data are zero.
     """
     n, width = states.shape
     keep = states.isfinite().all(1)
@@ -191,6 +191,7 @@ def finish_cell(
         "pca_explained": variance,
         "pca_components": components.float(),
         "class_mean": means + centre,
+        "fold_mean": (fold_sum / fold_count).float(),
         "class_var": variances,
     }
 

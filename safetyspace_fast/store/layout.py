@@ -185,7 +185,7 @@ MODEL = (
         "float32",
         "1",
         "the language's own principal components; zero where there are fewer",
-        keepbits=7,
+        keepbits=16,
     ),
     ArraySpec(
         "pca_basis",
@@ -282,6 +282,15 @@ MODEL = (
         "position along the difference of the other folds' class means, each dimension over its "
         "scale, from their midpoint",
         keepbits=16,
+        optional=True,
+    ),
+    ArraySpec(
+        "fold_mean",
+        (*_CELL, "fold", "hidden"),
+        "float32",
+        "state",
+        "mean minus the mean of all samples of the language, full width",
+        keepbits=12,
         optional=True,
     ),
     ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled states that are not finite"),

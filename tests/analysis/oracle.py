@@ -148,7 +148,19 @@ def language_arrays(x, label, fold, projection, evidence=None):
         if evidence is not None:
             of = np.unique(evidence[ok], return_inverse=True)[1]
         noise = np.array([noise_of_shift(values, y, of) for values in (z, thin)])
-    cell = {"class_mean": mean, "class_var": var, "scale": scale, "noise": noise}
+    fold_mean = np.full((2, FOLDS, x.shape[1]), np.nan)
+    for c, number in np.ndindex(2, FOLDS):
+        if ((y == c) & (f == number)).any():
+            fold_mean[c, number] = z[(y == c) & (f == number)].mean(0) - z.mean(0)
+    count = np.array([np.bincount(f[y == c], minlength=FOLDS) for c in (0, 1)])
+    cell = {
+        "class_mean": mean,
+        "class_var": var,
+        "scale": scale,
+        "noise": noise,
+        "fold_mean": fold_mean,
+        "count": count,
+    }
     return row, {"pca_explained": explained}, cell
 
 
@@ -240,7 +252,7 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
                         shape = (n_layers, n_pool, len(languages), *value.shape)
                         arrays.setdefault(key, np.full(shape, np.nan))
                         arrays[key][i_layer, i_pool, i_lang] = value
-                        dims[key] = ("layer", "pooling", "lang", "a", "b")[: value.ndim + 3]
+                        dims[key] = ("layer", "pooling", "lang", "a", "b", "c")[: value.ndim + 3]
         arrays["n_tokens"] = np.full(len(samples.label), 7, np.int32)
         arrays["truncated"] = np.zeros(len(samples.label), bool)
         dims["n_tokens"] = dims["truncated"] = ("sample",)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import davies_bouldin_score, silhouette_score
 from toys import classes, full_width, stored
 
@@ -126,23 +125,3 @@ def test_influence_on_davies_bouldin_is_that_of_leaving_texts_out():
     moved = davies_bouldin_score(x, label) - left
     assert np.corrcoef(influence[places], moved)[0, 1] > 0.97
     assert float(influence[places].std()) == pytest.approx(np.std(moved), rel=0.15)
-
-
-def test_the_silhouette_moves_as_its_components_turn():
-    rng = np.random.default_rng(0)
-    y = np.repeat([0, 1], [30, 50])
-    x = rng.standard_normal((80, 6)) + 0.7 * y[:, None]
-    distance = squareform(pdist(x[:, :2]))
-    sums = torch.tensor(np.stack([distance[:, y == c].sum(1) for c in (0, 1)], -1))
-    labels = torch.tensor(y)
-    found = distances.silhouette_turning(
-        torch.tensor(x), 2, *distances.mean_distances(sums, labels), labels
-    )
-    for i, j in np.ndindex(2, 4):
-        ends = []
-        for angle in (-1e-5, 1e-5):
-            turned = x[:, :2].copy()
-            turned[:, i] += angle * x[:, 2 + j]
-            ends.append(silhouette_score(turned, y))
-        slope = (ends[1] - ends[0]) / 2e-5
-        assert float(found[i, j]) == pytest.approx(slope, abs=1e-7), (i, j)

@@ -29,23 +29,26 @@ def found():
     return directions(run).squeeze()
 
 
-def test_shared_directions_reach_their_ceiling_and_transfer(found):
+def test_shared_directions_have_a_cosine_of_one_and_transfer(found):
     one = found.isel(layer=1).sel(lang="en", other_lang="de")
-    assert 0.9 < one["direction_ceiling"] < 1
-    assert one["direction_cosine"] == pytest.approx(float(one["direction_ceiling"]), abs=0.06)
+    assert 0.9 < one["direction_reliability"] < 1
+    assert one["direction_cosine"] == pytest.approx(1, abs=0.06)
+    assert one["direction_low"] < one["direction_cosine"]
     assert one["transfer_low"] > 0.8
     assert one["transfer_low"] < one["transfer_auc"] < one["transfer_high"]
 
 
 def test_other_directions_do_not(found):
     one = found.isel(layer=0).sel(lang="en", other_lang="fr")
-    assert abs(one["direction_cosine"]) < 0.3
+    assert one["direction_low"] < 0 < one["direction_high"]
     assert one["transfer_auc"] < 0.7
 
 
 def test_the_diagonal_is_held_out(found):
     own = found.sel(lang="xx", other_lang="xx")
-    np.testing.assert_allclose(own["direction_cosine"], 1)
+    assert own["direction_cosine"].isnull().all()  # noise has no direction
+    assert (own["direction_reliability"] < 0.65).all()
+    np.testing.assert_allclose(found.sel(lang="fr", other_lang="fr")["direction_cosine"], 1)
     # In-sample this noise shows about 0.6; held out it has a long tail below one half, none above.
     assert (own["transfer_auc"] < 0.58).all()
     assert (found.sel(lang="fr", other_lang="fr")["transfer_auc"] > 0.88).all()

@@ -68,8 +68,8 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     one = found.sel(metric="auc_direction", lang="en").squeeze()
     assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text
     assert "~0" in text  # German has not moved
-    assert "base pc10" in text
-    assert " base pcK: both models in the first K" in " ".join(text.split())
+    assert "own pc10" in text
+    assert " own pcK: each model in the first K" in " ".join(text.split())
     parsed = json.loads(rows.to_json(found), parse_constant=pytest.fail)["rows"]
     assert parsed[0]["excess"] == 0
     known = {(row["metric"], row["lang"]): row for row in parsed}

@@ -70,6 +70,11 @@ def test_a_cell_follows_its_definitions(outlier: float) -> None:
         np.testing.assert_allclose(cell["pair_max"][:, c], (distance * others).max(1), rtol=1e-5)
         cosine = ((1 - unit @ unit.T) * others).sum(1)
         np.testing.assert_allclose(cell["cos_sum"][:, c], cosine, rtol=1e-4, atol=1e-5)
+        for fold in range(NUM_FOLDS):
+            expected = x[(y == c) & (f == fold)].mean(0) - x.mean(0)
+            np.testing.assert_allclose(
+                cell["fold_mean"][c, fold], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
+            )
         squared = ((x - x[y == c].mean(0)) ** 2).sum(1)
         np.testing.assert_allclose(cell["class_sqdist"][:, c], squared, rtol=1e-9)
     for i in range(n):
