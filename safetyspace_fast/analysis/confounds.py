@@ -12,6 +12,7 @@ from ..data import Units, equal_rows
 from .cells import MIN_TEXTS
 from .families.held_out import along_scores, fold_auc
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
+from .moments import shift_influence
 from .selection import Selection, units_of
 from .uncertainty import (
     INFLUENCE_EXCESS,
@@ -54,6 +55,9 @@ def confounds(
                     columns[f"tokens{c}"][i, j] = tokens[label == c].mean()
             columns["truncated"][i, j] = run.model(model).read("truncated", samples=span).mean()
             columns["duplicates"][i, j] = copies
+            columns["clustered"][i, j] = _clustered(run, span)
+            columns["units"][i, j] = int(units.unit.max(initial=-1)) + 1
+            columns["design_effect"][i, j] = _design_effect(run, model, lang, units)
             columns["elsewhere"][i, j] = elsewhere.mean() if len(label) else np.nan
             columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             columns["harmful"][i, j] = label.mean() if len(label) else np.nan
@@ -65,6 +69,31 @@ def confounds(
     return {
         name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
     }
+
+
+def _clustered(run: "Run", span: slice) -> float:
+    if run.samples.cluster is None or span.start == span.stop:
+        return 0.0
+    cluster = np.asarray(run.samples.cluster[span])
+    _, number, size = np.unique(cluster, return_inverse=True, return_counts=True)
+    return float(((cluster >= 0) & (size[number] > 1)).mean())
+
+
+def _design_effect(run: "Run", model: str, lang: str, units: Units) -> float:
+    """Variance of |d|^2 from units, over that from texts: last layer, mean over poolings."""
+    labels, unit = torch.from_numpy(units.labels), torch.from_numpy(units.unit)
+    if len(units.unit) == int(units.unit.max(initial=-1)) + 1:
+        return 1.0
+    store, i_lang = run.model(model), run.languages.index(lang)
+    layer, rows = len(store.hookpoints) - 1, run.lang_range(lang)
+    sqdist, mean, var = (
+        torch.from_numpy(store.read(name, layer=layer, samples=rows, lang=i_lang)).double()
+        for name in ("class_sqdist", "class_mean", "class_var")
+    )
+    shift_sq = (mean[:, 1] - mean[:, 0]).square().sum(-1)
+    influence, _ = shift_influence(sqdist, shift_sq, var.sum(-1), labels)
+    apart = influence_variance(influence, torch.arange(len(unit)))
+    return float((influence_variance(influence, unit) / apart).mean())
 
 
 def length_auc(tokens: Tensor, units: Units) -> Tensor:

@@ -29,6 +29,12 @@ CONFOUNDS = {
     "truncated": "share of texts that were cut to fit",
     "duplicates": "share of texts that are copies of another text of the language; see "
     "`explain copies`",
+    "clustered": "share of texts in a cluster of several: given by the data (column `cluster`), or "
+    "alike but for capitals, spaces and punctuation; see `explain units`",
+    "units": "number of units of evidence; see `explain units`",
+    "design_effect": "variance of the mean shift, from units of evidence, over what it would be if "
+    "all texts were independent (last layer, mean over poolings): clusters raise it above 1 (Kish "
+    "1965), pairs that have their content in common lower it",
     "elsewhere": "share of texts that are also in another language of the results: means over "
     "groups, and differences between languages, take them as independent unless they share an item",
     "harmful": "share of harmful texts (class balance)",
@@ -69,6 +75,17 @@ COPIES = (
     "texts with m copies of each (Kish 1965). A text with both labels is one unit in each class"
 )
 """How copies of a text count."""
+
+UNITS = (
+    "what is drawn, permuted and left out as a whole: a text alone; a pair of a harmful and a "
+    "harmless text; equal texts of one label; a cluster, that is the texts with one entry in the "
+    "column `cluster` of the data (a topic, thread or author), or texts of one language that are "
+    "alike but for capitals, spaces and punctuation. Units that share a text are one. In a "
+    "permutation, units of one label exchange their labels as wholes, units with as many harmful "
+    "as harmless texts swap them, and in other units the texts exchange labels among each other. "
+    "All texts of a unit are in one fold"
+)
+"""What resampling treats as one."""
 
 GEOMETRY = {
     "direction_cosine": "cosine between the harm directions d of both models, at full width, as it "
@@ -226,7 +243,7 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
-    | {"copies": COPIES}
+    | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES
     | dict.fromkeys(("groups", "group_value"), _GROUPS)
 )

@@ -111,7 +111,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
     """What the marks in tables of metrics mean, and what the rows of groups hold."""
     marks = (
         f"~: consistent with chance (p > {CHANCE}). *: significant after correction over all "
-        f"layers and languages (p_family <= {CHANCE})."
+        f"numbers of this result (p_family <= {CHANCE})."
     )
     coarse = [
         name
@@ -129,10 +129,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
     if "difference" in dataset:
         parts = [
             "before > after, difference [95 % interval].",
-            marks.replace(
-                "correction over all layers and languages",
-                "correction over all differences of this result",
-            ),
+            marks,
         ]
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
@@ -145,13 +142,35 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
         if not dataset.attrs["reference"] and dataset.sizes["lang"] > 1:
             parts.append("No language is the reference: there are no differences of differences.")
     else:
-        parts = ["value [95 % interval].", marks]
+        parts = ["value [95 % interval].", marks, *_close_calls(dataset)]
         parts.append("floor: value expected without any difference, median of the rows.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
     if dataset.sizes["lang"] > 1:
         parts += _groups(dataset)
     return textwrap.wrap(" ".join(parts), WIDTH, break_on_hyphens=False)
+
+
+def _close_calls(dataset: "xarray.Dataset") -> list[str]:
+    """What to think of marks that other permutations could change, or that intervals contradict."""
+    parts = []
+    p, resamples = dataset["p"].to_numpy(), dataset["resamples"].to_numpy()
+    if any(_is_close(x, n) for row, n in zip(p, resamples, strict=True) for x in row.flat):
+        parts.append(f"?: p is so near {CHANCE} that other permutations could change the mark.")
+    chance, star = dataset["p"] > CHANCE, dataset["p_family"] <= CHANCE
+    inside = (dataset["low"] <= dataset["floor"]) & (dataset["floor"] <= dataset["high"])
+    outside = (dataset["low"] > dataset["floor"]) | (dataset["floor"] > dataset["high"])
+    if number := int(((star & inside) | (chance & outside)).sum()):
+        parts.append(
+            f"In {number} of all numbers mark and interval disagree about the floor: marks come "
+            "from permutations, which hold for any number of texts, so believe the marks."
+        )
+    return parts
+
+
+def _is_close(p: float, resamples: int) -> bool:
+    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`."""
+    return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:
@@ -299,6 +318,9 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     marked = int(column["resamples"].item()) >= MARK_RESAMPLES
     style = _Style.of(numbers)
     entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
+    if marked and not compared:
+        close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
+        entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
     if compared:
         both = _numbers(column, ("base", "aligned"))
         entries = [
@@ -468,6 +490,9 @@ _CONFOUND_FORMS = {
     "chars_per_token": ".2f",
     "truncated": ".1%",
     "duplicates": ".1%",
+    "clustered": ".1%",
+    "units": ".0f",
+    "design_effect": ".2f",
     "elsewhere": ".1%",
     "harmful": ".1%",
     "auc_length": ".3f",
@@ -493,8 +518,8 @@ def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
         ]
         tables.setdefault("\n".join(lines), []).append(model)
     what = "other differences between the languages" if len(langs) > 1 else "about the texts"
-    copied = bool((dataset["duplicates"] > 0).any())
-    note = ["Copies of a text are one unit of evidence: see `explain copies`."] if copied else []
+    together = bool(((dataset["duplicates"] > 0) | (dataset["clustered"] > 0)).any())
+    note = ["Texts that belong together are one unit of evidence: see `explain units`."] * together
     return [[f"{', '.join(models)} | {what}", table, *note] for table, models in tables.items()]
 
 
@@ -511,6 +536,12 @@ def _settings(dataset: "xarray.Dataset") -> list[list[str]]:
     lines = [f"Run with {shared}."] if shared else []
     if differ:
         lines.append(f"The models were not run alike: {differ}.")
+    if older := dataset.attrs.get("p_in_projection", "").replace(",", ", "):
+        lines.append(
+            f"p of {older} come from the projection and change with its seed: the store holds no "
+            "permutations of these texts (an earlier version, or --unpaired); run again for exact "
+            "ones."
+        )
     return [textwrap.wrap(" ".join(lines), WIDTH, break_on_hyphens=False)]
 
 
