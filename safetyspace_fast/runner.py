@@ -281,13 +281,7 @@ def _run_model(
     work = _prepare(model, used, samples, earlier.get("token_budget"), notes.append)
     manifest = _manifest(model, config, samples, work)
     _refuse_other_mean(output, name, manifest)
-    if _other_mean(kept.manifest, manifest):
-        notes.append("its `mean` held the first position of a prompt, so all languages run again")
-        kept = Kept()
-    if "mean" in manifest and (only_first := int(work.tokens.only_first.sum())):
-        notes.append(
-            f"{only_first} texts have no token but the first of the prompt, so `mean` keeps it"
-        )
+    kept = _usable(kept, manifest, notes.append)
     root = output.root
     if root is None:
         with alone(output.place.work):
@@ -321,6 +315,14 @@ def _other_mean(earlier: Attributes, manifest: Attributes) -> bool:
     """Whether both manifests have the pooling `mean`, over different tokens."""
     both = "mean" in earlier.get("poolings", ()) and "mean" in manifest
     return both and _as_today(earlier)["mean"] != manifest["mean"]
+
+
+def _usable(kept: Kept, manifest: Attributes, on_note: Callable[[str], None]) -> Kept:
+    """What of a model can be taken over: nothing if its `mean` is another one."""
+    if not _other_mean(kept.manifest, manifest):
+        return kept
+    on_note("its `mean` held the first position of a prompt, so all languages run again")
+    return Kept()
 
 
 def _refuse_other_mean(output: _Output, name: str, manifest: Attributes) -> None:

@@ -95,7 +95,7 @@ def test_a_text_of_one_token_keeps_it_and_is_counted(sink: Path, tmp_path: Path)
     data = [*rows(en=40), {"text": "z", "label": 0, "lang": "en"}]
     found = options(tmp_path, data, sink)
     said = [note for note in notes(**found) if "first" in note]
-    assert said == ["1 texts have no token but the first of the prompt, so `mean` keeps it"]
+    assert said == ["texts whose only token is the first of the prompt: 1; `mean` is this token"]
     model = api.open_run(found["out"]).model("m")
     assert model.attrs["texts_of_first_position"] == 1
     assert model.read("n_tokens").min() == 1
@@ -178,6 +178,8 @@ def test_a_sink_is_marked_in_compare(sink: Path, tmp_path: Path) -> None:
     compared = api.compare(run, base="m", aligned="n", metrics=["rho"], bootstraps=20)
     assert compared["largest_share"].dims == ("model", "layer", "pooling", "lang")
     assert "\nembed !#" in tables.to_table(compared)
+    with_itself = api.compare(run, base="m", aligned="m", metrics=["rho"], bootstraps=20)
+    assert "\nembed !#" in tables.to_table(with_itself)
 
 
 def test_a_model_of_an_earlier_version_has_no_marks(sink: Path, tmp_path: Path) -> None:

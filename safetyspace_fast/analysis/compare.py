@@ -189,7 +189,7 @@ def compare(
                 for name, column in moved.items()
             },
             **confounds(run, [base, aligned], langs),
-            **dominance(run, chosen),
+            **dominance(run, [base, aligned], chosen),
         },
         coords={
             "metric": [x.name for x in family],

@@ -140,16 +140,16 @@ def _auc(scores: Tensor, units: Units, noise: Tensor) -> Tensor:
 
 
 def dominance(
-    run: "Run", chosen: Selection
+    run: "Run", models: Sequence[str], chosen: Selection
 ) -> dict[str, tuple[tuple[str, ...], NDArray[np.float64], dict[str, str]]]:
     """Read the variables of `DOMINANCE`, each (model, layer, pooling, lang), for `xarray.Dataset`.
 
     NaN where a model has no such layer or pooling, or was run by an earlier version.
     """
-    axes = (chosen.models, chosen.layers, chosen.poolings, chosen.languages)
+    axes = (models, chosen.layers, chosen.poolings, chosen.languages)
     columns = {name: np.full([len(names) for names in axes], np.nan) for name in DOMINANCE}
     languages = [run.languages.index(lang) for lang in chosen.languages]
-    for i_model, model in enumerate(map(run.model, chosen.models)):
+    for i_model, model in enumerate(map(run.model, models)):
         cells = [
             (model.hookpoints.index(layer), model.poolings.index(pooling), i_layer, i_pooling)
             for i_layer, layer in enumerate(chosen.layers)

@@ -140,7 +140,7 @@ def separation(
             "n0": (dims[1:], counts[0]),
             "n1": (dims[1:], counts[1]),
             **confounds(run, chosen.models, chosen.languages),
-            **dominance(run, chosen),
+            **dominance(run, chosen.models, chosen),
         },
         coords={
             "metric": [metric.name for metric in family],

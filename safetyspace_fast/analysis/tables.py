@@ -505,8 +505,8 @@ def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
     """Variables of `CONFOUNDS`; models with the same numbers share a table."""
     langs = _names(dataset, "lang")
     tables: dict[str, list[str]] = {}
-    for model in _names(dataset, "model"):
-        view = dataset.sel(model=model)
+    for i, model in enumerate(_names(dataset, "model")):
+        view = dataset.isel(model=i)  # a model may be compared with itself
         columns = [
             [name, *_confound_entries(view, name, form)] for name, form in _CONFOUND_FORMS.items()
         ]

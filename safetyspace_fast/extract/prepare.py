@@ -83,6 +83,10 @@ def prepare(
     if impl is not None:
         _try_kernels(model, projection, impl)
     prompts = tokenize(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
+    if "mean" in poolings and (number := int(prompts.only_first.sum())):
+        on_note(
+            f"texts whose only token is the first of the prompt: {number}; `mean` is this token"
+        )
     prefix, tokens, reason = share_prefix(model, prompts)
     if reason is not None:
         on_note(reason)
