@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Required, TypedDict, cast, get_args, get_
 from .errors import ConfigError
 from .names import nearest
 
-Pooling = Literal["mean", "last", "last_text"]
+Pooling = Literal["mean", "mean_all", "last", "last_text"]
 TemplateMode = Literal["auto", "chat", "none"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Implementation = Literal["auto", "reference", "cpu", "triton", "cuda"]
@@ -25,6 +25,9 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 QUOTINGS: tuple[Quoting, ...] = get_args(Quoting)
 SEVERAL_NAMES = ("text_column", "label_column", "harmful", "harmless")
 """Fields that take one name or several."""
+MEAN_ALL, MEAN_WITHOUT_FIRST = "mean_all", "without the first position"
+"""What a manifest says of `mean`: the same as `mean_all`, as no text begins at a prompt's first
+position; or not. Manifests of earlier versions, whose `mean` was `mean_all`, say nothing."""
 MAX_PROJ_DIM = 4096
 MAX_SEED = 2**63 - 1
 MAX_RESAMPLES = 1_000_000
@@ -42,7 +45,8 @@ class RunConfig:
 
     models: Annotated[
         str | Sequence[str],
-        "One or more `[NAME=]BASE[+ADAPTER]...`: directory, hub id or GGUF file.",
+        "One or more `[NAME=]BASE[+ADAPTER]...`: directory, hub id or GGUF file. `random:BASE` is "
+        "a control: the same model with random weights.",
     ]
     data: Annotated[
         Data,
@@ -61,8 +65,9 @@ class RunConfig:
     ] = "all"
     poolings: Annotated[
         Sequence[Pooling],
-        "Any of `mean` (the text's own tokens), `last` (last token of the prompt), `last_text` "
-        "(last token of the text).",
+        "Any of `mean` (the text's own tokens without the first of the prompt, which many models "
+        "use as an attention sink), `mean_all` (all of the text's own tokens), `last` (last token "
+        "of the prompt), `last_text` (last token of the text).",
     ] = ("mean", "last")
     template: Annotated[
         TemplateMode,

@@ -13,8 +13,8 @@ import numpy as np
 import zarr
 
 from . import info
-from .config import RunConfig, data_fields
-from .data import NUM_FOLDS, Samples, read_samples
+from .config import MEAN_ALL, MEAN_WITHOUT_FIRST, RunConfig, data_fields
+from .data import NUM_FOLDS, Samples, lexical_scores, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.chance import AXES as CHANCE_AXES
@@ -184,6 +184,7 @@ def sample_columns(samples: Samples) -> dict[str, Array]:
         "item": samples.item,
         "cluster": samples.cluster,
         "fold": samples.fold,
+        "lexical_score": lexical_scores(samples),
     }
 
 
@@ -279,6 +280,14 @@ def _run_model(
     model = _load(spec, used, template, notes.append)
     work = _prepare(model, used, samples, earlier.get("token_budget"), notes.append)
     manifest = _manifest(model, config, samples, work)
+    _refuse_other_mean(output, name, manifest)
+    if _other_mean(kept.manifest, manifest):
+        notes.append("its `mean` held the first position of a prompt, so all languages run again")
+        kept = Kept()
+    if "mean" in manifest and (only_first := int(work.tokens.only_first.sum())):
+        notes.append(
+            f"{only_first} texts have no token but the first of the prompt, so `mean` keeps it"
+        )
     root = output.root
     if root is None:
         with alone(output.place.work):
@@ -290,7 +299,7 @@ def _run_model(
         output.place,
         root,
         manifest=manifest,
-        earlier=stored.get("manifest", kept.manifest_with(manifest)),
+        earlier=_as_today(stored.get("manifest", kept.manifest_with(manifest))),
     )
     impl = _implementation(config)
     extraction = Extraction(model, samples, work, session, kept=kept.languages, impl=impl)
@@ -301,6 +310,26 @@ def _run_model(
         yield Note(name, note)
     yield from extraction
     yield _finish(model, config, samples, session, extraction)
+
+
+def _as_today(manifest: Attributes) -> Attributes:
+    """A stored manifest; those of earlier versions, whose `mean` was `mean_all`, do not say so."""
+    return {"mean": MEAN_ALL} | manifest if manifest else manifest
+
+
+def _other_mean(earlier: Attributes, manifest: Attributes) -> bool:
+    """Whether both manifests have the pooling `mean`, over different tokens."""
+    both = "mean" in earlier.get("poolings", ()) and "mean" in manifest
+    return both and _as_today(earlier)["mean"] != manifest["mean"]
+
+
+def _refuse_other_mean(output: _Output, name: str, manifest: Attributes) -> None:
+    """Raise StoreError if an earlier version began the model with another `mean`."""
+    if _other_mean(output.attributes(name).get("manifest", {}), manifest):
+        raise StoreError(
+            f"{output.place}: model {name!r} was begun by an earlier version, whose `mean` holds "
+            "the first position of a prompt; --overwrite the store, or choose another NAME="
+        )
 
 
 def _implementation(config: RunConfig) -> str | None:
@@ -407,6 +436,7 @@ def begin(
             "hookpoints": work.hookpoints,
             "poolings": work.tokens.poolings,
             "statistics": list(STATISTICS),
+            "texts_of_first_position": int(work.tokens.only_first.sum()),
             "model": model.identity,
             "manifest": manifest,
         },
@@ -422,6 +452,7 @@ def _manifest(
     model: LoadedModel, config: RunConfig, samples: Samples, work: Prepared
 ) -> Attributes:
     """All that decides the numbers of a model; a resumed run must have the same entries."""
+    mean = MEAN_WITHOUT_FIRST if work.tokens.begins_with_text.any() else MEAN_ALL
     return {
         "data_sha256": samples.sha256,
         **{key: model.identity[key] for key in ("weights_sha256", "config_sha256")},
@@ -431,6 +462,7 @@ def _manifest(
         "template_sha256": work.tokens.template.sha256,
         "hookpoints": list(work.hookpoints),
         "poolings": list(config.poolings),
+        **({"mean": mean} if "mean" in config.poolings else {}),
         "max_tokens": config.max_tokens,
         "proj_dim": config.proj_dim,
         "seed": config.seed,

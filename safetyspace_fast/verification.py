@@ -77,9 +77,15 @@ def verify_model(
         on_note: called with what loading the model has to say.
 
     Raises:
-        ModelError: the model cannot be loaded, or cannot run in a more exact dtype.
+        ModelError: the model is a control with random weights, cannot be loaded, or cannot run in a
+            more exact dtype.
         DataError: no text can be used.
     """
+    if spec.random:
+        raise ModelError(
+            f"{spec.name}: its random weights are in no file that transformers could load too; "
+            "verify its base instead"
+        )
     model = load_model(
         spec,
         device=device,
@@ -276,7 +282,8 @@ class _Oracle:
         for text in texts:
             ids, first, stop = (_chat if kind == "chat" else _plain)(tokenizer, text)
             span_of = {
-                "mean": [first, stop],
+                "mean": [max(first, 1) if stop > 1 else first, stop],
+                "mean_all": [first, stop],
                 "last": [len(ids) - 1, len(ids)],
                 "last_text": [stop - 1, stop],
             }

@@ -314,7 +314,7 @@ def test_languages_prints_matrices_and_rows(store: Path, capfd: pytest.CaptureFi
     chosen = ["languages", str(store), "--layers=-1", "--poolings", "last"]
     assert main(chosen) == 0
     text = capfd.readouterr().out
-    for word in ("transfer_auc", "direction_ceiling", "semantic", "de", "ru"):
+    for word in ("transfer_auc", "direction_reliability", "semantic", "de", "ru"):
         assert word in text
     assert main([*chosen, "--json"]) == 0
     whole = json.loads(capfd.readouterr().out)

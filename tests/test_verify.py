@@ -29,6 +29,7 @@ from tiny_models import (
 
 from safetyspace_fast import api, verification
 from safetyspace_fast.cli import main
+from safetyspace_fast.config import POOLINGS
 from safetyspace_fast.errors import DataError, ModelError
 from safetyspace_fast.extract import Verification, capture, prepare
 from safetyspace_fast.models import layers, load_model, parse_model
@@ -158,7 +159,7 @@ def test_half_precision_is_held_to_its_own_rounding(llama: Path, dtype: str) -> 
 def test_all_poolings_with_and_without_template(llama: Path) -> None:
     for template in ("chat", "none"):
         texts = [*TEXTS, LAST_CHARACTER_OF_SEVERAL_TOKENS]
-        found = check(llama, texts, template=template, poolings=("last_text", "mean", "last"))
+        found = check(llama, texts, template=template, poolings=POOLINGS)
         assert_supported(found)
         assert found.template == template
 
@@ -168,6 +169,14 @@ def test_a_real_model(smollm2: Path, template: str) -> None:
     texts = [*TEXTS[:3], LAST_CHARACTER_OF_SEVERAL_TOKENS]
     found = check(smollm2, texts, template=template, layers="embed,block.0,block.20,-2,-1")
     assert_supported(found)
+
+
+def test_without_bos_the_first_position_is_in_mean_all_only(tmp_path: Path) -> None:
+    path = save_tiny("gpt2", tmp_path / "gpt2", adds_bos=False)
+    texts = [*TEXTS, "a"]  # "a" is one token
+    found = check(path, texts, poolings=("mean", "mean_all", "last"))
+    assert_supported(found)
+    assert found.odd_tokens == ()
 
 
 def test_a_real_model_that_adds_bos(shared: Path) -> None:
@@ -261,6 +270,13 @@ def bos_is_averaged(patch: pytest.MonkeyPatch) -> None:
     _with_spans(patch, change)
 
 
+def first_position_is_averaged(patch: pytest.MonkeyPatch) -> None:
+    def change(tokens: Any) -> None:
+        tokens.spans[:, 0, 0] = 0
+
+    _with_spans(patch, change)
+
+
 def template_is_averaged(patch: pytest.MonkeyPatch) -> None:
     def change(tokens: Any) -> None:
         tokens.spans[:, 0] = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], axis=1)
@@ -347,6 +363,7 @@ def positions_are_off_by_the_padding(patch: pytest.MonkeyPatch) -> None:
     [
         (left_padding_is_pooled, "llama", "none", "all", ("mean",)),
         (bos_is_averaged, "llama", "none", "all", ("mean",)),
+        (first_position_is_averaged, "qwen2", "none", "all", ("mean",)),
         (template_is_averaged, "llama", "chat", "all", ("mean",)),
         (bos_is_there_twice, "gpt2", "none", "all", ("mean", "last")),
         (sums_are_bfloat16, "llama", "none", "all", ("mean", "last")),
@@ -365,7 +382,8 @@ def test_a_planted_mistake_is_wrong_where_it_is(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
+    adds_bos = plant is not first_position_is_averaged
+    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE, adds_bos=adds_bos)
     assert_supported(check(path, template=template))
     plant(monkeypatch)
     found = check(path, template=template)

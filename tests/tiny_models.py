@@ -241,10 +241,15 @@ def _byte_level_bpe() -> str:
     return tokenizer.to_str()
 
 
-def tiny_tokenizer(chat_template: str | None = None) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of VOCABULARY tokens that adds BOS; it reads any text."""
+def tiny_tokenizer(
+    chat_template: str | None = None, *, adds_bos: bool = True
+) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of VOCABULARY tokens; it reads any text."""
+    tokenizer = tokenizers.Tokenizer.from_str(_byte_level_bpe())
+    if not adds_bos:
+        tokenizer.post_processor = tokenizers.processors.ByteLevel()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(_byte_level_bpe()),
+        tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -252,10 +257,17 @@ def tiny_tokenizer(chat_template: str | None = None) -> transformers.PreTrainedT
     )
 
 
-def save_tiny(name: str, path: Path, *, chat_template: str | None = None, **changes: Any) -> Path:
+def save_tiny(
+    name: str,
+    path: Path,
+    *,
+    chat_template: str | None = None,
+    adds_bos: bool = True,
+    **changes: Any,
+) -> Path:
     """Write a tiny model and its tokenizer to a directory, and return it."""
     tiny_model(name, **changes).save_pretrained(path)
-    tiny_tokenizer(chat_template).save_pretrained(path)
+    tiny_tokenizer(chat_template, adds_bos=adds_bos).save_pretrained(path)
     return path
 
 

@@ -19,7 +19,7 @@ from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import Moments, moments, products, shift_noise, varies
 from .rounding import roundoff
 from .selection import has_pairs, is_paired, partners, shared_units, units_of
-from .uncertainty import Resamples, draw, stretch, unit_sums
+from .uncertainty import Resamples, draw, equal_units, stretch, trials, unit_sums
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -89,12 +89,9 @@ class Cells:
     constant: bool = False
     """Whether all states of a cell are within one rounding: then no metric is defined."""
     base: "Cells | None" = None
-    """The same cells of the base model in a comparison. Both models then use its kernel widths, and
-    in a shared projection its components."""
+    """The same cells of the base model in a comparison. Both models then use its kernel widths."""
     own_null: bool = False
     """Whether these are the texts and the units that the store's permutations are of."""
-    in_projection: bool = False
-    """Compute components inside the projection that both models share; False reads stored ones."""
     lone: Tensor | None = None
     """[texts of the language] int64, class of each text that is left out because it has no partner,
     but is in the sums and means of the store; -1 for all others. None if there is none."""
@@ -124,17 +121,13 @@ class Cells:
 
     @cached_property
     def units(self) -> Tensor:
-        """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
-
-        n^2 / sum of m^2 over the units of a class, each with m texts of it.
-        """
-        sizes = [torch.bincount(self.unit[self.labels == c]).double() for c in (0, 1)]
-        return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+        """[2] float64, see `uncertainty.equal_units`."""
+        return equal_units(self.labels, self.unit)
 
     @property
     def trials(self) -> float:
-        """Harmonic mean of `units`: of an AUC, a text that loses to all costs about one in it."""
-        return float(2 / (1 / self.units).sum())
+        """See `uncertainty.trials`."""
+        return trials(self.units)
 
     @cached_property
     def freedom(self) -> float:
@@ -313,6 +306,12 @@ class Cells:
         x = self.stored("projected")
         return x - x.mean(-2, keepdim=True)
 
+    @property
+    def projected_shift(self) -> Tensor:
+        """[cell, P], d in the projection."""
+        low, high = (self.projected[:, self.labels == label].mean(-2) for label in (0, 1))
+        return high - low
+
     @cached_property
     def unit_shift(self) -> Tensor:
         """[cell, unit, P], influence of each unit on the projected d."""
@@ -372,17 +371,17 @@ class Cells:
             ]
         )
 
-    @cached_property
+    @property
     def alone(self) -> bool:
-        """Whether every text is a unit of its own."""
-        return bool((torch.bincount(self.unit) == 1).all())
+        """Whether every text is a unit of its own, or with its copies."""
+        return int(self.unit.max()) == int(self.resamples.copy.max())
 
     def chance(self, null: Tensor, exact: float | Tensor | None = None) -> Tensor:
         """[cell], the mean of a value under chance: over the permutations of it.
 
         Args:
             null: [cell, 1 + permutations], values of the true labels, then of each permutation.
-            exact: the mean for texts that are all units of their own, where that is known.
+            exact: the mean for texts that are units of their own, where that is known.
         """
         if exact is not None and (self.alone or null.shape[-1] < 2):
             return torch.as_tensor(exact, dtype=null.dtype).expand(len(null))
@@ -415,21 +414,10 @@ class Cells:
 
     # Components ------------------------------------------------------------------------------
 
-    @property
-    def basis(self) -> "Cells":
-        """The cells that define the components: the base model's in a shared projection."""
-        return self if self.base is None or not self.in_projection else self.base
-
     @cached_property
     def coords(self) -> Tensor:
         """[cell, n, component], coordinates in all principal components, largest variance first."""
-        if not self.in_projection:
-            return self.stored("pca_coords")
-        x = self.basis.projected
-        x = x / x.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
-        axes: Tensor = torch.linalg.eigh(x.transpose(-1, -2) @ x)[1].flip(-1)
-        rank = min(axes.shape[-1], self.shift.shape[-1])
-        return self.projected @ axes[..., :rank]
+        return self.stored("pca_coords")
 
     def components(self, k: int) -> Tensor:
         """[cell, n, k], coordinates in the first `k` components.
@@ -447,23 +435,23 @@ class Cells:
         count = self.resamples.class_counts()
         drawn = slice(1, 1 + len(self.resamples.counts))
         parts, turns = [], []
-        for i, x in enumerate(self.coords):
+        for x in self.coords:
             every = moments(self.resamples.class_sums(products(x)), count, x.shape[-1])
             own = Moments(count[drawn], every.mean[drawn], every.cov[drawn])
-            axes = own.axes()[..., :COMPONENTS] if self.basis is self else self.basis.axes[i]
-            own, leading = own.along(axes), every.leading(COMPONENTS)
-            leading.mean[drawn], leading.cov[drawn] = own.mean, own.cov
-            parts.append(leading)
+            axes = own.axes()
+            own = own.along(axes)
+            every.mean[drawn], every.cov[drawn] = own.mean, own.cov
+            parts.append(every)
             turns.append(axes)
         mean, cov = (torch.stack([getattr(x, part) for x in parts]) for part in ("mean", "cov"))
         return Moments(count, mean, cov), torch.stack(turns)
 
     @property
     def moments(self) -> Moments:
-        """Class moments in the leading components, [cell, R]; see `Resamples.class_sums`.
+        """Class moments in the components, [cell, R]; see `Resamples.class_sums`.
 
-        A bootstrap has its own components, as a new sample of texts would: those of its texts in
-        `basis`, computed inside `coords`. A permutation keeps the components.
+        A bootstrap has its own components, as a new sample of texts would, computed inside
+        `coords`. A permutation keeps the components.
         """
         return self._moments[0]
 
@@ -471,6 +459,52 @@ class Cells:
     def axes(self) -> Tensor:
         """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
         return self._moments[1]
+
+    def influence(self, k: int, statistic: Callable[[Moments], Tensor]) -> Tensor:
+        """First-order effect of each text on a function of the moments in the first `k` components.
+
+        The derivatives by class means, by covariances and by the angles between components are
+        exact. A text x turns component i towards component j by x_i x_j over the difference of
+        their variances (Anderson 1963).
+
+        Args:
+            k: how many components.
+            statistic: gives [cell, R] from moments; it does not change if the components are
+                turned among themselves.
+
+        Returns:
+            [cell, n] float64; 0 where the statistic has no derivative.
+        """
+        x = self.coords.nan_to_num(0.0)
+        mean, cov = (part[:, :1].nan_to_num(0.0) for part in (self.moments.mean, self.moments.cov))
+        turn = x.new_zeros(len(x), k, x.shape[-1] - k)
+        leaves = [part.requires_grad_() for part in (mean, cov, turn)]
+        axes = torch.cat([torch.eye(k).to(x).expand(len(x), k, k), turn.transpose(-1, -2)], -2)
+        value = statistic(Moments(self.count[None], mean, cov).along(axes[:, None]))
+        slopes = torch.autograd.grad(value.sum(), leaves)
+        on_mean, on_cov, on_turn = (slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
+        influence = self.turning(on_turn)
+        about = self.about_class_means(x)
+        for label in (0, 1):
+            inside, n = self.labels == label, self.count[label]
+            some = about[:, inside]
+            square = ((some @ on_cov[:, 0, label]) * some).sum(-1)
+            influence[:, inside] += (some @ on_mean[:, 0, label, :, None]).squeeze(-1) / n
+            influence[:, inside] += (square - square.mean(-1, keepdim=True)) / (n - 1)
+        return influence
+
+    def turning(self, slopes: Tensor) -> Tensor:
+        """[cell, n], influence of each text that comes from turning the components.
+
+        Args:
+            slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards
+                each of the rest.
+        """
+        coords = self.coords.nan_to_num(0.0)
+        seen, rest = coords[..., : slopes.shape[1]], coords[..., slopes.shape[1] :]
+        gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
+        turned: Tensor = seen @ torch.where(gap > 0, slopes / gap, 0.0)
+        return (turned * rest).sum(-1)
 
     def resampled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Resampled:
         """Apply a function to the class moments of every resample, in the first `k` components.
@@ -514,7 +548,6 @@ def read_cells(
     seed: int = 0,
     paired: bool = True,
     force: bool = False,
-    in_projection: bool = False,
 ) -> Iterator[tuple[Cells, ...]]:
     """Read one language of one or two models, some layers at a time.
 
@@ -526,7 +559,7 @@ def read_cells(
         bootstraps, permutations, seed: see `uncertainty.draw`.
         paired: resample pairs as units where texts have partners, and leave out texts without one
             in languages of pairs (`selection.is_paired`).
-        force, in_projection: see `Cells`.
+        force: see `Cells`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.
@@ -586,7 +619,6 @@ def read_cells(
                         same,
                         base,
                         own_null and lone is None,
-                        in_projection,
                         lone,
                     )
                 )

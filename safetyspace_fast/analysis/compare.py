@@ -1,7 +1,7 @@
 """What tuning changed: two models on the same texts, with intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..threads import in_parallel
 from .cells import Cells, read_cells
-from .confounds import confounds
+from .confounds import confounds, dominance
 from .estimate import Estimate
 from .families import choose
 from .geometry import geometry, rounding_share
@@ -22,17 +22,16 @@ from .metric import Metric, Metrics
 from .rounding import roundoff
 from .selection import Names, choose_reference, has_copies, paired_languages, select
 from .settings import require_comparable, told
+from .significance import bounded, largest_p, sign_scores, student_p, welch_freedom
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
-    Z95,
     difference_interval,
     draws_covariance,
-    family_p,
     influence_covariance,
+    influence_variance,
+    linear_variance,
     random_signs,
-    spread,
-    two_sided,
     unit_sums,
 )
 
@@ -42,7 +41,10 @@ if TYPE_CHECKING:
     from ..store import ModelStore, Run
 
 Floats = NDArray[np.float64]
-_NUMBERS = ("base", "aligned", "difference", "low", "high", "p", "deviation", "rounding")
+_NUMBERS = (
+    *("base", "aligned", "difference", "low", "high", "p", "score", "deviation", "freedom"),
+    "rounding",
+)
 """What a `Difference` holds of every cell."""
 
 
@@ -88,17 +90,17 @@ def compare(
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
 
-        The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models do not share
-        a projection, if nothing moves, or if a direction is not longer than its noise.
+        The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models differ in
+        hidden size or projection, if nothing moves, or if a direction is not reliable.
 
-        The variables of `CONFOUNDS` (model, lang). The attributes `run_as` and `settings_differ`
+        The variables of `CONFOUNDS` (model, lang) and of `DOMINANCE` (model, layer, pooling, lang).
+        The attributes `run_as` and `settings_differ`
         say how the models were run.
 
         A difference at the level of rounding (`explain rounding_share`) has p = 1.
 
-        If both models share a projection, metrics in components use the components of the base
-        model inside it (see `space` and the attribute `components`): `base` then differs from the
-        value that `separation` returns.
+        Metrics in components use the exact components of each model, as in `separation` (see
+        `space` and the attribute `components`).
 
     Raises:
         ConfigError: a name is not in the store; the models have different layers, poolings or
@@ -111,19 +113,25 @@ def compare(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
     langs, chosen_groups = chosen.languages, choose_groups(groups, run.languages)
-    require_comparable(run, base, aligned, different_templates=different_templates)
+    require_comparable(
+        run,
+        base,
+        aligned,
+        compared=chosen.poolings,
+        different_templates=different_templates,
+    )
     with_pairs = paired_languages(run, langs, paired)
     family = choose(metrics)
     if metrics is None:
         family = tuple(x for x in family if not x.alias_of and (with_pairs or not x.paired))
+        # What does not depend on the choice of components leads.
+        family = tuple(sorted(family, key=lambda x: x.components > 0))
 
     shape = (len(chosen.layers), len(chosen.poolings), len(langs))
     columns = {name: np.full((len(family), *shape), np.nan) for name in _NUMBERS}
     refused = np.full((len(family), *shape), "", object)
     moved = {name: np.full(shape, np.nan) for name in GEOMETRY}
-    # A null has as many entries as permutations (from influences) or bootstraps (from draws).
-    nulls = np.full((len(family), *shape, max(bootstraps, permutations)), np.nan, np.float32)
-    sizes = [0] * len(family)
+    nulls = np.zeros((len(family), *shape, permutations), np.float32)
     projections = [_projection(run.model(name)) for name in (base, aligned)]
     shared = projections[0] == projections[1]
     shared_items = SharedItems(run, langs, (len(family), *shape), bootstraps)
@@ -143,14 +151,11 @@ def compare(
             seed=seed,
             paired=paired is not False,
             force=force,
-            in_projection=shared,
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
             if not first.refusal():
-                measured = {"rounding_share": rounding_share(first, second)}
-                measured |= geometry(first, second) if shared else {}
-                for name, value in measured.items():
+                for name, value in geometry(first, second, shared=shared).items():
                     moved[name][i_layers, i_poolings, i_lang] = value.numpy()
             for i_metric, metric in enumerate(family):
                 difference, reasons = _difference(first, second, metric, signs, foreign)
@@ -161,26 +166,21 @@ def compare(
                 of_items = difference.influence, difference.draws
                 shared_items.add(at, i_lang, first.kept, first.unit, *of_items)
                 if difference.null is not None:
-                    sizes[i_metric] = difference.null.shape[-1]
-                    nulls[(*at, slice(sizes[i_metric]))] = difference.null.numpy()
+                    nulls[at] = difference.null.numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     reference = choose_reference(run, reference, langs)
     i_reference = None if reference is None else langs.index(reference)
-    rho = shared_items.correlations()
+    score, deviation, freedom = (columns.pop(name) for name in ("score", "deviation", "freedom"))
+    columns["p_family"] = _family_p(score, nulls)
+    correlations = shared_items.correlations()
     if i_reference is not None:
-        columns |= _excess(columns, i_reference, rho[..., i_reference])
-    columns |= _family_p(
-        [null[..., :size] for null, size in zip(nulls, sizes, strict=True)],
-        columns.pop("deviation"),
-        columns,
-        refused != "",
-        i_reference,
-    )
+        rho = correlations[..., i_reference]
+        columns |= _excess(columns, i_reference, rho)
+        columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference, rho)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
     dims = ("metric", "layer", "pooling", "lang")
-    whose = "base" if shared else "own"
-    spaces = [f"{whose} {x.space}" if x.components else x.space for x in family]
+    spaces = [f"own {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
@@ -190,10 +190,11 @@ def compare(
                 for name, column in moved.items()
             },
             **confounds(run, [base, aligned], langs),
+            **dominance(run, chosen),
         },
         coords={
             "metric": [x.name for x in family],
-            "resamples": ("metric", sizes),
+            "resamples": ("metric", [permutations] * len(family)),
             "model": [base, aligned],
             "layer": list(chosen.layers),
             "pooling": list(chosen.poolings),
@@ -206,7 +207,7 @@ def compare(
             "base": base,
             "aligned": aligned,
             "reference": reference or "",
-            "components": SPACES[whose],
+            "components": SPACES["own"],
             "confidence": 0.95,
             "bootstraps": bootstraps,
             "permutations": permutations,
@@ -214,7 +215,7 @@ def compare(
             **told(run, [base, aligned], tokenizers=True),
         },
     )
-    return with_groups(dataset, chosen_groups, rho)
+    return with_groups(dataset, chosen_groups, correlations)
 
 
 def _projection(model: "ModelStore") -> tuple[int, ...]:
@@ -235,11 +236,15 @@ class Difference:
     low: Tensor
     high: Tensor
     p: Tensor
+    score: Tensor
+    """The difference as a sum of signs, see `significance.bounded`."""
     deviation: Tensor
+    """Standard deviation, from influences alone: it does not depend on bootstraps."""
+    freedom: Tensor
     rounding: Tensor
     """1 where the difference is at the level of rounding, else 0."""
     null: Tensor | None
-    """[cell, R], the difference under chance, in standard deviations; None without an interval."""
+    """[cell, R], the score under chance; None without an interval."""
     influence: Tensor | None
     draws: Tensor | None
     """Of the difference; see `Estimate`."""
@@ -265,7 +270,7 @@ def _difference(
     reasons = [one or other for one, other in zip(reasons, others, strict=True)]
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)
-    low = high = torch.full_like(value, torch.nan)
+    low = high = p = score = deviation = freedom = torch.full_like(value, torch.nan)
     null = influence = draws = None
     if first.influence is not None and second.influence is not None:
         influence = second.influence - first.influence
@@ -277,24 +282,46 @@ def _difference(
             (second.value, second.low, second.high),
             _correlation(first, second, base.unit),
         )
-        low, high = (torch.where(known, end, torch.nan) for end in (low, high))
-        null = _null(first, second, base.unit, signs)
+        moved = unit_sums(_known(second.influence) - _known(first.influence), base.unit)
+        one, other = (replace(x, draws=None, linear=_linear(x, base.unit)) for x in (first, second))
+        common = _correlation(one, other, base.unit) * (one.variance * other.variance).sqrt()
+        deviation = (one.variance + other.variance - 2 * common).clamp_min(0).sqrt()
+        freedom = welch_freedom(moved, _class_of_units(base))
+        t = torch.where(value == 0, 0.0, value / deviation)
+        p, score = student_p(t, freedom), bounded(t, freedom)
+        low, high, p, score, deviation = (
+            torch.where(known, part, torch.nan) for part in (low, high, p, score, deviation)
+        )
+        null = sign_scores(moved, signs)
     coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
     small = value.abs() <= coarser * torch.maximum(first.value.abs(), second.value.abs())
     rounding = (small | (rounding_share(base, aligned) >= 1)).double()
-    p, deviation = two_sided(value, low, high), (high - low) / (2 * Z95)
-    parts = (first.value, second.value, value, low, high, p, deviation, rounding)
+    parts = (first.value, second.value, value, low, high, p, score, deviation, freedom, rounding)
     return Difference(*parts, null, influence, draws), reasons
+
+
+def _linear(estimate: Estimate, unit: Tensor) -> Tensor:
+    """Variance of the linear part of an estimate, from its influences."""
+    seen = influence_variance(_known(estimate.influence), unit)
+    squares = (part.variance for part in estimate.squares if not part.unseen)
+    square = sum(squares, torch.zeros_like(seen))
+    return linear_variance(seen, square, INFLUENCE_EXCESS)
+
+
+def _class_of_units(cells: Cells) -> Tensor:
+    """[unit] int64, the label of the texts of a unit, or 2 where it has both."""
+    harmful = unit_sums(cells.labels.double(), cells.unit)
+    size = torch.bincount(cells.unit)
+    return torch.where(harmful == 0, 0, torch.where(harmful == size, 1, 2))
 
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     """Correlation of two estimates from the same texts: of linear and of quadratic parts."""
-    if first.influence is not None and second.influence is not None:
-        seen = influence_covariance(first.influence, second.influence, unit)
-        excess = INFLUENCE_EXCESS
+    if first.draws is not None and second.draws is not None:
+        seen, excess = draws_covariance(first.draws, second.draws), DRAWS_EXCESS
     else:
-        seen = draws_covariance(_known(first.draws), _known(second.draws))
-        excess = DRAWS_EXCESS
+        seen = influence_covariance(_known(first.influence), _known(second.influence), unit)
+        excess = INFLUENCE_EXCESS
     common, unseen = torch.zeros_like(seen), torch.zeros_like(seen)
     for one, other in zip(first.squares, second.squares, strict=True):
         share = one.common(one.noise(), other.noise())
@@ -310,22 +337,6 @@ def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
 def _known(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor
-
-
-def _null(first: Estimate, second: Estimate, unit: Tensor, signs: Tensor) -> Tensor:
-    """The difference under chance, in standard deviations: [cell, R].
-
-    It comes from influences with random signs (Hemerik, Goeman & Finos 2020), or from bootstrap
-    draws minus their mean.
-    """
-    if first.influence is not None and second.influence is not None:
-        chance = unit_sums(second.influence - first.influence, unit) @ signs.T
-        scale = chance.square().mean(-1, keepdim=True).sqrt()
-    else:
-        chance = _known(second.draws) - _known(first.draws)
-        chance = chance - chance.nanmean(-1, keepdim=True)
-        scale = spread(chance)[:, None]
-    return torch.where(scale > 0, chance / scale, 0.0)
 
 
 def _excess(columns: dict[str, Floats], i_reference: int, rho: Floats) -> dict[str, Floats]:
@@ -345,49 +356,50 @@ def _excess(columns: dict[str, Floats], i_reference: int, rho: Floats) -> dict[s
     )
     own = torch.arange(value.shape[-1]) == i_reference
     low, high = (torch.where(own, value, end) for end in (low, high))
-    excess = {
-        "excess": value,
-        "excess_low": low,
-        "excess_high": high,
-        "excess_p": two_sided(value, low, high),
-    }
+    excess = {"excess": value, "excess_low": low, "excess_high": high}
     return {name: column.numpy() for name, column in excess.items()}
 
 
-def _family_p(
-    nulls: Sequence[NDArray[np.float32]],
-    deviation: Floats,
-    columns: dict[str, Floats],
-    refused: NDArray[np.bool_],
-    i_reference: int | None,
-) -> dict[str, Floats]:
-    """p corrected over all layers and languages, for differences and for excesses.
+def _family_p(score: Floats, nulls: NDArray[np.float32]) -> Floats:
+    """p corrected for all differences of the results, one family over all their axes.
 
     Args:
-        nulls: one for each metric, [layer, pooling, lang, R], in standard deviations.
-        deviation, columns, refused: [metric, layer, pooling, lang].
-        i_reference: index of the reference language, None without one.
+        score: [metric, layer, pooling, lang], NaN where there is none.
+        nulls: [metric, layer, pooling, lang, R].
     """
-    deviation = np.where(np.isfinite(deviation), deviation, np.nan)  # an infinite end
-    excess = {} if i_reference is None else {"excess_p_family": ("excess", "excess_p")}
-    p_family = {}
-    for name, (of, alone) in ({"p_family": ("difference", "p")} | excess).items():
-        p_family[name] = np.full(refused.shape, np.nan)
-        for i, null in enumerate(nulls):
-            if null.shape[-1] == 0:
-                continue
-            chance, left_out = null * deviation[i][..., None], refused[i]
-            if of == "excess":
-                chance = chance - chance[:, :, i_reference, None]
-                left_out = left_out | refused[i][..., i_reference, None]
-                left_out[..., i_reference] = True
-            both = np.abs(np.concatenate([columns[of][i][..., None], chance], -1))
-            p = family_p(both[None, None], left_out[None, None])[0, 0]
-            # A difference that cannot vary has no score in the family: it keeps its own p, but no
-            # number of resamples can show a smaller one than 1/(1 + R).
-            own = np.maximum(columns[alone][i], 1 / (1 + null.shape[-1]))
-            p_family[name][i] = np.where(np.isnan(p) & ~left_out, own, p)
-    return p_family
+    if nulls.shape[-1] == 0:
+        return np.full(score.shape, np.nan)
+    flat = torch.from_numpy(nulls.reshape(-1, nulls.shape[-1]))
+    return largest_p(torch.from_numpy(score.ravel()), flat).numpy().reshape(score.shape)
+
+
+def _excess_p(
+    excess: Floats,
+    deviation: Floats,
+    freedom: Floats,
+    nulls: NDArray[np.float32],
+    i_reference: int,
+    rho: Floats,
+) -> dict[str, Floats]:
+    """p of the differences of differences, alone and corrected for all of the results.
+
+    Args:
+        excess, deviation, freedom, nulls: of all metrics, layers, poolings and languages.
+        i_reference: index of the reference language.
+        rho: correlation with the reference.
+    """
+    both = np.stack(np.broadcast_arrays(deviation, deviation[..., i_reference, None]))
+    total = np.sqrt((both**2).sum(0))
+    apart = np.sqrt(np.maximum((both**2).sum(0) - 2 * rho * both.prod(0), 0))
+    least = torch.from_numpy(np.minimum(freedom, freedom[..., i_reference, None]))
+    value = torch.from_numpy(excess)
+    t = torch.where(value == 0, 0.0, value / torch.from_numpy(apart))
+    score = bounded(t, least).numpy()
+    score[..., i_reference] = np.nan
+    share = np.divide(both, total, out=np.zeros_like(both), where=total > 0).astype(np.float32)
+    chance = share[0][..., None] * nulls
+    chance -= share[1][..., None] * nulls[..., i_reference, None, :]
+    return {"excess_p": student_p(t, least).numpy(), "excess_p_family": _family_p(score, chance)}
 
 
 def _unmark(

@@ -1,13 +1,27 @@
-"""Differences between languages that are not due to the model: lengths, copies, class balance."""
+"""What may rule the numbers beside harm: lengths, copies, class balance, one huge dimension."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..data import equal_rows
-from .glossary import CONFOUNDS
+from ..data import Units, equal_rows
+from .cells import MIN_TEXTS
+from .families.held_out import along_scores, fold_auc
+from .glossary import CONFOUNDS, DOMINANCE, ENDS
+from .selection import Selection, units_of
+from .uncertainty import (
+    INFLUENCE_EXCESS,
+    equal_units,
+    influence_variance,
+    linear_variance,
+    share_interval,
+    trials,
+    unseen_trial,
+)
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -18,6 +32,11 @@ def confounds(
 ) -> dict[str, tuple[tuple[str, str], NDArray[np.float64], dict[str, str]]]:
     """Compute the variables of `CONFOUNDS`, each (model, lang), for `xarray.Dataset`."""
     columns = {name: np.full((len(models), len(langs)), np.nan) for name in CONFOUNDS}
+
+    def write(name: str, at: tuple[int, int], auc: Tensor) -> None:
+        for end, value in zip(ENDS, auc.tolist(), strict=True):
+            columns[name + end][at] = value
+
     number, count = _languages_with(run, langs)
     for j, lang in enumerate(langs):
         span = run.lang_range(lang)
@@ -26,6 +45,8 @@ def confounds(
         chars = np.asarray(run.samples.n_chars[span])
         copies = 1 - len(np.unique(equal)) / max(1, len(equal))
         elsewhere = count[equal] > 1
+        units = units_of(run, lang)
+        lexical = run.samples.lexical_score  # None in a store of an earlier version
         for i, model in enumerate(models):
             tokens = run.model(model).read("n_tokens", samples=span)
             for c in (0, 1):
@@ -36,9 +57,85 @@ def confounds(
             columns["elsewhere"][i, j] = elsewhere.mean() if len(label) else np.nan
             columns["chars_per_token"][i, j] = chars.sum() / max(1, tokens.sum())
             columns["harmful"][i, j] = label.mean() if len(label) else np.nan
+            write("auc_length", (i, j), length_auc(torch.from_numpy(tokens), units))
+            if lexical is not None:
+                scores = torch.from_numpy(lexical[span].astype(np.float64))
+                write("auc_lexical", (i, j), lexical_auc(scores, units))
     dims = ("model", "lang")
     return {
         name: (dims, column, {"definition": CONFOUNDS[name]}) for name, column in columns.items()
+    }
+
+
+def length_auc(tokens: Tensor, units: Units) -> Tensor:
+    """AUC of the number of tokens: a harmful text has more of them than a harmless one.
+
+    Args:
+        tokens: [n] int, of each text.
+        units: of the texts.
+
+    Returns:
+        [3] float64, value and ends of its 95 % interval; NaN with few texts in a class.
+    """
+    return _auc(tokens.double(), units, torch.zeros((), dtype=torch.float64))
+
+
+def lexical_auc(scores: Tensor, units: Units) -> Tensor:
+    """AUC of held-out scores whose training class means are 1 apart; see `length_auc`.
+
+    What the held-out class means are less than 1 apart is the share of noise in the weights, which
+    widens the interval as in `families.held_out`.
+
+    Args:
+        scores: [n] float64, on one scale for all folds; NaN gives NaN.
+        units: of the texts.
+    """
+    low, high = (scores[torch.from_numpy(units.labels) == label].mean() for label in (0, 1))
+    return _auc(scores, units, (1 - (high - low)).clamp(0, 2))
+
+
+def _auc(scores: Tensor, units: Units, noise: Tensor) -> Tensor:
+    labels, unit, copy = map(torch.from_numpy, (units.labels, units.unit, units.copy))
+    if int(torch.bincount(labels, minlength=2).min()) < MIN_TEXTS:
+        return torch.full((3,), torch.nan, dtype=torch.float64)
+    together = torch.zeros_like(labels)
+    value, influence = fold_auc(scores, labels, together, copy)
+    moved = along_scores(influence, scores, labels, labels)
+    growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+    square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
+    influence = influence + (growth - 1) * moved
+    seen = influence_variance(influence, unit)
+    size = equal_units(labels, unit)
+    number, freedom = trials(size), max(float(size.min()) - 1, 1.0)
+    added = unseen_trial(influence, unit)
+    variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
+    return torch.stack([value, *share_interval(value, variance.sqrt(), freedom, number, added)])
+
+
+def dominance(
+    run: "Run", chosen: Selection
+) -> dict[str, tuple[tuple[str, ...], NDArray[np.float64], dict[str, str]]]:
+    """Read the variables of `DOMINANCE`, each (model, layer, pooling, lang), for `xarray.Dataset`.
+
+    NaN where a model has no such layer or pooling, or was run by an earlier version.
+    """
+    axes = (chosen.models, chosen.layers, chosen.poolings, chosen.languages)
+    columns = {name: np.full([len(names) for names in axes], np.nan) for name in DOMINANCE}
+    languages = [run.languages.index(lang) for lang in chosen.languages]
+    for i_model, model in enumerate(map(run.model, chosen.models)):
+        cells = [
+            (model.hookpoints.index(layer), model.poolings.index(pooling), i_layer, i_pooling)
+            for i_layer, layer in enumerate(chosen.layers)
+            for i_pooling, pooling in enumerate(chosen.poolings)
+            if layer in model.hookpoints and pooling in model.poolings
+        ]
+        for name in filter(model.has, DOMINANCE):
+            array = model.read(name)
+            for layer, pooling, i_layer, i_pooling in cells:
+                columns[name][i_model, i_layer, i_pooling] = array[layer, pooling, languages]
+    dims = ("model", "layer", "pooling", "lang")
+    return {
+        name: (dims, column, {"definition": DOMINANCE[name]}) for name, column in columns.items()
     }
 
 

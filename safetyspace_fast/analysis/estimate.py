@@ -52,9 +52,9 @@ class Estimate:
     low: Tensor
     high: Tensor
     influence: Tensor | None = None
-    """[cell, n], influence of each text; None if the interval does not come from influences."""
+    """[cell, n], influence of each text; None without an interval."""
     draws: Tensor | None = None
-    """[cell, bootstraps]."""
+    """[cell, bootstraps]; None if the interval comes from influences."""
     linear: Tensor | None = None
     """Variance without that of the quadratic parts; None without an interval."""
     squares: tuple[Square, ...] = ()
@@ -101,8 +101,8 @@ def make_estimate(
         null: see `Estimate`; without it there is no p.
         floor: value that is expected without any difference between the classes; None takes the
             mean of the permutations.
-        influence, draws: see `Estimate`; the interval comes from one of them, and without both
-            there is no interval.
+        influence, draws: see `Estimate`; the interval comes from draws where there are some, and
+            without both there is no interval.
         squares: parts of the value that are quadratic in noise.
         ends: gives low and high from value and standard deviation.
         class_means: the influences are deviations from class means, which copies draw to them.
@@ -117,13 +117,14 @@ def make_estimate(
     zero = torch.zeros_like(value)
     unseen = sum((part.variance for part in squares if part.unseen), zero)
     square = sum((part.variance for part in squares if not part.unseen), zero)
-    if influence is not None:
-        if cells.copy is not None and class_means:
-            influence = influence * cells.stretch
+    if influence is not None and cells.copy is not None and class_means:
+        influence = influence * cells.stretch
+    if draws is not None:
+        if draws.shape[-1] > 1:
+            linear = linear_variance(spread(draws).square(), square, DRAWS_EXCESS)
+    elif influence is not None:
         seen = influence_variance(influence, cells.unit)
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
-    elif draws is not None and draws.shape[-1] > 1:
-        linear = linear_variance(spread(draws).square(), square, DRAWS_EXCESS)
     if linear is not None:
         low, high = ends(value, (linear + square + unseen).sqrt())
     return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)

@@ -4,42 +4,59 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
+from .crossfit import direction_cosine, fold_means
 from .families.held_out import fold_auc, heldout_scores
 from .rounding import level, sizes
 
 
-def geometry(base: Cells, aligned: Cells) -> dict[str, Tensor]:
-    """The entries of `GEOMETRY` for every cell, [cell] each.
+def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
+    """The entries of `GEOMETRY` for every cell, [cell] each; those that are not known are left out.
 
     Args:
-        base, aligned: the same cells of two models that share a projection.
+        base, aligned: the same cells of two models.
+        shared: whether both models have the same projection.
     """
-    pair = (base, aligned)
-    dots = (base.shift * aligned.shift).sum(-1)
-    noise = (base.unit_shift * aligned.unit_shift).sum((-1, -2))
-    own_noise = [cells.unit_shift.square().sum((-1, -2)) for cells in pair]
-    clean = [
-        (cells.shift_sq - own).clamp_min(0) for cells, own in zip(pair, own_noise, strict=True)
-    ]
-    lengths = (base.shift_sq * aligned.shift_sq).sqrt()
-    denoised = (dots - noise) / (clean[0] * clean[1]).sqrt()
+    found = {
+        "rounding_share": rounding_share(base, aligned),
+        "cka": debiased_cka(*(cells.coords.nan_to_num(0.0) for cells in (base, aligned))),
+    }
+    if base.shift.shape == aligned.shift.shape:
+        found |= _directions(base, aligned) | _displacement(base, aligned)
+    if shared:
+        moves = aligned.stored("projected") - base.stored("projected")
+        eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
+        found |= {
+            "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
+            "transfer_auc": _heldout_auc(base, aligned),
+            "own_auc": _heldout_auc(aligned, aligned),
+        }
+    return found
+
+
+def _directions(base: Cells, aligned: Cells) -> dict[str, Tensor]:
+    """Cosine of the harm directions of both models, with its interval."""
+    first, second = fold_means(base), fold_means(aligned)
+    if first is None or second is None:
+        return {}
+    cosine = direction_cosine(first, second)
+    return {
+        "direction_cosine": cosine.value,
+        "direction_low": cosine.low,
+        "direction_high": cosine.high,
+        "direction_reliability": cosine.reliability,
+    }
+
+
+def _displacement(base: Cells, aligned: Cells) -> dict[str, Tensor]:
+    """How far the texts moved, and how much of it is along the harm direction of the base model."""
     move = aligned.stored("class_mean") - base.stored("class_mean")
     move = (move * (base.count / base.count.sum())[:, None]).sum(-2)
     move_sq = move.square().sum(-1)
     within = (base.trace * base.count).sum(-1) / base.count.sum()
-    moves = aligned.stored("projected") - base.stored("projected")
-    eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
     along = (move * base.shift).sum(-1).square() / (move_sq * base.shift_sq)
     return {
-        "direction_cosine": dots / lengths,
-        "direction_cosine_denoised": torch.where(denoised.isfinite(), denoised, torch.nan),
-        "direction_ceiling": (clean[0] * clean[1]).sqrt() / lengths,
         "displacement": (move_sq / within).sqrt(),
         "displacement_share": along,
-        "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
-        "transfer_auc": _heldout_auc(base, aligned),
-        "own_auc": _heldout_auc(aligned, aligned),
-        "cka": debiased_cka(base.projected, aligned.projected),
     }
 
 

@@ -5,6 +5,7 @@ import textwrap
 
 from ..errors import ConfigError
 from ..names import nearest
+from .crossfit import LEAST_RELIABILITY
 from .families import METRICS, metric
 from .metric import NONE
 
@@ -18,6 +19,8 @@ NOTATION = {
 }
 """Letters in definitions; they are explained where the key occurs."""
 
+ENDS = ("", "_low", "_high")
+"""Ends of the names of a number with an interval."""
 CONFOUNDS = {
     "tokens0": "mean number of tokens of a harmless text",
     "tokens1": "mean number of tokens of a harmful text; if it differs from tokens0, length alone "
@@ -29,8 +32,34 @@ CONFOUNDS = {
     "elsewhere": "share of texts that are also in another language of the results: means over "
     "groups, and differences between languages, take them as independent unless they share an item",
     "harmful": "share of harmful texts (class balance)",
+    "auc_length": "probability that a harmful text has more tokens than a harmless one, ties half: "
+    "the AUC of length alone. An AUC of states that is no larger than this, or than 1 minus this, "
+    "may be nothing but length",
+    "auc_length_low": "lower end of the 95 % interval of auc_length (DeLong et al. 1988)",
+    "auc_length_high": "upper end of the 95 % interval of auc_length; see auc_length_low",
+    "auc_lexical": "held-out AUC of character n-grams (2 to 4, hashed, L2-normalised counts, naive "
+    "Bayes weights from the other folds), without a model: what an AUC of states must exceed to be "
+    "more than words. Not known in stores of earlier versions",
+    "auc_lexical_low": "lower end of the 95 % interval of auc_lexical (DeLong et al. 1988, widened "
+    "for the noise of the weights)",
+    "auc_lexical_high": "upper end of the 95 % interval of auc_lexical; see auc_lexical_low",
 }
 """Differences between languages that are not due to the model, by (model, lang)."""
+
+DOMINANCE = {
+    "largest_share": "share of the total variance in the hidden dimension that varies most. Above "
+    "one half, rho, distances and auc_direction see little but this dimension (table mark !): "
+    "rho_standardized weighs all dimensions alike, and pooling last often has none so large",
+    "largest_dim": "index of the hidden dimension that varies most",
+    "pc1_tokens": "correlation of the first principal component with the number of tokens of a "
+    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: "
+    "use pooling mean instead of mean_all, or last, and compare with the lengths of the classes "
+    "(tokens0, tokens1)",
+    "pc1_inverse_tokens": "correlation of the first principal component with 1/tokens, as an "
+    "attention sink at the first position gives it to mean_all; see pc1_tokens",
+}
+"""Whether one dimension or the length of texts rules the states, by (model, layer, pooling, lang).
+NaN in models that an earlier version ran."""
 
 COPIES = (
     "equal texts of one label in one language are one unit of evidence, with all pairs that they "
@@ -42,11 +71,16 @@ COPIES = (
 """How copies of a text count."""
 
 GEOMETRY = {
-    "direction_cosine": "cosine between the harm directions d of both models, at full width",
-    "direction_cosine_denoised": "the same after removing the noise of d from the dot product and "
-    "from the lengths: an estimate for infinitely many texts",
-    "direction_ceiling": "cosine that two equal directions would have if each were measured on its "
-    "own texts: sqrt of the product of 1 - tr V/|d|^2 of both models, V the covariance of d",
+    "direction_cosine": "cosine between the harm directions d of both models, at full width, as it "
+    "would be with infinitely many texts: directions of different models come from different "
+    "halves of the texts, over all splits of the folds, and the cosine is corrected for the "
+    "reliability of both (Spearman 1904). Cut at -1 and 1; no number if a reliability is below "
+    f"{LEAST_RELIABILITY}",
+    "direction_low": "lower end of the 95 % interval of direction_cosine (jackknife over folds)",
+    "direction_high": "upper end of the 95 % interval of direction_cosine; see direction_low",
+    "direction_reliability": "mean cosine between the directions of two halves of the texts, of "
+    "the less reliable direction; without any difference between the classes it is below "
+    f"{LEAST_RELIABILITY} in at least 95 % of cases",
     "displacement": "length of the mean move of the texts, in units of the within-class standard "
     "deviation of the base model (root of the total variance)",
     "displacement_share": "share of the squared length of this move that lies along d of the base "
@@ -61,17 +95,16 @@ GEOMETRY = {
     "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
     "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
-    "cka": "linear CKA between the texts in both models, in the projection, debiased (Song et al. "
+    "cka": "linear CKA between the texts in both models, in the first 16 components of each (which "
+    "leaves out what varies less), debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
 
 SPACES = {
-    "base": "base pcK: both models in the first K principal components of the base model's texts "
-    "of the language, computed inside the projection that both models share. `separation` uses "
-    "exact components of each model, so its numbers differ",
-    "own": "own pcK: each model in its own components, which are two different spaces, because the "
-    "models do not share a projection (hidden size, projection width or seed differ)",
+    "own": "own pcK: each model in the first K exact principal components of its own texts of the "
+    "language, as in `separation`. This asks how well each model separates the classes where it "
+    "varies most: a model that is only turned in space does not change",
 }
 """Spaces of metrics in components, in `compare`."""
 
@@ -84,22 +117,22 @@ COLUMNS = {
     "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
     "known",
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided and normal, from its interval",
+    "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
+    "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
     "p_family": "p corrected over all layers and languages in the results, for one metric, model "
-    "and pooling (Westfall & Young 1993). For differences and excesses, the null comes from random "
-    "signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020), or from bootstrap "
-    "draws minus their mean",
+    "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
+    "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
+    "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
     "n0": "number of harmless texts with finite states",
     "n1": "number of harmful texts with finite states",
     "refused": "why there is no number; empty if there is one",
     "space": "where a metric looks at the states: full (all hidden dimensions), projection (a "
     "seeded random projection), pcK (first K principal components of the language). In `compare`: "
     + "; ".join(SPACES.values()),
-    "base": "value of the model before tuning, on the texts with finite states in both models; in "
-    "components it differs from that of `separation`, see space",
-    "aligned": "value of the model after tuning, on the same texts and in the same space",
+    "base": "value of the model before tuning, on the texts with finite states in both models",
+    "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
-    "both models and their correlation (MOVER, Zou 2007); p is two-sided and normal",
+    "both models and their correlation (MOVER, Zou 2007)",
     "excess": "difference of differences: that of a language minus that of the reference language "
     "(English by default). Languages whose texts have the same items are correlated by them; other "
     "texts of two languages are independent",
@@ -154,10 +187,10 @@ GROUP_VARIABLES = {
 """Variables of groups of languages, by (.., group)."""
 
 DIRECTIONS = {
-    "direction_cosine": "cosine between the differences of class means of two languages, at full "
-    "width",
-    "direction_ceiling": "cosine that two equal directions would have with the noise of these "
-    "texts: sqrt of the product of 1 - tr V/|d|^2 of both languages, V the covariance of d",
+    "direction_cosine": "the same of two languages in one model: 1 for a language with itself",
+    "direction_low": "as in `compare`",
+    "direction_high": "as in `compare`",
+    "direction_reliability": "as in `compare`",
     "transfer_auc": "AUC of the texts of `lang` along the difference of class means of "
     "`other_lang`, in the projection. Held out fold by fold, because a text and its translation "
     "(texts with one item, equal texts) share a fold: neither is in the direction that judges it",
@@ -173,7 +206,6 @@ PARALLEL = {
     "language": "silhouette of the same texts grouped by language, in the projection",
 }
 """Variables of `parallel`, each with low and high."""
-PARALLEL_ENDS = ("", "_low", "_high")
 
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
@@ -188,11 +220,12 @@ _GROUPS = (
 )
 NOTES = (
     CONFOUNDS
+    | DOMINANCE
     | COLUMNS
     | DIRECTIONS
     | GEOMETRY
     | _IN_TWO
-    | {name + end: text for name, text in PARALLEL.items() for end in PARALLEL_ENDS}
+    | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
     | {"copies": COPIES}
     | GROUP_VARIABLES
     | dict.fromkeys(("groups", "group_value"), _GROUPS)

@@ -12,9 +12,10 @@ from ..data import connected, equal_rows
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
+from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
 from .families.held_out import fold_auc, fold_texts
-from .glossary import DIRECTIONS, PARALLEL, PARALLEL_ENDS
+from .glossary import DIRECTIONS, ENDS, PARALLEL
 from .selection import Names, select
 from .settings import told
 from .uncertainty import influence_variance, interval, share_interval, unseen_trial
@@ -42,8 +43,8 @@ def directions(
 
     Returns:
         The variables of `DIRECTIONS` (model, layer, pooling, lang, other_lang); NaN where a class
-        of either language has fewer than ten texts, its states do not vary, or the model has no
-        such layer or pooling. And those of `CONFOUNDS` (model, lang).
+        of either language has fewer than ten texts, its states do not vary, the model has no such
+        layer or pooling, or a direction is not reliable. And those of `CONFOUNDS` (model, lang).
 
     Raises:
         ConfigError: a name is not in the store.
@@ -90,16 +91,22 @@ def directions(
 
 def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     """Compare cell i of one language with cell j of another, which gives the direction."""
-    a, b = texts.shift[i], fitted.shift[j]
     scores = _transferred(texts, i, fitted, j)
     auc, influence = fold_auc(scores, texts.labels, texts.fold, texts.copy)
     added = unseen_trial(influence, texts.unit)
     variance = influence_variance(influence, texts.unit) + added / texts.trials**2
     lower, upper = share_interval(auc, variance.sqrt(), texts.freedom, texts.trials, added)
-    ceiling = (_reliability(texts, i) * _reliability(fitted, j)).sqrt()
-    return {
-        "direction_cosine": float((a @ b) / (a.norm() * b.norm())),
-        "direction_ceiling": float(ceiling),
+    first, second = fold_means(texts), fold_means(fitted)
+    directions = {}
+    if first is not None and second is not None:
+        cosine = direction_cosine(first.cell(i), second.cell(j))
+        directions = {
+            "direction_cosine": float(cosine.value),
+            "direction_low": float(cosine.low),
+            "direction_high": float(cosine.high),
+            "direction_reliability": float(cosine.reliability),
+        }
+    return directions | {
         "transfer_auc": float(auc),
         "transfer_low": float(lower),
         "transfer_high": float(upper),
@@ -122,12 +129,6 @@ def _transferred(texts: Cells, i: int, fitted: Cells, j: int) -> Tensor:
         low, high = (y[rest & (fitted.labels == c)].mean(0) for c in (0, 1))
         scores[inside] = x[inside] @ (high - low)
     return scores
-
-
-def _reliability(cells: Cells, i: int) -> Tensor:
-    """Share of |d|^2 of cell i that is not noise."""
-    noise = cells.unit_shift[i].square().sum()
-    return (1 - noise / cells.shift_sq[i]).clamp_min(0)
 
 
 def parallel(
@@ -160,7 +161,7 @@ def parallel(
     dims = ("model", "layer", "pooling")
     names = (chosen.models, chosen.layers, chosen.poolings)
     shape = tuple(len(values) for values in names)
-    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in PARALLEL_ENDS}
+    columns = {f"{name}{end}": np.full(shape, np.nan) for name in PARALLEL for end in ENDS}
     content = _contents(run)
     among = np.isin(
         run.samples.lang_index, [run.languages.index(lang) for lang in chosen.languages]
@@ -193,7 +194,7 @@ def parallel(
                 mean = value.mean()
                 spread = influence_variance((value - mean) / len(value), unit).sqrt()
                 numbers = (mean, *interval(mean, spread))
-                for end, number in zip(PARALLEL_ENDS, numbers, strict=True):
+                for end, number in zip(ENDS, numbers, strict=True):
                     columns[f"{name}{end}"][i_model, i_layer, i_pooling] = float(number)
 
     if len(used):

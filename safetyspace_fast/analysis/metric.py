@@ -42,9 +42,8 @@ SHUFFLE_AUC = (
 NULL_MEAN = "mean over the permutations"
 
 OWN_COMPONENTS = (
-    "Components are computed for each language, from both classes: values of different models or "
-    "languages are in different spaces. `compare` uses the components of the base model for both "
-    "models."
+    "Components are computed for each model and language, from both classes: values of different "
+    "models or languages are in different spaces."
 )
 """Pitfall of all metrics in components."""
 
@@ -113,7 +112,7 @@ class Metric:
             estimate = Estimate(nothing, nothing, nothing, nothing, nothing)
             return estimate, [str(refusal)] * len(cells.index)
         reasons = []
-        bounded = self.interval != NONE and len(cells.resamples.counts) > 1
+        bounded = estimate.linear is not None
         parts = (estimate.value, estimate.low, estimate.p, estimate.floor)
         for one, lower, chance, level in zip(*(part.tolist() for part in parts), strict=True):
             if not math.isfinite(one):

@@ -14,6 +14,7 @@ from .glossary import (
     CONFOUNDS,
     COPIES,
     DIRECTIONS,
+    DOMINANCE,
     GEOMETRY,
     GROUP_DEFINITION,
     GROUP_VARIABLES,
@@ -51,6 +52,10 @@ A state is the vector of one text in one layer, after pooling over its tokens. L
 `hidden_states[-1]` of transformers. The poolings that most studies use are `mean` (the tokens of
 the text itself, without BOS and template), `last` (the last token of the prompt) and `last_text`
 (the last token of the text).
+
+`mean` leaves out the first position of a prompt, unless a text has no other token. Models that add
+no BOS often use it as an attention sink: its state is then so large that a mean over all tokens
+(`mean_all`) is one over their number in the largest dimension.
 
 A metric looks at the states in one of three spaces:
 
@@ -207,6 +212,8 @@ def _beside() -> str:
                 "`compare` and `directions` therefore report for each language:"
             ),
             _defined(CONFOUNDS),
+            "`separation` and `compare` report for each model, layer, pooling and language:",
+            _defined(DOMINANCE),
             _filled(
                 f"With languages of two groups, `separation` and `compare` report the "
                 f"{GROUP_DEFINITION}. {groups} (languages with more and with less than 1 % of the "

@@ -8,7 +8,7 @@ import numpy as np
 from ..data import LABELLINGS
 from ..threads import in_parallel
 from .cells import read_cells
-from .confounds import confounds
+from .confounds import confounds, dominance
 from .families import choose
 from .groups import choose_groups, with_groups
 from .items import SharedItems
@@ -68,8 +68,9 @@ def separation(
         mean of the value over samples of this many texts; if the floor is above zero, the value
         minus the floor estimates the population.
 
-        `n0`, `n1` (model, layer, pooling, lang), and the variables of `CONFOUNDS` (model, lang):
-        the texts of different languages differ in more than the language.
+        `n0`, `n1` and the variables of `DOMINANCE` (model, layer, pooling, lang), and those of
+        `CONFOUNDS` (model, lang): the texts of different languages differ in more than the
+        language.
 
         With languages of both groups also `group_value`, `group_low`, `group_high`, which have
         `group` (high, low, high - low) where others have `lang`. The attributes `group_high`,
@@ -139,6 +140,7 @@ def separation(
             "n0": (dims[1:], counts[0]),
             "n1": (dims[1:], counts[1]),
             **confounds(run, chosen.models, chosen.languages),
+            **dominance(run, chosen),
         },
         coords={
             "metric": [metric.name for metric in family],

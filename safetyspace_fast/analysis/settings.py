@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..config import MEAN_ALL, MEAN_WITHOUT_FIRST
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 NOT_RECORDED = "not recorded"
 _BARE = hashlib.sha256(json.dumps(["none", "", ""]).encode()).hexdigest()
 """What a manifest says of texts without a template."""
+_MEAN_BEFORE = (
+    "over all tokens of a text, and without BOS the first position of a prompt too, which may make "
+    "it a measure of length (an earlier version ran it: run it again, or use pooling last)"
+)
 
 
 def settings_of(model: "ModelStore") -> dict[str, str]:
@@ -28,10 +33,18 @@ def settings_of(model: "ModelStore") -> dict[str, str]:
     return {name: str(word or NOT_RECORDED) for name, word in words.items()}
 
 
+def _mean_of(model: "ModelStore") -> str:
+    """What the `mean` of a model is over: as in its manifest, or `_MEAN_BEFORE`."""
+    bare = model.manifest.get("template_sha256") == _BARE and "mean" in model.poolings
+    return str(model.manifest.get("mean", _MEAN_BEFORE if bare else MEAN_ALL))
+
+
 def _only_if_different(model: "ModelStore", tokenizers: bool) -> dict[str, str]:
-    """Settings that are worth a word only where models differ in them."""
+    """Settings that are worth a word only where models differ in them, or `mean` is an old one."""
     manifest = model.manifest
     words = {"projection": f"{manifest.get('proj_dim')} dimensions, seed {manifest.get('seed')}"}
+    mean = _mean_of(model)
+    words["mean"] = mean if mean == _MEAN_BEFORE else MEAN_WITHOUT_FIRST
     if tokenizers:
         digest = manifest.get("tokenizer_sha256")
         words["tokenizer"] = digest[:8] if isinstance(digest, str) else NOT_RECORDED
@@ -55,13 +68,13 @@ def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict
         name: settings_of(store) | _only_if_different(store, tokenizers)
         for name, store in stores.items()
     }
-    quiet = {"projection", "tokenizer"}
+    quiet = {"projection", "tokenizer", "mean"}
     shared, differing = [], []
     for setting in next(iter(by_model.values()), {}):
         holders: dict[str, list[str]] = {}
         for name, words in by_model.items():
             holders.setdefault(words[setting], []).append(name)
-        if len(holders) == 1 and setting in quiet:
+        if len(holders) == 1 and setting in quiet and _MEAN_BEFORE not in holders:
             continue
         if len(holders) == 1:
             shared.append(f"{setting} {next(iter(holders))}")
@@ -71,8 +84,21 @@ def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict
     return {"run_as": ", ".join(shared), "settings_differ": "; ".join(differing)}
 
 
-def require_comparable(run: "Run", base: str, aligned: str, *, different_templates: bool) -> None:
+def require_comparable(
+    run: "Run",
+    base: str,
+    aligned: str,
+    *,
+    compared: Sequence[str],
+    different_templates: bool,
+) -> None:
     """Check that two models saw the same prompts, and have the same layers and poolings.
+
+    Args:
+        run: the store.
+        base, aligned: the models.
+        compared: the poolings that are compared.
+        different_templates: allow different templates.
 
     Raises:
         ConfigError: they do not; the message says what to do.
@@ -105,4 +131,12 @@ def require_comparable(run: "Run", base: str, aligned: str, *, different_templat
             f"compare: {base!r} was run with template {words[0]}, {aligned!r} with {words[1]}, so "
             "that not only the weights differ; run both again with --template none, or allow it "
             "with --different-templates (different_templates=True in Python)"
+        )
+    means = {_mean_of(first): base, _mean_of(second): aligned}
+    if "mean" in compared and set(means) == {_MEAN_BEFORE, MEAN_WITHOUT_FIRST}:
+        old, new = means[_MEAN_BEFORE], means[MEAN_WITHOUT_FIRST]
+        raise ConfigError(
+            f"compare: pooling mean of {old!r} holds the first position of a prompt (an earlier "
+            f"version ran it), that of {new!r} does not; run both into a new store, or compare "
+            "other poolings, as with --poolings last"
         )

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ConfigError
-from .glossary import LEAST_LANGUAGES
+from .glossary import ENDS, LEAST_LANGUAGES
 from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ MOST_LAYERS = 3
 """With several languages, tables show all layers up to this number, else the last one only."""
 CHANCE = 0.05
 """Numbers with a larger p are marked as consistent with chance."""
+DOMINANT = 0.5
+"""Rows are marked where the largest dimension has a larger share, or the first component a larger
+correlation with the length of texts."""
 MARK_RESAMPLES = math.ceil(1 / CHANCE) - 1
 """With fewer resamples, of which the smallest p is 1/(1 + R), no number is marked."""
 
@@ -81,7 +86,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
                     tables += _layer(view.sel(layer=layer), f"{title} | layer {layer}")
             if compared:
                 tables += _geometry(view, visible)
-    tables.insert(1, _legend(dataset))
+    tables.insert(1, _legend(dataset) + _what_rules(dataset.sel(layer=visible)))
     hints = []
     if len(visible) < len(layers):
         hints.append(
@@ -122,7 +127,13 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             "see --permutations and --bootstraps."
         )
     if "difference" in dataset:
-        parts = ["before > after, difference [95 % interval].", marks]
+        parts = [
+            "before > after, difference [95 % interval].",
+            marks.replace(
+                "correction over all layers and languages",
+                "correction over all differences of this result",
+            ),
+        ]
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
         share = dataset["rounding_share"].to_numpy()
@@ -192,6 +203,42 @@ def _can_leave_out(dataset: "xarray.Dataset") -> bool:
     return max(_members(dataset)) > 1
 
 
+ROW_MARKS = {
+    "!": "one dimension holds more than half of the variance; see rho_standardized, or pooling "
+    "last (`explain largest_share`)",
+    "#": "the first principal component follows the number of tokens; use pooling mean instead of "
+    "mean_all, or last (`explain pc1_tokens`)",
+}
+"""Marks behind the name of a row, and what they say."""
+
+
+def _row_marks(view: "xarray.Dataset") -> list[str]:
+    """The marks of each row, in any of the models of a view (.., row)."""
+
+    def largest(*names: str) -> list[float]:
+        columns = [view[name].to_numpy() for name in names]
+        size = np.nan_to_num(np.abs(columns)).reshape(-1, columns[0].shape[-1]).max(0)
+        return [float(x) for x in size]
+
+    marks = {"!": largest("largest_share"), "#": largest("pc1_tokens", "pc1_inverse_tokens")}
+    rows = zip(*marks.values(), strict=True)
+    return [
+        "".join(mark for mark, size in zip(marks, row, strict=True) if size > DOMINANT)
+        for row in rows
+    ]
+
+
+def _what_rules(dataset: "xarray.Dataset") -> list[str]:
+    """What the marks of rows say, of those that are there."""
+    there = set("".join(_row_marks(dataset)))
+    return [
+        line
+        for mark, text in ROW_MARKS.items()
+        if mark in there
+        for line in textwrap.wrap(f"{mark}: {text}.", WIDTH, break_on_hyphens=False)
+    ]
+
+
 # Metrics -------------------------------------------------------------------------------------
 
 
@@ -211,7 +258,8 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
     if "group" in view.dims and row_dim == "lang":
         below += _names(view, "group")
         below += [LIKE] * _about_others(view) + [WITHOUT] * _can_leave_out(view)
-    leading = [[row_dim, "", *names, *below]]
+    marked = [f"{name} {mark}".rstrip() for name, mark in zip(names, _row_marks(view), strict=True)]
+    leading = [[row_dim, "", *marked, *below]]
     if not compared:
         counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
         leading.append(["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), *("" for _ in below)])
@@ -395,7 +443,7 @@ def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
         for pooling in _names(dataset, "pooling"):
             view = dataset.sel(model=model, pooling=pooling)
             for layer in layers if len(layers) <= MOST_LAYERS else layers[-1:]:
-                for name in ("transfer_auc", "direction_cosine", "direction_ceiling"):
+                for name in ("transfer_auc", "direction_cosine", "direction_reliability"):
                     numbers = view[name].sel(layer=layer).transpose("lang", "other_lang").to_numpy()
                     columns = [["lang", *langs]]
                     for i, other in enumerate(langs):
@@ -422,17 +470,20 @@ _CONFOUND_FORMS = {
     "duplicates": ".1%",
     "elsewhere": ".1%",
     "harmful": ".1%",
+    "auc_length": ".3f",
+    "auc_lexical": ".3f",
 }
+"""Columns of the table, and how their numbers are written; those with an interval show it."""
 
 
 def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
     """Variables of `CONFOUNDS`; models with the same numbers share a table."""
     langs = _names(dataset, "lang")
     tables: dict[str, list[str]] = {}
-    for i, model in enumerate(_names(dataset, "model")):
+    for model in _names(dataset, "model"):
+        view = dataset.sel(model=model)
         columns = [
-            [name, *(_fixed(x, form) for x in dataset[name].to_numpy()[i])]
-            for name, form in _CONFOUND_FORMS.items()
+            [name, *_confound_entries(view, name, form)] for name, form in _CONFOUND_FORMS.items()
         ]
         leading = ["lang", *langs]
         lines = [
@@ -445,6 +496,13 @@ def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
     copied = bool((dataset["duplicates"] > 0).any())
     note = ["Copies of a text are one unit of evidence: see `explain copies`."] if copied else []
     return [[f"{', '.join(models)} | {what}", table, *note] for table, models in tables.items()]
+
+
+def _confound_entries(view: "xarray.Dataset", name: str, form: str) -> list[str]:
+    """Entries of one variable of `CONFOUNDS`, with its interval if it has one."""
+    if f"{name}_low" not in view:
+        return [_fixed(x, form) for x in view[name].to_numpy()]
+    return [_Style(form).entry(*row) for row in _numbers(view, [name + end for end in ENDS])]
 
 
 def _settings(dataset: "xarray.Dataset") -> list[list[str]]:

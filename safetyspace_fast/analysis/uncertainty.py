@@ -147,7 +147,8 @@ def draw(
                 everywhere[:, alike] = counts
         inside = shared.group >= 0
         drawn[:, unit[inside]] = everywhere[:, shared.group[inside]]
-    permuted = permuted_labels(units, LABELLINGS, key)[:permutations]
+    number = LABELLINGS if permutations else 0  # the first ones depend on how many there are
+    permuted = permuted_labels(units, number, key)[:permutations]
     arrays = (labels, unit, units.partner, units.copy, drawn[:, unit], permuted)
     return Resamples(*(torch.from_numpy(array) for array in arrays))
 
@@ -340,6 +341,20 @@ def unseen_trial(influence: Tensor, unit: Tensor) -> Tensor:
     return 1 / (1 + some)
 
 
+def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
+    """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
+
+    n^2 / sum of m^2 over the units of a class, each with m texts of it: labels, unit [n] int64.
+    """
+    sizes = [torch.bincount(unit[labels == c]).double() for c in (0, 1)]
+    return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+
+
+def trials(units: Tensor) -> float:
+    """Harmonic mean of `equal_units`: of an AUC, a text that loses to all costs about one in it."""
+    return float(2 / (1 / units).sum())
+
+
 def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Normal 95 % interval of a positive number on 1/value; its upper end may be infinite."""
     low, high = interval(1 / value, deviation / value.square())
@@ -430,11 +445,11 @@ def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> ND
     p = np.full(len(flat), np.nan)
     own = np.full(len(flat), np.nan)
     largest = np.full(flat.shape[-1], -np.inf)
-    some = np.flatnonzero(~out)
-    for part in np.array_split(some, max(1, flat.size // _FAMILY_PART)) if len(some) else []:
+    kept = np.flatnonzero(~out & np.isfinite(flat[:, 0]))
+    for part in np.array_split(kept, max(1, flat.size // _FAMILY_PART)) if len(kept) else []:
         values = flat[part].astype(np.float64)
         centre, high = np.nanquantile(values, (0.5, 0.95), axis=-1, keepdims=True)
-        known = ((high > centre) & np.isfinite(values[:, :1]))[:, 0]
+        known = (high > centre)[:, 0]
         scores = (values[known] - centre[known]) / (high - centre)[known]
         own[part[known]] = scores[:, 0]
         scores = np.nan_to_num(scores, nan=np.inf)  # without a value: extreme
@@ -442,7 +457,7 @@ def family_p(statistics: NDArray[np.floating], refused: NDArray[np.bool_]) -> ND
     above = np.sort(largest)
     known = np.isfinite(own)
     below = np.searchsorted(above, own[known] - 1e-12 * np.abs(own[known]))
-    p[known] = 1 - below / len(above)
+    p[known] = (len(above) - below) / len(above)
     return p.reshape(refused.shape)
 
 

@@ -1,6 +1,7 @@
 """Data sets in, samples in canonical order out."""
 
 from .describe import DataSummary, LanguageSummary, describe
+from .lexical import lexical_scores
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
 from .sets import describe_sets
@@ -19,6 +20,7 @@ __all__ = [
     "describe_sets",
     "equal_rows",
     "find_units",
+    "lexical_scores",
     "numbered",
     "permuted_labels",
     "read_samples",

@@ -1,6 +1,6 @@
 """Statistics of a language, computed when all its pooled states are on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ def finish_language(
     grid: tuple[int, int],
     labels: NDArray[np.int8],
     folds: NDArray[np.int8],
+    tokens: NDArray[np.int32],
     hidden_size: int,
+    same: Sequence[int],
     device: torch.device,
     impl: str | None = None,
 ) -> dict[str, Array]:
@@ -33,13 +35,16 @@ def finish_language(
         grid: numbers of layers and poolings.
         labels: `[n]`, 0 or 1.
         folds: `[n]`, below `NUM_FOLDS`.
+        tokens: `[n]`, tokens of each text.
         hidden_size: D.
+        same: for each pooling, the first over the same tokens, whose arrays it shares.
         device: where to compute.
         impl: implementation of `pairwise_reduce`; None: the fastest that works here.
 
     Returns:
-        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell` and of `Chance.of_cell`;
-        `projected [n, P]`; and `count [2, 10]` and `mean [2, 10, P]` of it, by label and fold.
+        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell` and
+        `dominance`; `projected [n, P]`; and `count [2, 10]` and `mean [2, 10, P]` of it, by label
+        and fold.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
     i_cell = labels.astype(np.int64) * NUM_FOLDS + folds
@@ -51,11 +56,17 @@ def finish_language(
         cell = finish_cell(pooled, label, fold, impl) | chance.of_cell(pooled)
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].copy()
-        for name, array in (arrays | _fold_means(arrays["projected"], i_cell)).items():
+        arrays |= _fold_means(arrays["projected"], i_cell)
+        arrays |= dominance(arrays, tokens)
+        for name, array in arrays.items():
             empty = np.empty((*grid, *array.shape), array.dtype)
             result.setdefault(name, empty)[i_layer, i_pooling] = array
 
-    in_parallel(finish, list(np.ndindex(grid)))
+    in_parallel(finish, [cell for cell in np.ndindex(grid) if same[cell[1]] == cell[1]])
+    for i_pooling, first in enumerate(same):
+        if first != i_pooling:
+            for array in result.values():
+                array[:, i_pooling] = array[:, first]
     return result
 
 
@@ -69,6 +80,44 @@ def _fold_means(projected: NDArray[np.float32], i_cell: NDArray[np.int64]) -> di
     with np.errstate(invalid="ignore"):
         mean = total / count[:, None]
     return {"count": count.reshape(2, -1), "mean": mean.reshape(2, NUM_FOLDS, -1)}
+
+
+def dominance(cell: Mapping[str, Array], tokens: NDArray[np.int32]) -> dict[str, Array]:
+    """Whether one dimension, or the number of tokens, rules the states of a cell.
+
+    Args:
+        cell: `count [2, 10]`, `class_mean`, `class_var` `[2, D]`, `pca_coords [n, K]`.
+        tokens: `[n]`, tokens of each text.
+
+    Returns:
+        Numbers, each `[] float64`: `largest_share` of the total variance in one dimension, and
+        `largest_dim`, its index; `pc1_tokens` and `pc1_inverse_tokens`, Pearson correlations of the
+        first component with the number of tokens and its inverse. NaN where nothing varies.
+    """
+    count = cell["count"].sum(1, keepdims=True)
+    shift = cell["class_mean"][1] - cell["class_mean"][0]
+    within = np.nan_to_num((count - 1) * cell["class_var"]).sum(0)  # a class may have no texts
+    squares = within + np.nan_to_num(count.prod() / max(1, count.sum()) * shift**2)
+    total, largest = squares.sum(), int(squares.argmax())
+    known = total > 0
+    first = cell["pca_coords"][:, 0].astype(np.float64)
+    keep = np.isfinite(first) & (tokens > 0)
+    of_tokens = tokens[keep].astype(np.float64)
+    found = {
+        "largest_share": squares[largest] / total if known else np.nan,
+        "largest_dim": largest if known else np.nan,
+        "pc1_tokens": _correlation(first[keep], of_tokens),
+        "pc1_inverse_tokens": _correlation(first[keep], 1 / of_tokens),
+    }
+    return {name: np.asarray(value, np.float64) for name, value in found.items()}
+
+
+def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Pearson's correlation of two columns `[n]`; NaN if one of them does not vary."""
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return np.nan
+    one, other = one - one.mean(), other - other.mean()
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
 
 
 def finish_cell(
@@ -87,8 +136,8 @@ def finish_cell(
     Returns:
         By sample `pca_coords [n, K]`, `pair_sum`, `pair_min`, `pair_max`, `cos_sum`, `class_sqdist`
         `[n, 2]`, `heldout_score [n]`; and `pca_explained [K]`, `pca_components [K, D]` (float32),
-        `class_mean`, `class_var` `[2, D]` (float64). K is `COMPONENTS`; components beyond the rank
-        of the data are zero.
+        `class_mean`, `class_var` `[2, D]` (float64), `fold_mean [2, 10, D]` (float32), NaN where a
+        fold has no sample. K is `COMPONENTS`; components beyond the rank of the data are zero.
     """
     n, width = states.shape
     keep = states.isfinite().all(1)
@@ -142,6 +191,7 @@ def finish_cell(
         "pca_explained": variance,
         "pca_components": components.float(),
         "class_mean": means + centre,
+        "fold_mean": (fold_sum / fold_count).float(),
         "class_var": variances,
     }
 

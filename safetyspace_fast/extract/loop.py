@@ -170,6 +170,7 @@ class Extraction:
         samples = self._ranges[i_lang]
         hidden_size, proj_dim = self._work.projection.shape
         parts = self._work.plan.languages[i_lang]
+        spans = self._work.tokens.spans[samples].transpose(1, 0, 2)
         records = [r for part in parts for r in self._session.segments.records(part.number)]
 
         def states(i_layer: int, i_pooling: int) -> NDArray[np.float32]:
@@ -184,7 +185,9 @@ class Extraction:
             (len(self._work.hookpoints), len(self._work.tokens.poolings)),
             self._samples.labels[samples],
             self._samples.fold[samples],
+            self._work.tokens.n_text_tokens[samples],
             hidden_size,
+            [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
             self._model.device,
             self._impl,
         )

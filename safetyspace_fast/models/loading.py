@@ -22,7 +22,7 @@ from .adapters import merge_adapter
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
-from .weights import find_backbone, load_weights, quiet_transformers
+from .weights import RANDOM_SEED, find_backbone, load_weights, quiet_transformers, random_weights
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -32,6 +32,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_RANDOM_WEIGHTS = {"random": f"seed {RANDOM_SEED}"}
+"""What takes the place of the hashes of files in a control."""
 DEFAULT_WINDOW = 8192
 """Tokens, for a model that names no window (ALiBi models). Longer texts are cut and counted."""
 
@@ -112,11 +114,16 @@ def load_model(
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
     with ThreadPoolExecutor(4) as pool, quiet_transformers(note):
         # Files are hashed while they load: both read the same pages, and hashlib frees the GIL.
-        files = _weight_files(source, adapters)
+        files = {} if spec.random else _weight_files(source, adapters)
         digests = pool.map(sha256, files.values())
-        model, quantization = load_weights(
-            source, torch.float32 if adapters else working, allow_pickle, trust_remote_code, note
-        )
+        if spec.random:
+            model, quantization = random_weights(source, trust_remote_code), None
+            note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
+        else:
+            stored = torch.float32 if adapters else working
+            model, quantization = load_weights(
+                source, stored, allow_pickle, trust_remote_code, note
+            )
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
             raise ModelError(
@@ -132,7 +139,7 @@ def load_model(
         tokenizer = load_tokenizer(tokenizer_home, trust_remote_code, note)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
-        weights = dict(zip(files, digests, strict=True))
+        weights = dict(zip(files, digests, strict=True)) or _RANDOM_WEIGHTS
 
         backbone = find_backbone(model)
         config = model.config
@@ -243,6 +250,9 @@ def weights_changed(
     """
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code)
     files = _weight_files(source, adapters)
+    if spec.random:
+        control = (spec.asked, _listing_sha256(_RANDOM_WEIGHTS))
+        return control != (identity.get("id"), identity.get("weights_sha256"))
     same_name = (spec.base, "+".join(spec.adapters) or None, source.commit) == (
         identity.get("id"),
         identity.get("adapter"),
@@ -390,7 +400,7 @@ def _identity(
     config_file = source.directory / "config.json"
     commits = [adapter.commit for adapter in adapters]
     return {
-        "id": spec.base,
+        "id": spec.asked,
         "revision": spec.revision,
         "commit": source.commit,
         "architecture": (config.architectures or [None])[0],

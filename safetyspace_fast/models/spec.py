@@ -1,4 +1,4 @@
-"""How a user names a model: `[NAME=]BASE[+ADAPTER]...`."""
+"""How a user names a model: `[NAME=]BASE[+ADAPTER]...`, or `[NAME=]random:BASE` as a control."""
 
 import os
 import re
@@ -11,6 +11,7 @@ MAX_NAME_LENGTH = 100
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 # Names of devices on Windows, where a store may be copied to, and of Zarr's metadata.
 _RESERVED = re.compile(r"((con|prn|aux|nul|com\d|lpt\d)(\..*)?|zarr\.json.*)", re.IGNORECASE)
+_RANDOM = "random:"
 _HUB_ID_AT_REVISION = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[^@\s]+)")
 
 
@@ -23,12 +24,19 @@ class ModelSpec:
     adapters: PEFT adapters to merge into the base, one after the other: directories or hub ids
         (`ID@REVISION` allowed).
     revision: branch, tag or commit of the base; only for a hub id.
+    random: an untrained control: configuration and tokenizer of the base, with random weights.
     """
 
     name: str
     base: str
     adapters: tuple[str, ...] = ()
     revision: str | None = None
+    random: bool = False
+
+    @property
+    def asked(self) -> str:
+        """The base as a user names it, without its revision."""
+        return f"{_RANDOM}{self.base}" if self.random else self.base
 
     def __post_init__(self) -> None:
         """Check the fields; the name becomes a folder of the store."""
@@ -48,6 +56,10 @@ class ModelSpec:
                 f"model {self.name!r}: expected a tuple of adapters, got {self.adapters!r}; write "
                 f"({self.adapters!r},)"
             )
+        if self.random and self.adapters:
+            raise ConfigError(
+                f"model {self.name!r}: got adapters for random weights, expected random:BASE alone"
+            )
         if not self.base or "" in self.adapters:
             raise ConfigError(
                 f"model {self.name!r}: expected [NAME=]BASE[+ADAPTER]..., got an empty part"
@@ -55,10 +67,10 @@ class ModelSpec:
 
 
 def parse_model(text: str | Path) -> ModelSpec:
-    """Read `[NAME=]BASE[+ADAPTER]...`; each part may be `ID@REVISION`.
+    """Read `[NAME=]BASE[+ADAPTER]...` or `[NAME=]random:BASE`; each part may be `ID@REVISION`.
 
-    Without NAME the last part of the path is the name. If a path with `=`, `+` or `@` in it exists,
-    the sign belongs to the path.
+    Without NAME the last part of the path is the name, of a control with `-random` behind it. If a
+    path with `=`, `+` or `@` in it exists, the sign belongs to the path.
 
     Raises:
         ConfigError: an empty part, or a name that the store cannot take.
@@ -69,11 +81,12 @@ def parse_model(text: str | Path) -> ModelSpec:
     name, equals, rest = text.partition("=")
     if not equals or "/" in name or _exists(text):
         name, rest = "", text
-    base, *adapters = _split_parts(rest)
+    random = rest.startswith(_RANDOM) and not _exists(rest)
+    base, *adapters = _split_parts(rest.removeprefix(_RANDOM) if random else rest)
     base, revision = split_revision(base)
     if not equals or rest is text:
-        name = _default_name(adapters[-1] if adapters else base)
-    return ModelSpec(name, base, tuple(adapters), revision)
+        name = _default_name(adapters[-1] if adapters else base) + "-random" * random
+    return ModelSpec(name, base, tuple(adapters), revision, random)
 
 
 def split_revision(text: str) -> tuple[str, str | None]:

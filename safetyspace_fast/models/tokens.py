@@ -4,6 +4,10 @@ A prompt is `prefix + text + suffix`; prefix and suffix come from the model's ch
 empty. A text's tokens are all that contain at least one of its characters, so a token across the
 border between template and text is the text's. Tokens that the tokenizer adds (BOS) and tokens of
 the template are not.
+
+Many models without BOS collect attention at the first position of a sequence, whatever token it
+holds. Its state is then far larger than all others, and a mean over a text's tokens would measure
+one over their number. The pooling `mean` therefore leaves out that position.
 """
 
 import hashlib
@@ -65,6 +69,7 @@ class Tokenized:
     spans: [N, S, 2] int32, half-open token ranges to average, one per pooling, counted from the
         prompt's start; empty for a text without tokens.
     n_text_tokens: [N] int32, tokens of the text itself.
+    begins_with_text: [N] bool, the prompt's first token is one of the text's.
     truncated: [N] bool, the text was cut to fit the window; the template never is.
     poolings: names of the S spans.
     template: what surrounds the texts.
@@ -76,6 +81,7 @@ class Tokenized:
     starts: NDArray[np.int64]
     spans: NDArray[np.int32]
     n_text_tokens: NDArray[np.int32]
+    begins_with_text: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     poolings: tuple[str, ...]
     template: Template
@@ -84,6 +90,12 @@ class Tokenized:
     def __len__(self) -> int:
         """Count the prompts: N."""
         return len(self.starts) - 1
+
+    @property
+    def only_first(self) -> NDArray[np.bool_]:
+        """Texts whose only token is the prompt's first, so that `mean` keeps it: [N] bool."""
+        found: NDArray[np.bool_] = self.begins_with_text & (self.n_text_tokens == 1)
+        return found
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -125,8 +137,9 @@ def tokenize(
         model: a loaded model.
         texts: N texts.
         template: `auto` (the model's chat template if it has one), `chat`, or `none`.
-        poolings: any of `mean` (the text's tokens), `last` (last token of the prompt) and
-            `last_text` (last token of the text).
+        poolings: any of `mean` (the text's tokens, but the first position of the prompt only if
+            the text has no other), `mean_all` (all of the text's tokens), `last` (last token of the
+            prompt) and `last_text` (last token of the text).
         max_tokens: cut texts so that prompts have at most this many tokens; None: the model's
             window, which is never exceeded.
 
@@ -157,6 +170,7 @@ def tokenize(
         starts=starts,
         spans=spans,
         n_text_tokens=(text_spans[:, 1] - text_spans[:, 0]).astype(np.int32),
+        begins_with_text=(text_spans[:, 0] == 0) & (text_spans[:, 1] > 0),
         truncated=truncated,
         poolings=tuple(poolings),
         template=chosen,
@@ -314,7 +328,10 @@ def _spans(
     spans = np.zeros((len(lengths), len(poolings), 2), np.int32)
     for s, pooling in enumerate(poolings):
         spans[:, s] = text_spans
-        if pooling == "last":
+        if pooling == "mean":
+            first, stop = text_spans.T
+            spans[:, s, 0] += (first == 0) & (stop > 1)
+        elif pooling == "last":
             spans[:, s] = np.stack([np.maximum(lengths - 1, 0), lengths], axis=1)
         elif pooling == "last_text":
             spans[:, s, 0] = np.maximum(text_spans[:, 1] - 1, text_spans[:, 0])

@@ -109,6 +109,42 @@ def load_weights(
     return model, method
 
 
+RANDOM_SEED = 1
+"""Of the weights of controls."""
+
+
+def random_weights(source: Source, trust_remote_code: bool) -> Any:  # transformers has no types
+    """Make a model with its head from a configuration, with weights as before any training.
+
+    The weights are drawn in float32, on the CPU, the same each time.
+
+    Raises:
+        ModelError: transformers cannot make it.
+    """
+    import transformers
+
+    where: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf is None and not trust_remote_code:
+        _check_own_code(source)
+    try:
+        with without_adapter(source.directory) as directory, torch.random.fork_rng(devices=[]):
+            config = transformers.AutoConfig.from_pretrained(
+                directory, local_files_only=True, gguf_file=source.gguf, **where
+            )
+            _check_config(config, source)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            torch.manual_seed(RANDOM_SEED)
+            return _auto_class(config).from_config(config, dtype=torch.float32, **where)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{source.asked}: transformers cannot make it from its configuration: "
+            f"{first_line(error)}"
+        ) from error
+
+
 @contextmanager
 def without_adapter(directory: Path) -> Iterator[Path]:
     """A model's folder without the adapter in it, which transformers would apply unasked."""

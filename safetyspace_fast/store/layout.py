@@ -96,10 +96,19 @@ SAMPLES = (
         "the same number for texts of one cluster, or that are almost equal; -1 for others",
         optional=True,
     ),
+    ArraySpec(
+        "lexical_score",
+        ("sample",),
+        "float32",
+        "1",
+        "score of the text's character n-grams, with weights from the other folds",
+        optional=True,
+    ),
 )
 
 _ROWS = ("layer", "pooling", "sample")
-_CELL = ("layer", "pooling", "lang", "label")
+_LANGUAGE = ("layer", "pooling", "lang")
+_CELL = (*_LANGUAGE, "label")
 
 MODEL = (
     ArraySpec("n_tokens", ("sample",), "int32", "tokens", "the text's own tokens"),
@@ -176,7 +185,7 @@ MODEL = (
         "float32",
         "1",
         "the language's own principal components; zero where there are fewer",
-        keepbits=7,
+        keepbits=16,
     ),
     ArraySpec(
         "pca_basis",
@@ -185,6 +194,31 @@ MODEL = (
         "1",
         "one basis for all languages, merged from the languages' own components",
         keepbits=12,
+    ),
+    ArraySpec(
+        "largest_share",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "share of the total variance in the dimension that varies most",
+        optional=True,
+    ),
+    ArraySpec("largest_dim", _LANGUAGE, "float64", "1", "index of this dimension", optional=True),
+    ArraySpec(
+        "pc1_tokens",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "correlation of the first principal component with `n_tokens`",
+        optional=True,
+    ),
+    ArraySpec(
+        "pc1_inverse_tokens",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "correlation of the first principal component with 1 / `n_tokens`",
+        optional=True,
     ),
     ArraySpec("count", (*_CELL, "fold"), "int64", "samples", "samples in each mean"),
     ArraySpec(
@@ -248,6 +282,15 @@ MODEL = (
         "position along the difference of the other folds' class means, each dimension over its "
         "scale, from their midpoint",
         keepbits=16,
+        optional=True,
+    ),
+    ArraySpec(
+        "fold_mean",
+        (*_CELL, "fold", "hidden"),
+        "float32",
+        "state",
+        "mean minus the mean of all samples of the language, full width",
+        keepbits=12,
         optional=True,
     ),
     ArraySpec("nonfinite", ("layer",), "int64", "samples", "pooled states that are not finite"),

@@ -50,6 +50,7 @@ class SampleTable:
     text_sha256: Array
     n_chars: Array
     cluster: Array | None = None
+    lexical_score: Array | None = None
 
 
 class ModelStore:

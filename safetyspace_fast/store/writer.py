@@ -79,7 +79,8 @@ def create_run(
         "samples", attributes={"languages": languages, "optional_arrays": optional}
     )
     for spec in SAMPLES:
-        _write_samples(group, spec, contents["samples"])
+        if spec.name in contents["samples"] or not spec.optional:
+            _write_samples(group, spec, contents["samples"])
     root.create_group("models")
     root.update_attributes(
         {
@@ -134,7 +135,8 @@ def resume_run(location: str | Path, *, samples: Mapping[str, Array]) -> zarr.Gr
         try:
             read_array(stored, spec.name)
         except StoreError:
-            _write_samples(group, spec, samples)
+            if spec.name in samples or not spec.optional:
+                _write_samples(group, spec, samples)
     return root
 
 

@@ -21,6 +21,7 @@ class Columns:
     text_sha256: np.ndarray
     n_chars: np.ndarray
     cluster: np.ndarray | None = None
+    lexical_score: np.ndarray | None = None
 
 
 class StandInModel:
@@ -36,6 +37,10 @@ class StandInModel:
 
     def has(self, name):
         return name in self._arrays
+
+    def remove(self, name):
+        """As in a store of an earlier version."""
+        del self._arrays[name]
 
     def read(
         self, name, *, layer=slice(None), pooling=slice(None), samples=slice(None), lang=slice(None)
@@ -77,7 +82,7 @@ def folds_of(label, pair, seed=0, text=None):
     return fold
 
 
-def language_arrays(x, label, fold, projection):
+def language_arrays(x, label, fold, projection, evidence=None):
     """Every stored array of one layer, pooling and language from its vectors x [n, D]."""
     n, _ = x.shape
     ok = np.isfinite(x).all(1)
@@ -90,6 +95,8 @@ def language_arrays(x, label, fold, projection):
         "cos_sum": np.full((n, 2), np.nan),
         "class_sqdist": np.full((n, 2), np.nan),
         "heldout_score": np.full(n, np.nan, np.float32),
+        "standard_sqdist": np.full((n, 2), np.nan),
+        "standard_score": np.full(n, np.nan, np.float32),
     }
     z, y, f = x[ok], label[ok], fold[ok]
     row["projected"][ok] = (z @ projection).astype(np.float32)
@@ -126,16 +133,74 @@ def language_arrays(x, label, fold, projection):
             row["class_sqdist"][ok, c] = ((z - mean[c]) ** 2).sum(1)
         if (y == c).sum() > 1:
             var[c] = z[y == c].var(0, ddof=1)
+    row["heldout_score"][ok] = held_out_scores(z, y, f)
+    scale = np.full(x.shape[1], np.nan)
+    noise = np.full(2, np.nan)
+    if min((y == 0).sum(), (y == 1).sum()) > 1:
+        scale = 1.4826 * np.median(np.abs(z - np.median(z, 0)), 0)
+        scale = np.maximum(scale, z.std(0, ddof=1) / 10)
+        scale[scale <= 1e-6 * np.abs(z).max(0)] = np.inf
+        thin = (z - z.mean(0)) / scale
+        for c in (0, 1):
+            row["standard_sqdist"][ok, c] = ((thin - thin[y == c].mean(0)) ** 2).sum(1)
+        row["standard_score"][ok] = held_out_scores(thin, y, f)
+        of = np.arange(len(z))
+        if evidence is not None:
+            of = np.unique(evidence[ok], return_inverse=True)[1]
+        noise = np.array([noise_of_shift(values, y, of) for values in (z, thin)])
+    fold_mean = np.full((2, FOLDS, x.shape[1]), np.nan)
+    for c, number in np.ndindex(2, FOLDS):
+        if ((y == c) & (f == number)).any():
+            fold_mean[c, number] = z[(y == c) & (f == number)].mean(0) - z.mean(0)
+    count = np.array([np.bincount(f[y == c], minlength=FOLDS) for c in (0, 1)])
+    cell = {
+        "class_mean": mean,
+        "class_var": var,
+        "scale": scale,
+        "noise": noise,
+        "fold_mean": fold_mean,
+        "count": count,
+    }
+    return row, {"pca_explained": explained}, cell
+
+
+def held_out_scores(z, y, fold):
     score = np.full(len(z), np.nan)
-    for number in np.unique(f):
-        train, test = f != number, f == number
+    for number in np.unique(fold):
+        train, test = fold != number, fold == number
         if all((train & (y == c)).any() for c in (0, 1)):
             m0, m1 = (z[train & (y == c)].mean(0) for c in (0, 1))
             gap = m1 - m0
             with np.errstate(all="ignore"):
                 score[test] = (z[test] - (m0 + m1) / 2) @ gap / np.linalg.norm(gap)
-    row["heldout_score"][ok] = score
-    return row, {"pca_explained": explained}, {"class_mean": mean, "class_var": var}
+    return score
+
+
+def noise_of_shift(z, y, unit):
+    """tr V^2 of the covariance V of the mean shift, over pairs of distinct units."""
+    sums = np.zeros((unit.max() + 1, z.shape[1]))
+    for c, sign in ((0, -1), (1, 1)):
+        mine = y == c
+        np.add.at(sums, unit[mine], sign * (z[mine] - z[mine].mean(0)) / mine.sum())
+    return max(0.0, ((sums.T @ sums) ** 2).sum() - ((sums**2).sum(1) ** 2).sum())
+
+
+def units_of(samples, mine):
+    """Texts of one pair, and equal texts of one label, share a number, over any number of steps."""
+    pair, label = samples.pair[mine], samples.label[mine]
+    digest = [bytes(row) for row in samples.text_sha256[mine]]
+    unit = np.arange(len(pair))
+    groups = {}
+    for i in range(len(pair)):
+        groups.setdefault(("text", digest[i], label[i]), []).append(i)
+        if pair[i] >= 0 and (pair == pair[i]).sum() == 2:
+            groups.setdefault(("pair", pair[i]), []).append(i)
+    while True:
+        before = unit.copy()
+        for members in groups.values():
+            unit[members] = unit[members].min()
+        if (unit == before).all():
+            return np.unique(unit, return_inverse=True)[1]
 
 
 def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None, text=None):
@@ -176,6 +241,7 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
                         samples.label[mine],
                         samples.fold[mine],
                         projection,
+                        units_of(samples, mine),
                     )
                     for key, value in row.items():
                         shape = (n_layers, n_pool, len(mine), *value.shape[1:])
@@ -186,7 +252,7 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
                         shape = (n_layers, n_pool, len(languages), *value.shape)
                         arrays.setdefault(key, np.full(shape, np.nan))
                         arrays[key][i_layer, i_pool, i_lang] = value
-                        dims[key] = ("layer", "pooling", "lang", "a", "b")[: value.ndim + 3]
+                        dims[key] = ("layer", "pooling", "lang", "a", "b", "c")[: value.ndim + 3]
         arrays["n_tokens"] = np.full(len(samples.label), 7, np.int32)
         arrays["truncated"] = np.zeros(len(samples.label), bool)
         dims["n_tokens"] = dims["truncated"] = ("sample",)

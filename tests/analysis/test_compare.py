@@ -10,13 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import planted, stand_in
-from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.analysis import compare, rows, separation
-from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.geometry import debiased_cka
-from safetyspace_fast.analysis.glossary import GEOMETRY
 from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
@@ -40,7 +37,7 @@ def pair_of_models(shift=1.0, more=1.0, *, n=240, width=12, seed=0, noise=0.0, l
 
 
 def test_a_model_against_itself():
-    run = pair_of_models(more=0.0)
+    run = pair_of_models(shift=2.0, more=0.0)
     found = compare(run, base="base", aligned="aligned", metrics="all", **QUICK)
     for name in found["metric"].to_numpy():
         one = found.sel(metric=name)
@@ -48,7 +45,7 @@ def test_a_model_against_itself():
             assert (one["difference"] == 0).all(), name
             known = one["low"].notnull()
             assert (abs(one["low"]).where(known, 0) < 1e-12).all(), name
-    for name in ("direction_cosine", "direction_cosine_denoised", "cka"):
+    for name in ("direction_cosine", "cka"):
         np.testing.assert_allclose(found[name], 1, atol=1e-9)
     assert (found["displacement"] == 0).all()
 
@@ -65,7 +62,7 @@ def test_a_planted_move_is_found_where_it_is():
         assert float(german["difference"]) == 0
         assert float(german["excess_high"]) < 0, name
         assert float(english["excess"]) == 0
-        for model in () if metric(name).components else ("base", "aligned"):
+        for model in ("base", "aligned"):
             expected = alone["value"].sel(metric=name, model=model).squeeze().to_numpy()
             np.testing.assert_array_equal(one[model], expected)
     geometry = found.sel(lang="en").squeeze()
@@ -73,77 +70,71 @@ def test_a_planted_move_is_found_where_it_is():
     assert float(geometry["displacement_rank"]) == pytest.approx(1, abs=0.2)
     # Half of the texts move by 2; the classes' total deviation is sqrt(12).
     assert float(geometry["displacement"]) == pytest.approx(1 / math.sqrt(12), rel=0.05)
-    assert float(geometry["direction_cosine_denoised"]) == pytest.approx(1, abs=0.05)
-    assert float(geometry["direction_ceiling"]) < 1
+    assert float(geometry["direction_cosine"]) == pytest.approx(1, abs=0.05)
+    assert 0.65 < float(geometry["direction_reliability"]) < 1
     assert float(geometry["transfer_auc"]) == pytest.approx(float(geometry["own_auc"]), abs=0.02)
     assert float(geometry["transfer_auc"]) > 0.9
 
 
-def ratio(x, weight, label):
-    """Share of variance between classes of texts that count `weight` times."""
-    mean = weight @ x / weight.sum()
-    parts = [(weight * (label == c), x[label == c]) for c in (0, 1)]
-    between = sum(w.sum() * ((w[label == c] @ part / w.sum() - mean) ** 2).sum()
-                  for c, (w, part) in enumerate(parts))  # fmt: skip
-    return between / (weight @ ((x - mean) ** 2).sum(1))
+def test_each_model_stands_in_its_own_components_as_in_separation():
+    run = pair_of_models(more=0.7, noise=0.3)
+    names = [name for name in METRICS if METRICS[name].components and not METRICS[name].paired]
+    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
+    alone = separation(run, metrics=names, **QUICK)
+    kept = [name for name in names if not METRICS[name].alias_of]
+    for model in ("base", "aligned"):
+        expected = alone["value"].sel(model=model, metric=kept)
+        np.testing.assert_allclose(found[model].sel(metric=kept), expected, rtol=1e-12)
+    assert set(found["space"].to_numpy()) == {"own pc2", "own pc10"}
+    assert "own pcK" in to_table(found)
 
 
-def test_both_models_stand_in_the_components_of_base():
-    """Against NumPy, for the texts as they are and for every bootstrap of them."""
-    rng = np.random.default_rng(2)
-    n, width = 300, 40
-    label = np.repeat([0, 1], n // 2)
-    content = rng.standard_normal((n, width))
-    x = content * np.exp(-0.1 * np.arange(width)) + 0.2 * label[:, None]
-    y = x + 0.3 * rng.standard_normal(x.shape) + 2 * np.outer(label, np.arange(width) == 30)
-    run = stand_in({"base": {"en": x[None, None]}, "aligned": {"en": y[None, None]}}, {"en": label})
-    names = ["rho_pc10", "bhattacharyya_pc10", "silhouette_pc10", "rho"]
-    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
-    assert found["space"].to_numpy().tolist() == ["base pc10"] * 3 + ["full"]
-    assert "base model's" in found.attrs["components"]
-
-    projected = {
-        name: run.model(name).read("projected")[0, 0].astype(np.float64) for name in run.models
-    }
-    centred = {name: z - z.mean(0) for name, z in projected.items()}
-    axes = np.linalg.svd(centred["base"], full_matrices=False)[2][:10].T
-    for name, z in centred.items():
-        coords = z @ axes
-        low, high = coords[label == 0], coords[label == 1]
-        s0, s1 = (np.cov(part.T) for part in (low, high))
-        d, s = high.mean(0) - low.mean(0), (s0 + s1) / 2
-        logs = [np.linalg.slogdet(cov)[1] for cov in (s, s0, s1)]
-        expected = {
-            "rho_pc10": ratio(coords, np.ones(n), label),
-            "bhattacharyya_pc10": d @ np.linalg.solve(s, d) / 8
-            + (logs[0] - logs[1] / 2 - logs[2] / 2) / 2,
-            "silhouette_pc10": silhouette_score(coords, label),
-        }
-        for of, value in expected.items():
-            assert float(found[name].sel(metric=of)) == pytest.approx(value, rel=1e-9), (name, of)
-
-    options = {"layers": ["embed"], "poolings": ["mean"], "bootstraps": 5, "in_projection": True}
-    both = next(read_cells(run, ["base", "aligned"], "en", **options))
-    for cells, z in zip(both, (centred["base"], centred["aligned"]), strict=True):
-        draws = metric("rho_pc3").estimate(cells)[0].draws[0].tolist()
-        for times, drawn in zip(cells.resamples.counts.double().numpy(), draws, strict=True):
-            mean = times @ centred["base"] / n
-            scatter = (centred["base"] - mean).T @ ((centred["base"] - mean) * times[:, None])
-            leading = np.linalg.eigh(scatter)[1][:, -3:]
-            assert drawn == pytest.approx(ratio(z @ leading, times, label), rel=1e-9)
+def test_exchanging_the_models_negates_every_difference():
+    run = pair_of_models(more=0.7, noise=0.3, n=120)
+    there = compare(run, base="base", aligned="aligned", metrics="all", **QUICK)
+    back = compare(run, base="aligned", aligned="base", metrics="all", **QUICK)
+    # One kernel serves both models: that of the base.
+    others = [name for name in there["metric"].to_numpy() if name != "mmd"]
+    there, back = there.sel(metric=others), back.sel(metric=others)
+    for part in ("difference", "excess"):
+        np.testing.assert_array_equal(there[part], -back[part])
+    np.testing.assert_allclose(there["low"], -back["high"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(there["p"], back["p"], rtol=1e-6)
 
 
-def test_a_model_turned_in_space_is_not_the_same_in_one_space():
+IN_THE_PROJECTION = {"auc_probe", "mmd", "displacement_rank"}
+
+
+def test_a_model_that_is_only_turned_loses_nothing():
+    """Everything but what is labelled as in the projection, for any projection."""
+    rng = np.random.default_rng(3)
     x, label = planted(n=240, width=24, shift=1.5, spread=np.exp(-0.2 * np.arange(24)))
-    run = stand_in({"base": {"en": x}, "aligned": {"en": x[..., ::-1]}}, {"en": label})
-    names = ["rho_pc2", "silhouette_pc2"]
-    alone = separation(run, metrics=names, **QUICK)["value"].squeeze()
-    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK).squeeze()
-    for name in names:
-        either = alone.sel(metric=name)
-        assert float(either[0]) == pytest.approx(float(either[1]), rel=1e-6)
-        one = found.sel(metric=name)
-        assert float(one["low"]) > 0 or float(one["high"]) < 0, name
+    turn = np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    names = [
+        name
+        for name in METRICS
+        if metric(name).space != "projection" and name not in ("rho_standardized", "nn_accuracy")
+    ]
+    run = stand_in({"base": {"en": x}, "aligned": {"en": x @ turn}}, {"en": label})
+    found = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
+    known = found["difference"].notnull()
+    assert int(known.sum()) > 15
+    np.testing.assert_allclose(found["aligned"].where(known), found["base"].where(known), rtol=2e-5)
+
+
+@pytest.mark.parametrize("models", [("base", "aligned"), ("base", "base")])
+def test_nothing_printed_depends_on_the_projection_but_what_is_in_it(models):
+    x, label = planted(n=240, width=40, shift=1.5, spread=np.exp(-0.1 * np.arange(40)))
+    y = x + 0.3 * np.random.default_rng(0).standard_normal(x.shape)
+    names = ["rho_pc2", "bhattacharyya_pc10", "silhouette_pc2", "mean_shift", "auc_direction"]
+    base, aligned = models
+    both = []
+    for seed in (0, 1):
+        run = stand_in({"base": {"en": x}, "aligned": {"en": y}}, {"en": label}, proj=16, seed=seed)
+        both.append(compare(run, base=base, aligned=aligned, metrics=names, **QUICK))
+    for part in ("base", "aligned", "difference"):
+        if part not in IN_THE_PROJECTION:
+            np.testing.assert_array_equal(both[0][part], both[1][part], err_msg=part)
 
 
 def test_a_direction_that_turns_does_not_transfer():
@@ -155,7 +146,7 @@ def test_a_direction_that_turns_does_not_transfer():
     found = compare(run, base="base", aligned="aligned", metrics="rho", **QUICK).squeeze()
     assert float(found["own_auc"]) > 0.85
     assert float(found["transfer_auc"]) < 0.7
-    assert abs(float(found["direction_cosine_denoised"])) < 0.15
+    assert abs(float(found["direction_cosine"])) < 0.15
 
 
 def test_what_both_models_share_does_not_widen_the_difference():
@@ -321,9 +312,9 @@ def test_one_layer_that_moves_stands_out_of_the_family():
         one = found.sel(metric=name)
         for part in ("p_family", "excess_p_family"):
             moved = one[part].sel(lang="de").isel(layer=-1)
-            assert float(moved) == 0.01, (name, part)
+            assert float(moved) <= 0.02, (name, part)
             rest = np.delete(one[part].to_numpy().ravel(), 10)
-            assert np.nanmin(rest) > 0.01, (name, part)
+            assert np.nanmin(rest) > float(moved), (name, part)
         assert one["excess_p_family"].sel(lang="en").isnull().all()
         assert (one["p_family"] >= 0.2 * one["p"]).all()
     assert found["p_family"].sel(metric="dunn").isnull().all()
@@ -332,26 +323,40 @@ def test_one_layer_that_moves_stands_out_of_the_family():
     assert not {"excess", "excess_p"} & set(alone)
 
 
-@pytest.mark.slow
-def test_the_family_of_differences_keeps_its_word():
-    """Nothing moves in any of twelve cells: one family in ten may show a p of 0.1 or less."""
-    rng = np.random.default_rng(1)
-    low = {name: np.zeros(2) for name in FAMILY}
-    for r in range(200):
-        run = layers_of_two_models(rng, {"en": 0.0, "de": 0.0, "fr": 0.0})
+def false_stars(draws, seed=1, **options):
+    """How many results have a star on a difference, and on an excess, though nothing moves."""
+    rng = np.random.default_rng(seed)
+    count = np.zeros(2)
+    for r in range(draws):
+        run = layers_of_two_models(rng, {"en": 0.0, "de": 0.0, "fr": 0.0}, **options)
         found = compare(
             run, base="base", aligned="aligned", metrics=FAMILY, seed=r,
-            bootstraps=199, permutations=199,
+            bootstraps=10, permutations=99,
         )  # fmt: skip
-        for name, count in low.items():
-            one = found.sel(metric=name)
-            count += [float(one[part].min()) <= 0.1 for part in ("p_family", "excess_p_family")]
-    for name, count in low.items():
-        print(f"{name}: {count / 200}")
-        # Twenty are expected; 7 to 34 in all but one of a thousand cases.
-        assert (count <= 34).all(), name
-        # Draws of a distance at its floor are skewed: its p is too large there, never too small.
-        assert name == "bhattacharyya_pc2" or (count >= 7).all(), name
+        count += [float(found[part].min()) <= 0.05 for part in ("p_family", "excess_p_family")]
+    return count
+
+
+@pytest.mark.parametrize("first", [1, 30])
+def test_a_result_without_any_difference_has_a_star_once_in_twenty_times(first):
+    # Two of forty are expected, and more than seven once in two hundred and fifty times.
+    assert (false_stars(40, n=60, layers=2, first=first) <= 7).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 30])
+@pytest.mark.parametrize("n", [60, 200])
+def test_the_family_of_differences_keeps_its_word(n, first):
+    assert (false_stars(400, n=n, first=first) <= 0.06 * 400).all()
+
+
+def test_marks_of_differences_do_not_depend_on_bootstraps():
+    run = pair_of_models(more=0.5, noise=0.3, n=120)
+    options = {"base": "base", "aligned": "aligned", "metrics": FAMILY, "permutations": 49}
+    few, many = (compare(run, **options, bootstraps=n) for n in (20, 60))
+    for part in ("p", "p_family", "excess_p", "excess_p_family"):
+        np.testing.assert_allclose(few[part], many[part], rtol=1e-9)
+    assert not np.array_equal(few["low"], many["low"])
 
 
 def test_one_kernel_serves_both_models():
@@ -470,7 +475,7 @@ def test_models_without_a_common_projection_are_compared_by_their_metrics_only()
     run = stand_in({"base": {"en": x}, "aligned": {"en": y}}, {"en": label})
     names = ["auc_direction", "rho_pc2", "bhattacharyya_pc10", "silhouette_pc10"]
 
-    def in_spaces_of_their_own(run):
+    def in_spaces_of_their_own(run, same_width):
         whole = compare(run, base="base", aligned="aligned", metrics=names, **QUICK)
         found, alone = whole.squeeze(), separation(run, metrics=names, **QUICK).squeeze()
         assert (found["refused"] == "").all()
@@ -479,13 +484,16 @@ def test_models_without_a_common_projection_are_compared_by_their_metrics_only()
         spaces = ["full", "own pc2", "own pc10", "own pc10"]
         assert found["space"].to_numpy().tolist() == spaces
         assert "own pcK" in to_table(whole)
-        assert all(np.isnan(found[name]).all() for name in set(GEOMETRY) - {"rounding_share"})
+        projected = {"displacement_rank", "transfer_auc", "own_auc"}
+        wide = set() if same_width else {"displacement", "displacement_share"}
+        for name in projected | wide:
+            assert np.isnan(found[name]).all(), name
         return float(found["rounding_share"])
 
-    assert math.isnan(in_spaces_of_their_own(run))
+    assert math.isnan(in_spaces_of_their_own(run, same_width=False))
     run = stand_in({"base": {"en": x}, "aligned": {"en": x}}, {"en": label})
     run.model("aligned").seed = 1
-    assert in_spaces_of_their_own(run) == math.inf
+    assert in_spaces_of_their_own(run, same_width=True) == math.inf
     found = compare(run, base="base", aligned="aligned", metrics=["mmd", "auc_probe"], **QUICK)
     assert found["refused"].str.contains("the projections differ; run both with the same").all()
 

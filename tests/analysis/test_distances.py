@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import davies_bouldin_score, silhouette_score
 from toys import classes, full_width, stored
 
 from safetyspace_fast.analysis.families import distances
+from safetyspace_fast.ops.labelled import labelled_distances
 
 
 def test_davies_bouldin_and_silhouettes_are_scikit_learns():
@@ -23,36 +23,6 @@ def test_davies_bouldin_and_silhouettes_are_scikit_learns():
         own, other = distances.mean_distances(arrays[name], y)
         value = distances.silhouette_samples(own, other).mean()
         assert float(value) == pytest.approx(silhouette_score(x, label, metric=metric), abs=1e-9)
-
-
-def test_labelled_silhouettes_are_scikit_learns_in_every_tile(monkeypatch):
-    x, label = classes()
-    x[7] = x[8]
-    rng = np.random.default_rng(2)
-    labels = np.stack([label, *(rng.permutation(label) for _ in range(3))])
-    xt, many = torch.tensor(x), torch.tensor(labels).double()
-    expected = [silhouette_score(x, row) for row in labels]
-    cosine = [silhouette_score(x, row, metric="cosine") for row in labels]
-    for tile_bytes in (1, 10_000, 32 << 20):
-        monkeypatch.setattr(distances, "TILE_BYTES", tile_bytes)
-        found = distances.labelled_distances(xt, many)
-        np.testing.assert_allclose(found.silhouette, expected, atol=2e-6)
-        np.testing.assert_allclose(distances.labelled_cosine(xt, many), cosine, atol=2e-6)
-        own, other = distances.mean_distances(found.pair_sum, torch.tensor(label))
-        exact = distances.silhouette_samples(own, other).mean()
-        assert float(exact) == pytest.approx(expected[0], abs=1e-9)
-
-
-def test_labelled_statistics_of_texts_that_are_all_alike_or_zero():
-    labels = torch.tensor([[0.0, 1, 0, 1, 0], [1, 1, 0, 0, 0]]).double()
-    found = distances.labelled_distances(torch.zeros(5, 3).double(), labels)
-    assert found.silhouette.tolist() == [0, 0]
-    assert found.energy.tolist() == [0, 0]
-    x = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 3], [0, 0]]).double()
-    distance = 1 - x @ x.T / x.norm(dim=1).clamp_min(1e-9)[:, None] / x.norm(dim=1).clamp_min(1e-9)
-    distance.fill_diagonal_(0)
-    expected = [silhouette_score(distance, row.int(), metric="precomputed") for row in labels]
-    np.testing.assert_allclose(distances.labelled_cosine(x, labels), expected, atol=1e-6)
 
 
 def test_energy_and_mmd_against_all_pairs_of_distinct_texts():
@@ -70,14 +40,14 @@ def test_energy_and_mmd_against_all_pairs_of_distinct_texts():
         return 2 * mean(a, b, False) - mean(a, a, True) - mean(b, b, True)
 
     distance = brute(lambda p, q: np.linalg.norm(p - q))
-    found = distances.labelled_distances(torch.tensor(x), labels)
+    found = labelled_distances(torch.tensor(x), labels)
     own, other = distances.mean_distances(found.pair_sum, torch.tensor(label))
     value, _ = distances.energy_distance(own, other, torch.tensor(label))
     assert float(value) == pytest.approx(distance, rel=1e-9)
     assert float(found.energy[0]) == pytest.approx(distance, rel=1e-4)
     width = distances.kernel_width(torch.tensor(x), torch.arange(len(x))).width
     kernel = brute(lambda p, q: -math.exp(-((p - q) @ (p - q)) / (2 * width**2)))
-    found = distances.labelled_distances(torch.tensor(x), labels, bandwidth=width)
+    found = labelled_distances(torch.tensor(x), labels, bandwidth=width)
     own, other = distances.mean_distances(found.pair_sum, torch.tensor(label))
     value, _ = distances.energy_distance(own, other, torch.tensor(label))
     assert float(value) == pytest.approx(kernel, rel=1e-9)
@@ -110,7 +80,7 @@ def test_dunn_and_nearest_neighbour_by_hand():
         2 / 3.5
     )
     assert (distances.nn_gap(arrays["pair_min"], y) > 0).all()
-    near = distances.labelled_distances(torch.tensor(x), y[None].double(), neighbours=True).nearest
+    near = labelled_distances(torch.tensor(x), y[None].double(), neighbours=True).nearest
     assert near.tolist()[:2] == [1, 0]
     assert near.tolist()[4] == 3
     tie = np.array([[0.0], [1.0], [-1.0], [9.0]])
@@ -155,23 +125,3 @@ def test_influence_on_davies_bouldin_is_that_of_leaving_texts_out():
     moved = davies_bouldin_score(x, label) - left
     assert np.corrcoef(influence[places], moved)[0, 1] > 0.97
     assert float(influence[places].std()) == pytest.approx(np.std(moved), rel=0.15)
-
-
-def test_the_silhouette_moves_as_its_components_turn():
-    rng = np.random.default_rng(0)
-    y = np.repeat([0, 1], [30, 50])
-    x = rng.standard_normal((80, 6)) + 0.7 * y[:, None]
-    distance = squareform(pdist(x[:, :2]))
-    sums = torch.tensor(np.stack([distance[:, y == c].sum(1) for c in (0, 1)], -1))
-    labels = torch.tensor(y)
-    found = distances.silhouette_turning(
-        torch.tensor(x), 2, *distances.mean_distances(sums, labels), labels
-    )
-    for i, j in np.ndindex(2, 4):
-        ends = []
-        for angle in (-1e-5, 1e-5):
-            turned = x[:, :2].copy()
-            turned[:, i] += angle * x[:, 2 + j]
-            ends.append(silhouette_score(turned, y))
-        slope = (ends[1] - ends[0]) / 2e-5
-        assert float(found[i, j]) == pytest.approx(slope, abs=1e-7), (i, j)

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracle import stand_in
 from scipy.linalg import sqrtm
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 from toys import classes, moments_of, tensors
 
-from safetyspace_fast.analysis.families import gaussian
+from safetyspace_fast.analysis.cells import read_cells
+from safetyspace_fast.analysis.families import gaussian, metric
 
 
 def gaussian_terms(x, label, k):
@@ -151,3 +153,40 @@ def test_frechet_is_pots_bures_wasserstein():
     expected = bures_wasserstein_distance(a.mean(0), b.mean(0), cov[0], cov[1])
     found = gaussian.frechet(torch.tensor(shift), torch.tensor(cov))
     assert float(found) == pytest.approx(float(expected) ** 2, rel=1e-9)
+
+
+DRAWN = [
+    "rho_pc3", "bhattacharyya_pc3", "bhattacharyya_shrunk_pc3", "bhattacharyya_mean_pc3",
+    "bhattacharyya_cov_pc3", "mahalanobis_pc3", "frechet_pc3", "hotelling_pc3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_influence_in_components_is_that_of_leaving_texts_out(name):
+    rng = np.random.default_rng(0)
+    label, pair = np.tile([0, 1], 150), np.repeat(np.arange(150), 2)
+    spread = np.exp(-0.2 * np.arange(20))
+    x = spread * (rng.standard_normal((300, 20)) + 0.6 * label[:, None] * rng.standard_normal(20))
+    x[label == 1] *= 1.2
+    of_pairs = metric(name).paired
+
+    def estimate(kept):
+        run = stand_in(
+            {"m": {"en": x[kept][None, None]}},
+            {"en": label[kept]},
+            pair={"en": pair[kept]} if of_pairs else None,
+        )
+        ((cells,),) = read_cells(run, ["m"], "en", layers=["embed"], poolings=["mean"])
+        return metric(name).estimate(cells)[0]
+
+    every = np.arange(300)
+    whole = estimate(every)
+    influence = whole.influence[0].numpy()
+    moved, expected = [], []
+    for i in range(0, 40, 2):
+        left_out = [i, i + 1] if of_pairs else [i]
+        moved.append(float(whole.value - estimate(np.delete(every, left_out)).value))
+        expected.append(influence[left_out].sum())
+    assert abs(influence.sum()) < 1e-8
+    assert np.corrcoef(moved, expected)[0, 1] > 0.99
+    assert np.std(moved) == pytest.approx(np.std(expected), rel=0.1)

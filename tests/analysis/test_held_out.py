@@ -56,30 +56,3 @@ def test_logistic_probe_is_scikit_learns(n, shift, scale):
             probe.fit((x[layer, train] - mean) / spread, label[train])
             expected = probe.decision_function((x[layer, ~train] - mean) / spread)
             np.testing.assert_allclose(found[layer, ~train], expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("ridge", [None, 1.0])
-def test_refitted_scores_are_those_of_every_fold_fitted_alone(ridge):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((80, 6)) @ rng.standard_normal((6, 6))
-    fold = np.sort(rng.permutation(83)[:80] % 5)
-    labels = np.stack([np.arange(80) % 2, rng.permutation(np.arange(80) % 2)])
-    found = held_out.crossfit_scores(
-        torch.tensor(x), torch.tensor(labels).double(), torch.tensor(fold), ridge
-    )
-    design = x - x.mean(0)
-    if ridge is not None:
-        design = design / design.std(0)
-    for r, y in enumerate(labels):
-        for f in range(5):
-            train = fold != f
-            m0, m1 = (design[train & (y == c)].mean(0) for c in (0, 1))
-            direction = m1 - m0
-            if ridge is not None:
-                centred = design[train] - design[train].mean(0)
-                direction = np.linalg.solve(centred.T @ centred + ridge * np.eye(6), direction)
-            expected = (design[~train] - (m0 + m1) / 2) @ direction
-            np.testing.assert_allclose(found[r, ~train], expected, atol=1e-9)
-    auc = held_out.labelled_auc(found, torch.tensor(labels).double(), torch.tensor(fold))
-    exact, _ = held_out.fold_auc(found[1], torch.tensor(labels[1]), torch.tensor(fold))
-    assert float(auc[1]) == pytest.approx(float(exact), rel=1e-12)

@@ -11,6 +11,7 @@ from safetyspace_fast.analysis.families import distances
 from safetyspace_fast.analysis.glossary import DIRECTIONS
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.ops import labelled
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +29,26 @@ def found():
     return directions(run).squeeze()
 
 
-def test_shared_directions_reach_their_ceiling_and_transfer(found):
+def test_shared_directions_have_a_cosine_of_one_and_transfer(found):
     one = found.isel(layer=1).sel(lang="en", other_lang="de")
-    assert 0.9 < one["direction_ceiling"] < 1
-    assert one["direction_cosine"] == pytest.approx(float(one["direction_ceiling"]), abs=0.06)
+    assert 0.9 < one["direction_reliability"] < 1
+    assert one["direction_cosine"] == pytest.approx(1, abs=0.06)
+    assert one["direction_low"] < one["direction_cosine"]
     assert one["transfer_low"] > 0.8
     assert one["transfer_low"] < one["transfer_auc"] < one["transfer_high"]
 
 
 def test_other_directions_do_not(found):
     one = found.isel(layer=0).sel(lang="en", other_lang="fr")
-    assert abs(one["direction_cosine"]) < 0.3
+    assert one["direction_low"] < 0 < one["direction_high"]
     assert one["transfer_auc"] < 0.7
 
 
 def test_the_diagonal_is_held_out(found):
     own = found.sel(lang="xx", other_lang="xx")
-    np.testing.assert_allclose(own["direction_cosine"], 1)
+    assert own["direction_cosine"].isnull().all()  # noise has no direction
+    assert (own["direction_reliability"] < 0.65).all()
+    np.testing.assert_allclose(found.sel(lang="fr", other_lang="fr")["direction_cosine"], 1)
     # In-sample this noise shows about 0.6; held out it has a long tail below one half, none above.
     assert (own["transfer_auc"] < 0.58).all()
     assert (found.sel(lang="fr", other_lang="fr")["transfer_auc"] > 0.88).all()
@@ -93,7 +97,7 @@ def test_grouped_silhouettes_are_scikit_learns(monkeypatch):
     x[3] = x[4]
     group = np.unique(np.r_[rng.integers(0, 25, 58), 90, 91], return_inverse=True)[1]
     for tile_bytes in (1, 10 << 20):
-        monkeypatch.setattr(distances, "TILE_BYTES", tile_bytes)
+        monkeypatch.setattr(labelled, "TILE_BYTES", tile_bytes)
         found = distances.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
         np.testing.assert_allclose(found, silhouette_samples(x, group), atol=1e-7)
 

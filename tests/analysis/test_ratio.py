@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from oracle import stand_in
 from sklearn.metrics import calinski_harabasz_score
 from toys import classes, full_width, moments_of, stored, tensors
 
-from safetyspace_fast.analysis import moments
+from safetyspace_fast.analysis import moments, separation
 from safetyspace_fast.analysis.families import ratio
 
 
@@ -24,22 +25,26 @@ def test_ratio_aliases_are_scikit_learns_and_xie_benis():
     assert float(ratio.xie_beni(rho, count)) == pytest.approx(xie_beni, rel=1e-10)
     adjusted = ratio.adjusted_ratio(rho, n)
     assert float(adjusted) == pytest.approx(float(1 - (1 - rho) * (n - 1) / (n - 2)), rel=1e-14)
-    assert float(ratio.unadjusted_ratio(adjusted, n)) == pytest.approx(float(rho), rel=1e-12)
 
 
-def test_standardized_ratio_is_the_mean_of_every_dimensions_own():
-    x, label = classes()
+@pytest.mark.parametrize("scale", ["robust", "of an earlier version"])
+def test_the_standardized_ratio_is_rho_of_scaled_dimensions(scale):
+    x, label = classes(width=8)
     x[:, 3] = 5.0
-    arrays, _ = stored(x, label)
-    count = torch.tensor(np.bincount(label)).double()
-    found = ratio.standardized_ratio(arrays["class_mean"], arrays["class_var"], count)
-    kept = np.delete(x, 3, axis=1)
-    ratios = []
-    for column in kept.T:
-        total = ((column - column.mean()) ** 2).sum()
-        within = sum(((column[label == c] - column[label == c].mean()) ** 2).sum() for c in (0, 1))
-        ratios.append(1 - within / total)
-    assert float(found) == pytest.approx(np.mean(ratios), rel=1e-10)
+    x[0, 2] *= 1e4
+    run = stand_in({"m": {"en": x[None, None]}}, {"en": label})
+    spread = 1.4826 * np.median(np.abs(x - np.median(x, 0)), 0)
+    spread = np.maximum(spread, x.std(0, ddof=1) / 10)
+    if scale != "robust":
+        spread = x.std(0, ddof=1)
+        for name in ("scale", "noise", "standard_sqdist", "standard_score"):
+            run.model("m").remove(name)
+    found = separation(run, metrics=["rho_standardized", "auc_standardized"]).squeeze()
+    thin = np.delete(x / np.where(spread > 0, spread, 1), 3, axis=1)
+    rho = float(ratio.between_ratio(*full_width(thin, label)))
+    assert float(found["value"].sel(metric="rho_standardized")) == pytest.approx(rho, rel=1e-6)
+    known = found["low"].notnull() & (found["refused"] == "")
+    assert known.all() if scale == "robust" else not known.any()
 
 
 @pytest.mark.parametrize("k", [2, 10, 200])
@@ -62,14 +67,15 @@ def test_influences_of_full_width_moments_are_those_of_leaving_texts_out():
     shift_sq, trace, count = full_width(x, label)
     y = torch.tensor(label)
     on_shift, on_within = moments.shift_influence(arrays["class_sqdist"], shift_sq, trace, y)
-    by_shift, by_within = ratio.ratio_slopes(shift_sq, trace, count, count.sum(-1))
-    influence = by_shift * on_shift + by_within * on_within
+    by_shift, by_within = ratio.ratio_slopes(shift_sq, trace, count)
+    n = len(x)
+    influence = (by_shift * on_shift + by_within * on_within) * (n - 1) / (n - 2)
 
     def adjusted(keep):
         rho = ratio.between_ratio(*full_width(x[keep], label[keep]))
         return float(ratio.adjusted_ratio(rho, float(keep.sum())))
 
-    whole = adjusted(np.ones(len(x), bool))
+    whole = adjusted(np.ones(n, bool))
     jackknife = []
     for i in range(0, len(x), 9):
         keep = np.arange(len(x)) != i

@@ -12,7 +12,7 @@ import pytest
 from oracle import planted, stand_in
 
 from safetyspace_fast.analysis import compare, explain, rows, separation, tables
-from safetyspace_fast.analysis.glossary import CONFOUNDS
+from safetyspace_fast.analysis.glossary import CONFOUNDS, DOMINANCE
 from safetyspace_fast.errors import ConfigError
 
 
@@ -68,8 +68,8 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     one = found.sel(metric="auc_direction", lang="en").squeeze()
     assert f"{one['base'].item():.3f} > {one['aligned'].item():.3f}, " in text
     assert "~0" in text  # German has not moved
-    assert "base pc10" in text
-    assert " base pcK: both models in the first K" in " ".join(text.split())
+    assert "own pc10" in text
+    assert " own pcK: each model in the first K" in " ".join(text.split())
     parsed = json.loads(rows.to_json(found), parse_constant=pytest.fail)["rows"]
     assert parsed[0]["excess"] == 0
     known = {(row["metric"], row["lang"]): row for row in parsed}
@@ -144,7 +144,9 @@ def test_rows_hold_every_number(results):
         assert row["refused"] == results["refused"].sel(place).item()
         assert row["space"] == results["space"].sel(metric=row["metric"]).item()
     after = found[size:]
-    assert [row["metric"] for row in after] == [name for name in CONFOUNDS for _ in ("en", "de")]
+    beside = [name for name in CONFOUNDS for _ in ("en", "de")]
+    beside += [name for name in DOMINANCE for _ in range(results["n0"].size)]
+    assert [row["metric"] for row in after] == beside
     assert after[0] == dict.fromkeys(found[0]) | {
         "metric": "tokens0", "model": "m", "lang": "en", "value": 7.0,
     }  # fmt: skip

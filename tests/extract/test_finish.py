@@ -6,6 +6,7 @@ import torch
 
 from safetyspace_fast.data import NUM_FOLDS
 from safetyspace_fast.extract.finish import (
+    dominance,
     finish_cell,
     merge_cell_bases,
     principal_components,
@@ -69,6 +70,11 @@ def test_a_cell_follows_its_definitions(outlier: float) -> None:
         np.testing.assert_allclose(cell["pair_max"][:, c], (distance * others).max(1), rtol=1e-5)
         cosine = ((1 - unit @ unit.T) * others).sum(1)
         np.testing.assert_allclose(cell["cos_sum"][:, c], cosine, rtol=1e-4, atol=1e-5)
+        for fold in range(NUM_FOLDS):
+            expected = x[(y == c) & (f == fold)].mean(0) - x.mean(0)
+            np.testing.assert_allclose(
+                cell["fold_mean"][c, fold], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
+            )
         squared = ((x - x[y == c].mean(0)) ** 2).sum(1)
         np.testing.assert_allclose(cell["class_sqdist"][:, c], squared, rtol=1e-9)
     for i in range(n):
@@ -76,6 +82,43 @@ def test_a_cell_follows_its_definitions(outlier: float) -> None:
         direction = (m1 - m0) / np.linalg.norm(m1 - m0)
         expected = (x[i] - (m0 + m1) / 2) @ direction
         assert cell["heldout_score"][i] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_dominance_follows_its_definitions() -> None:
+    n, width = 90, 12
+    generator = np.random.default_rng(0)
+    states = draw(n, width)
+    tokens = generator.integers(1, 40, n).astype(np.int32)
+    states[:, 5] += torch.from_numpy(200 / tokens)
+    labels = torch.arange(n) % 2
+    states[labels == 1, 2] += 1.0
+    states[7, 3] = torch.nan
+    folds = torch.arange(n) // 2 % NUM_FOLDS
+    cell = {name: value.numpy() for name, value in finish_cell(states, labels, folds).items()}
+    keep = np.arange(n) != 7
+    cell["count"] = np.zeros((2, NUM_FOLDS), np.int64)
+    np.add.at(cell["count"], (labels[keep], folds[keep]), 1)
+    found = dominance(cell, tokens)
+
+    x = states[torch.from_numpy(keep)].double().numpy()
+    variance = x.var(0)
+    first = cell["pca_coords"][keep, 0]
+    assert found["largest_dim"] == variance.argmax() == 5
+    assert found["largest_share"] == pytest.approx(variance[5] / variance.sum(), rel=1e-9)
+    for name, other in (("pc1_tokens", tokens), ("pc1_inverse_tokens", 1 / tokens)):
+        assert found[name] == pytest.approx(np.corrcoef(first, other[keep])[0, 1], rel=1e-6)
+    assert abs(found["pc1_inverse_tokens"]) > 0.9
+    alike = dominance(cell, np.full(n, 3, np.int32))
+    assert np.isnan([alike["pc1_tokens"], alike["pc1_inverse_tokens"]]).all()
+    assert alike["largest_share"] == found["largest_share"]
+
+
+def test_of_states_that_do_not_vary_no_dimension_is_the_largest() -> None:
+    labels, folds = torch.arange(40) % 2, torch.arange(40) // 2 % NUM_FOLDS
+    cell = finish_cell(torch.ones(40, 6), labels, folds)
+    arrays = {name: value.numpy() for name, value in cell.items()}
+    arrays["count"] = np.full((2, NUM_FOLDS), 2)
+    assert np.isnan(list(dominance(arrays, np.arange(1, 41, dtype=np.int32)).values())).all()
 
 
 def test_samples_that_are_not_finite_are_left_out_of_the_rest() -> None:

@@ -20,6 +20,7 @@ def tokenized(prompts: list[list[int]]) -> Tokenized:
         starts=np.concatenate([[0], lengths.cumsum()]),
         spans=spans,
         n_text_tokens=lengths.astype(np.int32),
+        begins_with_text=np.zeros(len(prompts), bool),
         truncated=np.zeros(len(prompts), bool),
         poolings=("mean",),
         template=Template("none"),

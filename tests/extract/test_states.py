@@ -39,7 +39,7 @@ from safetyspace_fast.models import (
 )
 from safetyspace_fast.ops import PoolProject, can_pack
 
-POOLINGS = ("mean", "last", "last_text")
+POOLINGS = ("mean", "mean_all", "last", "last_text")
 TEXTS = [
     "short",
     "a text of middling length, with a comma",
@@ -64,7 +64,7 @@ def pooled_states(
         prefix, tokens, _ = share_prefix(model, tokens)
     plan = make_plan(tokens, part_samples=4, token_budget=token_budget)
     projection = seeded_projection(model.hidden_size, 8, seed=0)
-    result = np.full((len(TEXTS), len(model.hookpoints), 3, model.hidden_size), np.nan)
+    result = np.full((len(TEXTS), len(model.hookpoints), len(POOLINGS), model.hidden_size), np.nan)
     with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
         for batch in plan:
             out = capture.run(tokens, batch)
@@ -81,6 +81,7 @@ def two_prompts() -> tuple[Tokenized, Batch]:
         starts=np.array([0, 5, 10]),
         spans=np.array([[[0, 5]], [[1, 3]]], np.int32),
         n_text_tokens=np.array([5, 2], np.int32),
+        begins_with_text=np.array([True, False]),
         truncated=np.zeros(2, np.bool_),
         poolings=("mean",),
         template=Template("none"),

@@ -100,10 +100,10 @@ def test_smollm2_chat_spans_hold_exactly_the_text(smollm):
 
 
 def test_smollm2_adds_no_bos(smollm):
-    tokens = tokenize(smollm, NASTY, template="none")
+    tokens = tokenize(smollm, NASTY, template="none", poolings=("mean_all",))
     for i, text in enumerate(NASTY):
         assert tokens.prompt(i).tolist() == smollm.tokenizer(text).input_ids
-        assert own_text(smollm, tokens, i) == text
+        assert own_text(smollm, tokens, i, "mean_all") == text
     assert tokens.prefix_length == 0
     np.testing.assert_array_equal(tokens.n_text_tokens, tokens.lengths)
 
@@ -137,6 +137,24 @@ def test_gemma_chat_spans_hold_exactly_the_text(gemma_chat):
         assert own_text(gemma_chat, tokens, i) == text.strip()
     blank = NASTY.index("   ")  # which the template strips
     assert np.flatnonzero(tokens.n_text_tokens == 0).tolist() == [blank]
+
+
+def test_mean_leaves_out_the_first_position_of_a_prompt_but_not_of_a_text(smollm, gemma_chat):
+    texts = ["Hello, world!", "a", ""]  # of four tokens, of one, of none
+    poolings = ("mean", "mean_all")
+    tokens = tokenize(smollm, texts, template="none", poolings=poolings)
+    assert tokens.spans.tolist() == [[[1, 4], [0, 4]], [[0, 1], [0, 1]], [[0, 0], [0, 0]]]
+    assert tokens.begins_with_text.tolist() == [True, True, False]
+    assert tokens.only_first.tolist() == [False, True, False]
+    assert tokens.n_text_tokens.tolist() == [4, 1, 0]
+    cut = tokenize(smollm, texts, template="none", poolings=poolings, max_tokens=1)
+    assert cut.spans.tolist() == [[[0, 1], [0, 1]]] * 2 + [[[0, 0], [0, 0]]]
+    assert cut.only_first.tolist() == [True, True, False]
+    for model, template in ((smollm, "chat"), (gemma_chat, "chat"), (gemma_chat, "none")):
+        tokens = tokenize(model, NASTY, template=template, poolings=poolings)
+        np.testing.assert_array_equal(tokens.spans[:, 0], tokens.spans[:, 1])
+        assert not tokens.begins_with_text.any()
+        assert not tokens.without_prefix().only_first.any()
 
 
 # Spans
@@ -283,7 +301,9 @@ def test_a_template_that_hides_the_text_is_refused(tiny, template, message):
 
 
 def test_choices_that_do_not_exist(tiny):
-    with pytest.raises(ConfigError, match="pooling 'max': expected one of mean, last, last_text"):
+    with pytest.raises(
+        ConfigError, match="pooling 'max': expected one of mean, mean_all, last, last_text"
+    ):
         tokenize(tiny, ["a"], poolings=("mean", "max"))
     with pytest.raises(ConfigError, match="template 'chatml': expected one of auto, chat, none"):
         tokenize(tiny, ["a"], template="chatml")

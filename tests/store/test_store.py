@@ -53,6 +53,7 @@ def make_run(path: Path, **changes: object) -> zarr.Group:
         "item": np.full(N, -1, np.int32),
         "cluster": np.full(N, -1, np.int32),
         "fold": (np.arange(N) % 10).astype(np.int8),
+        "lexical_score": np.linspace(-1, 1, N, dtype=np.float32),
     }
     options = {
         "created_by": "test",

@@ -139,41 +139,6 @@ def _silhouette_slopes(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return by_own, by_other
 
 
-def silhouette_turning(
-    x: Tensor,
-    k: int,
-    own: Tensor,
-    other: Tensor,
-    labels: Tensor,
-    copies: Tensor | None = None,
-) -> Tensor:
-    """Derivatives of the mean silhouette in `k` coordinates, as these turn towards the rest.
-
-    Args:
-        x: [n, p] float64, roughly centred.
-        k: how many coordinates the silhouette uses.
-        own, other: [n], `mean_distances` in these coordinates; labels: [n] int64.
-        copies: as in `mean_distances`.
-
-    Returns:
-        [k, p - k] float64, by the angle that turns coordinate i into x_i + angle x_j.
-    """
-    seen, rest = x[:, :k], x[:, k:]
-    n, count = len(x), torch.bincount(labels, minlength=2)
-    by_own, by_other = _silhouette_slopes(own, other)
-    others = (count - 1)[labels] if copies is None else count[labels] - copies
-    near, far = by_own / others / n, by_other / count[1 - labels] / n
-    slopes = x.new_zeros(k, rest.shape[-1])
-    for rows, distance in distance_tiles(seen):
-        same = labels[rows, None] == labels
-        pull = torch.where(same, near[rows, None], far[rows, None]) / distance
-        pull = torch.where(distance > 0, pull, 0.0)
-        # Each pair adds pull * (difference in seen) (difference in rest)'.
-        slopes += seen[rows].T @ (pull.sum(1)[:, None] * rest[rows] - pull @ rest)
-        slopes += seen.T @ (pull.sum(0)[:, None] * rest - pull.T @ rest[rows])
-    return slopes
-
-
 def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
     """Silhouette of each text for any number of groups, as in scikit-learn; 0 in a group of one.
 
@@ -195,34 +160,13 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
     return silhouette
 
 
-def _turning(cells: Cells, slopes: Tensor) -> Tensor:
-    """[cell, n], influence of each text that comes from turning the components of the basis.
-
-    A text x turns component i towards component j by x_i x_j over the difference of their variances
-    (first-order perturbation of eigenvectors, Anderson 1963).
-
-    Args:
-        cells: in a shared projection.
-        slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards each of
-            the rest.
-    """
-    k = slopes.shape[-2]
-    coords = cells.basis.coords
-    seen, rest = coords[..., :k], coords[..., k:]
-    gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
-    turns = torch.where(gap > 0, slopes / gap, 0.0)
-    return ((seen @ turns) * rest).sum(-1)
-
-
-def _mean_silhouette(
-    cells: Cells, own: Tensor, other: Tensor, null: Tensor, turning: Tensor | float = 0.0
-) -> Estimate:
+def _mean_silhouette(cells: Cells, own: Tensor, other: Tensor, null: Tensor) -> Estimate:
     """The mean silhouette from `mean_distances`, [cell, n] each."""
     return make_estimate(
         cells,
         silhouette_samples(own, other).mean(-1),
         null=null,
-        influence=silhouette_influence(own, other, cells.labels) + turning,
+        influence=silhouette_influence(own, other, cells.labels),
     )
 
 
@@ -279,13 +223,8 @@ _SILHOUETTE_COSINE = Metric(
 def _in_components(cells: Cells, k: int) -> Estimate:
     labelled = _labelled(cells, k)
     own, other = _pair_sums(labelled, cells)
-    turning: Tensor | float = 0.0
-    if cells.in_projection:
-        each = zip(cells.coords, own, other, strict=True)
-        slopes = [silhouette_turning(x, k, a, b, cells.labels, cells.copies) for x, a, b in each]
-        turning = _turning(cells, torch.stack(slopes))
     null = torch.stack([cell.silhouette for cell in labelled])
-    return _mean_silhouette(cells, own, other, null, turning)
+    return _mean_silhouette(cells, own, other, null)
 
 
 def _silhouette_in_components(k: int) -> Metric:

@@ -168,12 +168,16 @@ def _shrinkage(cells: Cells, k: int) -> Tensor:
 def _terms(cells: Cells, k: int, shrunk: bool) -> Resampled:
     """T1 and T2 of every resample: [cell, 2, ...]."""
 
-    def terms(moments: Moments) -> Tensor:
-        cov = shrink(moments.cov, _shrinkage(cells, k)) if shrunk else moments.cov
-        t1, t2 = bhattacharyya(moments.shift, cov)
-        return torch.stack([t1[..., -1], t2[..., -1]], -2)
+    return cells.resampled(k, partial(_both_terms, cells, k, shrunk))
 
-    return cells.resampled(k, terms)
+
+def _both_terms(cells: Cells, k: int, shrunk: bool, moments: Moments) -> Tensor:
+    """T1 and T2, [cell, 2, R], of the moments of the first R resamples."""
+    cov = moments.cov
+    if shrunk:
+        cov = shrink(cov, _shrinkage(cells, k)[:, : cov.shape[1]])
+    t1, t2 = bhattacharyya(moments.shift, cov)
+    return torch.stack([t1[..., -1], t2[..., -1]], -2)
 
 
 def _distance(
@@ -194,6 +198,9 @@ def _distance(
         null=null,
         floor=floor,
         draws=draws,
+        influence=cells.influence(
+            k, lambda x: _both_terms(cells, k, shrunk, x)[:, list(terms)].sum(1)
+        ),
         squares=tuple(squares[i] for i in terms) if squares else (),
     )
 
@@ -402,8 +409,16 @@ def mahalanobis(moments: Moments, share: Tensor) -> Tensor:
 def _crossnobis(cells: Cells, k: int) -> Estimate:
     require_texts(cells, k)
     share = cells.mean_counts[0] / cells.count
-    value, draws, null = cells.resampled(k, partial(mahalanobis, share=share))
-    return make_estimate(cells, value, null=null, floor=cells.chance(null, 0.0), draws=draws)
+    statistic = partial(mahalanobis, share=share)
+    value, draws, null = cells.resampled(k, statistic)
+    return make_estimate(
+        cells,
+        value,
+        null=null,
+        floor=cells.chance(null, 0.0),
+        draws=draws,
+        influence=cells.influence(k, statistic),
+    )
 
 
 def _mahalanobis(k: int) -> Metric:
@@ -451,8 +466,13 @@ def frechet(shift: Tensor, cov: Tensor) -> Tensor:
 
 def _bures(cells: Cells, k: int) -> Estimate:
     require_texts(cells, k)
-    value, draws, null = cells.resampled(k, lambda x: frechet(x.shift, x.cov))
-    return make_estimate(cells, value, null=null, draws=draws)
+
+    def statistic(moments: Moments) -> Tensor:
+        return frechet(moments.shift, moments.cov)
+
+    value, draws, null = cells.resampled(k, statistic)
+    influence = cells.influence(k, statistic)
+    return make_estimate(cells, value, null=null, draws=draws, influence=influence)
 
 
 def _frechet(k: int) -> Metric:

@@ -42,10 +42,13 @@ def independent_pairs(cells: Cells) -> float:
 
 def _shift(cells: Cells) -> Estimate:
     null = cells.null("paired_shift")
+    value = null[:, 0]
+    if not cells.has_null:  # |mean|^2 is known at full width, its noise in the projection
+        value = value + cells.shift_sq - cells.projected_shift.square().sum(-1)
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
     return make_estimate(
         cells,
-        null[:, 0],
+        value,
         null=null,
         floor=0.0,
         influence=on_shift,
@@ -112,7 +115,40 @@ def _t_squared(cells: Cells, k: int) -> Estimate:
         torch.full_like(value, 2 * k / n**2),
         lambda: _unit_noise(cells, whiten(gap[..., :k] - gap[..., :k].mean(-2, keepdim=True))),
     )
-    return make_estimate(cells, value, null=null, draws=draws, squares=(square,))
+    influence = _influence(cells, gap, k)
+    return make_estimate(
+        cells, value, null=null, draws=draws, influence=influence, squares=(square,)
+    )
+
+
+def _influence(cells: Cells, gap: Tensor, k: int) -> Tensor:
+    """[cell, n], first-order effect of each text on T^2/n; half of that of its pair.
+
+    mean' S^-1 mean changes by 2 mean' S^-1 z - (mean' S^-1 z)^2 + mean' S^-1 mean with z = x - mean
+    of a pair x, and as the components turn.
+
+    Args:
+        cells, k: as in `_t_squared`.
+        gap: [cell, pairs, component], differences inside pairs.
+    """
+    turn = gap.new_zeros(len(gap), k, gap.shape[-1] - k).requires_grad_()
+    turned = gap[..., :k] + gap[..., k:] @ turn.transpose(-1, -2)
+    mean = turned.mean(-2, keepdim=True)
+    about = turned - mean
+    pairs = gap.shape[-2]
+    cov = about.transpose(-1, -2) @ about / (pairs - 1)
+    scale = cov.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
+    weight, _ = torch.linalg.solve_ex(
+        cov / (scale * scale.transpose(-1, -2)), mean.transpose(-1, -2) / scale
+    )
+    along = (about @ (weight / scale)).squeeze(-1)
+    value = (mean @ (weight / scale)).flatten()
+    (slopes,) = torch.autograd.grad(value.sum(), turn)
+    of_pair = (2 * along - along.square()).detach()
+    of_pair = (of_pair - of_pair.mean(-1, keepdim=True)) / pairs
+    influence = cells.turning(slopes.nan_to_num(0.0, 0.0, 0.0))
+    influence[:, cells.partners] += of_pair.nan_to_num(0.0)[..., None] / 2
+    return influence
 
 
 def _unit_noise(cells: Cells, noise: Tensor) -> Tensor:

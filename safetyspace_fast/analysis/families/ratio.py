@@ -20,7 +20,7 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import shift_influence
+from ..moments import Moments, shift_influence
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
@@ -134,11 +134,13 @@ _RHO = Metric(
 
 
 def _rho_pc(cells: Cells, k: int) -> Estimate:
-    value, draws, null = cells.resampled(
-        k, lambda x: between_ratio(x.shift.square().sum(-1), x.trace, x.count)
-    )
+    def statistic(moments: Moments) -> Tensor:
+        return between_ratio(moments.shift.square().sum(-1), moments.trace, moments.count)
+
+    value, draws, null = cells.resampled(k, statistic)
     floor = cells.chance(null, 1 / (cells.independent - 1))
-    return make_estimate(cells, value, null=null, floor=floor, draws=draws)
+    influence = cells.influence(k, statistic)
+    return make_estimate(cells, value, null=null, floor=floor, draws=draws, influence=influence)
 
 
 def _rho_in_components(k: int) -> Metric:
@@ -286,7 +288,11 @@ def _shifts(cells: Cells) -> Tensor:
     within = ((cells.count - 1) * cells.trace).sum(-1)
     total = within + cells.count.prod() / cells.count.sum() * cells.shift_sq
     shift_sq = cells.null("rho") * total[:, None] * count.sum(-1) / count.prod(-1)
-    return shift_sq - shift_sq / cells.null("welch")
+    noise = shift_sq / cells.null("welch")
+    if cells.copies is not None:  # the null takes copies for other texts
+        seen, right = ((cells.trace / n).sum(-1) for n in (cells.count, cells.mean_counts[0]))
+        noise = noise * (right / seen)[:, None]
+    return shift_sq - noise
 
 
 def _mean_shift(cells: Cells) -> Estimate:

@@ -1,0 +1,86 @@
+"""Is a difference more than chance, alone and among all that are printed?"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def student_score(t: Tensor, freedom: Tensor) -> Tensor:
+    """Normal deviate with the same two-sided p as |t| of Student's t (Hill 1970).
+
+    Args:
+        t, freedom: [...] float64, freedom at least 1.
+    """
+    a = freedom - 0.5
+    b = 48 * a.square()
+    y = a * (t.abs().clamp_max(1e100).square() / freedom).log1p()
+    last = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y.square() + 100 + b)
+    return ((last + y + 3) / b + 1) * y.sqrt()
+
+
+def student_p(t: Tensor, freedom: Tensor) -> Tensor:
+    """Two-sided p of Student's t; arguments as in `student_score`."""
+    return torch.erfc(student_score(t, freedom) / math.sqrt(2))
+
+
+def student_quantile(freedom: float, share: float = 0.95) -> float:
+    """The |t| that a share of draws from Student's t stays below."""
+    low, high = 0.0, 1e4
+    for _ in range(80):
+        middle = (low + high) / 2
+        t, v = (torch.tensor(x, dtype=torch.float64) for x in (middle, freedom))
+        low, high = (middle, high) if float(student_p(t, v)) > 1 - share else (low, middle)
+    return middle
+
+
+def welch_freedom(influence: Tensor, group: Tensor) -> Tensor:
+    """Degrees of freedom of the variance of a sum over independent units (Satterthwaite 1946).
+
+    Args:
+        influence: [..., U] float64, of each unit, on average 0 in each group.
+        group: [U] int64, units whose influences have one variance: those of a class.
+    """
+    size = torch.bincount(group).to(influence.dtype)
+    sums = influence.new_zeros(*influence.shape[:-1], len(size))
+    variance = sums.index_add_(-1, group, influence.square())
+    parts = (variance.square() / (size - 1).clamp_min(1)).sum(-1)
+    freedom = variance.sum(-1).square() / parts
+    return torch.where(parts > 0, freedom, influence.shape[-1] - 1).clamp_min(1)
+
+
+def bounded(t: Tensor, freedom: Tensor) -> Tensor:
+    """Student's t on the scale of a sum of random signs, of which it is the largest that it can be.
+
+    Let c be the contributions of n units to a difference. Their sum over the root of the sum of
+    c^2, which random signs do not change, is t/sqrt(1 + t^2/n), with n = freedom + 1.
+    """
+    return (1 / (t.square().reciprocal() + 1 / (freedom + 1))).sqrt()
+
+
+def sign_scores(influence: Tensor, signs: Tensor) -> Tensor:
+    """Scores of a difference if there was none: sums of influences with random signs, scaled.
+
+    Args:
+        influence: [..., U] float64, of each unit; signs: [R, U], 1 or -1.
+
+    Returns:
+        [..., R] of variance 1; 0 where nothing varies.
+    """
+    scale = influence.square().sum(-1, keepdim=True).sqrt()
+    return torch.where(scale > 0, influence @ signs.T / scale, 0.0)
+
+
+def largest_p(score: Tensor, null: Tensor) -> Tensor:
+    """p corrected for all numbers of a family: how often the largest of them reaches this one.
+
+    (1 + #>=)/(1 + R) over random signs (Westfall & Young 1993, single step; Hemerik, Goeman & Finos
+    2020).
+
+    Args:
+        score: [F], NaN for what is not in the family; null: [F, R].
+    """
+    largest = torch.where(score.isnan()[:, None], 0.0, null.abs()).amax(0)
+    reached = (largest >= score.abs()[:, None] * (1 - 1e-9)).sum(-1)
+    p = (1 + reached).double() / (1 + null.shape[-1])
+    return torch.where(score.isnan(), torch.nan, p)
