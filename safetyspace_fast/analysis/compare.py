@@ -173,8 +173,9 @@ def compare(
     i_reference = None if reference is None else langs.index(reference)
     score, deviation, freedom = (columns.pop(name) for name in ("score", "deviation", "freedom"))
     columns["p_family"] = _family_p(score, nulls)
+    correlations = shared_items.correlations()
     if i_reference is not None:
-        rho = shared_items.correlations()[..., i_reference]
+        rho = correlations[..., i_reference]
         columns |= _excess(columns, i_reference, rho)
         columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference, rho)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
@@ -214,7 +215,7 @@ def compare(
             **told(run, [base, aligned], tokenizers=True),
         },
     )
-    return with_groups(dataset, chosen_groups, rho)
+    return with_groups(dataset, chosen_groups, correlations)
 
 
 def _projection(model: "ModelStore") -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from .uncertainty import (
     linear_variance,
     share_interval,
     trials,
-    unseen_share,
+    unseen_trial,
 )
 
 if TYPE_CHECKING:
@@ -132,11 +132,13 @@ def _auc(scores: Tensor, units: Units, noise: Tensor) -> Tensor:
     moved = along_scores(influence, scores, labels, labels)
     growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
     square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
-    seen = influence_variance(influence + (growth - 1) * moved, unit)
+    influence = influence + (growth - 1) * moved
+    seen = influence_variance(influence, unit)
     size = equal_units(labels, unit)
     number, freedom = trials(size), max(float(size.min()) - 1, 1.0)
-    variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + unseen_share(number)
-    return torch.stack([value, *share_interval(value, variance.sqrt(), freedom, number)])
+    added = unseen_trial(influence, unit)
+    variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
+    return torch.stack([value, *share_interval(value, variance.sqrt(), freedom, number, added)])
 
 
 def dominance(

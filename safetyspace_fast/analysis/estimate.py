@@ -19,7 +19,7 @@ from .uncertainty import (
     share_interval,
     spread,
     unit_sums,
-    unseen_share,
+    unseen_trial,
 )
 
 Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,7 +30,7 @@ Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Square:
     """A part of an estimate that is quadratic in noise; see `uncertainty.INFLUENCE_EXCESS`.
 
-    Or, with `unseen`, a variance that neither influences nor draws show; `unseen_share`.
+    Or, with `unseen`, a variance that neither influences nor draws show; `unseen_trial`.
     """
 
     variance: Tensor
@@ -149,8 +149,9 @@ def make_share(
     """
     number, decides = trials
     centred = cells.about_class_means(decides[..., None])
+    added = unseen_trial(influence, cells.unit)
     unseen = Square(
-        torch.full_like(value, unseen_share(number)),
+        added / number**2,
         lambda: unit_sums(centred.squeeze(-1), cells.unit)[..., None],
         unseen=True,
     )
@@ -161,6 +162,6 @@ def make_share(
         floor=floor,
         influence=influence,
         squares=(*squares, unseen),
-        ends=partial(share_interval, freedom=cells.freedom, number=number),
+        ends=partial(share_interval, freedom=cells.freedom, number=number, added=added),
         class_means=False,
     )

