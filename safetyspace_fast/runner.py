@@ -184,7 +184,7 @@ def sample_columns(samples: Samples) -> dict[str, Array]:
     }
 
 
-def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
+def axis_sizes(samples: Samples, work: Prepared, n_bases: int = 0) -> dict[str, int]:
     """Lengths of the axes of a model's arrays."""
     hidden_size, proj_dim = work.projection.shape
     return {
@@ -195,6 +195,7 @@ def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
         "hidden": hidden_size,
         "proj": proj_dim,
         "component": COMPONENTS,
+        "basis": n_bases,
         "class": 2,
         "label": 2,
         "fold": NUM_FOLDS,
@@ -279,6 +280,8 @@ def _run_model(
     if root is None:
         with alone(output.place.work):
             root = output.open()
+    # What a model began with, it keeps: an earlier version began it without bases.
+    bases = stored.get("bases", []) if "manifest" in stored else _bases(output.place, work)
     session = begin(
         model,
         samples,
@@ -287,9 +290,19 @@ def _run_model(
         root,
         manifest=manifest,
         earlier=stored.get("manifest", kept.manifest_with(manifest)),
+        bases=bases,
     )
     impl = _implementation(config)
-    extraction = Extraction(model, samples, work, session, kept=kept.languages, impl=impl)
+    run = Run(str(output.place))
+    extraction = Extraction(
+        model,
+        samples,
+        work,
+        session,
+        kept=kept.with_bases(bases),
+        impl=impl,
+        bases=[run.model(other) for other in bases],
+    )
     yield _planned(name, samples, work, extraction)
     if growth:
         notes.append(_what_is_kept(samples.languages, kept))
@@ -297,6 +310,22 @@ def _run_model(
         yield Note(name, note)
     yield from extraction
     yield _finish(model, config, samples, session, extraction)
+
+
+def _bases(place: Place, work: Prepared) -> list[str]:
+    """The finished models in whose components the states of a new one are expressed too.
+
+    They have the same layers, poolings and hidden size, and were not run by an earlier version.
+    """
+    run = Run(str(place))
+    return [
+        name
+        for name in run.models
+        if (other := run.model(name)).has("fold_mean")
+        and tuple(other.hookpoints) == tuple(work.hookpoints)
+        and tuple(other.poolings) == tuple(work.tokens.poolings)
+        and other.read("fold_mean", layer=0, pooling=0, lang=0).shape[-1] == len(work.projection)
+    ]
 
 
 def _implementation(config: RunConfig) -> str | None:
@@ -380,6 +409,7 @@ def begin(
     *,
     manifest: Attributes,
     earlier: Attributes | None = None,
+    bases: Sequence[str] = (),
 ) -> Session:
     """Begin to write a model, or go on where an earlier run stopped.
 
@@ -388,6 +418,7 @@ def begin(
         place, root: of the store; the caller has claimed the model.
         manifest: all that decides the model's numbers.
         earlier: the manifest that an earlier run began the model with; None: a new model.
+        bases: models of the store in whose components the states are expressed too.
 
     Raises:
         StoreError: the manifests differ.
@@ -396,7 +427,7 @@ def begin(
         place,
         root,
         model.name,
-        axis_sizes(samples, work),
+        axis_sizes(samples, work, len(bases)),
         languages=samples.lang_ranges,
         parts=[[part.number for part in parts] for parts in work.plan.languages],
         attributes={
@@ -404,6 +435,7 @@ def begin(
             "poolings": work.tokens.poolings,
             "model": model.identity,
             "manifest": manifest,
+            "bases": list(bases),
         },
         earlier=earlier,
     )

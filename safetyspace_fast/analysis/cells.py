@@ -80,6 +80,8 @@ class Cells:
     """Whether all states of a cell are within one rounding: then no metric is defined."""
     base: "Cells | None" = None
     """The same cells of the base model in a comparison. Both models then use its kernel widths."""
+    in_base: bool = False
+    """Whether the components are those of `base` instead of the model's own."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -266,10 +268,36 @@ class Cells:
 
     # Components ------------------------------------------------------------------------------
 
+    @property
+    def basis(self) -> "Cells":
+        """The cells that define the components."""
+        return self.base if self.in_base and self.base is not None else self
+
     @cached_property
     def coords(self) -> Tensor:
-        """[cell, n, component], coordinates in all principal components, largest variance first."""
-        return self.stored("pca_coords")
+        """[cell, n, component], coordinates in the components of `basis`.
+
+        Raises:
+            Refusal: the store does not have them.
+        """
+        if self.basis is self:
+            return self.stored("pca_coords")
+        coords = self.by_basis("basis_coords", self.basis)
+        if coords is None or bool(coords.isnan().all()):
+            model, other = self.window.model.name, self.basis.window.model.name
+            raise Refusal(
+                f"{model} was not expressed in the components of {other}: run {other} first, then "
+                f"{model}, or use components of their own"
+            )
+        return coords
+
+    def by_basis(self, name: str, base: "Cells") -> Tensor | None:
+        """A stored array, [cell, n, ...], of these states as seen from another model, or None."""
+        bases = self.window.model.attrs.get("bases", [])
+        other = base.window.model.name
+        if other not in bases or not self.window.model.has(name):
+            return None
+        return self.stored(name)[:, :, bases.index(other)]
 
     def components(self, k: int) -> Tensor:
         """[cell, n, k], coordinates in the first `k` components.
@@ -287,10 +315,10 @@ class Cells:
         count = self.resamples.class_counts()
         drawn = slice(1, 1 + len(self.resamples.counts))
         parts, turns = [], []
-        for x in self.coords:
+        for i, x in enumerate(self.coords):
             every = moments(self.resamples.class_sums(products(x)), count, x.shape[-1])
             own = Moments(count[drawn], every.mean[drawn], every.cov[drawn])
-            axes = own.axes()
+            axes = own.axes() if self.basis is self else self.basis.axes[i]
             own = own.along(axes)
             every.mean[drawn], every.cov[drawn] = own.mean, own.cov
             parts.append(every)
@@ -302,8 +330,8 @@ class Cells:
     def moments(self) -> Moments:
         """Class moments in the components, [cell, R]; see `Resamples.class_sums`.
 
-        A bootstrap has its own components, as a new sample of texts would, computed inside
-        `coords`. A permutation keeps the components.
+        A bootstrap has its own components, as a new sample of texts would: those of its texts in
+        `basis`, computed inside `coords`. A permutation keeps the components.
         """
         return self._moments[0]
 
@@ -352,7 +380,7 @@ class Cells:
             slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards
                 each of the rest.
         """
-        coords = self.coords.nan_to_num(0.0)
+        coords = self.basis.coords.nan_to_num(0.0)
         seen, rest = coords[..., : slopes.shape[1]], coords[..., slopes.shape[1] :]
         gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
         turned: Tensor = seen @ torch.where(gap > 0, slopes / gap, 0.0)
@@ -400,6 +428,7 @@ def read_cells(
     seed: int = 0,
     paired: bool = True,
     force: bool = False,
+    in_base: bool = False,
 ) -> Iterator[tuple[Cells, ...]]:
     """Read one language of one or two models, some layers at a time.
 
@@ -410,7 +439,7 @@ def read_cells(
         layers, poolings: names; those that a model does not have are left out.
         bootstraps, permutations, seed: see `uncertainty.draw`.
         paired: resample pairs as units where texts have partners.
-        force: see `Cells`.
+        force, in_base: see `Cells`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.
@@ -454,7 +483,9 @@ def read_cells(
             group: list[Cells] = []
             for window in windows:
                 base = group[0] if group else None
-                group.append(Cells(window, index, kept, texts, fold[kept], force, same, base))
+                group.append(
+                    Cells(window, index, kept, texts, fold[kept], force, same, base, in_base)
+                )
             yield tuple(group)
 
 

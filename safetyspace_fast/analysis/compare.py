@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds
@@ -64,6 +65,7 @@ def compare(
     paired: bool | None = None,
     force: bool = False,
     different_templates: bool = False,
+    components: Literal["own", "base"] = "own",
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
@@ -81,6 +83,8 @@ def compare(
             progress: as in `separation`.
         different_templates: compare models whose prompts differ in the template, and say so in the
             results.
+        components: `own`: each model in its own exact components, as in `separation`; `base`: both
+            in those of the base model, for which the aligned model must have been run after it.
 
     Returns:
         Variables (metric, layer, pooling, lang): `base`, `aligned`, `difference` (aligned - base),
@@ -97,8 +101,7 @@ def compare(
 
         A difference at the level of rounding (`explain rounding_share`) has p = 1.
 
-        Metrics in components use the exact components of each model, as in `separation` (see
-        `space` and the attribute `components`).
+        The coordinate `space` and the attribute `components` say in which components a metric is.
 
     Raises:
         ConfigError: a name is not in the store; the models have different layers, poolings or
@@ -107,6 +110,8 @@ def compare(
     """
     import xarray
 
+    if components not in SPACES:
+        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(SPACES)}")
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
@@ -142,6 +147,7 @@ def compare(
             seed=seed,
             paired=paired is not False,
             force=force,
+            in_base=components == "base",
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
@@ -167,7 +173,7 @@ def compare(
         columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
     dims = ("metric", "layer", "pooling", "lang")
-    spaces = [f"own {x.space}" if x.components else x.space for x in family]
+    spaces = [f"{components} {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
@@ -193,7 +199,7 @@ def compare(
             "base": base,
             "aligned": aligned,
             "reference": reference or "",
-            "components": SPACES["own"],
+            "components": SPACES[components],
             "confidence": 0.95,
             "bootstraps": bootstraps,
             "permutations": permutations,
