@@ -22,7 +22,14 @@ from .metric import Metric, Metrics
 from .rounding import roundoff
 from .selection import Names, choose_reference, has_copies, paired_languages, select
 from .settings import require_comparable, told
-from .significance import bounded, largest_p, sign_scores, student_p, welch_freedom
+from .significance import (
+    bounded,
+    false_discovery,
+    largest_p,
+    sign_scores,
+    student_p,
+    welch_freedom,
+)
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -88,7 +95,7 @@ def compare(
 
     Returns:
         Variables (metric, layer, pooling, lang): `base`, `aligned`, `difference` (aligned - base),
-        `low`, `high`, `p`, `p_family`, `refused`. With a reference language also `excess`
+        `low`, `high`, `p`, `p_family`, `q`, `refused`. With a reference language also `excess`
         (difference minus that of the reference language), `excess_low`, `excess_high`, `excess_p`,
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
@@ -172,6 +179,8 @@ def compare(
         columns |= _excess(columns, i_reference)
         columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
+    p = torch.from_numpy(columns["p"])
+    columns["q"] = false_discovery(p.flatten()).reshape(p.shape).numpy()
     dims = ("metric", "layer", "pooling", "lang")
     spaces = [f"{components} {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(
