@@ -422,6 +422,12 @@ def _add_compare(commands: _Commands) -> None:
         action="store_true",
         help="compare models that were run with different templates, and say so in the results",
     )
+    compare.add_argument(
+        "--components",
+        choices=("own", "base"),
+        default="own",
+        help="principal components of each model itself, or of the base model (default: own)",
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -449,6 +455,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             aligned=aligned,
             reference=arguments.reference,
             different_templates=arguments.different_templates,
+            components=arguments.components,
             **options,
         )
         tables.write(dataset, arguments.format, arguments.output)

@@ -188,7 +188,7 @@ def sample_columns(samples: Samples) -> dict[str, Array]:
     }
 
 
-def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
+def axis_sizes(samples: Samples, work: Prepared, n_bases: int = 0) -> dict[str, int]:
     """Lengths of the axes of a model's arrays."""
     hidden_size, proj_dim = work.projection.shape
     return {
@@ -199,6 +199,7 @@ def axis_sizes(samples: Samples, work: Prepared) -> dict[str, int]:
         "hidden": hidden_size,
         "proj": proj_dim,
         "component": COMPONENTS,
+        "basis": n_bases,
         "class": 2,
         "label": 2,
         "fold": NUM_FOLDS,
@@ -286,6 +287,8 @@ def _run_model(
     if root is None:
         with alone(output.place.work):
             root = output.open()
+    # What a model began with, it keeps: an earlier version began it without bases.
+    bases = stored.get("bases", []) if "manifest" in stored else _bases(output.place, work)
     session = begin(
         model,
         samples,
@@ -294,9 +297,19 @@ def _run_model(
         root,
         manifest=manifest,
         earlier=_as_today(stored.get("manifest", kept.manifest_with(manifest))),
+        bases=bases,
     )
     impl = _implementation(config)
-    extraction = Extraction(model, samples, work, session, kept=kept.languages, impl=impl)
+    run = Run(str(output.place))
+    extraction = Extraction(
+        model,
+        samples,
+        work,
+        session,
+        kept=kept.with_bases(bases),
+        impl=impl,
+        bases=[run.model(other) for other in bases],
+    )
     yield _planned(name, samples, work, extraction)
     if growth:
         notes.append(_what_is_kept(samples.languages, kept))
@@ -332,6 +345,22 @@ def _refuse_other_mean(output: _Output, name: str, manifest: Attributes) -> None
             f"{output.place}: model {name!r} was begun by an earlier version, whose `mean` holds "
             "the first position of a prompt; --overwrite the store, or choose another NAME="
         )
+
+
+def _bases(place: Place, work: Prepared) -> list[str]:
+    """The finished models in whose components the states of a new one are expressed too.
+
+    They have the same layers, poolings and hidden size, and were not run by an earlier version.
+    """
+    run = Run(str(place))
+    return [
+        name
+        for name in run.models
+        if (other := run.model(name)).has("fold_mean")
+        and tuple(other.hookpoints) == tuple(work.hookpoints)
+        and tuple(other.poolings) == tuple(work.tokens.poolings)
+        and other.read("fold_mean", layer=0, pooling=0, lang=0).shape[-1] == len(work.projection)
+    ]
 
 
 def _implementation(config: RunConfig) -> str | None:
@@ -415,6 +444,7 @@ def begin(
     *,
     manifest: Attributes,
     earlier: Attributes | None = None,
+    bases: Sequence[str] = (),
 ) -> Session:
     """Begin to write a model, or go on where an earlier run stopped.
 
@@ -423,6 +453,7 @@ def begin(
         place, root: of the store; the caller has claimed the model.
         manifest: all that decides the model's numbers.
         earlier: the manifest that an earlier run began the model with; None: a new model.
+        bases: models of the store in whose components the states are expressed too.
 
     Raises:
         StoreError: the manifests differ.
@@ -431,7 +462,7 @@ def begin(
         place,
         root,
         model.name,
-        axis_sizes(samples, work),
+        axis_sizes(samples, work, len(bases)),
         languages=samples.lang_ranges,
         parts=[[part.number for part in parts] for parts in work.plan.languages],
         attributes={
@@ -441,6 +472,7 @@ def begin(
             "texts_of_first_position": int(work.tokens.only_first.sum()),
             "model": model.identity,
             "manifest": manifest,
+            "bases": list(bases),
         },
         earlier=earlier,
     )

@@ -95,6 +95,8 @@ class Cells:
     lone: Tensor | None = None
     """[texts of the language] int64, class of each text that is left out because it has no partner,
     but is in the sums and means of the store; -1 for all others. None if there is none."""
+    in_base: bool = False
+    """Whether the components are those of `base` instead of the model's own."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -414,10 +416,36 @@ class Cells:
 
     # Components ------------------------------------------------------------------------------
 
+    @property
+    def basis(self) -> "Cells":
+        """The cells that define the components."""
+        return self.base if self.in_base and self.base is not None else self
+
     @cached_property
     def coords(self) -> Tensor:
-        """[cell, n, component], coordinates in all principal components, largest variance first."""
-        return self.stored("pca_coords")
+        """[cell, n, component], coordinates in the components of `basis`.
+
+        Raises:
+            Refusal: the store does not have them.
+        """
+        if self.basis is self:
+            return self.stored("pca_coords")
+        coords = self.by_basis("basis_coords", self.basis)
+        if coords is None or bool(coords.isnan().all()):
+            model, other = self.window.model.name, self.basis.window.model.name
+            raise Refusal(
+                f"{model} was not expressed in the components of {other}: run {other} first, then "
+                f"{model}, or use components of their own"
+            )
+        return coords
+
+    def by_basis(self, name: str, base: "Cells") -> Tensor | None:
+        """A stored array, [cell, n, ...], of these states as seen from another model, or None."""
+        bases = self.window.model.attrs.get("bases", [])
+        other = base.window.model.name
+        if other not in bases or not self.window.model.has(name):
+            return None
+        return self.stored(name)[:, :, bases.index(other)]
 
     def components(self, k: int) -> Tensor:
         """[cell, n, k], coordinates in the first `k` components.
@@ -435,10 +463,10 @@ class Cells:
         count = self.resamples.class_counts()
         drawn = slice(1, 1 + len(self.resamples.counts))
         parts, turns = [], []
-        for x in self.coords:
+        for i, x in enumerate(self.coords):
             every = moments(self.resamples.class_sums(products(x)), count, x.shape[-1])
             own = Moments(count[drawn], every.mean[drawn], every.cov[drawn])
-            axes = own.axes()
+            axes = own.axes() if self.basis is self else self.basis.axes[i]
             own = own.along(axes)
             every.mean[drawn], every.cov[drawn] = own.mean, own.cov
             parts.append(every)
@@ -450,8 +478,8 @@ class Cells:
     def moments(self) -> Moments:
         """Class moments in the components, [cell, R]; see `Resamples.class_sums`.
 
-        A bootstrap has its own components, as a new sample of texts would, computed inside
-        `coords`. A permutation keeps the components.
+        A bootstrap has its own components, as a new sample of texts would: those of its texts in
+        `basis`, computed inside `coords`. A permutation keeps the components.
         """
         return self._moments[0]
 
@@ -500,7 +528,7 @@ class Cells:
             slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards
                 each of the rest.
         """
-        coords = self.coords.nan_to_num(0.0)
+        coords = self.basis.coords.nan_to_num(0.0)
         seen, rest = coords[..., : slopes.shape[1]], coords[..., slopes.shape[1] :]
         gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
         turned: Tensor = seen @ torch.where(gap > 0, slopes / gap, 0.0)
@@ -548,6 +576,7 @@ def read_cells(
     seed: int = 0,
     paired: bool = True,
     force: bool = False,
+    in_base: bool = False,
 ) -> Iterator[tuple[Cells, ...]]:
     """Read one language of one or two models, some layers at a time.
 
@@ -559,7 +588,7 @@ def read_cells(
         bootstraps, permutations, seed: see `uncertainty.draw`.
         paired: resample pairs as units where texts have partners, and leave out texts without one
             in languages of pairs (`selection.is_paired`).
-        force: see `Cells`.
+        force, in_base: see `Cells`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.
@@ -620,6 +649,7 @@ def read_cells(
                         base,
                         own_null and lone is None,
                         lone,
+                        in_base,
                     )
                 )
             yield tuple(group)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds, dominance
@@ -22,7 +23,14 @@ from .metric import Metric, Metrics
 from .rounding import roundoff
 from .selection import Names, choose_reference, has_copies, paired_languages, select
 from .settings import require_comparable, told
-from .significance import bounded, largest_p, sign_scores, student_p, welch_freedom
+from .significance import (
+    bounded,
+    false_discovery,
+    largest_p,
+    sign_scores,
+    student_p,
+    welch_freedom,
+)
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
@@ -65,6 +73,7 @@ def compare(
     paired: bool | None = None,
     force: bool = False,
     different_templates: bool = False,
+    components: Literal["own", "base"] = "own",
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
@@ -82,10 +91,12 @@ def compare(
             progress: as in `separation`.
         different_templates: compare models whose prompts differ in the template, and say so in the
             results.
+        components: `own`: each model in its own exact components, as in `separation`; `base`: both
+            in those of the base model, for which the aligned model must have been run after it.
 
     Returns:
         Variables (metric, layer, pooling, lang): `base`, `aligned`, `difference` (aligned - base),
-        `low`, `high`, `p`, `p_family`, `refused`. With a reference language also `excess`
+        `low`, `high`, `p`, `p_family`, `q`, `refused`. With a reference language also `excess`
         (difference minus that of the reference language), `excess_low`, `excess_high`, `excess_p`,
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
@@ -99,8 +110,7 @@ def compare(
 
         A difference at the level of rounding (`explain rounding_share`) has p = 1.
 
-        Metrics in components use the exact components of each model, as in `separation` (see
-        `space` and the attribute `components`).
+        The coordinate `space` and the attribute `components` say in which components a metric is.
 
     Raises:
         ConfigError: a name is not in the store; the models have different layers, poolings or
@@ -109,6 +119,8 @@ def compare(
     """
     import xarray
 
+    if components not in SPACES:
+        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(SPACES)}")
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
@@ -151,6 +163,7 @@ def compare(
             seed=seed,
             paired=paired is not False,
             force=force,
+            in_base=components == "base",
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
@@ -179,8 +192,10 @@ def compare(
         columns |= _excess(columns, i_reference, rho)
         columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference, rho)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
+    p = torch.from_numpy(columns["p"])
+    columns["q"] = false_discovery(p.flatten()).reshape(p.shape).numpy()
     dims = ("metric", "layer", "pooling", "lang")
-    spaces = [f"own {x.space}" if x.components else x.space for x in family]
+    spaces = [f"{components} {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
@@ -207,7 +222,7 @@ def compare(
             "base": base,
             "aligned": aligned,
             "reference": reference or "",
-            "components": SPACES["own"],
+            "components": SPACES[components],
             "confidence": 0.95,
             "bootstraps": bootstraps,
             "permutations": permutations,

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from .cells import Cells
 from .crossfit import direction_cosine, fold_means
-from .families.held_out import fold_auc, heldout_scores
+from .families.held_out import fold_auc
 from .rounding import level, sizes
+from .uncertainty import influence_variance, interval
 
 
 def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
@@ -18,7 +19,7 @@ def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
     """
     found = {
         "rounding_share": rounding_share(base, aligned),
-        "cka": debiased_cka(*(cells.coords.nan_to_num(0.0) for cells in (base, aligned))),
+        "cka": debiased_cka(*(x.stored("pca_coords").nan_to_num(0.0) for x in (base, aligned))),
     }
     if base.shift.shape == aligned.shift.shape:
         found |= _directions(base, aligned) | _displacement(base, aligned)
@@ -27,9 +28,13 @@ def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
         eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
         found |= {
             "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
-            "transfer_auc": _heldout_auc(base, aligned),
-            "own_auc": _heldout_auc(aligned, aligned),
         }
+    own, _ = fold_auc(aligned.stored("heldout_score"), aligned.labels, aligned.fold, aligned.copy)
+    found["own_auc"] = own
+    if (scores := aligned.by_basis("basis_score", base)) is not None:
+        auc, influence = fold_auc(scores, aligned.labels, aligned.fold, aligned.copy)
+        low, high = interval(auc, influence_variance(influence, aligned.unit).sqrt())
+        found |= {"transfer_auc": auc, "transfer_low": low, "transfer_high": high}
     return found
 
 
@@ -74,12 +79,6 @@ def rounding_share(base: "Cells", aligned: "Cells") -> Tensor:
     layers = [layer for layer, _ in base.names]
     levels = [level(cells.window.model, layers) for cells in (base, aligned)]
     return torch.maximum(*levels) / move
-
-
-def _heldout_auc(source: Cells, target: Cells) -> Tensor:
-    scores = heldout_scores(source.projected, target.projected, target.labels, target.fold)
-    auc, _ = fold_auc(scores, target.labels, target.fold)
-    return auc
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:

@@ -105,7 +105,9 @@ GEOMETRY = {
     "displacement_rank": "number of directions that the moves of the texts use (participation "
     "ratio, in the projection)",
     "transfer_auc": "held-out AUC of the texts in the aligned model along the difference of class "
-    "means of the base model, in the projection that both share",
+    "means of the base model, at full width; only for an aligned model that was run after the base",
+    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, fixed direction)",
+    "transfer_high": "upper end of the 95 % interval of transfer_auc; see transfer_low",
     "own_auc": "the same along the difference of class means of the aligned model itself",
     "rounding_share": "how far rounding alone moves the class means, over how far they moved. From "
     "1 on the models differ only by rounding: no difference is marked, and p and p_family are 1. "
@@ -122,6 +124,10 @@ SPACES = {
     "own": "own pcK: each model in the first K exact principal components of its own texts of the "
     "language, as in `separation`. This asks how well each model separates the classes where it "
     "varies most: a model that is only turned in space does not change",
+    "base": "base pcK: both models in the first K exact principal components of the base model's "
+    "texts of the language. This asks what became of the separation where the base model varied "
+    "most: a model that is only turned in space does change. Intervals of silhouettes take these "
+    "components as known",
 }
 """Spaces of metrics in components, in `compare`."""
 
@@ -140,6 +146,8 @@ COLUMNS = {
     "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
     "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
     "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
+    "q": "of a difference: expected share of false ones among all differences of the results with "
+    "a q of at most this one (Benjamini & Hochberg 1995; they depend on each other positively)",
     "n0": "number of harmless texts with finite states",
     "n1": "number of harmful texts with finite states",
     "refused": "why there is no number; empty if there is one",

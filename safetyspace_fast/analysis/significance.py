@@ -84,3 +84,19 @@ def largest_p(score: Tensor, null: Tensor) -> Tensor:
     reached = (largest >= score.abs()[:, None] * (1 - 1e-9)).sum(-1)
     p = (1 + reached).double() / (1 + null.shape[-1])
     return torch.where(score.isnan(), torch.nan, p)
+
+
+def false_discovery(p: Tensor) -> Tensor:
+    """The false discovery rate at which each of [F] p values is found (Benjamini & Hochberg 1995).
+
+    Returns:
+        [F], the least over all larger p of p F/rank; NaN where p is, which does not count.
+    """
+    known = ~p.isnan()
+    ordered, order = p[known].sort(descending=True)
+    rank = torch.arange(len(ordered), 0, -1, dtype=p.dtype)
+    q = torch.full_like(p, torch.nan)
+    found = torch.empty_like(ordered)
+    found[order] = (ordered * len(ordered) / rank).clamp_max(1).cummin(0).values
+    q[known] = found
+    return q

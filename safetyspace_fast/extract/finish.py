@@ -1,6 +1,7 @@
 """Statistics of a language, computed when all its pooled states are on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,11 +9,58 @@ from numpy.typing import NDArray
 
 from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce
+from ..store import ModelStore
 from ..store.layout import COMPONENTS, Array
 from ..threads import in_parallel
 from .chance import Chance
 
 Cell = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a language's states in another model, of the same hidden size, were made into.
+
+    components: [.., K, D]; fold_mean: [.., 2, F, D], NaN where a fold has no sample; count:
+    [.., 2, F], samples in each mean.
+    """
+
+    components: torch.Tensor
+    fold_mean: torch.Tensor
+    count: torch.Tensor
+
+    @classmethod
+    def read(cls, model: ModelStore, i_lang: int) -> "Basis":
+        """Of all layers and poolings of a finished model."""
+        names = ("pca_components", "fold_mean", "count")
+        return cls(*(torch.from_numpy(model.read(name, lang=i_lang)).double() for name in names))
+
+    def cell(self, i_layer: int, i_pooling: int, device: torch.device) -> "Basis":
+        """Of one layer and pooling."""
+        parts = (self.components, self.fold_mean, self.count)
+        return Basis(*(part[i_layer, i_pooling].to(device) for part in parts))
+
+    def express(
+        self, centred: torch.Tensor, fold: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States in these components, and along the directions of the other folds.
+
+        A language that an earlier version computed has no fold means, and components that are too
+        coarse: then both are NaN.
+
+        Args:
+            centred: `[n, D] float64` with zero column means; fold: `[n] int64`.
+
+        Returns:
+            `[n, K]` and `[n]`, float32.
+        """
+        known = 1.0 if bool(self.fold_mean.isfinite().any()) else torch.nan
+        total = self.fold_mean.nan_to_num(0.0) * self.count[..., None]
+        left = (self.count.sum(1, keepdim=True) - self.count)[..., None]
+        others = (total.sum(1, keepdim=True) - total) / left
+        direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
+        score = (centred @ direction.T).gather(1, fold[:, None])[:, 0]
+        return (centred @ self.components.T * known).float(), (score * known).float()
 
 
 def finish_language(
@@ -26,6 +74,7 @@ def finish_language(
     same: Sequence[int],
     device: torch.device,
     impl: str | None = None,
+    bases: Sequence[Basis] = (),
 ) -> dict[str, Array]:
     """Compute all arrays of one language, several cells at a time.
 
@@ -40,6 +89,7 @@ def finish_language(
         same: for each pooling, the first over the same tokens, whose arrays it shares.
         device: where to compute.
         impl: implementation of `pairwise_reduce`; None: the fastest that works here.
+        bases: of other models.
 
     Returns:
         By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell` and
@@ -53,7 +103,8 @@ def finish_language(
     def finish(i_layer: int, i_pooling: int) -> None:
         rows = states(i_layer, i_pooling)
         pooled = torch.from_numpy(rows[:, :hidden_size]).to(device)
-        cell = finish_cell(pooled, label, fold, impl) | chance.of_cell(pooled)
+        others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
+        cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled)
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].copy()
         arrays |= _fold_means(arrays["projected"], i_cell)
@@ -62,6 +113,8 @@ def finish_language(
             empty = np.empty((*grid, *array.shape), array.dtype)
             result.setdefault(name, empty)[i_layer, i_pooling] = array
 
+    if bases:  # which may have read other tokens
+        same = range(grid[1])
     in_parallel(finish, [cell for cell in np.ndindex(grid) if same[cell[1]] == cell[1]])
     for i_pooling, first in enumerate(same):
         if first != i_pooling:
@@ -121,7 +174,11 @@ def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def finish_cell(
-    states: torch.Tensor, labels: torch.Tensor, folds: torch.Tensor, impl: str | None = None
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    folds: torch.Tensor,
+    impl: str | None = None,
+    bases: Sequence[Basis] = (),
 ) -> Cell:
     """Compute what the store keeps of one cell: a layer, pooling and language.
 
@@ -132,12 +189,14 @@ def finish_cell(
         labels: `[n] int64`, 0 or 1.
         folds: `[n] int64`, below `NUM_FOLDS`.
         impl: implementation of `pairwise_reduce`; None: the fastest that works here.
+        bases: of B other models.
 
     Returns:
         By sample `pca_coords [n, K]`, `pair_sum`, `pair_min`, `pair_max`, `cos_sum`, `class_sqdist`
-        `[n, 2]`, `heldout_score [n]`; and `pca_explained [K]`, `pca_components [K, D]` (float32),
-        `class_mean`, `class_var` `[2, D]` (float64), `fold_mean [2, 10, D]` (float32), NaN where a
-        fold has no sample. K is `COMPONENTS`; components beyond the rank of the data are zero.
+        `[n, 2]`, `heldout_score [n]`, and with bases `basis_coords [n, B, K]`, `basis_score
+        [n, B]`; and `pca_explained [K]`, `pca_components [K, D]` (float32), `class_mean`,
+        `class_var` `[2, D]` (float64), `fold_mean [2, 10, D]` (float32), NaN where a fold has no
+        sample. K is `COMPONENTS`; components beyond the rank of the data are zero.
     """
     n, width = states.shape
     keep = states.isfinite().all(1)
@@ -180,7 +239,14 @@ def finish_cell(
         full[keep] = values
         return full
 
-    return {
+    seen = [basis.express(centred, fold) for basis in bases]
+    expressed = {}
+    if seen:
+        expressed = {
+            "basis_coords": rows(torch.stack([coords for coords, _ in seen], 1)),
+            "basis_score": rows(torch.stack([score for _, score in seen], 1)),
+        }
+    return expressed | {
         "pca_coords": rows((centred @ components.T).float()),
         "pair_sum": rows(euclidean.sum),
         "pair_min": rows(euclidean.min),

@@ -1,7 +1,7 @@
 """The loop over all batches of one model, language by language."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from ..data import Samples
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..store import Session
+from ..store import ModelStore, Session
 from ..store.layout import Array, shards_of
 from .capture import Capture
 from .chance import Chance
 from .events import Event, LanguageDone, Note, Progressed
-from .finish import finish_language, merge_bases
+from .finish import Basis, finish_language, merge_bases
 from .plan import Batch, Part
 from .prepare import Prepared
 from .transfer import HostCopy, WriterThread
@@ -38,6 +38,7 @@ class Extraction:
         *,
         kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
+        bases: Sequence[ModelStore] = (),
     ) -> None:
         """Read what an earlier run has done.
 
@@ -48,6 +49,7 @@ class Extraction:
             session: where the results are written.
             kept: languages that are copied from another store, by functions that read their arrays.
             impl: implementation of the kernels; None: the fastest that works here.
+            bases: finished models of the store, in whose components states are expressed too.
         """
         self._model = model
         self._name = model.name
@@ -58,6 +60,7 @@ class Extraction:
         names = samples.languages
         self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
+        self._bases = bases
         self._largest_batch: int | None = None
         """Texts in a batch, once the device's memory was too small for more."""
         self.tokens = 0
@@ -190,6 +193,7 @@ class Extraction:
             [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
             self._model.device,
             self._impl,
+            [Basis.read(model, i_lang) for model in self._bases],
         )
 
     def _write_rest(self) -> NDArray[np.int64]:

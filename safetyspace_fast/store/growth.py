@@ -29,6 +29,7 @@ from .writer import Contents, create_run, resume_run
 # No model has a name that begins with a dot.
 _GROWN = ".grown"
 _BEFORE = ".before"
+_BY_BASIS = {spec.name for spec in MODEL if "basis" in spec.dims}
 
 
 def settle(place: Place, claimed: Collection[str] = ()) -> None:
@@ -72,6 +73,18 @@ class Kept:
     """The model's manifest in the old store; empty if it is not in it."""
     languages: Mapping[str, Callable[[], dict[str, Array]]] = field(default_factory=dict)
     """Functions that read all arrays of a language, as `Session.write_language` takes them."""
+    bases: list[str] = field(default_factory=list)
+    """The models in whose components the states are expressed too, in the old store."""
+
+    def with_bases(self, bases: list[str]) -> Mapping[str, Callable[[], dict[str, Array]]]:
+        """`languages`, without what was expressed in the components of other models than these."""
+
+        def known(read: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+            return {name: array for name, array in read().items() if name not in _BY_BASIS}
+
+        if bases == self.bases:
+            return self.languages
+        return {lang: partial(known, read) for lang, read in self.languages.items()}
 
     def manifest_with(self, new: Attributes) -> Attributes:
         """The old manifest with the new data and their plans; copied languages keep their plans."""
@@ -136,7 +149,7 @@ class Growth:
             for lang, samples in self._same.items()
             if attributes["complete"] or written.issuperset(shards_of(samples))
         }
-        return Kept(attributes["manifest"], languages)
+        return Kept(attributes["manifest"], languages, attributes.get("bases", []))
 
     def finish(self, claimed: Collection[str]) -> str | None:
         """Swap the stores, or say what the larger one waits for.

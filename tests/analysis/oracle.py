@@ -28,12 +28,41 @@ class StandInModel:
     hookpoints: tuple[str, ...]
     poolings: tuple[str, ...]
 
-    def __init__(self, arrays, dims, hookpoints, poolings):
+    def __init__(self, arrays, dims, hookpoints, poolings, name=""):
+        self.name = name
         self._arrays, self._dims = arrays, dims
         self.hookpoints, self.poolings = hookpoints, poolings
         self.seed = 0
         self.manifest = {"dtype": "float32", "template_sha256": "0" * 64, "max_tokens": None}
-        self.attrs = {"device": "cpu"}
+        self.attrs = {"device": "cpu", "bases": []}
+
+    def express(self, states, other, samples):
+        """Add what the store holds of `states` {lang number: [layer, pooling, n, D]} as seen from
+        `other`, a model of the same width."""
+        shape = self._arrays["pca_coords"].shape[:3]
+        coords, score = np.full((*shape, 1, COMPONENTS), np.nan), np.full((*shape, 1), np.nan)
+        for i, x in states.items():
+            mine = samples.lang_index == i
+            fold = samples.fold[mine]
+            for at in np.ndindex(shape[:2]):
+                z = x[at] - np.nanmean(x[at], 0)
+                coords[(*at, mine, 0)] = z @ other._arrays["pca_components"][(*at, i)].T
+                mean, count = (
+                    np.nan_to_num(other._arrays[n][(*at, i)]) for n in ("fold_mean", "count")
+                )
+                for f in np.unique(fold):
+                    rest = np.arange(FOLDS) != f
+                    with np.errstate(all="ignore"):
+                        m0, m1 = (
+                            count[c, rest] @ mean[c, rest] / count[c, rest].sum() for c in (0, 1)
+                        )
+                    score[(*at, np.flatnonzero(mine)[fold == f], 0)] = z[fold == f] @ (m1 - m0)
+        self._arrays |= {"basis_coords": coords, "basis_score": score}
+        self._dims |= {
+            "basis_coords": ("layer", "pooling", "sample", "a", "b"),
+            "basis_score": ("layer", "pooling", "sample", "a"),
+        }
+        self.attrs["bases"] = [other.name]
 
     def has(self, name):
         return name in self._arrays
@@ -101,7 +130,7 @@ def language_arrays(x, label, fold, projection, evidence=None):
     z, y, f = x[ok], label[ok], fold[ok]
     row["projected"][ok] = (z @ projection).astype(np.float32)
     centred = z - z.mean(0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    left, singular, axes = np.linalg.svd(centred, full_matrices=False)
     k = min(COMPONENTS, len(singular))
     coords = np.full((len(z), COMPONENTS), np.nan)
     coords[:, :k] = left[:, :k] * singular[:k]
@@ -159,6 +188,7 @@ def language_arrays(x, label, fold, projection, evidence=None):
         "scale": scale,
         "noise": noise,
         "fold_mean": fold_mean,
+        "pca_components": np.pad(axes[:k], ((0, COMPONENTS - k), (0, 0))),
         "count": count,
     }
     return row, {"pca_explained": explained}, cell
@@ -258,7 +288,12 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
         dims["n_tokens"] = dims["truncated"] = ("sample",)
         hookpoints = ("embed", *(f"block.{i}" for i in range(n_layers - 1)))
         poolings = ("mean", "last")[:n_pool]
-        models[name] = StandInModel(arrays, dims, hookpoints, poolings)
+        models[name] = StandInModel(arrays, dims, hookpoints, poolings, name)
+        first = models[next(iter(models))]
+        if first.name != name and first._arrays["class_mean"].shape[-1] == hidden:
+            models[name].express(
+                {i: by_lang[lang] for i, lang in enumerate(languages)}, first, samples
+            )
     return StandInRun(languages, samples, models)
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import planted, stand_in
+from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.analysis import compare, rows, separation
 from safetyspace_fast.analysis.families import METRICS, metric
@@ -87,6 +88,33 @@ def test_each_model_stands_in_its_own_components_as_in_separation():
         np.testing.assert_allclose(found[model].sel(metric=kept), expected, rtol=1e-12)
     assert set(found["space"].to_numpy()) == {"own pc2", "own pc10"}
     assert "own pcK" in to_table(found)
+
+
+def test_both_models_in_the_components_of_the_base():
+    """Against NumPy at full width; a model that is only turned loses what the base sees."""
+    rng = np.random.default_rng(3)
+    spread = np.exp(-0.1 * np.arange(40))
+    x, label = planted(n=240, width=40, shift=3.0, spread=spread)
+    y = x[..., ::-1] + 0.1 * rng.standard_normal(x.shape)
+    run = stand_in({"base": {"en": x}, "aligned": {"en": y}}, {"en": label})
+    options = {"base": "base", "aligned": "aligned", "metrics": ["rho_pc2", "silhouette_pc2"]}
+    found = compare(run, components="base", **options, **QUICK).squeeze()
+    assert set(found["space"].to_numpy()) == {"base pc2"}
+    axes = np.linalg.svd(x[0, 0] - x[0, 0].mean(0), full_matrices=False)[2][:2].T
+    for name, states in (("base", x), ("aligned", y)):
+        expected = silhouette_score(states[0, 0] @ axes, label)
+        assert float(found[name].sel(metric="silhouette_pc2")) == pytest.approx(expected, rel=1e-5)
+    assert abs(float(found["difference"].sel(metric="rho_pc2"))) > 0.1
+    own = compare(run, **options, **QUICK).squeeze()
+    assert (abs(own["difference"]) < 0.05).all()
+    with pytest.raises(ConfigError, match="components: got 'both', expected one of own, base"):
+        compare(run, components="both", **options, **QUICK)
+    back = {"base": "aligned", "aligned": "base", "metrics": ["rho_pc2", "rho"]}
+    other = compare(run, components="base", **back, **QUICK).squeeze()
+    assert "base was not expressed in the components of aligned" in str(other["refused"].values[0])
+    assert float(other["difference"].sel(metric="rho")) == float(
+        -compare(run, **options | {"metrics": "rho"}, **QUICK)["difference"].squeeze()
+    )
 
 
 def test_exchanging_the_models_negates_every_difference():
@@ -484,7 +512,7 @@ def test_models_without_a_common_projection_are_compared_by_their_metrics_only()
         spaces = ["full", "own pc2", "own pc10", "own pc10"]
         assert found["space"].to_numpy().tolist() == spaces
         assert "own pcK" in to_table(whole)
-        projected = {"displacement_rank", "transfer_auc", "own_auc"}
+        projected = {"displacement_rank"}
         wide = set() if same_width else {"displacement", "displacement_share"}
         for name in projected | wide:
             assert np.isnan(found[name]).all(), name

@@ -12,7 +12,7 @@ from safetyspace_fast.analysis.crossfit import (
     direction_cosine,
     weights_of_halves,
 )
-from safetyspace_fast.analysis.significance import student_p, student_quantile
+from safetyspace_fast.analysis.significance import false_discovery, student_p, student_quantile
 
 
 def means_of(x, label, fold):
@@ -128,3 +128,10 @@ def test_p_of_students_t(freedom):
     found = student_p(t, torch.full_like(t, freedom))
     np.testing.assert_allclose(found, 2 * stats.t.sf(t.numpy(), freedom), rtol=0.02)
     assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
+
+
+def test_false_discovery_rate_is_that_of_scipy_without_what_is_unknown():
+    p = np.random.default_rng(0).uniform(size=50) ** 3
+    found = false_discovery(torch.tensor(np.r_[p, np.nan]))
+    np.testing.assert_allclose(found[:-1], stats.false_discovery_control(p))
+    assert bool(found[-1].isnan())

@@ -6,6 +6,7 @@ import torch
 
 from safetyspace_fast.data import NUM_FOLDS
 from safetyspace_fast.extract.finish import (
+    Basis,
     dominance,
     finish_cell,
     merge_cell_bases,
@@ -133,6 +134,28 @@ def test_samples_that_are_not_finite_are_left_out_of_the_rest() -> None:
         assert cell[name][~keep].isnan().all(), name
         torch.testing.assert_close(cell[name][keep], without[name], msg=name)
     torch.testing.assert_close(cell["class_mean"], without["class_mean"])
+
+
+def test_states_as_seen_from_another_model_are_those_of_its_components_and_directions() -> None:
+    other, own = draw(90, 25, seed=3), draw(90, 25, seed=4)
+    labels, folds = torch.arange(90) % 2, torch.arange(90) // 2 % NUM_FOLDS
+    other[labels == 1, :5] += 2.0
+    seen = finish_cell(other, labels, folds)
+    count = torch.stack([torch.bincount(folds[labels == c], minlength=NUM_FOLDS) for c in (0, 1)])
+    basis = Basis(seen["pca_components"].double(), seen["fold_mean"].double(), count.double())
+    cell = finish_cell(own, labels, folds, bases=[basis, basis])
+    centred = own.double() - own.double().mean(0)
+    expected = centred @ seen["pca_components"].double().T
+    torch.testing.assert_close(cell["basis_coords"][:, 1].double(), expected, rtol=1e-4, atol=1e-5)
+    x = other.double()
+    for i in range(90):
+        m0, m1 = (x[(labels == c) & (folds != folds[i])].mean(0) for c in (0, 1))
+        along = centred[i] @ (m1 - m0) / (m1 - m0).norm()
+        assert float(cell["basis_score"][i, 0]) == pytest.approx(float(along), rel=1e-4, abs=1e-4)
+    again = finish_cell(other, labels, folds, bases=[basis])
+    torch.testing.assert_close(again["basis_coords"][:, 0], again["pca_coords"])
+    nothing = Basis(basis.components, basis.fold_mean * torch.nan, basis.count)
+    assert finish_cell(own, labels, folds, bases=[nothing])["basis_coords"].isnan().all()
 
 
 def test_noise_has_no_heldout_direction() -> None:

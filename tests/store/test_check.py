@@ -62,7 +62,9 @@ def contents(store: Path) -> dict[str, bytes]:
 def read_everything(store: Path) -> dict[str, object]:
     run = api.open_run(store)
     model = run.model("m")
-    values: dict[str, object] = {spec.name: model.read(spec.name) for spec in MODEL}
+    values: dict[str, object] = {
+        spec.name: model.read(spec.name) for spec in MODEL if model.has(spec.name)
+    }
     values |= {f"samples/{name}": column for name, column in vars(run.samples).items()}
     facts = ("hookpoints", "poolings", "manifest", "model", "versions")
     return values | {name: model.attrs[name] for name in facts} | {"languages": run.languages}

@@ -131,7 +131,8 @@ def read_all(location: Path) -> None:
         model = run.model(name)
         assert all(isinstance(word, str) for word in (*model.hookpoints, *model.poolings))
         for spec in MODEL:
-            model.read(spec.name)
+            if not spec.optional or model.has(spec.name):
+                model.read(spec.name)
         run.dataset(name)
         run.separation(name)
 

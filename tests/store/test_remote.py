@@ -166,9 +166,9 @@ def test_a_run_in_an_object_store_is_the_same_and_resumes(
     }
     remote = {key.removeprefix("/bucket/some/run.zarr/"): v for key, v in server.objects.items()}
     assert {key: value for key, value in remote.items() if not key.endswith("zarr.json")} == chunks
-    for name in ROW_ARRAYS:
+    for name in filter(run.model("m").has, ROW_ARRAYS):
         assert len([key for key in remote if f"m/{name}/c/" in key]) == 1
-    for spec in MODEL:
+    for spec in (spec for spec in MODEL if run.model("m").has(spec.name)):
         np.testing.assert_array_equal(
             run.model("m").read(spec.name), api.open_run(local).model("m").read(spec.name)
         )

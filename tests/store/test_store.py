@@ -31,6 +31,7 @@ SIZES = {
     "sample": N,
     "proj": 8,
     "component": 4,
+    "basis": 2,
     "class": 2,
     "label": 2,
     "fold": 10,

@@ -13,7 +13,7 @@ from safetyspace_fast.store.layout import COMPONENTS, MODEL, SAMPLES, ArraySpec
 FOLDER = Path(safetyspace_fast.store.__file__).parent
 README = (FOLDER / "README.md").read_text("utf-8")
 ARRAY = re.compile(r"^ {4}(\w+) +(\w+) +\[([\w, ]+)\](?:.* (\d+) bits)?", re.MULTILINE)
-SIZES = {"proj": 64, "component": COMPONENTS, "class": 2, "label": 2, "fold": 10}
+SIZES = {"proj": 64, "component": COMPONENTS, "class": 2, "label": 2, "fold": 10, "basis": 1}
 
 
 def test_the_tree_has_every_array_with_its_type_axes_and_bits() -> None:
@@ -39,10 +39,14 @@ def test_sizes_are_those_of_the_layout(hidden: int) -> None:
         for what, formula in rows
     }
     assert given == {
-        "text": sum(n_bytes(spec, hidden) for spec in MODEL if spec.by_sample),
+        "text": sum(
+            n_bytes(spec, hidden) for spec in MODEL if spec.by_sample and "basis" not in spec.dims
+        ),
         "language": sum(n_bytes(spec, hidden) for spec in MODEL if spec.by_language),
         "model": sum(n_bytes(spec, hidden) for spec in MODEL if spec.name == "pca_basis"),
     }
+    of_basis = sum(n_bytes(spec, hidden) for spec in MODEL if "basis" in spec.dims)
+    assert f"A text takes {of_basis} bytes more for each model in `bases`" in README
     if hidden == 4096:
         example = 66 * (8800 * given["text"] + 11 * given["language"] + given["model"])
         assert f"\n{example / 1e6:.0f} MB before compression" in README
