@@ -1,14 +1,13 @@
 // Statistics of many labellings of the same samples, on processors with AVX-512: sixteen at a time.
 //
-// `label_silhouettes` turns sums of distances into silhouettes; what a labelling says of a sample is
-// one bit. `label_wins` sorts the scores of each fold with Batcher's network, whose comparisons do
-// not depend on the data, so that sixteen columns are sorted as one.
+// `label_silhouettes` turns sums of distances into silhouettes; what a labelling says of a sample
+// is one bit. `label_wins` sorts the scores of each fold with Batcher's network, whose comparisons
+// do not depend on the data, so that sixteen columns are sorted as one.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -77,11 +76,13 @@ AVX512 inline void exchange(int32_t* low, int32_t* high) {
 
 // Batcher's odd-even merge sort of `size` rows of sixteen keys (Knuth, vol. 3, 5.2.2, algorithm M).
 AVX512 void sort(int32_t* keys, int64_t size) {
-  for (int64_t p = 1; p < size; p *= 2) {
+  int64_t bits = 1;  // 2 p = 1 << bits
+  for (int64_t p = 1; p < size; p *= 2, ++bits) {
     for (int64_t k = p; k >= 1; k /= 2) {
-      for (int64_t j = k % p; j + k < size; j += 2 * k) {
-        for (int64_t i = j; i < std::min(j + k, size - k); ++i) {
-          if (i / (2 * p) == (i + k) / (2 * p)) {
+      for (int64_t j = k & (p - 1); j + k < size; j += 2 * k) {
+        const int64_t end = std::min(j + k, size - k);
+        for (int64_t i = j; i < end; ++i) {
+          if (i >> bits == (i + k) >> bits) {
             exchange(keys + i * kLanes, keys + (i + k) * kLanes);
           }
         }
@@ -96,7 +97,8 @@ AVX512 void add_wins(const float* scores, const int32_t* bits, int64_t begin, in
   const int64_t size = end - begin;
   int32_t n1[kLanes] = {}, ones[kLanes] = {};
   for (int64_t i = begin; i < end; ++i) {
-    const int32_t order = static_cast<int32_t>(static_cast<uint32_t>(i) * 2654435769u >> 25) & kOrder;
+    const int32_t order =
+        static_cast<int32_t>(static_cast<uint32_t>(i) * 2654435769u >> 25) & kOrder;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       const int32_t bit = label(bits, labels, i, r, lane);
       const int32_t raw = std::bit_cast<int32_t>(scores[i * labels + r + lane]);

@@ -113,6 +113,14 @@ torch.library.define(
     f"{NAMESPACE}::pool_into", "(Tensor hidden_states, Tensor spans, Tensor(a!) out) -> ()"
 )
 torch.library.define(f"{NAMESPACE}::label_sums", "(Tensor values, Tensor bits) -> Tensor")
+torch.library.define(
+    f"{NAMESPACE}::label_silhouettes",
+    "(Tensor to1, Tensor row_sum, Tensor bits, int first, Tensor in0, Tensor in1, "
+    "Tensor(a!) silhouette, Tensor(b!) within) -> ()",
+)
+torch.library.define(
+    f"{NAMESPACE}::label_wins", "(Tensor scores, Tensor bits, Tensor ends) -> Tensor"
+)
 _LAYERS: dict[str, tuple[str, Callable[..., Any]]] = {
     # x [..., K] f32, panels [N / 32, K, 32] f32 (`pack_linear`), bias [N] -> [..., N]
     "linear": (

@@ -17,6 +17,30 @@ TILE_BYTES = 5 << 19
 """Working memory of one tile of distances: small enough for a cache, large enough for products."""
 
 
+class Labellings:
+    """Labellings in the forms that sums need; R is rounded up where the kernels take more at once.
+
+    labels: [R, n] float64; member: [n, R rounded up] float32; packed: result of `pack_labels`.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        """Take labellings [R, n], 0 or 1."""
+        self.labels = labels.double()
+        self.packed = pack_labels(labels)
+        self.number = len(labels)
+        width = self.packed.shape[1]
+        padded = torch.nn.functional.pad(labels, (0, 0, 0, width - self.number))
+        self.member = padded.T.float().contiguous()
+        self.n1 = self.member.sum(0)
+        self.n0 = len(self.member) - self.n1
+        self.compiled = self.packed.dtype == torch.int32
+        """Whether the compiled kernels can be used."""
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of each row of values [m, n] float64 over class 1: [m, R rounded up] float32."""
+        return label_sums(values, self.packed)
+
+
 # Class means -----------------------------------------------------------------------------------
 
 
@@ -92,33 +116,30 @@ class DistanceSums:
 
     def __init__(
         self,
-        labels: Tensor,
+        labellings: Labellings,
         *,
         copy: Tensor | None = None,
         neighbours: bool = False,
         silhouettes: bool = True,
     ) -> None:
-        """Prepare the labellings.
+        """Prepare the sums.
 
         Args:
-            labels: [R, n] float64, one labelling a row.
+            labellings: of the texts.
             copy: [n] int64, the same number for copies of a text, which have one label in each
                 labelling; None if there are none.
             neighbours: also find `nearest`.
             silhouettes: compute them; they need distances, not kernels.
         """
-        n = labels.shape[-1]
-        self._labels, self._copy, self._silhouettes = labels, copy, silhouettes
+        labels = labellings.labels
+        n, width = labellings.member.shape
+        self._of, self._copy, self._silhouettes = labellings, copy, silhouettes
         self._copies = None if copy is None else torch.bincount(copy)[copy][:, None].float()
-        self._n1 = labels.sum(-1)
-        self._n0 = n - self._n1
-        self._member = labels.T.float().contiguous()
-        self._packed = pack_labels(labels)
         self._first = torch.stack([1 - labels[0], labels[0]], -1)
         self._pair_sum = labels.new_empty(n, 2)
         self._near = torch.empty(n if neighbours else 0, dtype=torch.int64, device=labels.device)
         self._silhouette, self._within1, self._more0, self._more1 = (
-            labels.new_zeros(len(labels)) for _ in range(4)
+            labels.new_zeros(width) for _ in range(4)
         )
 
     def add(self, rows: slice, distance: Tensor) -> None:
@@ -129,29 +150,36 @@ class DistanceSums:
             _fill_equal(distance, rows, self._copy, torch.inf)
             self._near[rows] = distance.argmin(-1)
             _fill_equal(distance, rows, self._copy, 0.0)
-        to1 = label_sums(distance, self._packed)[:, : len(self._labels)]
-        member = self._member[rows]
+        to1, row_sum = self._of.sums(distance), self._pair_sum[rows].sum(-1)
+        n0, n1 = self._of.n0, self._of.n1
+        if self._of.compiled and self._copies is None and self._silhouettes:
+            torch.ops.safetyspace_fast.label_silhouettes(
+                to1, row_sum, self._of.packed, rows.start, (n0 - 1) / n1, n0 / (n1 - 1),
+                self._silhouette, self._within1,
+            )  # fmt: skip
+            return
+        member = self._of.member[rows]
         self._within1 += (to1 * member).sum(0)
-        n0, n1 = self._n0.float(), self._n1.float()
         same: Tensor | float = 1.0
         if self._copies is not None:  # means over n - same other texts instead of n - 1
             same = self._copies[rows]
-            to0 = self._pair_sum[rows].sum(-1, keepdim=True).float() - to1
+            to0 = row_sum[:, None].float() - to1
             self._more0 += (to0 * (1 - member) * ((same - 1) / (n0 - same))).sum(0)
             self._more1 += (to1 * member * ((same - 1) / (n1 - same))).sum(0)
         if self._silhouettes:
-            to0 = self._pair_sum[rows].sum(-1, keepdim=True).float() - to1
+            to0 = row_sum[:, None].float() - to1
             self._silhouette += _signed_silhouettes(to0, to1, member, n0, n1, same).sum(0)
 
     def result(self) -> LabelledDistances:
         """The statistics, when all rows have come."""
+        kept = slice(self._of.number)
         row_sum = self._pair_sum.sum(-1)
-        n0, n1 = self._n0, self._n1
-        across = self._labels @ row_sum - self._within1
-        within0 = row_sum.sum() - 2 * across - self._within1 + self._more0
-        within1 = self._within1 + self._more1
+        n0, n1 = (n[kept].double() for n in (self._of.n0, self._of.n1))
+        across = self._of.labels @ row_sum - self._within1[kept]
+        within0 = row_sum.sum() - 2 * across - self._within1[kept] + self._more0[kept]
+        within1 = self._within1[kept] + self._more1[kept]
         energy = 2 * across / (n0 * n1) - within1 / (n1 * (n1 - 1)) - within0 / (n0 * (n0 - 1))
-        silhouette = self._silhouette / len(row_sum)
+        silhouette = self._silhouette[kept] / len(row_sum)
         return LabelledDistances(self._pair_sum, silhouette, energy, self._near)
 
 
@@ -170,11 +198,14 @@ def labelled_distances(
 
     Args:
         x: [n, k] float64, roughly centred.
-        labels, neighbours, copy: as in `DistanceSums`.
+        labels: [R, n], one labelling a row.
+        neighbours, copy: as in `DistanceSums`.
         bandwidth: use minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) as the distance;
             `energy` is then the MMD^2.
     """
-    sums = DistanceSums(labels, copy=copy, neighbours=neighbours, silhouettes=bandwidth is None)
+    sums = DistanceSums(
+        Labellings(labels), copy=copy, neighbours=neighbours, silhouettes=bandwidth is None
+    )
     # Scaled to fit float32; every statistic scales with the distances.
     scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
     for rows, distance in distance_tiles(x / scale):
@@ -234,64 +265,65 @@ class CrossFit:
     other folds is never written out.
     """
 
-    def __init__(self, x: Tensor, labels: Tensor, fold: Tensor) -> None:
-        """Prepare the labellings.
+    def __init__(self, x: Tensor, labellings: Labellings, fold: Tensor) -> None:
+        """Prepare the sums.
 
         Args:
             x: [n, D] floating point with zero column means, in the order of their folds.
-            labels: [R, n] float64, one labelling a row, 0 or 1.
+            labellings: of the texts.
             fold: [n] int64, ascending.
         """
-        self._x, self._labels, self._fold = x, labels, fold
-        self._packed = pack_labels(labels)
-        self._rest = torch.empty(len(x), len(labels), device=x.device)
+        self._x, self._of, self._fold = x, labellings, fold
+        self._rest = torch.empty_like(labellings.member)
         """Product of each text with the sum of class 1 in the other folds."""
 
     def add(self, rows: slice, product: Tensor) -> None:
         """Take products of some texts with all: [rows, n] float64; those of one fold change."""
         product.masked_fill_(self._fold[rows, None] == self._fold, 0.0)
-        self._rest[rows] = label_sums(product, self._packed)[:, : len(self._labels)]
+        self._rest[rows] = self._of.sums(product)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """The squared length of the sum of class 1, and scores, when all rows have come.
 
         Returns:
-            length [R] float64; scores [n, R] float32, along the direction of the other folds, on
-            some positive scale in each of them; middle [n, R], the score midway between the means.
+            length [R] float64; scores [n, R rounded up] float32, along the direction of the other
+            folds, on some positive scale in each of them; middle [n, R rounded up], the score
+            midway between the means.
         """
         inside = fold_slices(self._fold)
-        member = self._labels.T.float()
+        member = self._of.member
         own = torch.cat([(self._x[i] @ self._x[i].T).float() @ member[i] for i in inside])
         length = (member * (self._rest + own)).sum(0)
-        ones = member.sum(0)
         middle = torch.empty_like(self._rest)
         scores = torch.empty_like(self._rest)
         for i in inside:
             y, rest = member[i], self._rest[i]
-            n1 = ones - y.sum(0)
+            n1 = self._of.n1 - y.sum(0)
             n0 = len(self._x) - (i.stop - i.start) - n1
             # All texts sum to zero, those of the other folds to minus the sum of this one.
             total = self._x[i].sum(0)
             toward = (self._x[i] @ total).float()[:, None]
-            scores[i] = rest * (n0 + n1) + toward * n1
+            torch.addcmul(rest * (n0 + n1), toward, n1, out=scores[i])
             sum1 = length - 2 * (y * rest).sum(0) - (y * own[i]).sum(0)
             sum0 = total.square().sum() + 2 * rest.sum(0) + sum1
             middle[i] = (sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1
-        return length.double(), scores, middle
+        return length[: self._of.number].double(), scores, middle
 
 
-def ridge_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float) -> Tensor:
+def ridge_scores(x: Tensor, labellings: Labellings, fold: Tensor, strength: float) -> Tensor:
     """Held-out scores of a ridge probe on standardised features, under many labellings.
 
     Args:
         x: [n, P] float64, one layer's texts, in the order of their folds.
-        labels: [R, n] float64, one labelling a row, 0 or 1.
+        labellings: of the texts.
         fold: [n] int64, ascending.
         strength: of the penalty.
 
     Returns:
-        [n, R], coordinate along the direction, 0 midway between the training class means.
+        [n, R rounded up] float32, coordinate along the direction, 0 midway between the training
+        class means.
     """
+    labels = labellings.labels
     x = x - x.mean(0)
     spread = x.square().mean(0).sqrt()
     x = torch.where(spread > 0, x / spread, 0.0)
@@ -299,7 +331,7 @@ def ridge_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float) -> Te
     sums = torch.stack([labels[:, i] @ x[i] for i in inside])
     every1, number1 = sums.sum(0), labels.sum(-1, keepdim=True)
     gram = x.T @ x
-    scores = x.new_empty(len(x), len(labels))
+    scores = torch.zeros_like(labellings.member)
     for f, i in enumerate(inside):
         n1 = number1 - labels[:, i].sum(-1, keepdim=True)
         n = x.shape[0] - (i.stop - i.start)
@@ -311,11 +343,11 @@ def ridge_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float) -> Te
         factor = torch.linalg.cholesky(scatter)
         direction = torch.cholesky_solve((mean1 - mean0).T, factor)
         midpoint = (direction * (mean1 + mean0).T).sum(0) / 2
-        scores[i] = x[i] @ direction - midpoint
+        scores[i, : labellings.number] = (x[i] @ direction - midpoint).float()
     return scores
 
 
-def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+def labelled_auc(scores: Tensor, labellings: Labellings, fold: Tensor) -> tuple[Tensor, Tensor]:
     """AUC within folds of many labellings, and its distance from 1/2 in standard deviations.
 
     The deviation comes from how many texts of the other class each text wins over (DeLong et al.
@@ -323,32 +355,42 @@ def labelled_auc(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, 
     2007). Ties are broken by order.
 
     Args:
-        scores: [n, R], labels: [R, n], 0 or 1, fold: [n] int64, ascending.
+        scores: [n, R rounded up] float32, contiguous.
+        labellings: of the texts.
+        fold: [n] int64, ascending.
 
     Returns:
         auc, score: [R] float64.
     """
-    wins, chances, square, first, second = (
-        torch.zeros(len(labels), dtype=torch.float64, device=scores.device) for _ in range(5)
-    )
-    for i in fold_slices(fold):
-        here = labels[:, i].float().gather(-1, _order(scores[i].T.float().contiguous()))
-        size = i.stop - i.start
-        ones = here.cumsum(-1)
-        n1 = ones[:, -1:]
-        zeros = torch.arange(1, size + 1, dtype=here.dtype, device=here.device) - ones
-        won = torch.lerp(n1 - ones, zeros, here)  # texts of the other class that a text wins over
-        own = (here * zeros).sum(-1).double()
-        pairs = ((size - n1) * n1)[:, 0].double()
-        wins += own
-        chances += pairs
-        square += won.square().sum(-1).double()
-        first += own * size
-        second += pairs * size
+    if labellings.compiled:
+        ends = torch.bincount(fold).cumsum(0)
+        sums = torch.ops.safetyspace_fast.label_wins(scores, labellings.packed, ends)
+    else:
+        sums = _wins(scores, labellings.member, fold)
+    wins, chances, square, first, second = sums[:, : labellings.number]
     auc = wins / chances
     variance = (square - 2 * auc * first + auc.square() * second).clamp_min(0)
     # A perfect order has no spread: one half of a pair more keeps the score finite.
     return auc, (wins - chances / 2) / (variance + chances / 4).sqrt()
+
+
+def _wins(scores: Tensor, member: Tensor, fold: Tensor) -> Tensor:
+    """What `labelled_auc` needs of the sorted scores, added over folds: [5, R] float64.
+
+    Wins of class 1, pairs, squares of the wins of each text; wins and pairs times texts of a fold.
+    """
+    sums = torch.zeros(5, scores.shape[1], dtype=torch.float64, device=scores.device)
+    for i in fold_slices(fold):
+        here = member[i].T.gather(-1, _order(scores[i].T.contiguous()))
+        size = i.stop - i.start
+        ones = here.cumsum(-1)
+        n1 = ones[:, -1:]
+        zeros = torch.arange(1, size + 1, dtype=here.dtype, device=here.device) - ones
+        won = torch.where(here > 0, zeros, n1 - ones)  # texts of the other class won over
+        wins = (here * zeros).sum(-1).double()
+        pairs = ((size - n1) * n1)[:, 0].double()
+        sums += torch.stack([wins, pairs, won.square().sum(-1).double(), wins * size, pairs * size])
+    return sums
 
 
 def _order(scores: Tensor) -> Tensor:
@@ -434,7 +476,7 @@ def labelled_statistics(
     """
     order = torch.argsort(fold, stable=True)
     back = torch.argsort(order)
-    fold, y = fold[order], labels[:, order].double()
+    fold, y = fold[order], labels[:, order]
     copy = None if copy is None else copy[order]
     wide = x[order].double()
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -444,8 +486,9 @@ def labelled_statistics(
     x, thin = (wide / size).to(x.dtype), (wide / scale).to(x.dtype)
     norms = (wide / size).square().sum(-1), (wide / scale).square().sum(-1)
     del wide
-    plain, standard = CrossFit(x, y, fold), CrossFit(thin, y, fold)
-    euclidean, cosine = DistanceSums(y, copy=copy, neighbours=True), DistanceSums(y, copy=copy)
+    of = Labellings(y)
+    plain, standard = CrossFit(x, of, fold), CrossFit(thin, of, fold)
+    euclidean, cosine = DistanceSums(of, copy=copy, neighbours=True), DistanceSums(of, copy=copy)
     for rows in tiles(len(x)):
         product = (x[rows] @ x.T).double()
         distance = norms[0] + norms[0][rows, None] - 2 * product
@@ -461,17 +504,19 @@ def labelled_statistics(
         "silhouette": apart.silhouette,
         "energy_distance": apart.energy * size,
         "silhouette_cosine": cosine.result().silhouette,
-        "nn_accuracy": (y == y[:, near]).double().mean(-1),
-        "accuracy_direction": balanced_accuracy(scores - middle, y),
+        "nn_accuracy": (y == y[:, near]).float().mean(-1).double(),
+        "accuracy_direction": balanced_accuracy(scores - middle, of),
     }
-    found["rho"], found["welch"] = welch_ratio(length, norms[0], y)
-    found["rho_standardized"], found["welch_standardized"] = welch_ratio(thin_length, norms[1], y)
-    found["auc_direction"], found["auc_direction_score"] = labelled_auc(scores, y, fold)
-    found["auc_standardized"], found["auc_standardized_score"] = labelled_auc(thin_scores, y, fold)
+    found["rho"], found["welch"] = welch_ratio(length, norms[0], of.labels)
+    found["rho_standardized"], found["welch_standardized"] = welch_ratio(
+        thin_length, norms[1], of.labels
+    )
+    found["auc_direction"], found["auc_direction_score"] = labelled_auc(scores, of, fold)
+    found["auc_standardized"], found["auc_standardized_score"] = labelled_auc(thin_scores, of, fold)
     if partners is not None:
         partners = back[partners]
-        swaps = (2 * y[:, partners[:, 1]] - 1).to(x.dtype)
-        gap = (scores[partners[:, 1]] - scores[partners[:, 0]]).T * swaps
+        swaps = (2 * of.labels[:, partners[:, 1]] - 1).to(x.dtype)
+        gap = (scores[partners[:, 1]] - scores[partners[:, 0]])[:, : of.number].T * swaps
         found["paired_accuracy"] = ((gap.sign() + 1) / 2).double().mean(-1)
         found["paired_effect"] = (gap.mean(-1) / gap.std(-1)).double()
         gaps = x[partners[:, 1]] - x[partners[:, 0]]
@@ -480,12 +525,20 @@ def labelled_statistics(
     return torch.stack([found.get(name, unknown) for name in STATISTICS]), order[near][back]
 
 
-def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the classes of the share of texts on their side of 0: [n, R], [R, n] -> [R]."""
-    above, y = (scores > 0).double(), labels.T
-    right1 = (above * y).sum(0) / y.sum(0)
-    right0 = ((1 - above) * (1 - y)).sum(0) / (1 - y).sum(0)
-    return (right0 + right1) / 2
+def balanced_accuracy(scores: Tensor, labellings: Labellings) -> Tensor:
+    """Mean over the classes of the share of texts on their side of 0.
+
+    Args:
+        scores: [n, R rounded up]; labellings: of the texts.
+
+    Returns:
+        [R] float64.
+    """
+    above = (scores > 0).float()
+    ones = (above * labellings.member).sum(0)
+    zeros = labellings.n0 - (above.sum(0) - ones)
+    share = (ones / labellings.n1 + zeros / labellings.n0) / 2
+    return share[: labellings.number].double()
 
 
 def paired_shift(gaps: Tensor, swaps: Tensor, unit: Tensor | None) -> Tensor:
