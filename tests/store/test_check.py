@@ -62,8 +62,11 @@ def contents(store: Path) -> dict[str, bytes]:
 def read_everything(store: Path) -> dict[str, object]:
     run = api.open_run(store)
     model = run.model("m")
+    written = model.attrs["optional_arrays"]
     values: dict[str, object] = {
-        spec.name: model.read(spec.name) for spec in MODEL if model.has(spec.name)
+        spec.name: model.read(spec.name)
+        for spec in MODEL
+        if not spec.optional or spec.name in written
     }
     values |= {f"samples/{name}": column for name, column in vars(run.samples).items()}
     facts = ("hookpoints", "poolings", "manifest", "model", "versions")
