@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <bit>
 #include <string>
 #include <vector>
 
@@ -16,9 +15,11 @@
 #include "loops.h"
 
 #if defined(__x86_64__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own headers
+#endif
+#include <immintrin.h>
 #define AVX512 __attribute__((target("avx512f,avx512dq")))
-#else
-#define AVX512
 #endif
 
 namespace safetyspace::cpu {
@@ -33,45 +34,56 @@ constexpr int64_t kSums = 5;          // what `label_wins` returns of every labe
 constexpr int32_t kOrder = 0x7e;      // bits of a key that break ties, by the sample's place
 constexpr int32_t kLabel = 1;         // bit of a key that holds the label
 
-// Whether labelling r + lane marks sample i.
-inline int32_t label(const int32_t* bits, int64_t labels, int64_t i, int64_t r, int64_t lane) {
-  return (bits[i / 32 * labels + r + lane] >> (i % 32)) & 1;
+#if defined(__x86_64__)
+
+// Labels of sample i, 0 or 1, under labellings r to r + 15.
+AVX512 inline __m512i labels_of(const int32_t* bits, int64_t labels, int64_t i, int64_t r) {
+  const __m512i word = _mm512_loadu_si512(bits + i / 32 * labels + r);
+  const __m128i shift = _mm_cvtsi32_si128(static_cast<int32_t>(i % 32));
+  return _mm512_and_si512(_mm512_srl_epi32(word, shift), _mm512_set1_epi32(1));
+}
+
+// sums[0..15] += values, in float64
+AVX512 inline void add_to(double* sums, __m512 values) {
+  const __m256 low = _mm512_castps512_ps256(values), high = _mm512_extractf32x8_ps(values, 1);
+  _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
+  _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
 }
 
 // silhouette[r] += the silhouettes, within[r] += the sums to class 1, of `rows` samples.
 AVX512 void add_silhouettes(const float* to1, const double* row_sum, const int32_t* bits,
                             int64_t first, int64_t rows, int64_t labels, const float* in0,
                             const float* in1, double* silhouette, double* within) {
+  const __m512 unit = _mm512_set1_ps(1.0f);
   for (int64_t r = 0; r < labels; r += kLanes) {
+    const __m512 weight0 = _mm512_loadu_ps(in0 + r), weight1 = _mm512_loadu_ps(in1 + r);
     for (int64_t start = 0; start < rows; start += kRowsInFloat) {
-      float score[kLanes] = {}, sum[kLanes] = {};
+      __m512 score = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
       for (int64_t i = start; i < std::min(rows, start + kRowsInFloat); ++i) {
-        const float total = static_cast<float>(row_sum[i]);
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const float one = to1[i * labels + r + lane];
-          const bool member = label(bits, labels, first + i, r, lane);
-          // (b - a) / max(a, b) = min(1/q, 1) - min(q, 1) with q = a/b; in class 0 q is b/a.
-          const float q = one / (total - one) * (member ? in1[r + lane] : in0[r + lane]);
-          const float inverse = 1.0f / q;
-          const float toward = (inverse < 1.0f ? inverse : 1.0f) - (q < 1.0f ? q : 1.0f);
-          score[lane] += q == q ? (member ? toward : -toward) : 0.0f;  // 0/0: all are alike
-          sum[lane] += member ? one : 0.0f;
-        }
+        const __m512 one = _mm512_loadu_ps(to1 + i * labels + r);
+        const __m512 total = _mm512_set1_ps(static_cast<float>(row_sum[i]));
+        const __m512i bit = labels_of(bits, labels, first + i, r);
+        const __mmask16 member = _mm512_test_epi32_mask(bit, bit);
+        // (b - a) / max(a, b) = min(1/q, 1) - min(q, 1) with q = a/b; in class 0 q is b/a.
+        const __m512 q = _mm512_mul_ps(_mm512_div_ps(one, _mm512_sub_ps(total, one)),
+                                       _mm512_mask_blend_ps(member, weight0, weight1));
+        const __m512 toward =
+            _mm512_sub_ps(_mm512_min_ps(_mm512_div_ps(unit, q), unit), _mm512_min_ps(q, unit));
+        const __mmask16 known = _mm512_cmp_ps_mask(q, q, _CMP_ORD_Q);  // 0/0: all are alike
+        score = _mm512_mask_add_ps(score, known & member, score, toward);
+        score = _mm512_mask_sub_ps(score, known & ~member, score, toward);
+        sum = _mm512_mask_add_ps(sum, member, sum, one);
       }
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        silhouette[r + lane] += score[lane];
-        within[r + lane] += sum[lane];
-      }
+      add_to(silhouette + r, score);
+      add_to(within + r, sum);
     }
   }
 }
 
 AVX512 inline void exchange(int32_t* low, int32_t* high) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    const int32_t a = low[lane], b = high[lane];
-    low[lane] = a < b ? a : b;
-    high[lane] = a < b ? b : a;
-  }
+  const __m512i a = _mm512_loadu_si512(low), b = _mm512_loadu_si512(high);
+  _mm512_storeu_si512(low, _mm512_min_epi32(a, b));
+  _mm512_storeu_si512(high, _mm512_max_epi32(a, b));
 }
 
 // Batcher's odd-even merge sort of `size` rows of sixteen keys (Knuth, vol. 3, 5.2.2, algorithm M).
@@ -82,9 +94,7 @@ AVX512 void sort(int32_t* keys, int64_t size) {
       for (int64_t j = k & (p - 1); j + k < size; j += 2 * k) {
         const int64_t end = std::min(j + k, size - k);
         for (int64_t i = j; i < end; ++i) {
-          if (i >> bits == (i + k) >> bits) {
-            exchange(keys + i * kLanes, keys + (i + k) * kLanes);
-          }
+          if (i >> bits == (i + k) >> bits) exchange(keys + i * kLanes, keys + (i + k) * kLanes);
         }
       }
     }
@@ -95,37 +105,57 @@ AVX512 void sort(int32_t* keys, int64_t size) {
 AVX512 void add_wins(const float* scores, const int32_t* bits, int64_t begin, int64_t end,
                      int64_t labels, int64_t r, int32_t* keys, double* sums) {
   const int64_t size = end - begin;
-  int32_t n1[kLanes] = {}, ones[kLanes] = {};
+  __m512i n1 = _mm512_setzero_si512(), ones = n1;
   for (int64_t i = begin; i < end; ++i) {
-    const int32_t order =
-        static_cast<int32_t>(static_cast<uint32_t>(i) * 2654435769u >> 25) & kOrder;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int32_t bit = label(bits, labels, i, r, lane);
-      const int32_t raw = std::bit_cast<int32_t>(scores[i * labels + r + lane]);
-      const int32_t sorted = raw ^ ((raw >> 31) & 0x7fffffff);  // integers in the order of floats
-      keys[(i - begin) * kLanes + lane] = (sorted & ~(kOrder | kLabel)) | order | bit;
-      n1[lane] += bit;
-    }
+    const __m512i bit = labels_of(bits, labels, i, r);
+    const __m512i raw = _mm512_castps_si512(_mm512_loadu_ps(scores + i * labels + r));
+    const __m512i negative = _mm512_srai_epi32(raw, 31);  // then integers in the order of floats
+    const __m512i sorted =
+        _mm512_xor_si512(raw, _mm512_and_si512(negative, _mm512_set1_epi32(0x7fffffff)));
+    const int32_t order = static_cast<int32_t>(static_cast<uint32_t>(i) * 2654435769u >> 25);
+    const __m512i low = _mm512_or_si512(_mm512_set1_epi32(order & kOrder), bit);
+    const __m512i high = _mm512_andnot_si512(_mm512_set1_epi32(kOrder | kLabel), sorted);
+    _mm512_storeu_si512(keys + (i - begin) * kLanes, _mm512_or_si512(high, low));
+    n1 = _mm512_add_epi32(n1, bit);
   }
   sort(keys, size);
-  double wins[kLanes] = {}, square[kLanes] = {};
+  __m512 wins = _mm512_setzero_ps(), square = wins;
+  double total[2][kLanes] = {};
   for (int64_t i = 0; i < size; ++i) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int32_t bit = keys[i * kLanes + lane] & kLabel;
-      const int32_t won = bit ? static_cast<int32_t>(i) - ones[lane] : n1[lane] - ones[lane];
-      wins[lane] += bit ? won : 0;
-      square[lane] += static_cast<double>(won) * won;
-      ones[lane] += bit;
+    const __m512i key = _mm512_loadu_si512(keys + i * kLanes);
+    const __m512i bit = _mm512_and_si512(key, _mm512_set1_epi32(kLabel));
+    const __mmask16 member = _mm512_test_epi32_mask(bit, bit);
+    const __m512i place = _mm512_set1_epi32(static_cast<int32_t>(i));
+    const __m512 won =
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_mask_blend_epi32(member, n1, place), ones));
+    wins = _mm512_mask_add_ps(wins, member, wins, won);
+    square = _mm512_fmadd_ps(won, won, square);
+    ones = _mm512_add_epi32(ones, bit);
+    if ((i + 1) % kRowsInFloat == 0 || i + 1 == size) {
+      add_to(total[0], wins);
+      add_to(total[1], square);
+      wins = square = _mm512_setzero_ps();
     }
   }
+  int32_t count[kLanes];
+  _mm512_storeu_si512(count, n1);
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    const double pairs = static_cast<double>(n1[lane]) * static_cast<double>(size - n1[lane]);
-    const double found[kSums] = {wins[lane], pairs, square[lane],
-                                 wins[lane] * static_cast<double>(size),
+    const double pairs = static_cast<double>(count[lane]) * static_cast<double>(size - count[lane]);
+    const double found[kSums] = {total[0][lane], pairs, total[1][lane],
+                                 total[0][lane] * static_cast<double>(size),
                                  pairs * static_cast<double>(size)};
     for (int64_t k = 0; k < kSums; ++k) sums[k * labels + r + lane] += found[k];
   }
 }
+
+#else
+
+void add_silhouettes(const float*, const double*, const int32_t*, int64_t, int64_t, int64_t,
+                     const float*, const float*, double*, double*) {}
+void add_wins(const float*, const int32_t*, int64_t, int64_t, int64_t, int64_t, int32_t*, double*) {
+}
+
+#endif
 
 void require_avx512(const char* op) {
   check(loops().name == std::string("avx512"), op, ": this processor has no AVX-512");

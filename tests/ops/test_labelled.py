@@ -172,8 +172,6 @@ def test_the_score_of_an_auc_is_normal_for_classes_of_unequal_spread():
     x[180:] *= 3
     rows = np.broadcast_to(np.arange(200) >= 180, (400, 200)).copy()
     of = labelled.Labellings(torch.tensor(rows))
-        torch.tensor(np.broadcast_to(np.arange(200) >= 180, (400, 200)).copy())
-    )
     fold = torch.zeros(200, dtype=torch.int64)
     scores = torch.zeros_like(of.member)
     scores[:, :400] = torch.tensor(x)
