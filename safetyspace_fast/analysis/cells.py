@@ -90,6 +90,8 @@ class Cells:
     """Whether all states of a cell are within one rounding: then no metric is defined."""
     base: "Cells | None" = None
     """The same cells of the base model in a comparison. Both models then use its kernel widths."""
+    compared: bool = False
+    """Whether these are the cells of a comparison, which needs no p of either model."""
     own_null: bool = False
     """Whether these are the texts and the units that the store's permutations are of."""
     lone: Tensor | None = None
@@ -351,10 +353,13 @@ class Cells:
     @cached_property
     def _null(self) -> Tensor:
         """[cell, statistic, 1 + permutations] float64."""
-        number = len(self.resamples.labellings)
+        number = 1 if self.compared else len(self.resamples.labellings)
         if self.has_null:
             return self.stored("null")[..., :number]
-        labels = self.resamples.labellings.to(torch.uint8)
+        if number == 1 and not self.paired:  # nothing is permuted
+            shape = (len(self.index), len(STATISTICS), 1)
+            return torch.full(shape, torch.nan, dtype=torch.float64)
+        labels = self.resamples.labellings[:number].to(torch.uint8)
         pair_unit = None
         if self.paired:
             pair_unit = torch.unique(self.unit[self.partners[:, 1]], return_inverse=True)[1]
@@ -599,7 +604,7 @@ def read_cells(
     fold = torch.from_numpy(np.asarray(run.samples.fold[span]).astype(np.int64))
     units = units_of(run, lang, paired=paired)
     partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
-    own_null = len(models) == 1 and (paired or not has_pairs(run, lang))
+    own_null = paired or not has_pairs(run, lang)
     resamples = draw(
         units,
         bootstraps=bootstraps,
@@ -615,7 +620,8 @@ def read_cells(
     cell_bytes = len(fold) * _TEXT_BYTES + (bootstraps + permutations) * _RESAMPLE_BYTES
     for some in _neighbours(i_layers, len(i_poolings) * cell_bytes):
         windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
-        finite = torch.stack([w.read("projected").isfinite().all(-1) for w in windows]).all(0)
+        each = [w.read("projected").isfinite().all(-1) for w in windows]
+        finite = torch.stack(each).all(0)
         constant = torch.stack(
             [
                 ~varies(w.read("class_mean"), w.read("class_var"), roundoff(w.model)).any(-1)
@@ -635,8 +641,10 @@ def read_cells(
             lone = torch.where(left_out, resamples.labels, -1) if bool(left_out.any()) else None
             texts = resamples.keep(kept)
             group: list[Cells] = []
-            for window in windows:
+            i_layer, i_pooling = (torch.tensor(axis) for axis in zip(*index, strict=True))
+            for window, own in zip(windows, each, strict=True):
                 base = group[0] if group else None
+                same_texts = bool((own[i_layer - some[0], i_pooling] == stored).all())
                 group.append(
                     Cells(
                         window,
@@ -647,7 +655,8 @@ def read_cells(
                         force,
                         same,
                         base,
-                        own_null and lone is None,
+                        len(stores) > 1,
+                        own_null and lone is None and same_texts,
                         lone,
                         in_base,
                     )

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data import LABELLINGS
 from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, read_cells
@@ -21,7 +22,7 @@ from .groups import choose_groups, with_groups
 from .items import SharedItems
 from .metric import Metric, Metrics
 from .rounding import roundoff
-from .selection import Names, choose_reference, has_copies, paired_languages, select
+from .selection import Names, choose_reference, paired_languages, require_permutations, select
 from .settings import require_comparable, told
 from .significance import (
     bounded,
@@ -68,7 +69,7 @@ def compare(
     poolings: Names = None,
     languages: Names = None,
     bootstraps: int = 200,
-    permutations: int = 200,
+    permutations: int = LABELLINGS,
     seed: int = 0,
     paired: bool | None = None,
     force: bool = False,
@@ -121,6 +122,7 @@ def compare(
 
     if components not in SPACES:
         raise ConfigError(f"components: got {components!r}, expected one of {', '.join(SPACES)}")
+    require_permutations(permutations)
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
@@ -158,8 +160,7 @@ def compare(
             layers=chosen.layers,
             poolings=chosen.poolings,
             bootstraps=bootstraps,
-            # Only the floors of paired data and of copies need permutations here.
-            permutations=permutations if lang in with_pairs or has_copies(run, lang) else 0,
+            permutations=permutations,  # behind the floors of metrics that subtract them
             seed=seed,
             paired=paired is not False,
             force=force,

@@ -264,9 +264,3 @@ def require_permutations(number: int) -> None:
 def has_pairs(run: "Run", lang: str) -> bool:
     """Whether a language has a pair."""
     return bool((np.asarray(run.samples.pair[run.lang_range(lang)]) >= 0).any())
-
-
-def has_copies(run: "Run", lang: str) -> bool:
-    """Whether a text of a language is there twice with the same label."""
-    label = np.asarray(run.samples.label[run.lang_range(lang)])
-    return len(np.unique(2 * equal_texts(run, lang) + label)) < len(label)

@@ -10,13 +10,11 @@ from oracle import planted, stand_in
 from safetyspace_fast.analysis import explain, separation, tables
 from safetyspace_fast.analysis.confounds import length_auc, lexical_auc
 from safetyspace_fast.analysis.glossary import ENDS
-from safetyspace_fast.analysis.uncertainty import Resamples, draw
-from safetyspace_fast.data import lexical
+from safetyspace_fast.data import Units, find_units, lexical
 
 
-def resampled(label: np.ndarray, pair: np.ndarray, text: np.ndarray) -> Resamples:
-    columns = (torch.from_numpy(column.astype(np.int64)) for column in (label, pair, text))
-    return draw(*columns, bootstraps=0, permutations=0, seed=0, key="x")
+def resampled(label: np.ndarray, pair: np.ndarray, text: np.ndarray) -> Units:
+    return find_units(*(column.astype(np.int64) for column in (label, pair, text)))
 
 
 def drawn_auc(

@@ -267,4 +267,4 @@ def test_texts_that_are_elsewhere_too_are_counted():
     assert found["duplicates"].to_numpy().tolist() == [0, 0, 0.5]
     alone = separation(run, languages=["xx"], **QUICK)
     assert alone["elsewhere"].item() == 0
-    assert "Copies of a text are one unit of evidence" in to_table(alone)
+    assert "Texts that belong together are one unit of evidence" in to_table(alone)

@@ -67,7 +67,7 @@ def test_a_metric_that_cannot_change_is_not_marked_where_the_states_do():
     found = compare(run, metrics=["rho", "mean_shift", "bhattacharyya_pc10"], **OPTIONS)
     assert (found["rounding_share"] < 1).all()
     assert (found["p_family"].sel(metric=["rho", "bhattacharyya_pc10"]) == 1).all()
-    assert (found["p_family"].sel(metric="mean_shift") == 0.01).all()
+    assert (found["p_family"].sel(metric="mean_shift") <= 0.02).all()
 
 
 def test_an_excess_of_two_roundings_is_not_marked():

@@ -287,7 +287,9 @@ def test_the_token_budget_changes_nothing(tmp_path: Path, budget: int) -> None:
 def test_the_last_block_is_what_the_final_norm_reads(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path / "llama")
     model = load_model(parse_model(str(path)))
-    states = torch.from_numpy(pooled_states(model, "none", 100)[:, :, 1]).float()
+    states = torch.from_numpy(
+        pooled_states(model, "none", 100)[:, :, POOLINGS.index("last")]
+    ).float()
     norm: Callable[[torch.Tensor], torch.Tensor] = model.backbone.norm
     torch.testing.assert_close(norm(states[:, -2]), states[:, -1])
 
