@@ -289,8 +289,6 @@ def test_the_last_block_is_what_the_final_norm_reads(tmp_path: Path) -> None:
     model = load_model(parse_model(str(path)))
     every = pooled_states(model, "none", 100)
     states = torch.from_numpy(every[:, :, POOLINGS.index("last")]).float()
-        pooled_states(model, "none", 100)[:, :, POOLINGS.index("last")]
-    ).float()
     norm: Callable[[torch.Tensor], torch.Tensor] = model.backbone.norm
     torch.testing.assert_close(norm(states[:, -2]), states[:, -1])
 

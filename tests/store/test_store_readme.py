@@ -14,6 +14,7 @@ FOLDER = Path(safetyspace_fast.store.__file__).parent
 README = (FOLDER / "README.md").read_text("utf-8")
 ARRAY = re.compile(r"^ {4}(\w+) +(\w+) +\[([\w, ]+)\](?:.* (\d+) bits)?", re.MULTILINE)
 SIZES = {"proj": 64, "component": COMPONENTS, "class": 2, "label": 2, "fold": 10, "basis": 1}
+SIZES |= {"statistic": 16, "labelling": 1001, "space": 2}
 
 
 def test_the_tree_has_every_array_with_its_type_axes_and_bits() -> None:
