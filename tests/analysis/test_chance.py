@@ -4,11 +4,15 @@ Every law below has classes of one mean. Draws are seeded: the bounds hold for e
 in some thousands.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from oracle import stand_in
+from tiny_models import save_tiny
 
+import safetyspace_fast as ssf
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS
@@ -283,3 +287,30 @@ def test_p_depends_on_nothing_but_the_texts():
     first = p(y, bootstraps=20)
     assert np.array_equal(first, p(y, bootstraps=5, seed=9))
     np.testing.assert_allclose(first, p(1 - y, bootstraps=20), atol=1 / 200 + 1e-9)
+
+
+def test_p_of_a_run_does_not_depend_on_order_labels_or_projection(tmp_path):
+    """Of metrics at full width, from files with the same texts."""
+    rng = np.random.default_rng(0)
+    model = save_tiny("llama", tmp_path / "tiny-llama")
+    texts = [" ".join(rng.choice(["red", "cup", "sun", "old", "sea"], 9)) for _ in range(60)]
+    rows = [{"text": text, "label": i % 2, "lang": "en"} for i, text in enumerate(texts)]
+    names = [name for name, one in METRICS.items() if one.space == "full" and not one.paired]
+
+    def p(order, *, label=1, seed=0):
+        data = tmp_path / "texts.jsonl"
+        lines = [json.dumps(rows[i] | {"label": int(rows[i]["label"] == label)}) for i in order]
+        data.write_text("\n".join(lines))
+        run = ssf.run(
+            models=(f"m={model}",), data=data, out=tmp_path / f"{label}{seed}{order[0]}.zarr",
+            seed=seed, proj_dim=8,
+        )  # fmt: skip
+        found = ssf.separation(run, metrics=names, permutations=199, bootstraps=5)
+        return found["p"].to_numpy().squeeze()
+
+    first = p(range(60))
+    assert np.isfinite(first).any()
+    assert np.array_equal(first, p(rng.permutation(60), seed=3), equal_nan=True)
+    # Embeddings of the last word are often equal, and the null orders equal scores by text.
+    swapped = p(range(60), label=0)
+    np.testing.assert_allclose(first[:, 1:], swapped[:, 1:], atol=2 / 200 + 1e-9)
