@@ -49,6 +49,12 @@ OWN_COMPONENTS = (
 )
 """Pitfall of all metrics in components."""
 
+SPREAD_COUNTS = (
+    "A difference of spread alone also moves it, and makes p small: it shows that the classes "
+    "differ, not that their means do; see rho and auc_direction for those."
+)
+"""Pitfall of metrics whose null is that both classes have one distribution."""
+
 
 MetricName = Literal[
     "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized",

@@ -17,6 +17,7 @@ from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.families.gaussian import bhattacharyya_floor
+from safetyspace_fast.analysis.metric import SPREAD_COUNTS
 from safetyspace_fast.data import find_units, permuted_labels
 from safetyspace_fast.ops import STATISTICS, labelled_statistics, robust_scale
 
@@ -147,6 +148,15 @@ def test_the_check_of_p_sees_a_test_that_ignores_clusters_or_spread():
 
     assert rejections(hidden, (200, 200), ("welch",), 30)["welch"] > 0.5
     assert rejections(wide, (380, 20), ("rho",), 30)["rho"] > 0.5
+
+
+def test_metrics_that_a_difference_of_spread_moves_say_so():
+    moved = rejections(wide, (380, 20), ("silhouette", "energy_distance", "nn_accuracy"), 10)
+    for name, share in moved.items():
+        assert share > 0.5, name
+        assert SPREAD_COUNTS in METRICS[name].pitfalls
+    for name in ("rho", "rho_standardized", "auc_direction", "auc_standardized"):
+        assert SPREAD_COUNTS not in METRICS[name].pitfalls
 
 
 MEANS_IN_COMPONENTS = ["rho_pc2", "bhattacharyya_mean_pc2", "mahalanobis_pc2"]
