@@ -220,7 +220,8 @@ def test_stars_are_rare_where_nothing_separates():
 
 @pytest.mark.slow
 def test_whole_results_have_a_star_in_one_of_twenty():
-    assert stars(200, layers=33, languages=2, permutations=199) <= 0.08
+    # 10 of 200 are expected, 20 or more once in 400 times.
+    assert stars(200, layers=33, languages=2, permutations=199) < 20 / 200
 
 
 # Power -----------------------------------------------------------------------------------------
