@@ -551,6 +551,12 @@ class Cells:
         null = torch.cat([every[..., :1], every[..., end:]], -1)
         return Resampled(every[..., 0], every[..., 1:end], null)
 
+    def labelled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Tensor:
+        """[cell, ..., 1 + permutations], `resampled(k, statistic).null`."""
+        every, drawn = self.moments.leading(k), len(self.resamples.counts)
+        kept = [0, *range(1 + drawn, len(every.count))]
+        return statistic(Moments(every.count[kept], every.mean[:, kept], every.cov[:, kept]))
+
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -29,10 +29,12 @@ SHARE = (
 SHUFFLE = "label permutations (swaps inside pairs on paired data)"
 FULL = "at full width, as `run` stored it"
 SHUFFLE_FULL = f"{SHUFFLE}, {FULL}"
-SHUFFLE_WELCH = (
-    f"{SHUFFLE} of |d|^2/(tr S0/n0 + tr S1/n1), {FULL}: classes of unequal size and spread are not "
-    "taken for apart (Alekseyenko 2016)"
+_UNEQUAL = "classes of unequal size and spread are not taken for apart"
+SHUFFLE_WELCH = f"{SHUFFLE} of |d|^2/(tr S0/n0 + tr S1/n1), {FULL}: {_UNEQUAL} (Alekseyenko 2016)"
+SHUFFLE_WELCH_PC = (
+    f"{SHUFFLE} of |d|^2/(tr S0/n0 + tr S1/n1) in the components: {_UNEQUAL} (Alekseyenko 2016)"
 )
+SHUFFLE_JAMES = f"{SHUFFLE} of d'(S0/n0 + S1/n1)^-1 d: {_UNEQUAL} (James 1954)"
 SHUFFLE_AUC = (
     f"{SHUFFLE} of the AUC's distance from 1/2 in standard deviations (Neubert & Brunner 2007), "
     f"each fold fitted again, {FULL}"
@@ -46,6 +48,12 @@ OWN_COMPONENTS = (
     "models or languages are in different spaces."
 )
 """Pitfall of all metrics in components."""
+
+SPREAD_COUNTS = (
+    "A difference of spread alone also moves it, and makes p small: it shows that the classes "
+    "differ, not that their means do; see rho and auc_direction for those."
+)
+"""Pitfall of metrics whose null is that both classes have one distribution."""
 
 
 MetricName = Literal[

@@ -28,6 +28,7 @@ from ..metric import (
     SHARE,
     SHUFFLE,
     SHUFFLE_FULL,
+    SPREAD_COUNTS,
     InComponents,
     Metric,
 )
@@ -190,7 +191,7 @@ _SILHOUETTE = Metric(
     definition=_DEFINITION,
     source=_SOURCE,
     pitfalls="Do not compare values of different spaces. In many dimensions distances become "
-    "alike: full-width values are small even for classes that separate perfectly.",
+    "alike: full-width values are small even for classes that separate perfectly. " + SPREAD_COUNTS,
     interval=_INTERVAL,
     null=SHUFFLE_FULL,
     floor=NULL_MEAN,
@@ -238,7 +239,7 @@ def _silhouette_in_components(k: int) -> Metric:
         definition=_DEFINITION,
         source=_SOURCE,
         pitfalls="Larger than at full width, because the noise of the other dimensions is gone. "
-        + OWN_COMPONENTS,
+        f"{SPREAD_COUNTS} {OWN_COMPONENTS}",
         interval=_INTERVAL,
         null=SHUFFLE,
         floor=NULL_MEAN,
@@ -371,7 +372,7 @@ _NN_ACCURACY = Metric(
     "copy is not another text",
     source="Cover & Hart 1967",
     pitfalls="Near-duplicates decide it. Refused on paired data, where the nearest text is often "
-    "the partner and the value falls below chance.",
+    f"the partner and the value falls below chance. {SPREAD_COUNTS}",
     interval=f"{SHARE}; two texts that are the nearest of each other count as one",
     null=SHUFFLE_FULL,
     floor=NULL_MEAN,
@@ -421,7 +422,7 @@ _ENERGY_DISTANCE = Metric(
     definition="2E|X-Y| - E|X-X'| - E|Y-Y'|, means over distinct texts",
     source="Szekely & Rizzo 2013, U-statistic",
     pitfalls="In units of the hidden state. The interval is first-order: close to zero it is too "
-    "narrow; use p there.",
+    f"narrow; use p there. {SPREAD_COUNTS}",
     interval=INFLUENCE,
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
@@ -510,7 +511,7 @@ _MMD = Metric(
     "distance; means over distinct texts",
     source="Gretton et al. 2012, U-statistic",
     pitfalls="Depends on the bandwidth; `compare` uses that of the base model for both models. The "
-    "interval is first-order: close to zero it is too narrow; use p there.",
+    f"interval is first-order: close to zero it is too narrow; use p there. {SPREAD_COUNTS}",
     interval=f"{INFLUENCE}, also on the bandwidth; Student's t",
     null=SHUFFLE,
     floor="0 where every text is a unit of its own; else the mean over the permutations",

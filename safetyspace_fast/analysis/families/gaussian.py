@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ..cells import Cells, Refusal, Resampled, once
 from ..estimate import Estimate, Square, make_estimate
-from ..metric import BOOTSTRAP, NULL_MEAN, OWN_COMPONENTS, SHUFFLE, InComponents, Metric
+from ..metric import (
+    BOOTSTRAP,
+    NULL_MEAN,
+    OWN_COMPONENTS,
+    SHUFFLE,
+    SHUFFLE_JAMES,
+    InComponents,
+    Metric,
+)
 from ..moments import Moments, products
 
 TEXTS_PER_COMPONENT = 10
@@ -66,6 +74,12 @@ def whiten(x: Tensor) -> Tensor:
 def _whitened(cells: Cells, k: int) -> Tensor:
     """[cell, n, k], whitened components after subtracting the class means."""
     return whiten(cells.about_class_means(cells.components(k)))
+
+
+def james_square(moments: Moments) -> Tensor:
+    """d'(S0/n0 + S1/n1)^-1 d, Hotelling's T^2 for unequal covariances (James 1954): [..., R]."""
+    noise = (moments.cov / moments.count[..., None, None]).sum(-3)
+    return square_length(moments.shift[..., None], noise)
 
 
 # bhattacharyya and its variants --------------------------------------------------------------
@@ -195,7 +209,7 @@ def _distance(
     return make_estimate(
         cells,
         value,
-        null=null,
+        null=cells.labelled(k, james_square) if terms == (0,) else null,
         floor=floor,
         draws=draws,
         influence=cells.influence(
@@ -322,7 +336,7 @@ def _bhattacharyya_mean(k: int) -> Metric:
         source=_SOURCE,
         pitfalls=_PITFALLS,
         interval=BOOTSTRAP,
-        null=SHUFFLE,
+        null=SHUFFLE_JAMES,
         floor=_FLOOR,
         default=k == 10,
         estimator=partial(_distance, k=k, terms=(0,)),
@@ -414,7 +428,7 @@ def _crossnobis(cells: Cells, k: int) -> Estimate:
     return make_estimate(
         cells,
         value,
-        null=null,
+        null=cells.labelled(k, james_square),
         floor=cells.chance(null, 0.0),
         draws=draws,
         influence=cells.influence(k, statistic),
@@ -436,7 +450,7 @@ def _mahalanobis(k: int) -> Metric:
         "it subtracts too much noise: compare it with its floor, or use hotelling. "
         + OWN_COMPONENTS,
         interval=BOOTSTRAP,
-        null=SHUFFLE,
+        null=SHUFFLE_JAMES,
         floor="0 where every text is a unit of its own; else the mean over the permutations",
         estimator=partial(_crossnobis, k=k),
     )

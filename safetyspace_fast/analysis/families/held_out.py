@@ -21,6 +21,7 @@ from ..metric import (
     SHUFFLE,
     SHUFFLE_AUC,
     SHUFFLE_FULL,
+    SPREAD_COUNTS,
     InComponents,
     Metric,
 )
@@ -524,7 +525,7 @@ _ACCURACY_DIRECTION = Metric(
     "the difference of both, with class means of the other folds; mean of the shares in both "
     "classes",
     source="nearest-centroid rule, cross-fitted; balanced accuracy (Brodersen et al. 2010)",
-    pitfalls=_PITFALLS,
+    pitfalls=f"{_PITFALLS} {SPREAD_COUNTS}",
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED,
     floor="0.5",
@@ -541,7 +542,7 @@ _ACCURACY_PROBE = Metric(
     "mean of the shares in both classes",
     source="Alain & Bengio 2016; cross-fitted; balanced accuracy (Brodersen et al. 2010)",
     pitfalls=f"{_PITFALLS} The probe is fitted to the classes as they are: with few harmful texts "
-    "it takes most texts for harmless, and the value is near 0.5; see auc_probe.",
+    "it takes most texts for harmless, and the value is near 0.5; see auc_probe. " + SPREAD_COUNTS,
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED_RIDGE,
     floor="0.5",

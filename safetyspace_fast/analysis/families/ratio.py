@@ -15,8 +15,8 @@ from ..metric import (
     BOOTSTRAP,
     INFLUENCE,
     OWN_COMPONENTS,
-    SHUFFLE,
     SHUFFLE_WELCH,
+    SHUFFLE_WELCH_PC,
     InComponents,
     Metric,
 )
@@ -133,14 +133,24 @@ _RHO = Metric(
 )
 
 
+def welch_square(moments: Moments) -> Tensor:
+    """|d|^2 over its noise, Welch's t^2 for distances (Alekseyenko 2016): [..., R]."""
+    return moments.shift.square().sum(-1) / (moments.trace / moments.count).sum(-1)
+
+
 def _rho_pc(cells: Cells, k: int) -> Estimate:
     def statistic(moments: Moments) -> Tensor:
         return between_ratio(moments.shift.square().sum(-1), moments.trace, moments.count)
 
     value, draws, null = cells.resampled(k, statistic)
-    floor = cells.chance(null, 1 / (cells.independent - 1))
-    influence = cells.influence(k, statistic)
-    return make_estimate(cells, value, null=null, floor=floor, draws=draws, influence=influence)
+    return make_estimate(
+        cells,
+        value,
+        null=cells.labelled(k, welch_square),
+        floor=cells.chance(null, 1 / (cells.independent - 1)),
+        draws=draws,
+        influence=cells.influence(k, statistic),
+    )
 
 
 def _rho_in_components(k: int) -> Metric:
@@ -156,7 +166,7 @@ def _rho_in_components(k: int) -> Metric:
         pitfalls="Larger than the full-width ratio, which divides by all of the variance. "
         + OWN_COMPONENTS,
         interval=BOOTSTRAP,
-        null=SHUFFLE,
+        null=SHUFFLE_WELCH_PC,
         floor=_FLOOR,
         estimator=partial(_rho_pc, k=k),
     )
