@@ -192,8 +192,7 @@ def compare(
         columns |= _excess(columns, i_reference, rho)
         columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference, rho)
     _unmark(columns, columns.pop("rounding") == 1, i_reference)
-    p = torch.from_numpy(columns["p"])
-    columns["q"] = false_discovery(p.flatten()).reshape(p.shape).numpy()
+    columns["q"] = false_discovery(torch.from_numpy(columns["p"])).numpy()
     dims = ("metric", "layer", "pooling", "lang")
     spaces = [f"{components} {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(

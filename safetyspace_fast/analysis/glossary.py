@@ -146,8 +146,9 @@ COLUMNS = {
     "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
     "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
     "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
-    "q": "of a difference: expected share of false ones among all differences of the results with "
-    "a q of at most this one (Benjamini & Hochberg 1995; they depend on each other positively)",
+    "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
+    "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
+    "each other positively). It is in JSON, CSV and Parquet, not in tables",
     "n0": "number of harmless texts with finite states",
     "n1": "number of harmful texts with finite states",
     "refused": "why there is no number; empty if there is one",
