@@ -79,13 +79,18 @@ class Estimate:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The estimate on another scale, by a monotone function."""
-        low, high = function(self.low), function(self.high)
+
+        def ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+            low, high = function(low), function(high)
+            return torch.minimum(low, high), torch.maximum(low, high)
+
+        ends = self.ends
         return Estimate(
             function(self.value),
             function(self.floor),
             self.p,
-            torch.minimum(low, high),
-            torch.maximum(low, high),
+            *ordered(self.low, self.high),
+            ends=None if ends is None else lambda **options: ordered(*ends(**options)),
             null=self.null,
         )
 

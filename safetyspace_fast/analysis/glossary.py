@@ -159,6 +159,11 @@ COLUMNS = {
     "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007)",
+    "verdict": "with `--equivalence D`, for metrics without a unit. `no change larger than D`: the "
+    "90 % interval of the difference lies in [-D, D], which is so in at most 5 % of cases if the "
+    "true difference is D (two one-sided tests, Schuirmann 1987). Else `changed`: the 95 % "
+    "interval excludes 0 and the difference is larger than rounding. Else `undecided`: more texts "
+    "are needed. Like low and high, it is not corrected for the number of differences",
     "excess": "difference of differences: that of a language minus that of the reference language "
     "(English by default). Languages whose texts have the same items are correlated by them; other "
     "texts of two languages are independent",
