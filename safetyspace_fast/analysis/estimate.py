@@ -150,7 +150,7 @@ def make_share(
     value: Tensor,
     trials: tuple[float, Tensor],
     *,
-    null: Tensor,
+    null: Tensor | None = None,
     influence: Tensor,
     floor: float | None = None,
     squares: tuple[Square, ...] = (),

@@ -295,10 +295,12 @@ def t_reach(freedom: float, confidence: float = 0.95) -> float:
 
 
 def t_interval(
-    value: Tensor, deviation: Tensor, freedom: float, confidence: float = 0.95
+    value: Tensor, deviation: Tensor, freedom: Tensor | float, confidence: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Interval of Student's t, of the same shape as `value`."""
-    reach = t_reach(freedom, confidence) * deviation
+    """Interval of Student's t, of the same shape as `value`; freedom at least 1, of each or all."""
+    freedom = torch.as_tensor(freedom, dtype=value.dtype)
+    times = torch.tensor([t_reach(v, confidence) for v in freedom.flatten().tolist()])
+    reach = times.to(value).view(freedom.shape) * deviation
     return value - reach, value + reach
 
 
@@ -339,15 +341,22 @@ def share_interval(
 def unseen_trial(influence: Tensor, unit: Tensor) -> Tensor:
     """Part of a trial to add to a share whose variance comes from few units: 1/(1 + m), [...].
 
-    m = (sum of squares)^2/(sum of fourth powers) units of equal influence would make this variance:
-    0 if all trials went one way, and about as many as went the other way if those are few.
+    m are the `units_behind` it: 0 if all trials went one way, and about as many as went the other
+    way if those are few. Arguments as there.
+    """
+    return 1 / (1 + units_behind(influence, unit))
+
+
+def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
+    """How many units of equal influence would make this variance, 0 if there is none: [...].
+
+    (sum of squares)^2/(sum of fourth powers).
 
     Args:
         influence: [..., n]; unit: [n] int64.
     """
     square = unit_sums(influence, unit).square()
-    some = (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
-    return 1 / (1 + some)
+    return (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
 
 
 def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
