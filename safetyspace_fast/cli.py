@@ -428,6 +428,12 @@ def _add_compare(commands: _Commands) -> None:
         default="own",
         help="principal components of each model itself, or of the base model (default: own)",
     )
+    compare.add_argument(
+        "--equivalence",
+        type=float,
+        metavar="D",
+        help="say of each difference: changed, no change larger than D, or undecided",
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -456,6 +462,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             reference=arguments.reference,
             different_templates=arguments.different_templates,
             components=arguments.components,
+            equivalence=arguments.equivalence,
             **options,
         )
         tables.write(dataset, arguments.format, arguments.output)

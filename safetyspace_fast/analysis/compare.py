@@ -1,5 +1,6 @@
 """What tuning changed: two models on the same texts, with intervals."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _NUMBERS = (
-    *("base", "aligned", "difference", "low", "high", "p", "score", "deviation", "freedom"),
-    "rounding",
+    *("base", "aligned", "difference", "low", "high", "inner_low", "inner_high", "p", "score"),
+    *("deviation", "freedom", "rounding"),
 )
 """What a `Difference` holds of every cell."""
 
@@ -75,6 +76,7 @@ def compare(
     force: bool = False,
     different_templates: bool = False,
     components: Literal["own", "base"] = "own",
+    equivalence: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
@@ -94,10 +96,12 @@ def compare(
             results.
         components: `own`: each model in its own exact components, as in `separation`; `base`: both
             in those of the base model, for which the aligned model must have been run after it.
+        equivalence: the largest difference that counts as no change, for metrics without a unit.
 
     Returns:
         Variables (metric, layer, pooling, lang): `base`, `aligned`, `difference` (aligned - base),
-        `low`, `high`, `p`, `p_family`, `q`, `refused`. With a reference language also `excess`
+        `low`, `high`, `p`, `p_family`, `q`, `refused`. With `equivalence` also `verdict`. With a
+        reference language also `excess`
         (difference minus that of the reference language), `excess_low`, `excess_high`, `excess_p`,
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
@@ -115,7 +119,7 @@ def compare(
 
     Raises:
         ConfigError: a name is not in the store; the models have different layers, poolings or
-            templates; or the groups share a language.
+            templates; the groups share a language; or `equivalence` is not a number above 0.
         StoreError: an array cannot be read.
     """
     import xarray
@@ -123,6 +127,11 @@ def compare(
     if components not in SPACES:
         raise ConfigError(f"components: got {components!r}, expected one of {', '.join(SPACES)}")
     require_permutations(permutations)
+    if equivalence is not None and not 0 < equivalence < math.inf:
+        raise ConfigError(
+            f"equivalence: got {equivalence}, expected a number above 0: the largest difference "
+            "that counts as no change"
+        )
     chosen = select(
         run, models=[base, aligned], layers=layers, poolings=poolings, languages=languages
     )
@@ -185,6 +194,7 @@ def compare(
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     reference = choose_reference(run, reference, langs)
     i_reference = None if reference is None else langs.index(reference)
+    inner = columns.pop("inner_low"), columns.pop("inner_high")
     score, deviation, freedom = (columns.pop(name) for name in ("score", "deviation", "freedom"))
     columns["p_family"] = _family_p(score, nulls)
     correlations = shared_items.correlations()
@@ -192,14 +202,20 @@ def compare(
         rho = correlations[..., i_reference]
         columns |= _excess(columns, i_reference, rho)
         columns |= _excess_p(columns["excess"], deviation, freedom, nulls, i_reference, rho)
-    _unmark(columns, columns.pop("rounding") == 1, i_reference)
-    p = torch.from_numpy(columns["p"])
-    columns["q"] = false_discovery(p.flatten()).reshape(p.shape).numpy()
+    rounding = columns.pop("rounding") == 1
+    _unmark(columns, rounding, i_reference)
+    columns["q"] = false_discovery(torch.from_numpy(columns["p"])).numpy()
     dims = ("metric", "layer", "pooling", "lang")
+    verdict = {}
+    if equivalence is not None:
+        with_unit = np.array([x.unit != "1" for x in family])
+        words = _verdicts(columns, inner, rounding, with_unit, equivalence)
+        verdict = {"verdict": (dims, words, {"equivalence": equivalence})}
     spaces = [f"{components} {x.space}" if x.components else x.space for x in family]
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
+            **verdict,
             "refused": (dims, refused.astype(str)),
             **{
                 name: (dims[1:], column, {"definition": GEOMETRY[name]})
@@ -251,6 +267,9 @@ class Difference:
     difference: Tensor
     low: Tensor
     high: Tensor
+    inner_low: Tensor
+    """Ends of the 90 % interval."""
+    inner_high: Tensor
     p: Tensor
     score: Tensor
     """The difference as a sum of signs, see `significance.bounded`."""
@@ -287,17 +306,23 @@ def _difference(
     known = torch.tensor([not reason for reason in reasons])
     value = torch.where(known, second.value - first.value, torch.nan)
     low = high = p = score = deviation = freedom = torch.full_like(value, torch.nan)
+    inner = low, high
     null = influence = draws = None
     if first.influence is not None and second.influence is not None:
         influence = second.influence - first.influence
     elif first.draws is not None and second.draws is not None:
         draws = second.draws - first.draws
     if first.linear is not None and second.linear is not None:
+        rho = _correlation(first, second, base.unit)
         low, high = difference_interval(
-            (first.value, first.low, first.high),
-            (second.value, second.low, second.high),
-            _correlation(first, second, base.unit),
+            (first.value, first.low, first.high), (second.value, second.low, second.high), rho
         )
+        if first.ends is not None and second.ends is not None:
+            inner = difference_interval(
+                (first.value, *first.ends(confidence=0.9)),
+                (second.value, *second.ends(confidence=0.9)),
+                rho,
+            )
         moved = unit_sums(_known(second.influence) - _known(first.influence), base.unit)
         one, other = (replace(x, draws=None, linear=_linear(x, base.unit)) for x in (first, second))
         common = _correlation(one, other, base.unit) * (one.variance * other.variance).sqrt()
@@ -312,8 +337,10 @@ def _difference(
     coarser = max(roundoff(cells.window.model) for cells in (base, aligned))
     small = value.abs() <= coarser * torch.maximum(first.value.abs(), second.value.abs())
     rounding = (small | (rounding_share(base, aligned) >= 1)).double()
-    parts = (first.value, second.value, value, low, high, p, score, deviation, freedom, rounding)
-    return Difference(*parts, null, influence, draws), reasons
+    return Difference(
+        first.value, second.value, value, low, high, *inner, p, score, deviation, freedom,
+        rounding, null, influence, draws,
+    ), reasons  # fmt: skip
 
 
 def _linear(estimate: Estimate, unit: Tensor) -> Tensor:
@@ -416,6 +443,33 @@ def _excess_p(
     chance = share[0][..., None] * nulls
     chance -= share[1][..., None] * nulls[..., i_reference, None, :]
     return {"excess_p": student_p(t, least).numpy(), "excess_p_family": _family_p(score, chance)}
+
+
+def _verdicts(
+    columns: dict[str, Floats],
+    inner: tuple[Floats, Floats],
+    rounding: NDArray[np.bool_],
+    with_unit: NDArray[np.bool_],
+    equivalence: float,
+) -> NDArray[np.str_]:
+    """What can be said of each difference: two one-sided tests at 5 % each (Schuirmann 1987).
+
+    Args:
+        columns: [metric, layer, pooling, lang].
+        inner: ends of the 90 % interval; rounding: whether the difference is of its level.
+        with_unit: [metric], whether no number is the largest that counts as no change.
+        equivalence: that number.
+    """
+    low, high = columns["low"], columns["high"]
+    cases = {
+        "": np.isnan(columns["difference"]),
+        "has a unit": np.broadcast_to(with_unit[:, None, None, None], low.shape),
+        "no interval": np.isnan(low),
+        f"no change larger than {equivalence:g}": (-equivalence <= inner[0])
+        & (inner[1] <= equivalence),
+        "changed": ((low > 0) | (high < 0)) & ~rounding,
+    }
+    return np.select(list(cases.values()), list(cases), "undecided")
 
 
 def _unmark(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +23,14 @@ from .uncertainty import (
     unseen_trial,
 )
 
-Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Gives low and high from value and standard deviation."""
+
+class Ends(Protocol):
+    """Gives low and high from value and standard deviation."""
+
+    def __call__(
+        self, value: Tensor, deviation: Tensor, *, confidence: float = 0.95
+    ) -> tuple[Tensor, Tensor]:
+        """Both ends, of the shape of the value."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Estimate:
     linear: Tensor | None = None
     """Variance without that of the quadratic parts; None without an interval."""
     squares: tuple[Square, ...] = ()
+    ends: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """Gives low and high for another `confidence`; None without an interval."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -70,13 +79,18 @@ class Estimate:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The estimate on another scale, by a monotone function."""
-        low, high = function(self.low), function(self.high)
+
+        def ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+            low, high = function(low), function(high)
+            return torch.minimum(low, high), torch.maximum(low, high)
+
+        ends = self.ends
         return Estimate(
             function(self.value),
             function(self.floor),
             self.p,
-            torch.minimum(low, high),
-            torch.maximum(low, high),
+            *ordered(self.low, self.high),
+            ends=None if ends is None else lambda **options: ordered(*ends(**options)),
             null=self.null,
         )
 
@@ -104,7 +118,7 @@ def make_estimate(
         influence, draws: see `Estimate`; the interval comes from draws where there are some, and
             without both there is no interval.
         squares: parts of the value that are quadratic in noise.
-        ends: gives low and high from value and standard deviation.
+        ends: gives low and high.
         class_means: the influences are deviations from class means, which copies draw to them.
     """
     nothing = torch.full_like(value, torch.nan)
@@ -113,7 +127,7 @@ def make_estimate(
         p, level = permutation_p(null[:, 0], null[:, 1:]), null[:, 1:].nanmean(-1)
     if floor is not None:
         level = torch.as_tensor(floor, dtype=value.dtype).expand_as(value)
-    low, high, linear = nothing, nothing, None
+    low, high, linear, known = nothing, nothing, None, None
     zero = torch.zeros_like(value)
     unseen = sum((part.variance for part in squares if part.unseen), zero)
     square = sum((part.variance for part in squares if not part.unseen), zero)
@@ -126,8 +140,9 @@ def make_estimate(
         seen = influence_variance(influence, cells.unit)
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
     if linear is not None:
-        low, high = ends(value, (linear + square + unseen).sqrt())
-    return Estimate(value, level, p, low, high, influence, draws, linear, squares, null)
+        known = partial(ends, value, (linear + square + unseen).sqrt())
+        low, high = known()
+    return Estimate(value, level, p, low, high, influence, draws, linear, squares, known, null)
 
 
 def make_share(
@@ -135,7 +150,7 @@ def make_share(
     value: Tensor,
     trials: tuple[float, Tensor],
     *,
-    null: Tensor,
+    null: Tensor | None = None,
     influence: Tensor,
     floor: float | None = None,
     squares: tuple[Square, ...] = (),

@@ -146,8 +146,9 @@ COLUMNS = {
     "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
     "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
     "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
-    "q": "of a difference: expected share of false ones among all differences of the results with "
-    "a q of at most this one (Benjamini & Hochberg 1995; they depend on each other positively)",
+    "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
+    "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
+    "each other positively). It is in JSON, CSV and Parquet, not in tables",
     "n0": "number of harmless texts with finite states",
     "n1": "number of harmful texts with finite states",
     "refused": "why there is no number; empty if there is one",
@@ -158,6 +159,11 @@ COLUMNS = {
     "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007)",
+    "verdict": "with `--equivalence D`, for metrics without a unit. `no change larger than D`: the "
+    "90 % interval of the difference lies in [-D, D], which is so in at most 5 % of cases if the "
+    "true difference is D (two one-sided tests, Schuirmann 1987). Else `changed`: the 95 % "
+    "interval excludes 0 and the difference is larger than rounding. Else `undecided`: more texts "
+    "are needed. Like low and high, it is not corrected for the number of differences",
     "excess": "difference of differences: that of a language minus that of the reference language "
     "(English by default). Languages whose texts have the same items are correlated by them; other "
     "texts of two languages are independent",

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..names import primary_language
 from .glossary import GROUP_VARIABLES, GROUPS, LEAST_LANGUAGES
 from .selection import listed, meant
-from .uncertainty import Z95, student, t95
+from .uncertainty import Z95, student, t_reach
 
 if TYPE_CHECKING:
     import xarray
@@ -185,7 +185,7 @@ def _like(y: Floats, covariance: Floats, design: Floats, contrast: Floats) -> Nu
     value = mean @ contrast
     variance = scale * np.einsum("p,cpq,q->c", contrast, np.linalg.inv(precision), contrast)
     deviation = np.sqrt(np.maximum(variance, 0))
-    reach = t95(freedom)
+    reach = t_reach(freedom)
     found = {
         "group_like_value": value,
         "group_like_low": value - reach * deviation,
@@ -197,7 +197,7 @@ def _like(y: Floats, covariance: Floats, design: Floats, contrast: Floats) -> Nu
         score = np.divide(np.abs(value), deviation, out=np.zeros_like(value), where=deviation > 0)
         found["group_like_p"] = np.interp(score, t, p)
     else:
-        new = t95(freedom - 1) * np.sqrt(deviation**2 + tau_sq)
+        new = t_reach(freedom - 1) * np.sqrt(deviation**2 + tau_sq)
         found |= {"group_predict_low": value - new, "group_predict_high": value + new}
     columns = {name: np.full(len(usable), np.nan) for name in found}
     for name, column in columns.items():

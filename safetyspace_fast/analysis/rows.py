@@ -69,9 +69,10 @@ def _rows(dataset: "xarray.Dataset") -> Iterator[Row]:
     counts = [name for name in ("n0", "n1") if name in dataset]
     others = {name: dataset[name] for name in beside(dataset)}
     more_dims = (str(dim) for variable in others.values() for dim in variable.dims)
-    names = (*dims, *more_dims, "space", *numbers, "value", *counts, "refused")
+    words = [name for name in ("verdict", "refused") if name in dataset]
+    names = (*dims, *more_dims, "space", *numbers, "value", *counts, *words)
     empty: Row = dict.fromkeys(names)
-    arrays = {name: dataset[name].to_numpy() for name in (*numbers, *counts, "refused")}
+    arrays = {name: dataset[name].to_numpy() for name in (*numbers, *counts, *words)}
     for index, labels in _entries(dataset["refused"]):
         yield {
             **empty,
@@ -79,7 +80,7 @@ def _rows(dataset: "xarray.Dataset") -> Iterator[Row]:
             "space": str(spaces[labels["metric"]]),
             **{name: _number(arrays[name][index]) for name in numbers},
             **{name: int(arrays[name][index[1:]]) for name in counts},
-            "refused": str(arrays["refused"][index]),
+            **{name: str(arrays[name][index]) for name in words},
         }
     if "group_value" in dataset:
         middle = "difference" if "difference" in dataset else "value"
@@ -109,7 +110,7 @@ def numbers_of(dataset: "xarray.Dataset") -> list[str]:
     return [
         str(name)
         for name, variable in dataset.data_vars.items()
-        if "metric" in variable.dims and name != "refused" and "group" not in variable.dims
+        if {"metric", "lang"} <= {*variable.dims} and variable.dtype.kind == "f"
     ]
 
 

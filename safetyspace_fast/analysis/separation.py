@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..data import LABELLINGS
 from ..threads import in_parallel
@@ -15,6 +16,7 @@ from .items import SharedItems
 from .metric import Metric, Metrics
 from .selection import Names, paired_languages, require_permutations, select
 from .settings import told
+from .significance import false_discovery
 from .uncertainty import family_p
 
 if TYPE_CHECKING:
@@ -63,10 +65,10 @@ def separation(
 
     Returns:
         Variables (metric, model, layer, pooling, lang): `value`, `low`, `high`, `floor`, `p`,
-        `p_family`, `refused`. A number is NaN only if `refused` says why, or if the `interval`, the
-        `null` or the floor of the metric is "none". `low` and `high` are a 95 % interval for the
-        mean of the value over samples of this many texts; if the floor is above zero, the value
-        minus the floor estimates the population.
+        `p_family`, `q`, `refused`. A number is NaN only if `refused` says why, or if the
+        `interval`, the `null` or the floor of the metric is "none". `low` and `high` are a 95 %
+        interval for the mean of the value over samples of this many texts; if the floor is above
+        zero, the value minus the floor estimates the population.
 
         `n0`, `n1` and the variables of `DOMINANCE` (model, layer, pooling, lang), and those of
         `CONFOUNDS` (model, lang): the texts of different languages differ in more than the
@@ -131,6 +133,7 @@ def separation(
     in_parallel(fill, jobs, progress)
     if permutations:
         columns["p_family"] = family_p(statistics, refused != "")
+    columns["q"] = false_discovery(torch.from_numpy(columns["p"])).numpy()
 
     dims = ("metric", "model", "layer", "pooling", "lang")
     dataset = xarray.Dataset(

@@ -87,12 +87,17 @@ def largest_p(score: Tensor, null: Tensor) -> Tensor:
 
 
 def false_discovery(p: Tensor) -> Tensor:
-    """The false discovery rate at which each of [F] p values is found (Benjamini & Hochberg 1995).
+    """The false discovery rate at which each p is found (Benjamini & Hochberg 1995).
+
+    Args:
+        p: [...], one family; NaN does not count.
 
     Returns:
-        [F], the least over all larger p of p F/rank; NaN where p is, which does not count.
+        [...], the least over all larger p of p F/rank, F how many there are; NaN where p is.
     """
     known = ~p.isnan()
+    if not known.any():
+        return torch.full_like(p, torch.nan)
     ordered, order = p[known].sort(descending=True)
     rank = torch.arange(len(ordered), 0, -1, dtype=p.dtype)
     q = torch.full_like(p, torch.nan)

@@ -131,6 +131,12 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             "before > after, difference [95 % interval].",
             marks,
         ]
+        if "verdict" in dataset:
+            largest = f"{dataset['verdict'].attrs['equivalence']:g}"
+            parts.append(
+                f"within {largest}: no change larger than that (the 90 % interval lies inside). "
+                "changed: not so, and the 95 % interval excludes 0."
+            )
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
         share = dataset["rounding_share"].to_numpy()
@@ -330,7 +336,16 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     entries = [mark or entry for mark, entry in zip(marks, entries, strict=True)]
     if not compared:
         entries.append(style.number(_median(column["floor"].to_numpy().tolist())))
-    return _padded([*entries, *(_group_entries(column, style) if grouped else [])])
+    entries = _padded([*entries, *(_group_entries(column, style) if grouped else [])])
+    if "verdict" in column:
+        verdicts = [
+            word.replace("no change larger than", "within")
+            for word in column["verdict"].to_numpy().tolist()
+        ]
+        verdicts += [""] * (len(entries) - len(verdicts))
+        words = max(map(len, verdicts))
+        entries = [f"{x} {word:>{words}}" for x, word in zip(entries, verdicts, strict=True)]
+    return entries
 
 
 def _group_entries(column: "xarray.Dataset", style: "_Style") -> list[str]:

@@ -268,9 +268,10 @@ def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
     return (draws_covariance(*draws) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
-def interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal 95 % interval of the same shape as `value`."""
-    return value - Z95 * deviation, value + Z95 * deviation
+def interval(value: Tensor, deviation: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Normal interval of the same shape as `value`."""
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * deviation
+    return value - reach, value + reach
 
 
 def student(freedom: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -287,22 +288,31 @@ def student(freedom: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return math.sqrt(freedom) * np.tan(angle), 1 - mass / mass[-1]
 
 
-def t95(freedom: float) -> float:
-    """How many standard deviations a 95 % interval reaches, for `freedom` (at least 1)."""
+def t_reach(freedom: float, confidence: float = 0.95) -> float:
+    """How many standard deviations an interval reaches, for `freedom` (at least 1)."""
     t, p = student(freedom)
-    return float(np.interp(-0.05, -p, t))
+    return float(np.interp(confidence - 1, -p, t))
 
 
-def t_interval(value: Tensor, deviation: Tensor, freedom: float) -> tuple[Tensor, Tensor]:
-    """95 % interval of Student's t, of the same shape as `value`."""
-    reach = t95(freedom) * deviation
+def t_interval(
+    value: Tensor, deviation: Tensor, freedom: Tensor | float, confidence: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Interval of Student's t, of the same shape as `value`; freedom at least 1, of each or all."""
+    freedom = torch.as_tensor(freedom, dtype=value.dtype)
+    times = torch.tensor([t_reach(v, confidence) for v in freedom.flatten().tolist()])
+    reach = times.to(value).view(freedom.shape) * deviation
     return value - reach, value + reach
 
 
 def share_interval(
-    value: Tensor, deviation: Tensor, freedom: float, number: float, added: Tensor
+    value: Tensor,
+    deviation: Tensor,
+    freedom: float,
+    number: float,
+    added: Tensor,
+    confidence: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    """95 % interval of a share or an AUC, inside [0, 1] and never of width 0.
+    """Interval of a share or an AUC, inside [0, 1] and never of width 0.
 
     Wilson's score interval (1927) with a quantile of Student's t, for the number of trials
     p (1 - p)/variance that would give this variance (Korn & Graubard 1998). Part of a trial that
@@ -315,8 +325,9 @@ def share_interval(
         freedom: degrees of freedom of the deviation.
         number: trials, as many as there are independent texts (or pairs).
         added: [...], part of a trial.
+        confidence: of the interval.
     """
-    square = t95(freedom) ** 2
+    square = t_reach(freedom, confidence) ** 2
     per_trial = square * deviation.square() / (value * (1 - value) + added / number)
     nearer = (value + added * (value - 0.5) / number).clamp(0, 1)
 
@@ -330,15 +341,22 @@ def share_interval(
 def unseen_trial(influence: Tensor, unit: Tensor) -> Tensor:
     """Part of a trial to add to a share whose variance comes from few units: 1/(1 + m), [...].
 
-    m = (sum of squares)^2/(sum of fourth powers) units of equal influence would make this variance:
-    0 if all trials went one way, and about as many as went the other way if those are few.
+    m are the `units_behind` it: 0 if all trials went one way, and about as many as went the other
+    way if those are few. Arguments as there.
+    """
+    return 1 / (1 + units_behind(influence, unit))
+
+
+def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
+    """How many units of equal influence would make this variance, 0 if there is none: [...].
+
+    (sum of squares)^2/(sum of fourth powers).
 
     Args:
         influence: [..., n]; unit: [n] int64.
     """
     square = unit_sums(influence, unit).square()
-    some = (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
-    return 1 / (1 + some)
+    return (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
 
 
 def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
@@ -355,16 +373,18 @@ def trials(units: Tensor) -> float:
     return float(2 / (1 / units).sum())
 
 
-def inverse_interval(value: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal 95 % interval of a positive number on 1/value; its upper end may be infinite."""
-    low, high = interval(1 / value, deviation / value.square())
+def inverse_interval(
+    value: Tensor, deviation: Tensor, confidence: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Normal interval of a positive number on 1/value; its upper end may be infinite."""
+    low, high = interval(1 / value, deviation / value.square(), confidence)
     return 1 / high, torch.where(low > 0, 1 / low, torch.inf)
 
 
 def difference_interval(
     first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor], rho: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """95 % interval of second - first from the interval of each and their correlation.
+    """Interval of second - first from that of each, of the same confidence, and their correlation.
 
     The distance from the value to an end of its interval stands for the deviation on that side
     (MOVER, Zou 2007). A share |rho| of both moves together, or against each other if rho < 0; the

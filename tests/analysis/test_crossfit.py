@@ -134,4 +134,7 @@ def test_false_discovery_rate_is_that_of_scipy_without_what_is_unknown():
     p = np.random.default_rng(0).uniform(size=50) ** 3
     found = false_discovery(torch.tensor(np.r_[p, np.nan]))
     np.testing.assert_allclose(found[:-1], stats.false_discovery_control(p))
+    table = false_discovery(torch.tensor(p.reshape(2, -1)))
+    np.testing.assert_array_equal(table.flatten(), found[:-1])
+    assert false_discovery(torch.full((3,), torch.nan)).isnan().all()
     assert bool(found[-1].isnan())

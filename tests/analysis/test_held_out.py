@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from oracle import planted, stand_in
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis.families import held_out
 
 
@@ -35,6 +37,68 @@ def test_delong_deviation_is_that_of_fresh_samples(folds):
     # A variance from 2000 draws is known to 3 %; DeLong's is 11 % too large for four texts a class.
     ratio = float(influence.square().sum(-1).mean() / values.var())
     assert 0.92 < ratio < 1.2
+
+
+def test_dprime_is_that_of_least_squares_with_a_level_for_each_fold():
+    rng = np.random.default_rng(0)
+    label, fold = rng.integers(0, 2, 200), rng.integers(0, 10, 200)
+    scores = rng.standard_normal((3, 200)) + 0.8 * label + 5 * fold
+    parts = (torch.tensor(x) for x in (scores, label, fold))
+    value, influence, _ = held_out.fold_effect(*parts)
+    design = np.c_[label, np.eye(10)[fold]]
+    weights, rest, *_ = np.linalg.lstsq(design, scores.T, rcond=None)
+    np.testing.assert_allclose(value, weights[0] / np.sqrt(rest / (200 - 11)), rtol=1e-12)
+    assert float(influence.sum(-1).abs().max()) < 0.02
+    alone, _, _ = held_out.fold_effect(*(torch.tensor(x) for x in (scores - 5 * fold, label, fold)))
+    np.testing.assert_allclose(value, alone, rtol=1e-12)
+    for text in (0, 17, 99):
+        kept = np.arange(200) != text
+        less, _, _ = held_out.fold_effect(
+            *(torch.tensor(x[..., kept]) for x in (scores, label, fold))
+        )
+        np.testing.assert_allclose(value - less, influence[:, text], atol=2e-3, rtol=0.15)
+
+
+def test_dprime_deviation_is_that_of_fresh_samples():
+    rng = np.random.default_rng(0)
+    label, fold = torch.tensor(np.repeat([0, 1], [90, 30])), torch.arange(120) % 10
+    values, influence, _ = held_out.fold_effect(
+        torch.tensor(rng.standard_normal((2000, 120))) + 1.5 * label, label, fold
+    )
+    ratio = float(influence.square().sum(-1).mean() / values.var())
+    assert 0.85 < ratio < 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("large", [1, 100])
+@pytest.mark.parametrize("tail", ["normal", "t3"])
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("counts", [(20, 20), (60, 60), (380, 20), (400, 400)])
+def test_intervals_of_dprime_cover_at_the_nominal_rate(counts, shift, tail, large):
+    """With one large dimension too; every layer is one draw."""
+    rng, n = np.random.default_rng(2), sum(counts)
+    label, parts = np.repeat([0, 1], counts), []
+    for _ in range(4):
+        shape = (100, 1, n, 6)
+        x = rng.standard_normal(shape) if tail == "normal" else rng.standard_t(3, shape)
+        x[..., 1] *= large
+        x[..., 0] += shift * label
+        found = separation(
+            stand_in({"m": {"en": x}}, {"en": label}, proj=6),
+            metrics="dprime", bootstraps=2, permutations=0,
+        )  # fmt: skip
+        parts.append([found[part].to_numpy().squeeze() for part in ("value", "low", "high")])
+    value, low, high = np.concatenate(parts, -1)
+    covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
+    # 400 draws know a rate of 95 % to 1.1 %.
+    assert 0.91 <= covered <= 0.985
+
+
+def test_dprime_of_few_texts_is_refused():
+    x, label = planted(n=20, width=6, shift=1.0)
+    run = stand_in({"m": {"en": x}}, {"en": label}, proj=6)
+    found = separation(run, metrics="dprime", bootstraps=2, permutations=0)
+    assert found["refused"].item() == "d' needs 11 texts more than there are folds"
 
 
 @pytest.mark.parametrize(("n", "shift", "scale"), [(300, 0.3, 1.0), (60, 3.0, 100.0)])

@@ -54,6 +54,24 @@ def test_every_metric_finds_planted_classes():
             assert p == pytest.approx(1 / 61), name
 
 
+def test_of_what_is_found_at_a_rate_no_more_is_false():
+    rng = np.random.default_rng(0)
+    label, apart = np.repeat([0, 1], 20), np.arange(40) < 12
+    false = []
+    for _ in range(20):
+        x = rng.standard_normal((40, 1, 40, 6))
+        x[apart, ..., :2] += 1.8 * label[:, None]
+        run = stand_in({"m": {"en": x}}, {"en": label}, proj=6)
+        found = one(run, "auc_direction", bootstraps=2, permutations=199)
+        here = found["q"].to_numpy() <= 0.2
+        false.append((here & ~apart).sum() / max(here.sum(), 1))
+        assert (here & apart).sum() > 6
+    # 28 of 40 have no difference: 0.2 * 28/40 are expected, with a deviation of about 0.03.
+    assert 0.05 < np.mean(false) < 0.23
+    unknown = one(run, "auc_direction", bootstraps=2, permutations=0)
+    assert unknown["q"].isnull().all()
+
+
 def test_known_numbers_of_isotropic_classes():
     x, label = planted(n=4000, width=10, shift=2.0, seed=4)
     run = stand_in({"m": {"en": x}}, {"en": label})

@@ -44,7 +44,7 @@ def coverage(counts, auc, tail, names, *, draws, seed=1):
 
 @pytest.mark.parametrize("freedom", [1, 2, 9, 11.5, 400, 10**6])
 def test_quantiles_are_students(freedom):
-    assert u.t95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+    assert u.t_reach(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
     t, p = u.student(freedom)
     assert np.interp(1.3, t, p) == pytest.approx(2 * stats.t.sf(1.3, freedom), rel=1e-4)
 

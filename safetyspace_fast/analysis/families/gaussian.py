@@ -266,11 +266,11 @@ def _excess(cells: Cells, k: int) -> Estimate:
     distance = _distance(cells, k)
     floor = distance.floor
     return replace(
-        distance,
-        value=distance.value - floor,
-        floor=torch.zeros_like(floor),
-        low=distance.low - floor,
-        high=distance.high - floor,
+        distance.mapped(lambda x: x - floor),
+        influence=distance.influence,
+        draws=distance.draws,
+        linear=distance.linear,
+        squares=distance.squares,
     )
 
 

@@ -17,6 +17,7 @@ from ..cells import Cells, Refusal, once
 from ..estimate import Estimate, Square, make_estimate, make_share
 from ..metric import (
     INFLUENCE,
+    NONE,
     SHARE,
     SHUFFLE,
     SHUFFLE_AUC,
@@ -31,6 +32,7 @@ from ..uncertainty import (
     influence_variance,
     t_interval,
     unit_sums,
+    units_behind,
 )
 from .ratio import standardized
 
@@ -309,11 +311,12 @@ def _held_out(
     direction: Direction,
     value: Tensor,
     *,
-    null: Tensor,
+    null: Tensor | None = None,
     floor: float,
     influence: Tensor,
     moved: Tensor,
     trials: tuple[float, Tensor] | None = None,
+    freedom: Tensor | None = None,
 ) -> Estimate:
     """`make_estimate` for a held-out statistic; its interval includes the noise of the direction.
 
@@ -326,6 +329,7 @@ def _held_out(
         direction: what the texts are scored along.
         moved: [cell, n], the part of the influence that is linear in the scores.
         trials: of a share, see `make_share`; None if the value is none.
+        freedom: [cell], degrees of freedom of the deviation; None: those of the cells.
     """
     noise = _direction_noise(cells, direction)
     # A |d|^2 below its own noise is no scale to measure with.
@@ -340,7 +344,8 @@ def _held_out(
     if trials is None:
         return make_estimate(
             cells, value, null=null, floor=floor, influence=influence, squares=squares,
-            ends=partial(t_interval, freedom=cells.freedom), class_means=False,
+            ends=partial(t_interval, freedom=cells.freedom if freedom is None else freedom),
+            class_means=False,
         )  # fmt: skip
     return make_share(
         cells, value, trials, null=null, floor=floor, influence=influence, squares=squares
@@ -550,6 +555,83 @@ _ACCURACY_PROBE = Metric(
 )
 
 
+# d' ------------------------------------------------------------------------------------------
+
+LEAST_FREEDOM = 10
+"""Degrees of freedom of the standard deviation in d'."""
+
+
+def fold_effect(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """d' of scores of several folds, and the influence of each text.
+
+    Least squares of the scores on the label and a level for each fold: d' is the effect of the
+    label over the standard deviation of the residuals (n - folds - 1 degrees of freedom). Squares
+    of residuals are divided by their leverage 1 - h, as in White's HC2 (MacKinnon & White 1985).
+
+    Args:
+        scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
+
+    Returns:
+        d' [...]; influence [..., n], and the part of it that is linear in the scores, [..., n].
+        NaN without a fold of both classes.
+    """
+    folds = fold_texts(fold)
+    freedom = len(labels) - len(folds) - 1
+    y, level = labels.to(scores.dtype), torch.empty_like(scores)
+    harmful, size = torch.empty_like(y), torch.empty_like(y)
+    for inside in folds:
+        level[..., inside] = scores[..., inside].mean(-1, keepdim=True)
+        harmful[inside], size[inside] = y[inside].mean(), float(len(inside))
+    y = y - harmful
+    weight = y / y.square().sum()
+    effect = ((scores - level) * weight).sum(-1, keepdim=True)
+    rest = scores - level - effect * y
+    deviation = (rest.square().sum(-1, keepdim=True) / freedom).sqrt()
+    left = (1 - 1 / size - y * weight).clamp_min(0)
+    scaled = torch.where(left > 1e-9, left.rsqrt(), 0.0) * rest / deviation
+    value = effect / deviation
+    linear = weight * scaled
+    square = scaled.square()
+    curved = value * (square - square.mean(-1, keepdim=True)) / (2 * len(labels))
+    return value.squeeze(-1), linear - curved, linear
+
+
+def _dprime(cells: Cells) -> Estimate:
+    scores = _scores(cells, "mean difference")
+    if len(cells.labels) - len(fold_texts(cells.fold)) - 1 < LEAST_FREEDOM:
+        raise Refusal(f"d' needs {LEAST_FREEDOM + 1} texts more than there are folds")
+    value, influence, moved = fold_effect(scores, cells.labels, cells.fold)
+    return _held_out(
+        cells,
+        "mean difference",
+        value,
+        floor=0.0,
+        influence=influence,
+        moved=moved,
+        freedom=units_behind(influence, cells.unit).clamp(1, cells.freedom),
+    )
+
+
+_DPRIME = Metric(
+    name="dprime",
+    title="held-out d', mean difference",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="difference of the class means of the scores of auc_direction over their standard "
+    "deviation inside the classes, both without differences between folds (least squares with a "
+    "level for each fold)",
+    source="d' of signal detection (Green & Swets 1966), cross-fitted",
+    pitfalls=_PITFALLS + " Unlike an AUC it has no upper end, and few extreme texts can move it. "
+    "No p: see that of auc_direction, which is of the same scores.",
+    interval=f"{INFLUENCE}, with residuals scaled by their leverage (HC2) and Student's t, with as "
+    f"many degrees of freedom as there are texts behind the variance; {_REFITS}",
+    null=NONE,
+    floor="0",
+    estimator=_dprime,
+)
+
+
 # Pairs ---------------------------------------------------------------------------------------
 
 
@@ -652,6 +734,7 @@ METRICS: tuple[Metric | InComponents, ...] = (
     _ACCURACY_DIRECTION,
     _AUC_PROBE,
     _ACCURACY_PROBE,
+    _DPRIME,
     _PAIRED_ACCURACY,
     _PAIRED_EFFECT,
 )

@@ -208,7 +208,9 @@ def xie_beni(rho: Tensor, count: Tensor) -> Tensor:
 def _xie_beni(cells: Cells) -> Estimate:
     rho = _rho(cells)
     # The index is infinite at rho = 0: an interval that reaches 0 has no upper end.
-    return replace(rho, low=rho.low.clamp_min(0)).mapped(lambda x: xie_beni(x, cells.count))
+    return replace(rho, low=rho.low.clamp_min(0), ends=None).mapped(
+        lambda x: xie_beni(x, cells.count)
+    )
 
 
 _XIE_BENI = Metric(
