@@ -142,10 +142,12 @@ COLUMNS = {
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
     "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
     "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
-    "p_family": "p corrected over all layers and languages in the results, for one metric, model "
-    "and pooling (Westfall & Young 1993). In `compare`: over all differences of the results (all "
-    "metrics, layers, poolings and languages are one family), or over all excesses; the null comes "
-    "from random signs of the influences of texts or pairs (Hemerik, Goeman & Finos 2020)",
+    "p_family": "p corrected over all numbers of the results: all metrics, models, layers, poolings "
+    "and languages are one family (Westfall & Young 1993). Each number is measured from the median "
+    "of its permutations, in units of the distance to their 95th percentile, and compared with the "
+    "largest under each permutation. In `compare`: over all differences of the results, or over "
+    "all excesses; the null comes from random signs of the influences of texts or pairs (Hemerik, "
+    "Goeman & Finos 2020)",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
     "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
     "each other positively). It is in JSON, CSV and Parquet, not in tables",
