@@ -142,10 +142,10 @@ COLUMNS = {
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
     "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
     "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
-    "p_family": "p corrected over all numbers of the results: all metrics, models, layers, poolings "
-    "and languages are one family (Westfall & Young 1993). Each number is measured from the median "
-    "of its permutations, in units of the distance to their 95th percentile, and compared with the "
-    "largest under each permutation. In `compare`: over all differences of the results, or over "
+    "p_family": "p corrected over all numbers of the results: all metrics, models, layers, "
+    "poolings and languages are one family (Westfall & Young 1993). Each number is measured from "
+    "the median of its permutations, in units of the distance to their 95th percentile, and "
+    "compared with the largest under each permutation. In `compare`: over all differences of the results, or over "
     "all excesses; the null comes from random signs of the influences of texts or pairs (Hemerik, "
     "Goeman & Finos 2020)",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "

@@ -21,6 +21,7 @@ from .glossary import (
     GROUPS,
     NOTATION,
     PARALLEL,
+    UNITS,
 )
 from .metric import NONE, InComponents, Metric
 from .rounding import ROUNDOFF
@@ -73,12 +74,13 @@ p of metrics at full width comes from 1,000 permutations that `run` computed and
 earlier versions have none: there p comes from the projection, and the results say so."""
 
 COVERAGE = """\
-In 400 simulated data sets of 150 + 150 texts, each 95 % interval covered the mean of the value in 92
-to 98 % of the data sets; metrics of pairs were tested on simulated pairs. `make check-slow` repeats
-this. Known exceptions: accuracies with 5 % harmful texts and heavy tails cover 83 to 92 %, AUCs near
-1 cover up to 100 %, and in `compare` differences of ratios and Bhattacharyya terms in components
-covered 90 to 92 % where the base model hardly separates the classes (200 data sets). Other intervals
-of `compare` in components were not simulated again since each model has components of its own."""
+In 400 simulated data sets of 150 + 150 texts, each 95 % interval covered the mean of the value in
+92 to 98 % of the data sets; metrics of pairs were tested on simulated pairs. `make check-slow`
+repeats this. Known exceptions: accuracies with 5 % harmful texts and heavy tails cover 83 to 92 %,
+AUCs near 1 cover up to 100 %, and in `compare` differences of ratios and Bhattacharyya terms in
+components covered 90 to 92 % where the base model hardly separates the classes (200 data sets).
+Other intervals of `compare` in components were not simulated again since each model has components
+of its own."""
 
 STEPS = """\
 1. Choose the file of its family in `families/`. The steps 2 to 4 are all in this file.
@@ -134,6 +136,7 @@ def _evidence() -> str:
     return "\n".join(
         [
             _item(f"Copies: {COPIES}."),
+            _item(f"Units: {UNITS}."),
             _item(
                 "Settings: every result says how the models were run (`run_as`) and in what their "
                 "runs differ (`settings_differ`, also in each row of CSV, JSON and Parquet). "
