@@ -145,9 +145,9 @@ COLUMNS = {
     "p_family": "p corrected over all numbers of the results: all metrics, models, layers, "
     "poolings and languages are one family (Westfall & Young 1993). Each number is measured from "
     "the median of its permutations, in units of the distance to their 95th percentile, and "
-    "compared with the largest under each permutation. In `compare`: over all differences of the results, or over "
-    "all excesses; the null comes from random signs of the influences of texts or pairs (Hemerik, "
-    "Goeman & Finos 2020)",
+    "compared with the largest under each permutation. In `compare`: over all differences of the "
+    "results, or over all excesses; the null comes from random signs of the influences of texts or "
+    "pairs (Hemerik, Goeman & Finos 2020)",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
     "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
     "each other positively). It is in JSON, CSV and Parquet, not in tables",
