@@ -18,6 +18,7 @@ from . import terminal
 from .config import (
     DTYPES,
     IMPLEMENTATIONS,
+    LABELLINGS,
     MAX_RESAMPLES,
     MAX_SEED,
     POOLINGS,
@@ -566,13 +567,16 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         help="one metric, or `all`; repeat the option for several (default: the main ones; an "
         "unknown name lists all)",
     )
-    for name, purpose in (("bootstraps", "intervals"), ("permutations", "p values")):
+    for name, purpose, most, default in (
+        ("bootstraps", "intervals of metrics in components", MAX_RESAMPLES, 200),
+        ("permutations", "p and floors", LABELLINGS, LABELLINGS),
+    ):
         parser.add_argument(
             f"--{name}",
-            type=_up_to(MAX_RESAMPLES),
-            default=200,
+            type=_up_to(most),
+            default=default,
             metavar="N",
-            help=f"resamples for {purpose} (default: 200)",
+            help=f"resamples for {purpose} (default: {default})",
         )
     parser.add_argument(
         "--seed",

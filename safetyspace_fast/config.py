@@ -30,6 +30,8 @@ MEAN_ALL, MEAN_WITHOUT_FIRST = "mean_all", "without the first position"
 position; or not. Manifests of earlier versions, whose `mean` was `mean_all`, say nothing."""
 MAX_PROJ_DIM = 4096
 MAX_SEED = 2**63 - 1
+LABELLINGS = 1000
+"""Label permutations behind every p; a run computes them once."""
 MAX_RESAMPLES = 1_000_000
 
 

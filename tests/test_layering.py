@@ -23,7 +23,7 @@ ALLOWED = {
     "data": {"config", "entries", "errors", "names"},
     "models": {"config", "errors", "names", "ops"},
     "store": {"errors", "names"},
-    "extract": {"errors", "ops", "threads", "data", "models", "store"},
+    "extract": {"config", "errors", "ops", "threads", "data", "models", "store"},
     "analysis": {"config", "errors", "names", "ops", "threads", "data", "store"},
     "info": {"ops"},
     "benchmark": {"data", "models", "extract"},

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import LABELLINGS
+from ..config import LABELLINGS
 from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, read_cells

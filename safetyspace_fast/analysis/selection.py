@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import layer_name, names_of
-from ..data import LABELLINGS, Units, connected, equal_rows, find_units, numbered
+from ..config import LABELLINGS, layer_name, names_of
+from ..data import Units, connected, equal_rows, find_units, numbered
 from ..errors import ConfigError
 from ..names import languages_meant, nearest
 from .uncertainty import SharedUnits

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..data import LABELLINGS
+from ..config import LABELLINGS
 from ..threads import in_parallel
 from .cells import read_cells
 from .confounds import confounds, dominance

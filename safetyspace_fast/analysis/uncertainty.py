@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import LABELLINGS, Units, permuted_labels
+from ..config import LABELLINGS
+from ..data import Units, permuted_labels
 
 Z95 = NormalDist().inv_cdf(0.975)
 

@@ -5,10 +5,9 @@ from .lexical import lexical_scores
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
 from .sets import describe_sets
-from .units import LABELLINGS, Units, connected, equal_rows, find_units, numbered, permuted_labels
+from .units import Units, connected, equal_rows, find_units, numbered, permuted_labels
 
 __all__ = [
-    "LABELLINGS",
     "NUM_FOLDS",
     "DataSummary",
     "Exclusion",

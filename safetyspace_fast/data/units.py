@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-LABELLINGS = 1000
-"""Label permutations behind every p."""
-
 
 @dataclass(frozen=True)
 class Units:

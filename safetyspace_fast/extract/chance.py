@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data import LABELLINGS, Samples, equal_rows, find_units, numbered, permuted_labels
+from ..config import LABELLINGS
+from ..data import Samples, equal_rows, find_units, numbered, permuted_labels
 from ..ops import STATISTICS, labelled_statistics, robust_scale, shift_noise
 
 AXES = {"statistic": len(STATISTICS), "labelling": 1 + LABELLINGS, "space": 2}
