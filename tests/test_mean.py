@@ -189,7 +189,9 @@ def test_a_model_of_an_earlier_version_has_no_marks(sink: Path, tmp_path: Path) 
     group = Place(run.path).group(read_only=False)["models/m"]
     for name in ("largest_share", "largest_dim", "pc1_tokens", "pc1_inverse_tokens"):
         del group[name]
-    del Place(run.path).group(read_only=False)["samples/lexical_score"]
+    samples = Place(run.path).group(read_only=False)["samples"]
+    del samples["lexical_score"]
+    samples.attrs["optional_arrays"] = ["cluster"]
     group.attrs["optional_arrays"] = []
     consolidate(run.path)
     run = api.open_run(tmp_path / "run.zarr")

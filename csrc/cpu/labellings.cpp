@@ -36,6 +36,8 @@ constexpr int32_t kLabel = 1;         // bit of a key that holds the label
 
 #if defined(__x86_64__)
 
+namespace avx512 {
+
 // Labels of sample i, 0 or 1, under labellings r to r + 15.
 AVX512 inline __m512i labels_of(const int32_t* bits, int64_t labels, int64_t i, int64_t r) {
   const __m512i word = _mm512_loadu_si512(bits + i / 32 * labels + r);
@@ -148,12 +150,18 @@ AVX512 void add_wins(const float* scores, const int32_t* bits, int64_t begin, in
   }
 }
 
+}  // namespace avx512
+
 #else
+
+namespace avx512 {
 
 void add_silhouettes(const float*, const double*, const int32_t*, int64_t, int64_t, int64_t,
                      const float*, const float*, double*, double*) {}
 void add_wins(const float*, const int32_t*, int64_t, int64_t, int64_t, int64_t, int32_t*, double*) {
 }
+
+}  // namespace avx512
 
 #endif
 
@@ -181,10 +189,10 @@ void label_silhouettes(Tensor to1, Tensor row_sum, Tensor bits, int64_t first, T
     check(sum.scalar_type() == ScalarType::Double && sum.is_contiguous() && sum.numel() == R,
           "silhouette, within: expected shape [", R, "] float64, contiguous");
   }
-  add_silhouettes(to1.const_data_ptr<float>(), row_sum.const_data_ptr<double>(),
-                  bits.const_data_ptr<int32_t>(), first, M, R, in0.const_data_ptr<float>(),
-                  in1.const_data_ptr<float>(), silhouette.mutable_data_ptr<double>(),
-                  within.mutable_data_ptr<double>());
+  avx512::add_silhouettes(to1.const_data_ptr<float>(), row_sum.const_data_ptr<double>(),
+                          bits.const_data_ptr<int32_t>(), first, M, R, in0.const_data_ptr<float>(),
+                          in1.const_data_ptr<float>(), silhouette.mutable_data_ptr<double>(),
+                          within.mutable_data_ptr<double>());
 }
 
 Tensor label_wins(Tensor scores, Tensor bits, Tensor ends) {
@@ -208,8 +216,9 @@ Tensor label_wins(Tensor scores, Tensor bits, Tensor ends) {
   std::vector<int32_t> keys(largest * kLanes);
   for (int64_t r = 0; r < R; r += kLanes) {
     for (int64_t f = 0; f < F; ++f) {
-      add_wins(scores.const_data_ptr<float>(), bits.const_data_ptr<int32_t>(), f ? end[f - 1] : 0,
-               end[f], R, r, keys.data(), sums.mutable_data_ptr<double>());
+      avx512::add_wins(scores.const_data_ptr<float>(), bits.const_data_ptr<int32_t>(),
+                       f ? end[f - 1] : 0, end[f], R, r, keys.data(),
+                       sums.mutable_data_ptr<double>());
     }
   }
   return sums;

@@ -19,7 +19,7 @@ import zarr
 from ..errors import StoreError
 from . import files
 from .access import names_in, open_root, read_array
-from .layout import MODEL, Array, Attributes, shards_of
+from .layout import MODEL, Array, Attributes, expected_arrays, shards_of
 from .lock import Claim
 from .place import Place
 from .reader import Run
@@ -174,9 +174,7 @@ class Growth:
     def _arrays(self, group: zarr.Group, lang: str, samples: slice) -> dict[str, Array]:
         i_lang = self._run.languages.index(lang)
         arrays = {}
-        for spec in MODEL:
-            if spec.optional and spec.name not in group:
-                continue
+        for spec in expected_arrays(MODEL, dict(group.attrs)):
             if spec.by_sample:
                 arrays[spec.name] = read_array(group, spec.name, np.s_[:, :, samples])
             elif spec.by_language:

@@ -123,7 +123,9 @@ class ModelStore:
 
     def has(self, name: str) -> bool:
         """Whether the model has an array; earlier versions did not write the optional ones."""
-        return name in self._group
+        optional = {spec.name for spec in MODEL if spec.optional}
+        names = self.attrs.get("optional_arrays")
+        return name not in optional or (isinstance(names, list) and name in names)
 
     def read(
         self,

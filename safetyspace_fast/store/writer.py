@@ -25,7 +25,6 @@ from .layout import (
     Array,
     ArraySpec,
     Attributes,
-    expected_arrays,
     shards_of,
 )
 from .place import Place
@@ -131,12 +130,15 @@ def resume_run(location: str | Path, *, samples: Mapping[str, Array]) -> zarr.Gr
     stored, group = open_root(place)["samples"], root["samples"]
     assert isinstance(stored, zarr.Group)
     assert isinstance(group, zarr.Group)
-    for spec in expected_arrays(SAMPLES, dict(stored.attrs)):
+    for spec in SAMPLES:
         try:
             read_array(stored, spec.name)
         except StoreError:
             if spec.name in samples or not spec.optional:
                 _write_samples(group, spec, samples)
+    optional = [spec.name for spec in SAMPLES if spec.optional and spec.name in samples]
+    if group.attrs.get("optional_arrays") != optional:  # an earlier version wrote fewer
+        group.update_attributes({"optional_arrays": optional})
     return root
 
 

@@ -14,7 +14,7 @@ from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.data import find_units
 
-BY_NUMBER = {"calinski_harabasz", "auc_probe", "accuracy_probe"}
+BY_NUMBER = {"calinski_harabasz", "auc_probe", "accuracy_probe", "dprime"}
 """Metrics of which the number of rows is a part: in a factor, or against a penalty."""
 
 
