@@ -213,6 +213,7 @@ def stars(results, layers, languages, permutations):
     return count / results
 
 
+@pytest.mark.slow
 def test_stars_are_rare_where_nothing_separates():
     # 2 of 40 are expected, 9 or more once in 5,000 times; 36 % had one before.
     assert stars(40, layers=4, languages=2, permutations=59) < 9 / 40

@@ -118,6 +118,7 @@ def test_intervals_of_groups_cover_where_languages_share_items(metric):
     assert rates[False, "high - low"] > 0.985
 
 
+@pytest.mark.slow
 def test_differences_of_differences_cover_where_languages_share_items():
     run = shared_run(150, shared=True, models=("a", "b"))
     found = compare(run, base="a", aligned="b", metrics=["rho_adjusted"], bootstraps=2).squeeze()
