@@ -617,7 +617,7 @@ def read_cells(
         permutations=permutations,
         seed=seed,
         key=lang,
-        shared=shared_units(run, paired=paired).get(lang),
+        shared=shared_units(run, paired=paired).get(lang) if bootstraps else None,
     )
     i_layers, i_poolings = (
         [i for i, name in enumerate(known) if name in asked]

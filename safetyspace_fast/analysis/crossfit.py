@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cells, once
-from .significance import student_quantile
+from .uncertainty import t_reach
 
 LEAST_RELIABILITY = 0.65
 """Below this mean cosine of the directions of two halves there is no cosine with another one.
@@ -101,7 +101,7 @@ def direction_cosine(first: FoldMeans, second: FoldMeans) -> Cosine:
     centred = left - left.mean(-1, keepdim=True)
     deviation = ((folds - 1) / folds * centred.square().sum(-1)).sqrt()
     # Without one of the folds the other direction has no length: nothing is known but the value.
-    reach = (student_quantile(folds - 1) * deviation).nan_to_num(2.0)
+    reach = (t_reach(folds - 1) * deviation).nan_to_num(2.0)
     known = reliability >= LEAST_RELIABILITY
     value, low, high = (
         torch.where(known, x.clamp(-1, 1), torch.nan) for x in (value, value - reach, value + reach)

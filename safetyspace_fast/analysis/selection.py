@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import LABELLINGS, layer_name, names_of
-from ..data import Units, connected, equal_rows, find_units, numbered
+from ..data import Units, connected, equal_rows, find_units, kinds, numbered
 from ..errors import ConfigError
 from ..names import languages_meant, nearest
 from .uncertainty import SharedUnits
@@ -243,9 +243,7 @@ def shared_units(run: "Run", *, paired: bool = True) -> dict[str, SharedUnits]:
     has_item[group[known]] = True
     group = numbered(np.where(has_item[group], group, -1)) - int(not has_item.all())
     inside = group >= 0
-    size = np.bincount(group[inside])
-    harmful = np.bincount(group[inside], weights=np.asarray(run.samples.label)[inside])
-    kind = np.where(harmful == 0, 0, np.where(harmful == size, 1, 2))
+    kind = kinds(np.asarray(run.samples.label)[inside], group[inside])
     return {name: SharedUnits(group[run.lang_range(name)], kind) for name in run.languages}
 
 

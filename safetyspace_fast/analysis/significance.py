@@ -24,16 +24,6 @@ def student_p(t: Tensor, freedom: Tensor) -> Tensor:
     return torch.erfc(student_score(t, freedom) / math.sqrt(2))
 
 
-def student_quantile(freedom: float, share: float = 0.95) -> float:
-    """The |t| that a share of draws from Student's t stays below."""
-    low, high = 0.0, 1e4
-    for _ in range(80):
-        middle = (low + high) / 2
-        t, v = (torch.tensor(x, dtype=torch.float64) for x in (middle, freedom))
-        low, high = (middle, high) if float(student_p(t, v)) > 1 - share else (low, middle)
-    return middle
-
-
 def welch_freedom(influence: Tensor, group: Tensor) -> Tensor:
     """Degrees of freedom of the variance of a sum over independent units (Satterthwaite 1946).
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import LABELLINGS
-from ..data import Units, permuted_labels
+from ..data import Units, kinds, permuted_labels
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -130,28 +130,26 @@ def draw(
         shared: contents that are in several languages: their bootstrap counts are the same in all.
     """
     labels, unit = units.labels, units.unit
-    size, harmful = np.bincount(unit), np.bincount(unit, weights=labels)
-    kind = np.where(harmful == 0, 0, np.where(harmful == size, 1, 2))
-    drawn = np.zeros((bootstraps, len(size)), np.uint8)
-    rng = np.random.Generator(np.random.PCG64([seed, *key.encode()]))
-    for number in range(3):
-        alike = kind == number
-        if many := int(alike.sum()):
-            drawn[:, alike] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+    drawn = _drawn(kinds(labels, unit), bootstraps, [seed, *key.encode()])
     if shared is not None:
-        everywhere = np.zeros((bootstraps, len(shared.kind)), np.uint8)
-        rng = np.random.Generator(np.random.PCG64([seed, 2]))
-        for number in range(3):
-            alike = shared.kind == number
-            if many := int(alike.sum()):
-                counts = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
-                everywhere[:, alike] = counts
+        everywhere = _drawn(shared.kind, bootstraps, [seed, 2])
         inside = shared.group >= 0
         drawn[:, unit[inside]] = everywhere[:, shared.group[inside]]
     number = LABELLINGS if permutations else 0  # the first ones depend on how many there are
     permuted = permuted_labels(units, number, key)[:permutations]
     arrays = (labels, unit, units.partner, units.copy, drawn[:, unit], permuted)
     return Resamples(*(torch.from_numpy(array) for array in arrays))
+
+
+def _drawn(kind: NDArray[np.int64], bootstraps: int, seeds: list[int]) -> NDArray[np.uint8]:
+    """How often each bootstrap draws each unit, among those of its kind: [bootstraps, U]."""
+    rng = np.random.Generator(np.random.PCG64(seeds))
+    drawn = np.zeros((bootstraps, len(kind)), np.uint8)
+    for number in range(3):
+        alike = kind == number
+        if many := int(alike.sum()):
+            drawn[:, alike] = rng.multinomial(many, np.full(many, 1 / many), size=bootstraps)
+    return drawn
 
 
 def random_signs(unit: Tensor, number: int, *, seed: int, key: str) -> Tensor:
@@ -408,13 +406,6 @@ def difference_interval(
 
     low, high = reach(down[1], up[0], (fall, -rise)), reach(up[1], down[0], (-fall, rise))
     return b - a - low, b - a + high
-
-
-def two_sided(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Two-sided normal p of a value from its 95 % interval; 1 where value and interval are 0."""
-    deviation = torch.where(value > 0, value - low, high - value) / Z95
-    score = (value.abs() / deviation).nan_to_num(0.0)
-    return torch.where(deviation.isnan(), torch.nan, torch.erfc(score / math.sqrt(2)))
 
 
 def permutation_p(observed: Tensor, null: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from .lexical import lexical_scores
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
 from .sets import describe_sets
-from .units import Units, connected, equal_rows, find_units, numbered, permuted_labels
+from .units import Units, connected, equal_rows, find_units, kinds, numbered, permuted_labels
 
 __all__ = [
     "NUM_FOLDS",
@@ -19,6 +19,7 @@ __all__ = [
     "describe_sets",
     "equal_rows",
     "find_units",
+    "kinds",
     "lexical_scores",
     "numbered",
     "permuted_labels",

@@ -82,6 +82,12 @@ def connected(first: Ints, second: Ints) -> Ints:
             return numbered(group)
 
 
+def kinds(labels: NDArray[Any], group: Ints) -> Ints:
+    """[groups], 0: all texts of a group are harmless, 1: all harmful, 2: both; [n] each."""
+    size, harmful = np.bincount(group), np.bincount(group, weights=labels)
+    return np.where(harmful == 0, 0, np.where(harmful == size, 1, 2))
+
+
 def permuted_labels(units: Units, number: int, key: str, seed: int = 0) -> NDArray[np.uint8]:
     """Labellings that are as likely as the true one if the classes do not differ.
 

@@ -12,7 +12,8 @@ from safetyspace_fast.analysis.crossfit import (
     direction_cosine,
     weights_of_halves,
 )
-from safetyspace_fast.analysis.significance import false_discovery, student_p, student_quantile
+from safetyspace_fast.analysis.significance import false_discovery, student_p
+from safetyspace_fast.analysis.uncertainty import t_reach
 
 
 def means_of(x, label, fold):
@@ -127,7 +128,7 @@ def test_p_of_students_t(freedom):
     t = torch.tensor([0.0, 0.5, 2.0, 4.0, 8.0], dtype=torch.float64)
     found = student_p(t, torch.full_like(t, freedom))
     np.testing.assert_allclose(found, 2 * stats.t.sf(t.numpy(), freedom), rtol=0.02)
-    assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
+    assert t_reach(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-3)
 
 
 def test_false_discovery_rate_is_that_of_scipy_without_what_is_unknown():

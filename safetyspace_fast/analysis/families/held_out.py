@@ -162,24 +162,6 @@ def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1
     return torch.where(known[i_fold], held_out, torch.nan)
 
 
-def heldout_scores(source: Tensor, target: Tensor, labels: Tensor, fold: Tensor) -> Tensor:
-    """Texts of `target` along the difference of class means of the other folds of `source`.
-
-    Args:
-        source, target: [..., n, P] float64, the same texts; labels: [n] int64, fold: [n] int64.
-
-    Returns:
-        [..., n] float64; only scores of one fold can be compared.
-    """
-    scores = torch.empty(target.shape[:-1], dtype=target.dtype)
-    for inside in fold_texts(fold):
-        rest = torch.ones_like(labels, dtype=torch.bool)
-        rest[inside] = False
-        low, high = (source[..., rest & (labels == c), :].mean(-2) for c in (0, 1))
-        scores[..., inside] = (target[..., inside, :] @ (high - low)[..., None]).squeeze(-1)
-    return scores
-
-
 @once
 def _scores(cells: Cells, direction: Direction) -> Tensor:
     """[cell, n], held-out scores: the stored ones, or the log odds of the logistic probe.
