@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigError, ModelError, first_line
+from ..errors import ModelError, first_line
 from . import layers
 from .adapters import merge_adapter
+from .device import find_device, find_dtype
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
@@ -26,12 +27,6 @@ from .weights import RANDOM_SEED, find_backbone, load_weights, quiet_transformer
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 _RANDOM_WEIGHTS = {"random": f"seed {RANDOM_SEED}"}
 """What takes the place of the hashes of files in a control."""
 DEFAULT_WINDOW = 8192
@@ -108,8 +103,8 @@ def load_model(
         ModelError: the model cannot be loaded; the message names the file and what to do.
         ConfigError: an unknown device or dtype.
     """
-    target = _device(device)
-    working = _dtype(dtype, target)
+    target = find_device(device)
+    working = find_dtype(dtype, target)
     note = on_note or (lambda _line: None)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
     with ThreadPoolExecutor(4) as pool, quiet_transformers(note):
@@ -419,29 +414,3 @@ def _tokenizer_sha256(source: Source, tokenizer: Any) -> str:
     if source.gguf is None and files:
         return sha256(files[0])
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-        if target.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"no {target.type} here")
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
-        ) from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices")
-    return target
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        if device.type != "cuda":  # without AMX tiles, bfloat16 is slower than float32
-            return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: expected 'auto', {', '.join(map(repr, DTYPES))}")
-    return DTYPES[dtype]
