@@ -18,12 +18,19 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError, first_line
 from . import layers
-from .adapters import merge_adapter
+from .adapters import adds_to_weights, merge_adapter
 from .device import find_device, find_dtype
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
-from .weights import RANDOM_SEED, find_backbone, load_weights, quiet_transformers, random_weights
+from .weights import (
+    RANDOM_SEED,
+    are_all,
+    find_backbone,
+    load_weights,
+    quiet_transformers,
+    random_weights,
+)
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -115,9 +122,11 @@ def load_model(
             model, quantization = random_weights(source, trust_remote_code), None
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
         else:
-            stored = torch.float32 if adapters else working
+            stored, home = working, target
+            if adapters and not _merges_by_layer(source, adapters, working):
+                stored, home = torch.float32, torch.device("cpu")
             model, quantization = load_weights(
-                source, stored, allow_pickle, trust_remote_code, note
+                source, stored, home, allow_pickle, trust_remote_code, note
             )
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
@@ -200,6 +209,17 @@ def find_sources(
 def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
     """Where a model's tokenizer is: in the folder of the last adapter that has one, or its own."""
     return next((a for a in reversed(adapters) if a.tokenizer_files()), source)
+
+
+def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtype) -> bool:
+    """Whether adapters are merged into weights of the working dtype, one layer at a time.
+
+    Only where this gives the same numbers as a model in float32, which is the other way: it takes
+    more memory, and is therefore done on the CPU.
+    """
+    if working == torch.float32:
+        return True
+    return len(adapters) == 1 and adds_to_weights(adapters[0]) and are_all(source, working)
 
 
 def _merge_adapters(

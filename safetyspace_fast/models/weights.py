@@ -45,6 +45,7 @@ _NO_NEWS = re.compile(
 def load_weights(
     source: Source,
     dtype: torch.dtype,
+    device: torch.device,
     allow_pickle: bool,
     trust_remote_code: bool,
     note: Callable[[str], None],
@@ -54,6 +55,7 @@ def load_weights(
     Args:
         source: a model, checked before.
         dtype: of the weights; quantised ones keep theirs.
+        device: where they are put. On the way to a GPU the host holds a few tensors at a time.
         allow_pickle, trust_remote_code: as in `load_model`.
         note: called with notes of one line.
 
@@ -68,6 +70,8 @@ def load_weights(
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
+    if device.type != "cpu":
+        how["device_map"] = {"": device}
     if dtype == torch.float64:  # grouped products of experts do not take float64
         how["experts_implementation"] = "eager"
     if source.gguf is not None:
@@ -313,6 +317,21 @@ def _check_numbers(source: Source) -> None:
                         f"{source.asked}: {name} holds integers ({kind}), so it is quantised, but "
                         "config.json has no quantization_config: use the one of these weights"
                     )
+
+
+def are_all(source: Source, dtype: torch.dtype) -> bool:
+    """Whether every matrix in a model's files has this dtype."""
+    from safetensors import safe_open
+
+    name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}.get(dtype)
+    for file in source.weight_files():
+        if file.suffix != ".safetensors":
+            return False
+        with safe_open(file, framework="pt") as opened:
+            slices = map(opened.get_slice, opened.keys())
+            if any(len(s.get_shape()) > 1 and s.get_dtype() != name for s in slices):
+                return False
+    return True
 
 
 def _quantization(config: Any) -> str | None:

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.small_models import small_gguf
 from safetyspace_fast.errors import ConfigError, ModelError
-from safetyspace_fast.models import ModelSpec, load_model, parse_model, unfuse
+from safetyspace_fast.models import ModelSpec, load_model, loading, parse_model, unfuse
+from safetyspace_fast.models.weights import load_weights
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -74,6 +75,17 @@ def test_sharded_weights_give_the_same_states(llama, tmp_path):
     assert len(sharded.identity["weights"]) > 1
     whole = load_model(ModelSpec("m", str(llama)))
     torch.testing.assert_close(last_states(sharded), last_states(whole), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_put_on_the_device_as_they_are_read(llama, dtype):
+    """A device without memory stands in for a GPU: no weight may be left on the host."""
+    source, _ = loading.find_sources(ModelSpec("m", str(llama)), False, False)
+    meta = torch.device("meta")
+    model, _ = load_weights(source, dtype, meta, False, False, pytest.fail)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device for tensor in tensors} == {meta}
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
 
 
 def test_importing_and_naming_models_needs_no_transformers():
