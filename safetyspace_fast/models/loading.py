@@ -5,9 +5,11 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ class LoadedModel:
     max_tokens: the longest prompt that the model takes.
     pad_token_id: an ordinary token to fill rows with; no text's hidden state depends on it.
     device, dtype: of the weights.
-    identity: what the store's manifest says about the model.
+    identify: returns what `identity` gives.
     """
 
     name: str
@@ -75,7 +77,12 @@ class LoadedModel:
     pad_token_id: int
     device: torch.device
     dtype: torch.dtype
-    identity: dict[str, Json] = field(repr=False)
+    identify: Callable[[], dict[str, Json]] = field(repr=False)
+
+    @cached_property
+    def identity(self) -> dict[str, Json]:
+        """What the store's manifest says about the model; waits until its files are hashed."""
+        return self.identify()
 
     def watch(self, hookpoint: str, callback: Callable[[Tensor], None]) -> RemovableHandle:
         """Call `callback` with a hookpoint's `hidden_states: [B, T, D]` in every forward pass."""
@@ -114,10 +121,8 @@ def load_model(
     working = find_dtype(dtype, target)
     note = on_note or (lambda _line: None)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
-    with ThreadPoolExecutor(4) as pool, quiet_transformers(note):
-        # Files are hashed while they load: both read the same pages, and hashlib frees the GIL.
-        files = {} if spec.random else _weight_files(source, adapters)
-        digests = pool.map(sha256, files.values())
+    files = {} if spec.random else _weight_files(source, adapters)
+    with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         if spec.random:
             model, quantization = random_weights(source, trust_remote_code), None
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
@@ -143,7 +148,6 @@ def load_model(
         tokenizer = load_tokenizer(tokenizer_home, trust_remote_code, note)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
-        weights = dict(zip(files, digests, strict=True)) or _RANDOM_WEIGHTS
 
         backbone = find_backbone(model)
         config = model.config
@@ -168,14 +172,36 @@ def load_model(
         pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
-        identity=_identity(spec, source, adapters, config, weights)
-        | {
+        identify=lambda: {
+            **_identity(spec, source, adapters, config, hashes() or _RANDOM_WEIGHTS),
             "tokenizer": tokenizer_home.asked,
             "tokenizer_sha256": _tokenizer_sha256(tokenizer_home, tokenizer),
             "dtype": str(working).removeprefix("torch."),
             "quantization": quantization,
         },
     )
+
+
+@contextmanager
+def _hashing(files: Mapping[str, Path], wait: bool) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash files in threads while they load: both read the same pages, and hashlib frees the GIL.
+
+    Args:
+        files: by name.
+        wait: for the hashes, at the end of the block. Beside a GPU they may take longer than
+            loading; on a CPU they would slow down what follows.
+
+    Yields:
+        A function that waits for the hashes, and returns them by name.
+    """
+    pool = ThreadPoolExecutor(4)
+    hashes = {name: pool.submit(sha256, file) for name, file in files.items()}
+    try:
+        yield lambda: {name: digest.result() for name, digest in hashes.items()}
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait)
 
 
 def find_sources(
@@ -405,7 +431,7 @@ def _identity(
     source: Source,
     adapters: list[Source],
     config: Any,
-    weights: dict[str, str],
+    weights: Mapping[str, str],
 ) -> dict[str, Json]:
     """The facts that identify a model's weights: names and hashes.
 

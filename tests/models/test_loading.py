@@ -7,6 +7,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
+import time
 
 import gguf
 import hub
@@ -75,6 +77,37 @@ def test_sharded_weights_give_the_same_states(llama, tmp_path):
     assert len(sharded.identity["weights"]) > 1
     whole = load_model(ModelSpec("m", str(llama)))
     torch.testing.assert_close(last_states(sharded), last_states(whole), rtol=0, atol=0)
+
+
+def test_beside_a_gpu_hashing_goes_on_after_loading(tmp_path, monkeypatch):
+    goes_on = threading.Event()
+    monkeypatch.setattr(loading, "sha256", lambda file: (goes_on.wait(60), file.name)[1])
+    files = {"first": tmp_path / "a", "second": tmp_path / "b"}
+    with loading._hashing(files, wait=False) as hashes:
+        pass
+    assert not goes_on.is_set()  # the block has ended without them
+    goes_on.set()
+    assert hashes() == {"first": "a", "second": "b"}
+
+
+def test_a_model_that_cannot_be_loaded_is_not_hashed_to_its_end(tmp_path, monkeypatch):
+    goes_on, seen = threading.Event(), []
+    monkeypatch.setattr(loading, "sha256", lambda file: (goes_on.wait(60), seen.append(file)))
+    files = {str(i): tmp_path / str(i) for i in range(40)}
+    with pytest.raises(ModelError), loading._hashing(files, wait=True):
+        raise ModelError("no")
+    goes_on.set()
+    time.sleep(0.2)  # enough for all 40
+    assert len(seen) <= 4
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_on_a_cpu_a_loaded_model_is_hashed(llama, monkeypatch, random):
+    """What follows is measured, and has the processor for itself."""
+    done = []
+    monkeypatch.setattr(loading, "sha256", lambda file: (time.sleep(0.3), done.append(file))[1])
+    load_model(ModelSpec("m", str(llama), random=random))
+    assert len(done) == (0 if random else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
