@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 
-import gguf
 import hub
 import peft
 import pytest
@@ -456,6 +455,7 @@ def test_what_is_no_gguf_is_refused(tmp_path):
 
 def save_tiny_gguf(directory, target):
     """Write a tiny Llama as GGUF with 8-bit matrices; return its unpacked weights."""
+    gguf = pytest.importorskip("gguf")
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     config, state = model.config, model.state_dict()
     writer = gguf.GGUFWriter(target, "llama")
