@@ -5,6 +5,7 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,17 +22,17 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ModelError, first_line
 from . import layers
 from .adapters import adds_to_weights, merge_adapter
-from .device import find_device, find_dtype
+from .device import check_room, find_device, find_dtype
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
 from .weights import (
     RANDOM_SEED,
-    are_all,
     find_backbone,
     load_weights,
     quiet_transformers,
     random_weights,
+    stored,
 )
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -115,23 +116,26 @@ def load_model(
 
     Raises:
         ModelError: the model cannot be loaded; the message names the file and what to do.
-        ConfigError: an unknown device or dtype.
+        ConfigError: a device or dtype that does not exist or is not here.
     """
-    target = find_device(device)
-    working = find_dtype(dtype, target)
     note = on_note or (lambda _line: None)
+    target = find_device(device, note)
+    working = find_dtype(dtype, target)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
+    if target.type == "cuda" and (tensors := stored(source)) is not None:
+        numbers = sum(math.prod(shape) for shape, _ in tensors)
+        check_room(spec.base, numbers, working, target)
     files = {} if spec.random else _weight_files(source, adapters)
     with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         if spec.random:
             model, quantization = random_weights(source, trust_remote_code), None
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
         else:
-            stored, home = working, target
+            at_first, home = working, target
             if adapters and not _merges_by_layer(source, adapters, working):
-                stored, home = torch.float32, torch.device("cpu")
+                at_first, home = torch.float32, torch.device("cpu")
             model, quantization = load_weights(
-                source, stored, home, allow_pickle, trust_remote_code, note
+                source, at_first, home, allow_pickle, trust_remote_code, note
             )
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
@@ -245,7 +249,13 @@ def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtyp
     """
     if working == torch.float32:
         return True
-    return len(adapters) == 1 and adds_to_weights(adapters[0]) and are_all(source, working)
+    tensors = stored(source)
+    return (
+        len(adapters) == 1
+        and adds_to_weights(adapters[0])
+        and tensors is not None
+        and all(dtype == working for shape, dtype in tensors if len(shape) > 1)
+    )
 
 
 def _merge_adapters(

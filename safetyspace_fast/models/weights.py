@@ -24,6 +24,12 @@ _UNUSED = re.compile(
     r"(^|\.)([a-z_]*inv_freq|(cos|sin)_cached|position_ids|causal_mask|version|num_batches_tracked"
     r"|_weight|masked_bias|(attn|attention)\.bias)$"
 )
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 # Numbers beside quantised weights, which have no place once these are unpacked.
 _SCALES = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
 # Parts beside the blocks that other tasks use: poolers, towers for images and sound, more heads.
@@ -319,19 +325,20 @@ def _check_numbers(source: Source) -> None:
                     )
 
 
-def are_all(source: Source, dtype: torch.dtype) -> bool:
-    """Whether every matrix in a model's files has this dtype."""
+def stored(source: Source) -> list[tuple[tuple[int, ...], torch.dtype]] | None:
+    """Shape and dtype of every tensor in a model's files; None if some are no plain numbers."""
     from safetensors import safe_open
 
-    name = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}.get(dtype)
+    tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
     for file in source.weight_files():
         if file.suffix != ".safetensors":
-            return False
+            return None
         with safe_open(file, framework="pt") as opened:
-            slices = map(opened.get_slice, opened.keys())
-            if any(len(s.get_shape()) > 1 and s.get_dtype() != name for s in slices):
-                return False
-    return True
+            parts = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - no dict
+        if any(part.get_dtype() not in _FLOATS for part in parts):
+            return None
+        tensors += [(tuple(part.get_shape()), _FLOATS[part.get_dtype()]) for part in parts]
+    return tensors
 
 
 def _quantization(config: Any) -> str | None:

@@ -436,7 +436,6 @@ def test_a_tokenizer_without_offsets_is_refused(copy):
 
 def test_device_and_dtype_must_exist(llama):
     refused(llama, "expected 'auto', 'cpu', 'cuda'", device="abacus")
-    refused(llama, "CUDA devices$", device="cuda:99")
     error = refused(llama, "expected 'auto', 'float64'", dtype="int8")
     assert isinstance(error, ConfigError)
 
