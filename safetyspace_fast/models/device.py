@@ -104,10 +104,11 @@ def check_room(asked: str, numbers: int, dtype: torch.dtype, device: torch.devic
     ways = ["a quantised model", "--device cpu"]
     if dtype.itemsize > 2 and 2 * numbers <= free:
         ways.insert(0, f"--dtype {'bfloat16' if _has_bfloat16(device) else 'float16'}")
+    name = str(dtype).removeprefix("torch.")
     raise ModelError(
-        f"{asked}: its weights take {needed / _GIB:.1f} GiB in "
-        f"{str(dtype).removeprefix('torch.')}, but {_words(device)} has {free / _GIB:.1f} of {total / _GIB:.1f} GiB free, "
-        f"{(needed - free) / _GIB:.1f} GiB too little; use {' or '.join(ways)}"
+        f"{asked}: its weights take {needed / _GIB:.1f} GiB in {name}, but {_words(device)} has "
+        f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free, {(needed - free) / _GIB:.1f} GiB too "
+        f"little; use {' or '.join(ways)}"
     )
 
 
