@@ -59,7 +59,8 @@ from safetyspace_fast.ops.triton.tiles import (
 # Sets that a tile is multiplied with at a time, by what fits into registers.
 SETS = {100: 32}
 DEFAULT_SETS = 64
-SLOTS = tl.constexpr(32)  # partial sums that `add_slots_kernel` reads at a time
+MEND_SETS = 32  # more would spill with some versions of Triton
+SLOTS = tl.constexpr(16)  # partial sums that `add_slots_kernel` reads at a time
 
 
 @triton.jit
@@ -283,13 +284,15 @@ def pairwise_within(
         within_parts = x.new_empty((L, num_pairs, width), dtype=torch.float32)
         shift = shift.contiguous()
         decay = shift if gamma is None else (gamma / -math.log(2)).float()
-        sums = (sets, decay, shift, total_parts, within_parts, N, width // BR, num_tiles)
+        sums = (sets, decay, shift, total_parts, within_parts, N)
         squares = triton.cdiv(num_tiles, GROUP.value)
         flags = {"METRIC": METRICS[metric].value, "KERNEL": gamma is not None}
         within_kernel[(squares * (squares + 1) // 2 * GROUP.value**2, L)](
             rows.planes,
             rows.norms,
             *sums,
+            width // BR,
+            num_tiles,
             triton.cdiv(D, config.BK),
             **flags,
             BT=config.BT,
@@ -302,12 +305,14 @@ def pairwise_within(
             rows.source,
             x.stride(0),
             *sums,
+            width // MEND_SETS,
+            num_tiles,
             D,
             **flags,
             ALIGNED=x.stride(0) % 16 == 0,
             BT=config.BT,
             BD=MEND_BLOCK // 4,  # of 16-bit rows too: more would spill on sm_100
-            BR=BR,
+            BR=MEND_SETS,
             **launch_options(8),
         )
         for parts, out in ((total_parts, total), (within_parts, within)):
