@@ -52,6 +52,7 @@ def _triton_modules() -> dict[str, ModuleType]:
 
     return {
         "pool_project": pool_project,
+        "pool_into": pool_project,
         "pairwise_reduce": pairwise_reduce,
         "pairwise_update": pairwise_update,
         "pairwise_within": pairwise_within,
