@@ -25,6 +25,7 @@ from benchmarks.small_models import make
 from safetyspace_fast.benchmark import matrix_products
 from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import (
+    Batching,
     Capture,
     Extraction,
     compile_blocks,
@@ -112,7 +113,7 @@ class Ours:
         tokens = tokenize(self.model, samples.texts, template=template, poolings=("last",))
         spans = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], 1)[:, None]
         tokens = replace(tokens, spans=spans.astype(np.int32))
-        plan = make_plan(tokens, token_budget=self.token_budget)
+        plan = make_plan(tokens, batching=Batching(self.token_budget))
         hookpoints, width = self.model.hookpoints, self.model.hidden_size
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:

@@ -1,7 +1,7 @@
 """From texts to forward passes: tokens, the prefix that they share, hookpoints, batches."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +13,8 @@ from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
 from ..ops import pairwise_reduce, pool_project
 from .capture import seeded_projection
-from .plan import Plan, make_plan
-from .tune import compile_blocks, find_token_budget
+from .plan import Batching, Plan, make_plan
+from .tune import compile_blocks, find_batching
 
 if TYPE_CHECKING:
     from ..models.prefix import SharedPrefix
@@ -34,8 +34,8 @@ class Prepared:
     """The prompts without the shared prefix: what runs in each batch."""
     prefix: "SharedPrefix | None"
     """Keys and values of the tokens that all prompts share; None: whole prompts run."""
-    token_budget: int
-    """Largest number of padded tokens in a batch."""
+    batching: Batching
+    """How the plan cuts texts into batches."""
     plan: Plan
 
     @property
@@ -56,6 +56,7 @@ def prepare(
     proj_dim: int = 64,
     seed: int = 0,
     token_budget: int | None = None,
+    batching: Batching | None = None,
     compiled: bool = False,
     impl: str | None = None,
     on_note: Callable[[str], None] = lambda _: None,
@@ -68,6 +69,7 @@ def prepare(
         languages: the texts of each language, in order; None: all are one language.
         layers, poolings, template, max_tokens, proj_dim, seed: as in `RunConfig`.
         token_budget: largest number of padded tokens in a batch; None: measure which is fast.
+        batching: of an earlier run that goes on; None: measure it.
         compiled: compile the model's blocks, which changes `model`.
         impl: the implementation of kernels that will be forced.
         on_note: called with each message for the user.
@@ -92,16 +94,18 @@ def prepare(
         on_note(reason)
     if compiled:
         compile_blocks(model, tokens, prefix)
-    if token_budget is None:
-        token_budget = find_token_budget(model, tokens, prefix)
+    if batching is None:
+        batching = find_batching(model, tokens, prefix, token_budget)
+    elif token_budget is not None:
+        batching = replace(batching, token_budget=token_budget)
     padding = not reads_padding(model, tokens)
     if not padding:
         on_note(
             f"padding changes the states of {type(model.backbone).__name__}, so each batch holds "
             "texts of one length"
         )
-    plan = make_plan(tokens, languages, token_budget=token_budget, padding=padding)
-    return Prepared(hookpoints, projection, prompts, tokens, prefix, token_budget, plan)
+    plan = make_plan(tokens, languages, batching=batching, padding=padding)
+    return Prepared(hookpoints, projection, prompts, tokens, prefix, batching, plan)
 
 
 def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.extract import Capture, make_plan, seeded_projection
+from safetyspace_fast.extract import Batching, Capture, make_plan, seeded_projection
 from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.extract.prepare import prepare, reads_padding
@@ -62,7 +62,7 @@ def pooled_states(
     prefix = None
     if shared:
         prefix, tokens, _ = share_prefix(model, tokens)
-    plan = make_plan(tokens, part_samples=4, token_budget=token_budget)
+    plan = make_plan(tokens, batching=Batching(token_budget, part_samples=4))
     projection = seeded_projection(model.hidden_size, 8, seed=0)
     result = np.full((len(TEXTS), len(model.hookpoints), len(POOLINGS), model.hidden_size), np.nan)
     with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:

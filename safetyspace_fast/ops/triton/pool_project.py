@@ -124,7 +124,7 @@ def pool_kernel(
         m_d = o_d < tl.where(first < last, D, 0)
 
     sums = ()
-    for s in tl.static_range(S):
+    for _s in tl.static_range(S):
         sums += (tl.zeros([BT, BD], tl.float32),)
     for t in range(first, last, BT):
         i_t = t + tl.arange(0, BT)
