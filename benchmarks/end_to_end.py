@@ -159,8 +159,8 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
     model = ours.model
     work = ours.prepare(samples, template)
     reading = {"use_cache": False}
-    if work.prefix is not None:
-        reading = {"use_cache": True, "past_key_values": work.prefix}
+    if work.cache is not None:
+        reading = {"use_cache": True, "past_key_values": work.cache}
     shape = (len(work.hookpoints), len(ours.poolings), sum(work.projection.shape))
 
     @torch.inference_mode()
@@ -175,7 +175,7 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
         with tempfile.TemporaryDirectory() as folder:
             segments = Segments(Path(folder), shape)
             started = time.perf_counter()
-            with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
+            with Capture(model, work.hookpoints, work.projection, cache=work.cache) as capture:
                 for batch in work.plan:
                     out = capture.run(work.tokens, batch).numpy()
                     thread.put(partial(append, segments, batch, out))
@@ -239,7 +239,7 @@ def main(argv: list[str]) -> int:
     work = ours.prepare(samples, template)
     if arguments.compile:
         sides["ours, compiled"] = Ours(path, arguments.token_budget, poolings)
-        compile_blocks(sides["ours, compiled"].model, work.tokens, work.prefix)
+        compile_blocks(sides["ours, compiled"].model, work.tokens, work.cache)
     found = errors(path, sides, small, template)
     some = read_samples(arguments.data, languages=languages, limit=max(2, 100 // len(languages)))
     capture = capture_cost(ours, some, template, 3 * arguments.repeats)

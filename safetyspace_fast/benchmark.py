@@ -87,7 +87,7 @@ def bench_model(
     products, flops = matrix_products(model, 512)
 
     def ours() -> None:
-        with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
+        with Capture(model, work.hookpoints, work.projection, cache=work.cache) as capture:
             for batch in work.plan:
                 capture.run(work.tokens, batch).cpu()
 

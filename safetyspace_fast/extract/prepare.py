@@ -11,13 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
-from ..ops import pairwise_reduce, pool_project
+from ..ops import pairwise_reduce, pool_project, written
 from .capture import seeded_projection
 from .plan import Batching, Plan, make_plan
-from .tune import compile_blocks, find_batching
+from .tune import compile_blocks, find_batching, packing_pays
 
 if TYPE_CHECKING:
-    from ..models.prefix import SharedPrefix
+    from transformers import Cache
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,18 @@ class Prepared:
     """Whole prompts."""
     tokens: Tokenized
     """The prompts without the shared prefix: what runs in each batch."""
-    prefix: "SharedPrefix | None"
-    """Keys and values of the tokens that all prompts share; None: whole prompts run."""
+    cache: "Cache | None"
+    """Keys and values of the tokens that all prompts share; or a `NoCache`, on a GPU; or None."""
     batching: Batching
     """How the plan cuts texts into batches."""
     plan: Plan
+    packed: bool
+    """Whether the texts of a batch stand in one row, without padding; see `models.packed`."""
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens of the shared prefix."""
-        return self.prompts.prefix_length if self.prefix is not None else 0
+        """Tokens of the shared prefix; 0: whole prompts run."""
+        return self.prompts.prefix_length if self.tokens is not self.prompts else 0
 
 
 def prepare(
@@ -92,10 +94,15 @@ def prepare(
     prefix, tokens, reason = share_prefix(model, prompts)
     if reason is not None:
         on_note(reason)
+    cache = prefix
+    if prefix is None and model.causal and model.device.type == "cuda":
+        from ..models.prefix import NoCache
+
+        cache = NoCache.of(model.backbone, model.device)
     if compiled:
-        compile_blocks(model, tokens, prefix)
+        compile_blocks(model, tokens, cache)
     if batching is None:
-        batching = find_batching(model, tokens, prefix, token_budget)
+        batching = find_batching(model, tokens, cache, token_budget)
     elif token_budget is not None:
         batching = replace(batching, token_budget=token_budget)
     padding = not reads_padding(model, tokens)
@@ -105,7 +112,8 @@ def prepare(
             "texts of one length"
         )
     plan = make_plan(tokens, languages, batching=batching, padding=padding)
-    return Prepared(hookpoints, projection, prompts, tokens, prefix, batching, plan)
+    packed = prefix is None and not compiled and packing_pays(model, tokens, plan, cache)
+    return Prepared(hookpoints, projection, prompts, tokens, cache, batching, plan, packed)
 
 
 def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> None:
@@ -114,7 +122,7 @@ def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> Non
     spans = torch.tensor([[[0, 1]]], dtype=torch.int32, device=model.device)
     pool_project(states[None].to(model.dtype), spans, projection, impl=impl)
     labels = torch.tensor([0, 1], device=model.device)
-    pairwise_reduce(states, states, labels, 2, impl=impl)
+    pairwise_reduce(states, states, labels, 2, impl=written("pairwise_reduce", impl))
 
 
 @torch.inference_mode()

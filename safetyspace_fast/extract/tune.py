@@ -11,10 +11,10 @@ import torch
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized
 from .capture import Capture, seeded_projection
-from .plan import Batch, Batching
+from .plan import Batch, Batching, Plan
 
 if TYPE_CHECKING:
-    from ..models.prefix import SharedPrefix
+    from transformers import Cache
 
 USUAL = {
     "cpu": Batching(token_budget=512),
@@ -32,9 +32,7 @@ GAIN = 0.02
 _ROUNDS = 3  # the first one warms up
 
 
-def compile_blocks(
-    model: LoadedModel, tokens: Tokenized, prefix: "SharedPrefix | None" = None
-) -> None:
+def compile_blocks(model: LoadedModel, tokens: Tokenized, cache: "Cache | None" = None) -> None:
     """Compile every block of a model, for any number and length of texts.
 
     Blocks of the same kind share one graph. Hooks are outside it, so they can change afterwards.
@@ -42,7 +40,7 @@ def compile_blocks(
     Args:
         model: the model; it is changed.
         tokens: prompts without the shared prefix.
-        prefix: keys and values of the prefix; see `share_prefix`.
+        cache: as for `Capture`.
 
     Raises:
         ModelError: torch.compile fails on this machine or model.
@@ -57,7 +55,7 @@ def compile_blocks(
     two = Batch(rows, np.arange(len(rows)), rows, int(tokens.lengths[rows[-1]]))
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     try:
-        with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
+        with Capture(model, model.hookpoints, projection, cache=cache) as capture:
             capture.run(tokens, two)
     except Exception as error:
         raise ModelError(
@@ -69,7 +67,7 @@ def compile_blocks(
 def find_batching(
     model: LoadedModel,
     tokens: Tokenized,
-    prefix: "SharedPrefix | None" = None,
+    cache: "Cache | None" = None,
     token_budget: int | None = None,
 ) -> Batching:
     """The smallest size of batches that no larger one clearly beats in tokens per second.
@@ -80,7 +78,7 @@ def find_batching(
     Args:
         model: the model.
         tokens: prompts without the shared prefix.
-        prefix: keys and values of the prefix; see `share_prefix`.
+        cache: as for `Capture`.
         token_budget: the size, if it is chosen already.
     """
     kind = "cuda" if model.device.type == "cuda" else "cpu"
@@ -101,7 +99,7 @@ def find_batching(
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     rates: dict[int, float] = {}
     found = usual
-    with Capture(model, (deepest,), projection, prefix=prefix) as capture:
+    with Capture(model, (deepest,), projection, cache=cache) as capture:
 
         def seconds(size: int) -> float:
             """What a batch of `size` texts takes."""
@@ -138,6 +136,41 @@ def batch_cost(one_text: float, length: int, tokens: int, rate: float) -> int:
     if slope * tokens <= one_text:  # even a large batch waits for the host
         return tokens
     return max(0, round(one_text / slope - length))
+
+
+def packing_pays(
+    model: LoadedModel, tokens: Tokenized, plan: Plan, cache: "Cache | None" = None
+) -> bool:
+    """Whether the batches of a plan run faster without padding: measured, and only on a GPU.
+
+    Args:
+        model: the model.
+        tokens: whole prompts.
+        plan: their batches.
+        cache: as for `Capture` of padded batches.
+    """
+    if model.device.type != "cuda" or not model.causal or not plan.padded_tokens:
+        return False
+    from ..models.packed import why_not_packed
+
+    if why_not_packed(model) is not None:
+        return False
+    batch = max(plan, key=lambda batch: batch.padded_tokens)
+    num_blocks = min(TRIAL_BLOCKS, len(model.blocks))
+    cost = 2 * _ROUNDS * batch.padded_tokens * num_blocks / len(model.blocks)
+    if plan.tokens < WORTHWHILE * cost:
+        return False
+    hookpoints = (f"block.{num_blocks - 1}",)
+    projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
+
+    def seconds(*, packed: bool) -> float:
+        with Capture(model, hookpoints, projection, cache=cache, packed=packed) as capture:
+            return min(_seconds(capture, tokens, batch) for _ in range(_ROUNDS))
+
+    try:
+        return (1 + GAIN) * seconds(packed=True) < seconds(packed=False)
+    except torch.OutOfMemoryError:
+        return False
 
 
 def _seconds(capture: Capture, tokens: Tokenized, batch: Batch) -> float:

@@ -52,7 +52,7 @@ def of_lengths(lengths: Any) -> Tokenized:
 
 def states(model: LoadedModel, tokens: Tokenized, prefix: Any) -> list[torch.Tensor]:
     plan = make_plan(tokens, batching=Batching(40, part_samples=8))
-    with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), prefix=prefix) as capture:
+    with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), cache=prefix) as capture:
         return [capture.run(tokens, batch) for batch in plan]
 
 
@@ -156,4 +156,4 @@ def test_a_costly_batch_makes_fewer_batches_of_more_padding() -> None:
     costly = make_plan(tokens, batching=tune.USUAL["cuda"])
     assert len(list(costly)) < len(list(cheap)) / 15
     assert costly.padded_tokens < 1.06 * cheap.padded_tokens
-    assert max(batch.padded_tokens for batch in costly) > 15_000
+    assert max(batch.padded_tokens for batch in costly) > 10_000
