@@ -1,6 +1,7 @@
 # Everything a developer or a newcomer types. `make demo` first.
 VENV ?= .venv
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq -c .ci/constraints.txt
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -45,9 +46,12 @@ test: $(VENV)/.test models ## run all tests but the slow ones
 check-slow: $(VENV)/.test models ## run the slow tests: minutes to hours
 	$(BIN)/python -m pytest -m slow
 
-gpu-check: $(VENV)/.test ## on a GPU machine: run the tests that need one, then the GPU benchmarks
-	FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest -m needs_cuda
-	$(BIN)/python -m benchmarks gpu
+gpu-check: ## on a GPU machine: build, test, measure; installs nothing if GPU_PYTHON has torch with CUDA
+	@if $(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  $(GPU_PYTHON) -m benchmarks gpu-check $(GPU_CHECK); \
+	else \
+	  $(MAKE) $(VENV)/.test models && $(BIN)/python -m benchmarks gpu-check $(GPU_CHECK); \
+	fi
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(PIP) --no-build-isolation -e '.[bench]'

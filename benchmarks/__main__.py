@@ -11,6 +11,8 @@ NAMES = {
     "picture": "the picture of the README, from a store with two models",
     "gpu-static": "what the GPU kernels compile to, without a GPU",
     "gpu": "the GPU kernels, on a GPU",
+    "gpu-check": "on a GPU: the build, the tests, memory accesses, and gpu-run",
+    "gpu-run": "the whole path, on a GPU or in small on a CPU",
 }
 
 

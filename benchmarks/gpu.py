@@ -7,13 +7,6 @@ agree with the reference, then it is timed with cold caches: median, 20th and 80
 device's time, the same inside a CUDA graph, and what a call costs the host. Shares are of peaks
 measured in the same run: a copy of 1 GiB for bytes, a bfloat16 product of 8192 x 8192 matrices for
 matrix flops.
-
-Budget of `make gpu-check`, which shall take less than 8 minutes; counted, not measured on a GPU:
-
-    tests, 136 kernels to compile in turn, 1 s each      2.5 min
-    tests, 298 runs, 16 of them opcheck                  1.5 min
-    benchmarks, 20 kernels to compile, 2 s each          0.7 min
-    benchmarks, 33 timings of 0.1 to 0.3 s, references   0.7 min
 """
 
 import argparse
@@ -37,20 +30,6 @@ HOST_CALLS = 20
 
 def _quantiles_ms(call: Callable[[], Any]) -> list[float]:
     return [float(ms) for ms in do_bench(call, quantiles=[0.5, 0.2, 0.8])]
-
-
-def measured_peaks() -> dict[str, float]:
-    """What this GPU reaches in a copy and in a matrix product."""
-    source = torch.empty(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    copy_ms = _quantiles_ms(lambda: target.copy_(source))[0]
-    n = 8192
-    a = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
-    matrix_ms = _quantiles_ms(lambda: a @ a)[0]
-    return {
-        "bytes_per_s": 2 * source.nbytes / copy_ms * 1e3,
-        "matrix_flops_per_s": 2 * n**3 / matrix_ms * 1e3,
-    }
 
 
 def largest_error(result: Any, expected: Any) -> float:
@@ -129,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("torch sees no CUDA device; gpu-static needs none", file=sys.stderr)
         return 1
-    peaks = measured_peaks()
+    peaks = harness.measured_peaks(torch.device("cuda"))
     rows = [row for case in CASES if args.case in case.name for row in measure(case, peaks)]
     report = {"machine": harness.machine(), "peaks": peaks, "rows": rows}
     harness.finish("gpu", report, args.json, text_of(report))

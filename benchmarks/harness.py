@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,74 @@ def timing(times: list[float]) -> Timing:
         return Timing(times[0], times[0], times[0], 1)
     low, *_, high = quantiles(times, n=10, method="inclusive")
     return Timing(median(times), low, high, len(times))
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(
+    cases: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    *,
+    around: Mapping[str, AbstractContextManager[Any]] | None = None,
+    rounds: int = 5,
+    calls: int = 3,
+) -> dict[str, dict[str, float]]:
+    """Time cases on a device in turn, after one round that warms up.
+
+    Args:
+        cases: by name.
+        device: where they run.
+        around: of some cases, what is entered before and left after their calls, untimed.
+        rounds: how often.
+        calls: of a case in a row, so that the host can run ahead of the device.
+
+    Returns:
+        Milliseconds of a call by name: median, smallest and largest over the rounds; and the
+        median of what the host took until the call returned.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    on_host: dict[str, list[float]] = {name: [] for name in cases}
+    for i_round in range(rounds + 1):
+        for name, case in cases.items():
+            with (around or {}).get(name, nullcontext()):
+                wait(device)
+                began = time.perf_counter()
+                for _ in range(calls):
+                    case()
+                returned = time.perf_counter()
+                wait(device)
+                ended = time.perf_counter()
+            if i_round:
+                taken[name].append((ended - began) / calls * 1e3)
+                on_host[name].append((returned - began) / calls * 1e3)
+    return {
+        name: {
+            "ms": median(times),
+            "low_ms": min(times),
+            "high_ms": max(times),
+            "host_ms": median(on_host[name]),
+        }
+        for name, times in taken.items()
+    }
+
+
+def measured_peaks(device: torch.device) -> dict[str, float]:
+    """What a device reaches in a copy (bytes read and written) and in a matrix product."""
+    on_gpu = device.type == "cuda"
+    source = torch.zeros(1 << (28 if on_gpu else 22), device=device)
+    target = torch.empty_like(source)
+    n, dtype = (8192, torch.bfloat16) if on_gpu else (512, torch.float32)
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    cases = {"copy": lambda: target.copy_(source), "product": lambda: a @ a}
+    best = timed(cases, device, rounds=10)
+    return {
+        "bytes_per_s": 2 * source.nbytes / best["copy"]["ms"] * 1e3,
+        "matrix_flops_per_s": 2 * n**3 / best["product"]["ms"] * 1e3,
+    }
 
 
 def read_everything(x: torch.Tensor) -> Callable[[], Any]:

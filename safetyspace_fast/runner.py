@@ -24,6 +24,7 @@ from .models import (
     LoadedModel,
     ModelSpec,
     choose_templates,
+    device_errors,
     hookpoint_names,
     load_model,
     parse_model,
@@ -316,7 +317,12 @@ def _run_model(
         notes.append(_what_is_kept(samples.languages, kept))
     for note in notes:
         yield Note(name, note)
-    yield from extraction
+    with device_errors(
+        name,
+        "finished batches are kept: repeat the command with --resume to go on, on another --device "
+        "if need be",
+    ):
+        yield from extraction
     yield _finish(model, config, samples, session, extraction)
 
 

@@ -18,7 +18,7 @@ relative, and the largest over the texts. The verdict is
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -299,25 +299,47 @@ class _Oracle:
         dtype: torch.dtype,
         tick: Callable[[], None],
     ) -> _States:
-        """Pooled states of every hookpoint that transformers gives."""
+        """Pooled states of every hookpoint that transformers gives.
+
+        A list whose last entry is the normed state lacks the last block's own output; a model with
+        one block more has it. It is loaded when the first one is gone, so that one is in memory.
+        """
         model = self._load(dtype)
-        deeper = None
-        if self._last_is_normed(model):
+        normed, embedded = self._last_is_normed(model), self._begins_with_embedding(model)
+
+        def hookpoints(ids: list[int]) -> Iterator[tuple[str, torch.Tensor]]:
+            yield from self._hookpoints(model, ids, normed, embedded)
+            tick()
+
+        pooled = self._pooled(prompts, dtype, hookpoints)
+        del model
+        if normed:
             with suppress(Exception):  # if it fails, the last block's own output is not checked
-                deeper = self._load(dtype, extra_blocks=1)
-        embedded = self._begins_with_embedding(model)
+                model = self._load(dtype, extra_blocks=1)
+                name, place = f"block.{self._num_blocks - 1}", self._num_blocks
+                pooled |= self._pooled(
+                    prompts, dtype, lambda ids: [(name, self._run(model, ids)[1][place])]
+                )
+        return pooled
+
+    def _pooled(
+        self,
+        prompts: list[_Prompt],
+        dtype: torch.dtype,
+        hookpoints: Callable[[list[int]], Iterable[tuple[str, torch.Tensor]]],
+    ) -> _States:
+        """Average the states `[1, T, D]` that `hookpoints` gives for each prompt's token ids."""
         pooled: dict[str, list[NDArray[np.float64]]] = {}
         for ids, spans in prompts:
-            for name, state in self._hookpoints(model, deeper, ids, embedded):
+            for name, state in hookpoints(ids):
                 # A usual script also sums in float32.
                 wide = state[0].to(torch.promote_types(dtype, torch.float32))
                 means = [wide[start:stop].mean(0).double().cpu().numpy() for start, stop in spans]
                 pooled.setdefault(name, []).append(np.stack(means))
-            tick()
         return {name: np.stack(rows) for name, rows in pooled.items()}
 
     def _hookpoints(
-        self, model: Any, deeper: Any, ids: list[int], embedded: bool
+        self, model: Any, ids: list[int], normed: bool, embedded: bool
     ) -> Iterator[tuple[str, torch.Tensor]]:
         last, states = self._run(model, ids)
         if not embedded:  # Mamba's list has the outputs of its blocks, without the first input
@@ -327,9 +349,7 @@ class _Oracle:
         blocks = states[1 : self._num_blocks + 1]
         for number, state in enumerate(blocks[:-1]):
             yield f"block.{number}", state
-        if deeper is not None:
-            yield f"block.{self._num_blocks - 1}", self._run(deeper, ids)[1][self._num_blocks]
-        elif not torch.equal(blocks[-1], last):
+        if not normed and not torch.equal(blocks[-1], last):
             yield f"block.{self._num_blocks - 1}", blocks[-1]
         yield "final_norm", last
 
@@ -384,6 +404,8 @@ class _Oracle:
         elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             auto = transformers.AutoModelForImageTextToText
         how = {"dtype": dtype, **self._weights}
+        if self._device.type != "cpu":  # else both the host and the device would hold a copy
+            how["device_map"] = {"": self._device}
         if dtype == torch.float64:
             how["experts_implementation"] = "eager"  # grouped products do not run in float64
         with without_adapter(Path(self._base)) as base:

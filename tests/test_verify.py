@@ -1,8 +1,10 @@
 """`verify`: every architecture is supported, and every mistake that could be made is caught."""
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +65,40 @@ def assert_supported(found: Verification) -> None:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny("llama", tmp_path_factory.mktemp("m") / "llama", chat_template=CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapted", "loads"), [("llama", False, 3), ("llama", True, 3), ("bloom", False, 5)]
+)
+def test_one_copy_of_a_model_is_in_memory_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, adapted: bool, loads: int
+) -> None:
+    """The engine's, and transformers' in two dtypes, for some models also with one more block."""
+    path = save_tiny(name, tmp_path / name, chat_template=CHAT_TEMPLATE)
+    last_blocks: list[weakref.ref[torch.nn.Module]] = []
+    alive = []
+
+    def counting(load: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            alive.append(sum(block() is not None for block in last_blocks))
+            model = load(*arguments, **options)
+            parts = getattr(model, "backbone", model).children()
+            blocks = next(part for part in parts if isinstance(part, torch.nn.ModuleList))
+            last_blocks.append(weakref.ref(blocks[-1]))
+            return model
+
+        return counted
+
+    monkeypatch.setattr(verification, "load_model", counting(verification.load_model))
+    monkeypatch.setattr(verification._Oracle, "_load", counting(verification._Oracle._load))
+    spec = f"{path}+{save_adapter(path, tmp_path / 'a')}" if adapted else str(path)
+    gc.disable()  # it would free by chance what a circle of references keeps alive
+    try:
+        samples: Any = SimpleNamespace(texts=TEXTS, name="texts")
+        assert_supported(verify_model(parse_model(spec), samples))
+    finally:
+        gc.enable()
+    assert alive == [0] * loads
 
 
 # What is right is called so

@@ -1,5 +1,6 @@
 """Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
+from .device import device_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import hookpoint_names, resolve_layers
 from .loading import LoadedModel, load_model, weights_changed
@@ -15,6 +16,7 @@ __all__ = [
     "Template",
     "Tokenized",
     "choose_templates",
+    "device_errors",
     "fuse",
     "hookpoint_names",
     "load_model",

@@ -4,13 +4,16 @@ Neither transformers nor PEFT has types that mypy can read, hence `Any`.
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import product, takewhile
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ..errors import ModelError, first_line
-from .source import Source
+from .source import Source, read_json
 from .weights import belongs, find_backbone, path_of
 
 _PREFIX = "base_model.model."  # before all names of weights in an adapter
@@ -20,7 +23,8 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
     """Add an adapter to a model's weights.
 
     Its weights in a head are left out. If it comes with an embedding of another number of tokens,
-    the model's is resized first.
+    the model's is resized first. Layer by layer, the sum is taken in float32, on the device of the
+    model, and rounded once to the dtype of the layer.
 
     Args:
         model: with its head; changed in place.
@@ -49,7 +53,10 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
         if wrapper:
             renamed = {f"^{re.escape(wrapper)}": ""}
         result = adapted.load_adapter(
-            str(adapter.directory), "default", torch_device="cpu", key_mapping=renamed
+            str(adapter.directory),
+            "default",
+            torch_device=str(model.device),
+            key_mapping=renamed,
         )
     except Exception as error:
         raise ModelError(f"{refusal}: {_reason(error)}") from error
@@ -68,7 +75,45 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
         )
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise _unmergeable(adapter, config)
+    for layer in adapted.modules():
+        if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
+            layer.merge = partial(_merge_in_float32, layer.get_base_layer(), layer.merge)
     adapted.merge_and_unload()
+
+
+def adds_to_weights(adapter: Source) -> bool:
+    """Whether all that an adapter does to a weight of the model's files is one sum.
+
+    Then rounding the sum to the weight's dtype is the same as rounding a merged float32 model. Some
+    adapters change weights already when they are put on (PiSSA), or bring the weights to add to.
+    """
+    config = read_json(adapter.directory / "adapter_config.json")
+    (file,) = adapter.adapter_files()
+    if (
+        not isinstance(config, dict)
+        or config.get("peft_type") != "LORA"
+        or config.get("init_lora_weights", True) not in (True, False, "gaussian")
+        or config.get("bias", "none") != "none"
+        or config.get("lora_bias")
+        or file.suffix != ".safetensors"
+    ):
+        return False
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+    adapted = {module for name in names for module, lora, _ in [name.partition(".lora_")] if lora}
+    others = (name for name in names if ".lora_" not in name)
+    return not any(name.startswith(f"{module}.") for name in others for module in adapted)
+
+
+def _merge_in_float32(base: Any, merge: Callable[..., None], **options: Any) -> None:
+    """Call a tuner layer's `merge` while its base layer is in float32."""
+    parameters = list(base.parameters())
+    dtypes = [parameter.dtype for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    merge(**options)
+    for parameter, dtype in zip(parameters, dtypes, strict=True):
+        parameter.data = parameter.data.to(dtype)
 
 
 def _read(adapter: Source) -> tuple[Any, dict[str, torch.Tensor]]:

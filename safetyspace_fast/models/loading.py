@@ -5,9 +5,12 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,22 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigError, ModelError, first_line
+from ..errors import ModelError, first_line
 from . import layers
-from .adapters import merge_adapter
+from .adapters import adds_to_weights, merge_adapter
+from .device import check_room, find_device, find_dtype
 from .fused import try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
-from .weights import RANDOM_SEED, find_backbone, load_weights, quiet_transformers, random_weights
+from .weights import (
+    RANDOM_SEED,
+    find_backbone,
+    load_weights,
+    quiet_transformers,
+    random_weights,
+    stored,
+)
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 _RANDOM_WEIGHTS = {"random": f"seed {RANDOM_SEED}"}
 """What takes the place of the hashes of files in a control."""
 DEFAULT_WINDOW = 8192
@@ -59,7 +64,7 @@ class LoadedModel:
     max_tokens: the longest prompt that the model takes.
     pad_token_id: an ordinary token to fill rows with; no text's hidden state depends on it.
     device, dtype: of the weights.
-    identity: what the store's manifest says about the model.
+    identify: returns what `identity` gives.
     """
 
     name: str
@@ -73,7 +78,12 @@ class LoadedModel:
     pad_token_id: int
     device: torch.device
     dtype: torch.dtype
-    identity: dict[str, Json] = field(repr=False)
+    identify: Callable[[], dict[str, Json]] = field(repr=False)
+
+    @cached_property
+    def identity(self) -> dict[str, Json]:
+        """What the store's manifest says about the model; waits until its files are hashed."""
+        return self.identify()
 
     def watch(self, hookpoint: str, callback: Callable[[Tensor], None]) -> RemovableHandle:
         """Call `callback` with a hookpoint's `hidden_states: [B, T, D]` in every forward pass."""
@@ -106,23 +116,26 @@ def load_model(
 
     Raises:
         ModelError: the model cannot be loaded; the message names the file and what to do.
-        ConfigError: an unknown device or dtype.
+        ConfigError: a device or dtype that does not exist or is not here.
     """
-    target = _device(device)
-    working = _dtype(dtype, target)
     note = on_note or (lambda _line: None)
+    target = find_device(device, note)
+    working = find_dtype(dtype, target)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
-    with ThreadPoolExecutor(4) as pool, quiet_transformers(note):
-        # Files are hashed while they load: both read the same pages, and hashlib frees the GIL.
-        files = {} if spec.random else _weight_files(source, adapters)
-        digests = pool.map(sha256, files.values())
+    if target.type == "cuda" and (tensors := stored(source)) is not None:
+        numbers = sum(math.prod(shape) for shape, _ in tensors)
+        check_room(spec.base, numbers, working, target)
+    files = {} if spec.random else _weight_files(source, adapters)
+    with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         if spec.random:
             model, quantization = random_weights(source, trust_remote_code), None
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
         else:
-            stored = torch.float32 if adapters else working
+            at_first, home = working, target
+            if adapters and not _merges_by_layer(source, adapters, working):
+                at_first, home = torch.float32, torch.device("cpu")
             model, quantization = load_weights(
-                source, stored, allow_pickle, trust_remote_code, note
+                source, at_first, home, allow_pickle, trust_remote_code, note
             )
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
@@ -139,7 +152,6 @@ def load_model(
         tokenizer = load_tokenizer(tokenizer_home, trust_remote_code, note)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
-        weights = dict(zip(files, digests, strict=True)) or _RANDOM_WEIGHTS
 
         backbone = find_backbone(model)
         config = model.config
@@ -164,14 +176,36 @@ def load_model(
         pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
-        identity=_identity(spec, source, adapters, config, weights)
-        | {
+        identify=lambda: {
+            **_identity(spec, source, adapters, config, hashes() or _RANDOM_WEIGHTS),
             "tokenizer": tokenizer_home.asked,
             "tokenizer_sha256": _tokenizer_sha256(tokenizer_home, tokenizer),
             "dtype": str(working).removeprefix("torch."),
             "quantization": quantization,
         },
     )
+
+
+@contextmanager
+def _hashing(files: Mapping[str, Path], wait: bool) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash files in threads while they load: both read the same pages, and hashlib frees the GIL.
+
+    Args:
+        files: by name.
+        wait: for the hashes, at the end of the block. Beside a GPU they may take longer than
+            loading; on a CPU they would slow down what follows.
+
+    Yields:
+        A function that waits for the hashes, and returns them by name.
+    """
+    pool = ThreadPoolExecutor(4)
+    hashes = {name: pool.submit(sha256, file) for name, file in files.items()}
+    try:
+        yield lambda: {name: digest.result() for name, digest in hashes.items()}
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait)
 
 
 def find_sources(
@@ -205,6 +239,23 @@ def find_sources(
 def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
     """Where a model's tokenizer is: in the folder of the last adapter that has one, or its own."""
     return next((a for a in reversed(adapters) if a.tokenizer_files()), source)
+
+
+def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtype) -> bool:
+    """Whether adapters are merged into weights of the working dtype, one layer at a time.
+
+    Only where this gives the same numbers as a model in float32, which is the other way: it takes
+    more memory, and is therefore done on the CPU.
+    """
+    if working == torch.float32:
+        return True
+    tensors = stored(source)
+    return (
+        len(adapters) == 1
+        and adds_to_weights(adapters[0])
+        and tensors is not None
+        and all(dtype == working for shape, dtype in tensors if len(shape) > 1)
+    )
 
 
 def _merge_adapters(
@@ -390,7 +441,7 @@ def _identity(
     source: Source,
     adapters: list[Source],
     config: Any,
-    weights: dict[str, str],
+    weights: Mapping[str, str],
 ) -> dict[str, Json]:
     """The facts that identify a model's weights: names and hashes.
 
@@ -419,29 +470,3 @@ def _tokenizer_sha256(source: Source, tokenizer: Any) -> str:
     if source.gguf is None and files:
         return sha256(files[0])
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-        if target.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"no {target.type} here")
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
-        ) from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices")
-    return target
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        if device.type != "cuda":  # without AMX tiles, bfloat16 is slower than float32
-            return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: expected 'auto', {', '.join(map(repr, DTYPES))}")
-    return DTYPES[dtype]

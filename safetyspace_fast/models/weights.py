@@ -24,6 +24,12 @@ _UNUSED = re.compile(
     r"(^|\.)([a-z_]*inv_freq|(cos|sin)_cached|position_ids|causal_mask|version|num_batches_tracked"
     r"|_weight|masked_bias|(attn|attention)\.bias)$"
 )
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 # Numbers beside quantised weights, which have no place once these are unpacked.
 _SCALES = re.compile(r"(scale|zero|g_idx|absmax|quant|packed|shape)[^.]*$")
 # Parts beside the blocks that other tasks use: poolers, towers for images and sound, more heads.
@@ -45,6 +51,7 @@ _NO_NEWS = re.compile(
 def load_weights(
     source: Source,
     dtype: torch.dtype,
+    device: torch.device,
     allow_pickle: bool,
     trust_remote_code: bool,
     note: Callable[[str], None],
@@ -54,6 +61,7 @@ def load_weights(
     Args:
         source: a model, checked before.
         dtype: of the weights; quantised ones keep theirs.
+        device: where they are put. On the way to a GPU the host holds a few tensors at a time.
         allow_pickle, trust_remote_code: as in `load_model`.
         note: called with notes of one line.
 
@@ -68,6 +76,8 @@ def load_weights(
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
+    if device.type != "cpu":
+        how["device_map"] = {"": device}
     if dtype == torch.float64:  # grouped products of experts do not take float64
         how["experts_implementation"] = "eager"
     if source.gguf is not None:
@@ -313,6 +323,22 @@ def _check_numbers(source: Source) -> None:
                         f"{source.asked}: {name} holds integers ({kind}), so it is quantised, but "
                         "config.json has no quantization_config: use the one of these weights"
                     )
+
+
+def stored(source: Source) -> list[tuple[tuple[int, ...], torch.dtype]] | None:
+    """Shape and dtype of every tensor in a model's files; None if some are no plain numbers."""
+    from safetensors import safe_open
+
+    tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
+    for file in source.weight_files():
+        if file.suffix != ".safetensors":
+            return None
+        with safe_open(file, framework="pt") as opened:
+            parts = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - no dict
+        if any(part.get_dtype() not in _FLOATS for part in parts):
+            return None
+        tensors += [(tuple(part.get_shape()), _FLOATS[part.get_dtype()]) for part in parts]
+    return tensors
 
 
 def _quantization(config: Any) -> str | None:

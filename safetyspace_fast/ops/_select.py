@@ -40,10 +40,20 @@ def _native_kernel(op: str, key: str) -> Implementation:
             reasons.append(f"the tensors are on {tensor.device}, not on {device_type}")
         if tensor.dtype == torch.float64:
             reasons.append("float64 input runs on the reference")
-        return reasons
+        return reasons + _too_old(tensor.device)
 
     call = getattr(getattr(torch.ops, _schema.NAMESPACE), op).default
     return Implementation(call, lambda: [] if missing is None else [missing], unsupported)
+
+
+def _too_old(device: torch.device) -> list[str]:
+    """Why a GPU is too old for the kernels; empty if it is not."""
+    if device.type != "cuda":
+        return []
+    facts = torch.cuda.get_device_properties(device)  # torch.compile takes it for a constant
+    if facts.major >= 8:
+        return []
+    return [f"{device} has compute capability {facts.major}.{facts.minor}, expected 8.0 or later"]
 
 
 def _triton_modules() -> dict[str, ModuleType]:
@@ -68,7 +78,8 @@ def _triton_kernel(op: str) -> Implementation:
         return []
 
     def unsupported(*args: Any) -> list[str]:
-        return unavailable() or list(_triton_modules()[op].supports(*args))
+        too_old = _too_old(args[0].device)
+        return unavailable() or too_old or list(_triton_modules()[op].supports(*args))
 
     call = getattr(getattr(torch.ops, _schema.NAMESPACE), f"{op}_triton").default
     return Implementation(call, unavailable, unsupported)

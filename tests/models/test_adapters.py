@@ -15,7 +15,8 @@ from loaded import IDS, last_states, load, refused
 from safetensors.torch import load_file, save_file
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.models import tokenize
+from safetyspace_fast.models import loading, tokenize
+from safetyspace_fast.models.weights import load_weights
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings(
@@ -313,3 +314,107 @@ def test_a_template_with_tokens_that_nothing_embeds_is_refused(bases, tmp_path):
     tokenizer.save_pretrained(grown)
     model, _ = load(f"{bases / 'llama'}+{grown}")
     assert model.backbone.get_input_embeddings().weight.shape[0] == 513
+
+
+# The dtype of the sum
+
+
+def in_bfloat16(base, path):
+    """A copy of a model's folder with weights of two bytes, as most models have them."""
+    shutil.copytree(base, path)
+    weights = {n: w.bfloat16() for n, w in load_file(base / "model.safetensors").items()}
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+@pytest.fixture
+def whole_model_in_float32(monkeypatch):
+    """The other way to merge, which the one by layers must equal to the bit."""
+
+    def load_it(spec, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(loading, "_merges_by_layer", lambda *_: False)
+            return load(spec, **options)[0]
+
+    return load_it
+
+
+def assert_equal_weights(model, expected):
+    got, wanted = model.backbone.state_dict(), expected.backbone.state_dict()
+    assert got.keys() == wanted.keys()
+    assert {name for name, w in wanted.items() if not torch.equal(got[name], w)} == set()
+    assert all(got[name].dtype == w.dtype for name, w in wanted.items())
+
+
+@pytest.mark.parametrize("base", ["llama", "tied"])
+@pytest.mark.parametrize("kind", [*KINDS, "experts"])
+def test_merging_by_layers_gives_the_bits_of_a_merged_float32_model(
+    bases, tmp_path, monkeypatch, whole_model_in_float32, base, kind
+):
+    if kind == "experts":
+        tiny_models.save_tiny("qwen2_moe", tmp_path / "experts", tie_word_embeddings=base == "tied")
+        options = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+        options |= {"lora_dropout": 0.0}
+        base = tmp_path / "experts"
+    else:
+        options, base = KINDS[kind], bases / base
+    half = in_bfloat16(base, tmp_path / "half")
+    adapter = tiny_models.save_adapter(base, tmp_path / "a", **options)
+    expected = whole_model_in_float32(f"{half}+{adapter}", dtype="bfloat16")
+    asked = []
+    monkeypatch.setattr(
+        loading, "load_weights", lambda *args: (asked.append(args[1]), load_weights(*args))[1]
+    )
+    model, _ = load(f"{half}+{adapter}", dtype="bfloat16")
+    # No float32 copy of the model, unless the adapter brings the weights to add to.
+    brings = kind in ("the embedding", "the head", "a larger embedding with LoRA")
+    assert asked == [torch.float32 if brings else torch.bfloat16]
+    assert_equal_weights(model, expected)
+    plain, _ = load(half, dtype="bfloat16")
+    assert not torch.equal(last_states(plain), last_states(model))
+
+
+@pytest.mark.parametrize("why", ["float32 files", "two adapters", "PiSSA", "another type"])
+def test_where_layers_would_round_otherwise_the_whole_model_is_merged_in_float32(
+    bases, chain, tmp_path, monkeypatch, why
+):
+    base, adapters = bases / "llama", chain[:1]
+    if why != "float32 files":
+        base = in_bfloat16(base, tmp_path / "half")
+    if why == "two adapters":
+        adapters = chain
+    if why == "PiSSA":
+        adapters = [tiny_models.save_adapter(base, tmp_path / "a", init_lora_weights="pissa")]
+    if why == "another type":
+        adapters = [tmp_path / "a"]
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        config = peft.LoHaConfig(target_modules=["q_proj"])
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    asked = []
+    monkeypatch.setattr(
+        loading, "load_weights", lambda *args: (asked.append(args[1:3]), load_weights(*args))[1]
+    )
+    load("+".join(map(str, [base, *adapters])), dtype="bfloat16")
+    assert asked == [(torch.float32, torch.device("cpu"))]
+
+
+def test_only_one_layer_at_a_time_is_in_float32(bases, tmp_path, monkeypatch):
+    base = in_bfloat16(bases / "llama", tmp_path / "half")
+    adapter = tiny_models.save_adapter(base, tmp_path / "a", target_modules="all-linear")
+    wide, models = [], []
+
+    def put_on(model, *rest):
+        models.append(model)
+        merge_adapter(model, *rest)
+
+    def merge(layer, *args, **options):
+        merge_one(layer, *args, **options)
+        weights = [w for name, w in models[0].named_parameters() if "lora_" not in name]
+        wide.append(sum(w.dtype == torch.float32 for w in weights))
+
+    merge_adapter, merge_one = loading.merge_adapter, peft.tuners.lora.Linear.merge
+    monkeypatch.setattr(loading, "merge_adapter", put_on)
+    monkeypatch.setattr(peft.tuners.lora.Linear, "merge", merge)
+    load(f"{base}+{adapter}", dtype="bfloat16")
+    assert len(wide) == 3 * 7
+    assert set(wide) == {1}

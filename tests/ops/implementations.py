@@ -18,15 +18,20 @@ WITHOUT_INTERPRETER = [impl for impl in IMPLEMENTATIONS if impl != "triton"]
 
 
 def call(name, impl, *args, **kwargs):
-    """`ops.<name>(*args, impl=impl, **kwargs)`, with tensors that start and end on the CPU."""
-    if impl in ("reference", "cpu"):
-        if reasons := ops.implementations()[name].get(impl, ["there is none"]):
-            pytest.skip(f"{name}: no {impl}: {'; '.join(reasons)}")
-        return getattr(ops, name)(*args, impl=impl, **kwargs)
+    """`ops.<name>(*args, impl=impl, **kwargs)`, with tensors that start and end on the CPU.
+
+    Skips where the operator has no such kernel, or this machine cannot run it.
+    """
     if impl == "triton":
         return run("interpreter", _call, name, impl, args, kwargs)
-    need_cuda()
-    return run("cuda", _call, name, impl.split("-")[0], args, kwargs)
+    kernel = impl.removesuffix("-cuda")
+    if on_gpu := kernel not in ("reference", "cpu"):
+        need_cuda()
+    if reasons := ops.implementations()[name].get(kernel, ["there is none"]):
+        pytest.skip(f"{name}: no {kernel}: {'; '.join(reasons)}")
+    if on_gpu:
+        return run("cuda", _call, name, kernel, args, kwargs)
+    return getattr(ops, name)(*args, impl=kernel, **kwargs)
 
 
 def _call(name, impl, args, kwargs):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import implementations
 import pytest
 import torch
 from device_runner import need_cuda, run
@@ -196,3 +197,13 @@ print(ops.simd_level(), *(f"{float(value):.12g}" for value in results))
     assert first == ops.simd_level()
     for a, b in zip(narrow, wide, strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-6)
+
+
+def test_a_gpu_without_a_cuda_kernel_skips_its_tests(monkeypatch):
+    """Where torch sees a device, `pairwise_reduce` has no CUDA kernel and must not be asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(implementations, "run", lambda *ran: ran)
+    with pytest.raises(pytest.skip.Exception, match="pairwise_reduce: no cuda: "):
+        implementations.call("pairwise_reduce", "cuda", 1)
+    ran = implementations.call("pairwise_reduce", "triton-cuda", 1)
+    assert (ran[0], *ran[2:]) == ("cuda", "pairwise_reduce", "triton", (1,), {})

@@ -1,0 +1,534 @@
+"""What `gpu-run` measures. Each part takes a `Subject` and returns figures that JSON can hold."""
+
+import gc
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import harness
+from safetyspace_fast import ops
+
+
+class _StandIn(MetaPathFinder, Loader):
+    """Lets the engine be imported where zarr is missing, as on a bare machine with a GPU."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        found = name.partition(".")[0] in ("zarr", "numcodecs")
+        return ModuleSpec(name, self, is_package=True) if found else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module: ModuleType = MagicMock(name=spec.name)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: whatever is asked of the module is there, and does nothing."""
+
+
+HAS_STORE = all(find_spec(name) for name in ("zarr", "numcodecs"))
+if not HAS_STORE:
+    sys.meta_path.insert(0, _StandIn())
+
+from safetyspace_fast.benchmark import _usual_way, matrix_products  # noqa: E402
+from safetyspace_fast.data import read_samples  # noqa: E402
+from safetyspace_fast.extract import (  # noqa: E402
+    Capture,
+    Extraction,
+    make_plan,
+    seeded_projection,
+)
+from safetyspace_fast.extract.capture import padded  # noqa: E402
+from safetyspace_fast.extract.finish import finish_cell  # noqa: E402
+from safetyspace_fast.extract.plan import Batch  # noqa: E402
+from safetyspace_fast.extract.prepare import Prepared  # noqa: E402
+from safetyspace_fast.models import LoadedModel, Tokenized, layers  # noqa: E402
+from safetyspace_fast.models.tokens import Template  # noqa: E402
+
+Figures = dict[str, Any]
+PROJ_DIM = 64
+MODELS: dict[str, tuple[str, dict[str, int]]] = {
+    "8b": (
+        "llama",
+        {
+            "vocab_size": 128_256,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+    ),
+    "0.6b": (
+        "qwen3",
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+    ),
+    "tiny": (
+        "llama",
+        {
+            "vocab_size": 500,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+    ),
+}
+"""Sizes of Llama 3.1 8B, of Qwen3 0.6B, and of a model for tests."""
+SHAPES = {False: [(256, 64), (64, 256), (8, 2048), (16, 64), (4, 256)], True: [(8, 16), (2, 64)]}
+"""Texts and tokens in a batch, by whether the model is tiny: first the large batches of a run."""
+FULL_BATCH = 16_384
+"""Tokens in a batch from which on the device and not the host is the limit."""
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class LeftOut(Exception):  # noqa: N818 - not an error
+    """A part that cannot be measured here, and why."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with random weights, made on the device.
+
+    model: without a tokenizer.
+    projection: `[D, P] float32`, on the device.
+    token_flops: of the matrix products of all blocks, for one token.
+    peaks: what the device reaches; see `harness.measured_peaks`.
+    out: the folder for large results.
+    """
+
+    name: str
+    model: LoadedModel
+    projection: Tensor
+    token_flops: float
+    peaks: dict[str, float]
+    out: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Batches to measure: texts, and tokens in each."""
+        return SHAPES[self.name == "tiny"]
+
+    def capture(self, impl: str | None = None) -> Capture:
+        """All hookpoints of the model."""
+        return Capture(self.model, self.model.hookpoints, self.projection, impl)
+
+    @torch.inference_mode()
+    def bare(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
+        """A forward pass without hooks, on the same input as `Capture.run`."""
+        ids, _, mask = padded(self.model, tokens, batch)
+        return self.model.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+
+    def flops(self, num_texts: int, length: int) -> float:
+        """Floating-point operations of a forward pass: matrix products, and causal attention."""
+        sizes = MODELS[self.name][1]
+        heads = sizes["num_attention_heads"] * sizes["head_dim"] * sizes["num_hidden_layers"]
+        return num_texts * (length * self.token_flops + 2 * length**2 * heads)
+
+
+def make_subject(name: str, device: torch.device, out: Path) -> Subject:
+    """Make a model of the sizes in `MODELS`: in bfloat16 on a GPU, in float32 on a CPU."""
+    import transformers
+
+    kind, sizes = MODELS[name]
+    config = transformers.AutoConfig.for_model(
+        kind, pad_token_id=0, max_position_embeddings=8192, **sizes
+    )
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        backbone = transformers.AutoModel.from_config(config, dtype=dtype)
+    backbone.eval().requires_grad_(False)
+    blocks = layers.find_blocks(backbone, sizes["num_hidden_layers"], name)
+    model = LoadedModel(
+        name=name,
+        backbone=backbone,
+        blocks=blocks.modules,
+        causal=blocks.causal,
+        hookpoints=layers.hookpoint_names(len(blocks.modules)),
+        hidden_size=blocks.width,
+        tokenizer=None,
+        max_tokens=8192,
+        pad_token_id=1,
+        device=device,
+        dtype=dtype,
+        identify=dict,
+    )
+    projection = seeded_projection(blocks.width, PROJ_DIM, 0).to(device)
+    _, token_flops = matrix_products(model, 1)
+    return Subject(name, model, projection, token_flops, harness.measured_peaks(device), out)
+
+
+def tokens_of(lengths: list[int] | NDArray[np.int64]) -> Tokenized:
+    """Prompts of random tokens, pooled over all tokens and at the last one."""
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    length = np.diff(ends)
+    begin, none = np.zeros_like(length), np.zeros(len(length), np.bool_)
+    spans = np.stack([np.stack([begin, length], 1), np.stack([length - 1, length], 1)], 1)
+    ids = np.random.default_rng(0).integers(10, 400, ends[-1]).astype(np.int32)
+    return Tokenized(
+        ids=ids,
+        starts=ends,
+        spans=spans.astype(np.int32),
+        n_text_tokens=length.astype(np.int32),
+        begins_with_text=none,
+        truncated=none,
+        poolings=("mean", "last"),
+        template=Template("none"),
+        prefix_length=0,
+    )
+
+
+def even(num_texts: int, length: int) -> tuple[Tokenized, Batch]:
+    """One batch of texts of the same length."""
+    rows = np.arange(num_texts)
+    return tokens_of([length] * num_texts), Batch(rows, rows, rows, length)
+
+
+def usual_lengths(number: int) -> NDArray[np.int64]:
+    """Lengths as texts have them: log-normal, 64 tokens in the mean, at most 1,000."""
+    draws = np.random.default_rng(0).normal(np.log(64) - 0.3, 0.8, number)
+    return np.clip(np.exp(draws), 3, 1000).astype(np.int64)
+
+
+@contextmanager
+def order_of_attention(order: list[SDPBackend] | None) -> Iterator[None]:
+    """Let torch try its attention kernels in this order; None: its own."""
+    with ExitStack() as stack:
+        if order is not None:
+            stack.enter_context(sdpa_kernel(order, set_priority=True))
+        yield
+
+
+def kernels(subject: Subject) -> Figures:
+    """Every kernel beside the rate of a copy and of a product; the cases of `benchmarks gpu`."""
+    if subject.device.type != "cuda":
+        raise LeftOut("no GPU")
+    from benchmarks import gpu
+    from benchmarks.gpu_static import CASES
+
+    rows = [row for case in CASES for row in gpu.measure(case, subject.peaks)]
+    return {
+        f"{row['case']} {row['implementation']}": row
+        | {"roofline_share": max(row["copy_share"], row["matrix_share"])}
+        for row in rows
+    }
+
+
+class _EmptyHooks:
+    """Hooks that do nothing on all blocks, inside a `with` block."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handles = [b.register_forward_hook(lambda *_: None) for b in self._model.blocks]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def capture(subject: Subject) -> Figures:
+    """Forward passes: bare, with empty hooks, captured, and with `output_hidden_states`."""
+    model, device = subject.model, subject.device
+    engines = {impl: subject.capture(impl) for impl in _implementations(device)}
+    found = {}
+    for num_texts, length in subject.shapes:
+        tokens, batch = even(num_texts, length)
+        bare = partial(subject.bare, tokens, batch)
+        cases = {"bare": bare, "empty hooks": bare}
+        cases |= {impl: partial(engine.run, tokens, batch) for impl, engine in engines.items()}
+        cases["output_hidden_states"] = partial(_usual, subject, tokens, batch)
+        around: dict[str, AbstractContextManager[Any]] = {"empty hooks": _EmptyHooks(model)}
+        around |= engines
+        figures: Figures = dict(harness.timed(cases, device, around=around))
+        bare_ms = figures["bare"]["ms"]
+        figures["shares"] = {name: figures[name]["ms"] / bare_ms - 1 for name in around}
+        states = len(model.hookpoints) * num_texts * length * model.hidden_size
+        read_ms = states * model.dtype.itemsize / subject.peaks["bytes_per_s"] * 1e3
+        product_ms = subject.flops(num_texts, length) / subject.peaks["matrix_flops_per_s"] * 1e3
+        figures["roofline"] = {"bare_ms": product_ms, "capture_share": read_ms / bare_ms}
+        found[f"{num_texts}x{length}"] = figures
+    return found
+
+
+def _implementations(device: torch.device) -> list[str]:
+    """Those of `pool_project` that run on a device, without the reference."""
+    wanted = ("cuda", "triton") if device.type == "cuda" else ("cpu",)
+    table = ops.implementations()["pool_project"]
+    return [impl for impl in wanted if not table[impl]]
+
+
+@torch.inference_mode()
+def _usual(subject: Subject, tokens: Tokenized, batch: Batch) -> None:
+    """What careful scripts do: all states in memory, averaged there."""
+    states = subject.bare(tokens, batch, output_hidden_states=True).hidden_states
+    torch.stack([state.float().mean(1) for state in states]).cpu()
+
+
+def agreement(subject: Subject) -> Figures:
+    """Largest relative distance of captured states from those of `output_hidden_states`."""
+    num_texts, length = subject.shapes[0]
+    tokens, batch = even(num_texts, length)
+    states = subject.bare(tokens, batch, output_hidden_states=True).hidden_states
+    model, width = subject.model, subject.model.hidden_size
+    # transformers has no state of the last block before the norm
+    layer_of = {i: min(i, len(states) - 1) for i in range(len(model.hookpoints))}
+    del layer_of[len(model.blocks)]
+    found = {}
+    for impl in ("reference", *_implementations(subject.device)):
+        with subject.capture(impl) as engine:
+            out = engine.run(tokens, batch).double()
+        gaps = []
+        for i, i_state in layer_of.items():
+            wide = states[i_state].double()
+            for pooled, expected in zip(out[i], (wide.mean(1), wide[:, -1]), strict=True):
+                own, projected = pooled[:, :width], pooled[:, width:]
+                product = own @ subject.projection.double()
+                gaps.append(float((own - expected).norm() / expected.norm()))
+                gaps.append(float((projected - product).norm() / product.norm()))
+        found[impl] = max(gaps)
+    return found
+
+
+def attention(subject: Subject) -> Figures:
+    """The first call of a new shape beside the second: what plans of attention kernels cost."""
+    found: Figures = {}
+    for i_order, order in enumerate((None, WITHOUT_CUDNN)):
+        times: list[list[float]] = [[], []]
+        for i in range(12):
+            # Shapes that nothing has run before, and other ones for each order.
+            tokens, batch = even(3 + i, 33 + 5 * i + 2 * i_order)
+            for seconds in times:
+                with order_of_attention(order):
+                    harness.wait(subject.device)
+                    began = time.perf_counter()
+                    subject.bare(tokens, batch)
+                    harness.wait(subject.device)
+                seconds.append((time.perf_counter() - began) * 1e3)
+        found["without cuDNN" if order else "as torch orders them"] = {
+            "first_ms": median(times[0]),
+            "second_ms": median(times[1]),
+            "worst_first_ms": max(times[0]),
+        }
+    return found
+
+
+def waits(subject: Subject) -> Figures:
+    """How often the host waits for the device in a captured batch, and in which lines."""
+    if subject.device.type != "cuda":
+        raise LeftOut("no GPU")
+    tokens, batch = even(*subject.shapes[-1])
+    seen: Counter[str] = Counter()
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        if "synchroniz" in str(message):
+            frames = [f for f in traceback.extract_stack()[:-1] if "/torch/" not in f.filename]
+            seen[f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].line}"] += 1
+
+    with subject.capture() as engine:
+        for _ in range(2):
+            engine.run(tokens, batch)
+        harness.wait(subject.device)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.showwarning = note
+                engine.run(tokens, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return {"waits": seen.total(), "lines": dict(seen)}
+
+
+def plans(subject: Subject) -> Figures:
+    """All batches of a data set, by size of batch and of part; at most 30 s of each."""
+    tokens = tokens_of(usual_lengths(60 if subject.name == "tiny" else 8000))
+    ideal = sum(subject.flops(1, int(length)) for length in tokens.lengths)
+    found: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"]}
+    for token_budget in (16_384, 65_536):
+        for part_samples in (512, 4096):
+            plan = make_plan(tokens, token_budget=token_budget, part_samples=part_samples)
+            began, done, count = time.perf_counter(), 0, 0
+            with subject.capture() as engine:
+                for batch in plan:
+                    engine.run(tokens, batch)
+                    done, count = done + batch.padded_tokens, count + 1
+                    if time.perf_counter() - began > 30:
+                        break
+                harness.wait(subject.device)
+            seconds = time.perf_counter() - began
+            found[f"budget {token_budget}, parts of {part_samples}"] = {
+                "batches": sum(1 for _ in plan),
+                "batches_run": count,
+                "padding": plan.padded_tokens / plan.tokens - 1,
+                "seconds_for_all": seconds * plan.padded_tokens / done,
+            }
+    return found
+
+
+def finishing(subject: Subject) -> Figures:
+    """The end of a language for one cell, alone and in two threads."""
+    sizes = [(60, 64)] if subject.name == "tiny" else [(800, 4096), (5000, 4096), (5000, 8192)]
+    found: Figures = {}
+    for n, width in sizes:
+        scales = torch.linspace(1, 0.03, width, device=subject.device)
+        states = torch.randn(n, width, device=subject.device) * scales + 1
+        rows = torch.arange(n, device=subject.device)
+        cell = partial(finish_cell, states, rows % 2, rows // 2 % 5)
+        with _memory(subject.device) as peak:
+            timing = harness.timed({"cell": cell}, subject.device, rounds=3, calls=1)["cell"]
+
+        def twice(cell: Callable[[], Any] = cell) -> None:
+            threads = [threading.Thread(target=cell) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        pair = harness.timed({"pair": twice}, subject.device, rounds=3, calls=1)["pair"]
+        found[f"{n}x{width}"] = {
+            **timing,
+            "two_threads_ms": pair["ms"] / 2,
+            "distances_ideal_ms": 6 * n**2 * width / subject.peaks["matrix_flops_per_s"] * 1e3,
+            **peak,
+        }
+    return found
+
+
+def whole(subject: Subject) -> Figures:
+    """A run from tokens to the store, beside `output_hidden_states` in padded batches."""
+    if not HAS_STORE:
+        raise LeftOut("zarr or numcodecs is not installed")
+    from safetyspace_fast.runner import begin, sample_columns
+    from safetyspace_fast.store import Place, create_run
+
+    model = subject.model
+    languages = ("en",) if subject.name == "tiny" else ()
+    samples = read_samples("sample:polite", languages=languages or None)
+    tokens = tokens_of(usual_lengths(len(samples)))
+    token_budget = 16_384 if subject.device.type == "cuda" else 512
+    plan = make_plan(tokens, samples.lang_ranges, token_budget=token_budget)
+    work = Prepared(model.hookpoints, subject.projection, tokens, tokens, None, token_budget, plan)
+    with tempfile.TemporaryDirectory() as folder, _memory(subject.device) as peak:
+        out = Path(folder) / "run.zarr"
+        root = create_run(
+            out,
+            created_by="benchmark",
+            data_name=samples.name,
+            data_sha256=samples.sha256,
+            languages=samples.languages,
+            samples=sample_columns(samples),
+        )
+        session = begin(model, samples, work, Place(out), root, manifest={})
+        began = time.perf_counter()
+        extraction = Extraction(model, samples, work, session)
+        for _ in extraction:
+            pass
+        session.finish({})
+        ours_s = time.perf_counter() - began
+    few = tokens_of(usual_lengths(len(samples))[:128])  # it takes long, at the same rate
+    _usual_way(model, few)
+    began = time.perf_counter()
+    _usual_way(model, few)
+    usual_s = (time.perf_counter() - began) * plan.tokens / len(few.ids)
+    return {
+        "texts": len(samples),
+        "tokens": plan.tokens,
+        "seconds": ours_s,
+        "forward_s": extraction.forward_seconds,
+        "finish_s": extraction.finish_seconds,
+        "usual_s": usual_s,
+        "ratio": usual_s / ours_s,
+        "segment_mb": extraction.segment_bytes / 1e6,
+        **peak,
+    }
+
+
+def trace(subject: Subject) -> Figures:
+    """Where the device's time goes in two captured batches; the trace is a file beside."""
+    if subject.device.type != "cuda":
+        raise LeftOut("no GPU")
+    from torch.profiler import ProfilerActivity, profile
+
+    tokens, batch = even(*subject.shapes[0])
+    with subject.capture() as engine:
+        engine.run(tokens, batch)
+        harness.wait(subject.device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            for _ in range(2):
+                engine.run(tokens, batch)
+            harness.wait(subject.device)
+    file = subject.out / f"trace-{subject.name}.json.gz"
+    profiled.export_chrome_trace(str(file))
+    slowest = sorted(profiled.key_averages(), key=lambda e: -e.self_device_time_total)
+    rows = {
+        event.key[:80]: {"calls": event.count, "ms": event.self_device_time_total / 1e3}
+        for event in slowest[:15]
+    }
+    return {"file": file.name, "kernels": rows}
+
+
+@contextmanager
+def _memory(device: torch.device) -> Iterator[Figures]:
+    """Fills a dict, at the end of the block, with the device's peak memory beyond what it held."""
+    found: Figures = {}
+    if device.type != "cuda":
+        yield found
+        return
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield found
+    found["peak_mb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
+    "kernels": (kernels, 100),
+    "agreement": (agreement, 20),
+    "host waits": (waits, 10),
+    "capture": (capture, 60),
+    "whole run": (whole, 60),
+    "plans": (plans, 60),
+    "finish of a cell": (finishing, 40),
+    "attention": (attention, 40),
+    "trace": (trace, 20),
+}
+"""What is measured, in order of worth, and the seconds that must be left for it on a GPU."""

@@ -1,0 +1,229 @@
+"""The whole path on the GPU that is here, with a model of random weights.
+
+    python -m benchmarks gpu-run --model 8b|0.6b|tiny [--device cpu] --out DIR [--seconds N]
+
+Nothing is downloaded and nothing is installed. Each part is timed alone and written at once, so a
+run that is cut off keeps what it has. Parts for which no time is left, or that this machine cannot
+do, are left out and named. At the end: every figure beside the best that this device could do, by
+the rates of a copy and of a matrix product, and whether the goals are met.
+"""
+
+import argparse
+import gc
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from benchmarks.gpu_parts import FULL_BATCH, MODELS, PARTS, LeftOut, Subject, make_subject
+from safetyspace_fast import ops
+from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.models.device import find_device
+
+Report = dict[str, Any]
+
+
+class Run:
+    """Parts, one after the other, within a time; the report is written after each."""
+
+    def __init__(self, subject: Subject, seconds: float) -> None:
+        """Begin a report, and a time of `seconds`."""
+        self._subject = subject
+        self._until = time.perf_counter() + seconds
+        machine = harness.machine()
+        on_gpu = subject.device.type == "cuda"
+        card = torch.cuda.get_device_name(subject.device) if on_gpu else machine["cpu"]
+        stamp = machine["when"].replace(":", "").replace("+0000", "Z")
+        words = "-".join(re.findall(r"\w+", card))
+        self.file = subject.out / f"gpu-run-{words}-{subject.name}-{stamp}.json"
+        self.report: Report = {
+            "card": card,
+            "model": subject.name,
+            "device": str(subject.device),
+            "machine": machine,
+            "peaks": subject.peaks,
+            "implementations": ops.implementations(),
+            "parts": {},
+        }
+        if on_gpu:
+            facts = torch.cuda.get_device_properties(subject.device)
+            self.report["memory_bytes"] = facts.total_memory
+            self.report["capability"] = f"{facts.major}.{facts.minor}"
+
+    def do(self, name: str) -> None:
+        """Run a part, and keep what it returns, how it failed, or why it was left out."""
+        part, needed = PARTS[name]
+        left = self._until - time.perf_counter()
+        if left < (needed if self._subject.device.type == "cuda" else 1):
+            found: Report = {"left_out": f"{max(left, 0):.0f} s left, {needed:.0f} needed"}
+        else:
+            began = time.perf_counter()
+            try:
+                found = {"result": part(self._subject)}
+            except LeftOut as reason:
+                found = {"left_out": str(reason)}
+            except (Exception, SystemExit) as error:  # time on a GPU is too dear to end here
+                found = {
+                    "failed": f"{type(error).__name__}: {error}"[:300],
+                    "traceback": traceback.format_exc()[-2000:],
+                }
+            found["seconds"] = time.perf_counter() - began
+        self.report["parts"][name] = found
+        self.report["goals"] = goals(self.report)
+        self.file.write_text(json.dumps(self.report, indent=1) + "\n", "utf-8")
+        if self._subject.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def goals(report: Report) -> dict[str, dict[str, Any]]:
+    """Each goal with what was measured, and whether it is met; None: it was not measured."""
+    result = {name: part.get("result", {}) for name, part in report["parts"].items()}
+    shares = [
+        min(share for name, share in shape["shares"].items() if name != "empty hooks")
+        for shape_name, shape in result.get("capture", {}).items()
+        if report["model"] == "8b" and _tokens(shape_name) >= FULL_BATCH
+    ]
+    fastest: dict[str, float] = {}
+    for row in result.get("kernels", {}).values():
+        if row["implementation"] != "reference":
+            best = fastest.get(row["case"], 0.0)
+            fastest[row["case"]] = max(best, row["roofline_share"])
+    on_gpu = report["device"].startswith("cuda")
+    measured = {
+        "capture, at most 1 % of an 8B forward pass": (max(shares, default=None), 0.01, "<="),
+        "kernels, at least 90 % of a copy or a product": (
+            min(fastest.values(), default=None),
+            0.9,
+            ">=",
+        ),
+        "waits of the host in a batch, 0": (result.get("host waits", {}).get("waits"), 0, "<="),
+        "against output_hidden_states, at least 5x": (
+            result.get("whole run", {}).get("ratio") if on_gpu else None,
+            5.0,
+            ">=",
+        ),
+    }
+    return {
+        goal: {"measured": value, "met": _holds(value, limit, sign)}
+        for goal, (value, limit, sign) in measured.items()
+    }
+
+
+def _holds(value: float | None, limit: float, sign: str) -> bool | None:
+    if value is None:
+        return None
+    return value <= limit if sign == "<=" else value >= limit
+
+
+def _tokens(shape: str) -> int:
+    num_texts, length = map(int, shape.split("x"))
+    return num_texts * length
+
+
+def text_of(report: Report) -> str:
+    """The tables."""
+    peaks = report["peaks"]
+    lines = [
+        f"{report['card']}: copy {peaks['bytes_per_s'] / 1e9:.0f} GB/s, "
+        f"product {peaks['matrix_flops_per_s'] / 1e12:.2f} Tflop/s",
+        "",
+    ]
+    line = "{:<58}{:>14}{:>14}{:>9}"
+    lines.append(line.format("figure", "measured", "best possible", "share"))
+    lines += [line.format(*row) for row in _rows(report)]
+    lines.append("")
+    for name, part in report["parts"].items():
+        if "left_out" in part:
+            lines.append(f"left out: {name}: {part['left_out']}")
+        if "failed" in part:
+            lines.append(f"failed: {name}: {part['failed']}")
+    lines.append("")
+    words = {True: "met", False: "MISSED", None: "not measured"}
+    for goal, found in report["goals"].items():
+        value = "" if found["measured"] is None else f"{found['measured']:.3g}"
+        lines.append("{:<58}{:>14}  {}".format(goal, value, words[found["met"]]))
+    return "\n".join(lines)
+
+
+def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
+    """Figures with the best that the device could do by its measured rates, where that is known."""
+    result = {name: part.get("result", {}) for name, part in report["parts"].items()}
+
+    def ms(value: float) -> str:
+        return f"{value:.3f} ms"
+
+    for shape, figures in result.get("capture", {}).items():
+        best = figures["roofline"]
+        bare = figures["bare"]["ms"]
+        share = f"{best['bare_ms'] / bare:.0%}"
+        yield f"forward pass {shape}", ms(bare), ms(best["bare_ms"]), share
+        for name, added in figures["shares"].items():
+            limit = "" if name == "empty hooks" else f"{best['capture_share']:+.2%}"
+            yield f"  added by {name}", f"{added:+.2%}", limit, ""
+        usual = figures["output_hidden_states"]["ms"]
+        yield "  with output_hidden_states", ms(usual), "", ""
+    for row in result.get("kernels", {}).values():
+        best_ms = row["median_ms"] * row["roofline_share"]
+        name = f"{row['case'][:48]} {row['implementation']}"
+        yield name, ms(row["median_ms"]), ms(best_ms), f"{row['roofline_share']:.0%}"
+    for impl, gap in result.get("agreement", {}).items():
+        yield f"largest gap of {impl} to output_hidden_states", f"{gap:.1e}", "", ""
+    run = result.get("whole run")
+    if run:
+        yield f"whole run, {run['texts']} texts", f"{run['seconds']:.2f} s", "", ""
+        yield "  forward passes", f"{run['forward_s']:.2f} s", "", ""
+        yield "  ends of languages", f"{run['finish_s']:.2f} s", "", ""
+        yield "  output_hidden_states, batches of 32", f"{run['usual_s']:.2f} s", "", ""
+    every = dict(result.get("plans", {}))
+    ideal = every.pop("ideal_s", 0.0)
+    for name, plan in every.items():
+        seconds = plan["seconds_for_all"]
+        yield f"all batches, {name}", f"{seconds:.2f} s", f"{ideal:.2f} s", f"{ideal / seconds:.0%}"
+    for size, cell in result.get("finish of a cell", {}).items():
+        best_ms = cell["distances_ideal_ms"]
+        yield f"end of a cell {size}", ms(cell["ms"]), ms(best_ms), f"{best_ms / cell['ms']:.0%}"
+    for order, calls in result.get("attention", {}).items():
+        yield f"new shape, attention {order}: first call", ms(calls["first_ms"]), "", ""
+        yield "  second call", ms(calls["second_ms"]), "", ""
+    for where, count in result.get("host waits", {}).get("lines", {}).items():
+        yield f"host waits: {where[-44:]}", str(count), "0", ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables; the exit status is 1 if a part failed or a goal is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu-run", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", choices=MODELS, default="8b", help="default: 8b")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu; default: cuda")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seconds", type=float, default=480, help="time for all; default: 480")
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
+    args = parser.parse_args(argv)
+    try:
+        device = find_device(args.device)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    subject = make_subject(args.model, device, args.out)
+    run = Run(subject, args.seconds - (time.perf_counter() - began))
+    for name in args.part or PARTS:
+        run.do(name)
+        print(f"{name}: {run.report['parts'][name].get('seconds', 0):.1f} s", flush=True)
+    print(text_of(run.report), f"\nin {run.file}")
+    failed = any("failed" in part for part in run.report["parts"].values())
+    missed = any(goal["met"] is False for goal in run.report["goals"].values())
+    return int(failed or missed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

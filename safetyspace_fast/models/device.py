@@ -1,0 +1,161 @@
+"""Where a model runs: the device, the dtype of its weights, and what a device refuses.
+
+What is asked of torch about a GPU is also right for a slice of one (MIG): its own name and memory.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import ConfigError, ModelError, first_line
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_GIB = 1 << 30
+_ARCH = re.compile(r"(?:sm|compute)_(\d+)")  # not those of AMD (gfx942)
+# Errors of a GPU that come as plain RuntimeErrors.
+_DEVICE_ERROR = re.compile(r"(CUDA|HIP) (driver |kernel )?error|CUBLAS_|CUDNN_|Triton Error \[")
+
+
+def find_device(
+    device: str | torch.device, note: Callable[[str], None] = lambda _: None
+) -> torch.device:
+    """The device that a user names, a GPU with its index.
+
+    Args:
+        device: `cpu`, `cuda` (the current one of this thread), `cuda:1`, or `auto` (a GPU if there
+            is one).
+        note: told if `auto` passes over a GPU, and why.
+
+    Raises:
+        ConfigError: it is none of these, is not there, or is too old for this build of torch.
+    """
+    name = device
+    if device == "auto":
+        reason = _why_no_gpu()
+        if reason is not None:
+            if "driver" in reason and "no NVIDIA driver" not in reason:
+                note(f"runs on the CPU, because no GPU can be used: {reason}")
+            return torch.device("cpu")
+        device = "cuda"
+    try:
+        target = torch.device(device)
+        if target.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"no {target.type} here")
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    if target.type == "cpu":
+        return target
+    if (reason := _why_no_gpu()) is not None:
+        raise ConfigError(f"device {str(name)!r}: no GPU can be used: {reason}; use 'cpu'")
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if target.index is None else target.index
+    if index >= count:
+        last = "" if count == 1 else f" to 'cuda:{count - 1}'"
+        raise ConfigError(
+            f"device {str(name)!r}: expected 'cuda:0'{last}, the GPUs that torch sees"
+        )
+    target = torch.device("cuda", index)
+    _refuse_too_old(target)
+    return target
+
+
+def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype that a user names.
+
+    Args:
+        dtype: a key of `DTYPES`, or `auto`: on a GPU bfloat16 if it has that, else float16; on a
+            CPU bfloat16 with AMX, else float32.
+        device: where the model will run, with its index.
+
+    Raises:
+        ConfigError: it is none of these, or the device does not have it.
+    """
+    if dtype == "auto":
+        if device.type != "cuda":  # without AMX tiles, bfloat16 is slower than float32
+            return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float16
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: expected 'auto', {', '.join(map(repr, DTYPES))}")
+    if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
+        raise ConfigError(f"dtype 'bfloat16': {_words(device)} has none; use float16 or float32")
+    return DTYPES[dtype]
+
+
+def check_room(asked: str, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise ModelError if a GPU has too little free memory for weights.
+
+    Args:
+        asked: the model, for the message.
+        numbers: how many the weights have.
+        dtype: in which they are to be.
+        device: a GPU, with its index.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    needed = numbers * dtype.itemsize
+    if needed <= free:
+        return
+    ways = ["a quantised model", "--device cpu"]
+    if dtype.itemsize > 2 and 2 * numbers <= free:
+        ways.insert(0, f"--dtype {'bfloat16' if _has_bfloat16(device) else 'float16'}")
+    name = str(dtype).removeprefix("torch.")
+    raise ModelError(
+        f"{asked}: its weights take {needed / _GIB:.1f} GiB in {name}, but {_words(device)} has "
+        f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free, {(needed - free) / _GIB:.1f} GiB too "
+        f"little; use {' or '.join(ways)}"
+    )
+
+
+@contextmanager
+def device_errors(name: str, advice: str) -> Iterator[None]:
+    """Turn the errors of a GPU that is lost or damaged into ModelError, in one line.
+
+    Args:
+        name: of the model, for the message.
+        advice: what to do, the message's end.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.AcceleratorError) and not _DEVICE_ERROR.search(str(error)):
+            raise
+        raise ModelError(f"{name}: the GPU failed ({first_line(error)}); {advice}") from error
+
+
+def _why_no_gpu() -> str | None:
+    """Why torch cannot use a GPU; None if it can."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:  # an assertion: torch was built without CUDA
+        return first_line(error).partition(". Please")[0]
+    return "torch sees none"
+
+
+def _refuse_too_old(device: torch.device) -> None:
+    """Raise ConfigError if this build of torch holds no code that a GPU can run."""
+    built = [int(found[1]) for arch in torch.cuda.get_arch_list() if (found := _ARCH.match(arch))]
+    facts = torch.cuda.get_device_properties(device)
+    if built and 10 * facts.major + facts.minor < min(built):
+        oldest = f"{min(built) // 10}.{min(built) % 10}"
+        raise ConfigError(
+            f"device '{device}': {_words(device)} is too old for this build of torch, which needs "
+            f"compute capability {oldest} or later; use 'cpu', or a build of torch for it"
+        )
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
+
+
+def _words(device: torch.device) -> str:
+    """A GPU by its index, name and compute capability."""
+    facts = torch.cuda.get_device_properties(device)
+    return f"{device} ({facts.name}, compute capability {facts.major}.{facts.minor})"

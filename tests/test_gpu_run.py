@@ -1,0 +1,225 @@
+"""The check and the measurements for a GPU, in small on a CPU, before a GPU sees them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu_check, gpu_parts, gpu_run
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_model() -> Iterator[None]:
+    """The model is made once for all tests."""
+    made = gpu_parts.make_subject("tiny", torch.device("cpu"), Path())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_run, "make_subject", lambda _name, _device, out: replace(made, out=out))
+        yield
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The one report in a folder."""
+    (file,) = folder.glob("gpu-run-*.json")
+    report: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return report
+
+
+def tiny(folder: Path, *options: str) -> dict[str, Any]:
+    arguments = ["--model", "tiny", "--device", "cpu", "--out", str(folder), *options]
+    assert gpu_run.main(arguments) == 0
+    return read(folder)
+
+
+def test_every_part_runs_on_a_cpu_or_says_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tiny(tmp_path)
+    parts = report["parts"]
+    assert list(parts) == list(gpu_parts.PARTS)
+    without = {name for name, part in parts.items() if "left_out" in part}
+    assert without == {"kernels", "host waits", "trace"}
+    assert all("result" in part for name, part in parts.items() if name not in without)
+    assert max(parts["agreement"]["result"].values()) < 1e-5
+    assert parts["capture"]["result"]["8x16"]["roofline"]["capture_share"] > 0
+    run = parts["whole run"]["result"]
+    assert run["ratio"] == run["usual_s"] / run["seconds"]
+    assert {goal["met"] for goal in report["goals"].values()} == {None}  # they are for a GPU
+    shown = capsys.readouterr().out
+    assert "left out: host waits: no GPU" in shown
+    assert report["card"] in shown
+
+
+def test_without_time_everything_is_left_out_and_named(tmp_path: Path) -> None:
+    report = tiny(tmp_path, "--seconds", "0")
+    assert {part["left_out"][:8] for part in report["parts"].values()} == {"0 s left"}
+
+
+def test_a_part_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(subject: object) -> dict[str, Any]:
+        raise SystemExit("a kernel is off")  # as `benchmarks gpu` says it
+
+    parts = {"first": (fail, 1.0), "second": (lambda subject: {"figure": 3}, 1.0)}
+    monkeypatch.setattr(gpu_run, "PARTS", parts)
+    arguments = ["--model", "tiny", "--device", "cpu", "--out", str(tmp_path)]
+    assert gpu_run.main(arguments) == 1
+    report = read(tmp_path)
+    assert report["parts"]["first"]["failed"] == "SystemExit: a kernel is off"
+    assert report["parts"]["second"]["result"] == {"figure": 3}
+
+
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert gpu_run.main(["--device", "cuda:99", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+PLANTED: dict[str, Any] = {
+    "capture": {
+        "256x64": {"shares": {"empty hooks": 0.5, "cuda": 0.008, "triton": 0.03}},
+        "16x64": {"shares": {"empty hooks": 0.0, "cuda": 0.3}},  # here the host is the limit
+    },
+    "kernels": {
+        "a cuda": {"case": "a", "implementation": "cuda", "roofline_share": 0.5},
+        "a triton": {"case": "a", "implementation": "triton", "roofline_share": 0.95},
+        "a reference": {"case": "a", "implementation": "reference", "roofline_share": 0.1},
+    },
+    "host waits": {"waits": 0},
+    "whole run": {"ratio": 6.0},
+}
+
+
+def verdicts(**changes: Any) -> list[bool | None]:
+    parts = {name: {"result": result} for name, result in (PLANTED | changes).items()}
+    report = {"model": "8b", "device": "cuda:0", "parts": parts}
+    return [goal["met"] for goal in gpu_run.goals(report).values()]
+
+
+def test_each_goal_has_its_verdict() -> None:
+    assert verdicts() == [True] * 4
+    slow = {"256x64": {"shares": {"empty hooks": 0.0, "cuda": 0.011}}}
+    assert verdicts(capture=slow) == [False, True, True, True]
+    kernels = PLANTED["kernels"] | {
+        "b cuda": {"case": "b", "implementation": "cuda", "roofline_share": 0.89}
+    }
+    assert verdicts(kernels=kernels) == [True, False, True, True]
+    assert verdicts(**{"host waits": {"waits": 1}}) == [True, True, False, True]
+    assert verdicts(**{"whole run": {"ratio": 4.9}}) == [True, True, True, False]
+    assert verdicts(kernels={}, **{"host waits": {}}) == [True, None, None, True]
+
+
+@pytest.mark.slow
+def test_without_zarr_all_but_the_store_is_measured(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'zarr' else find(name, *rest)\n"
+        "from benchmarks import gpu_run\n"
+        "sys.exit(gpu_run.main(sys.argv[1:]))"
+    )
+    arguments = ["--model", "tiny", "--device", "cpu", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=REPO, check=True)
+    parts = read(tmp_path)["parts"]
+    assert parts["whole run"]["left_out"] == "zarr or numcodecs is not installed"
+    assert all("result" in parts[name] for name in ("agreement", "capture", "finish of a cell"))
+
+
+BARE = """
+import sys, pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests():
+    sys.modules.update(dict.fromkeys(("zarr", "numcodecs", "gguf", "obstore")))
+"""
+
+
+@pytest.mark.slow
+def test_a_bare_machine_collects_what_needs_no_store(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text(BARE)
+    options = ["-p", "bare", "-m", "needs_cuda", "--collect-only", "-q"]
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(REPO / "tests")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])},
+    )
+    assert collected.returncode == 0, collected.stdout[-2000:]
+    assert "tests/ops/test_cuda_pool_project.py" in collected.stdout
+
+
+# The check
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A machine with a GPU; returns what the check runs on it."""
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 1 if "pytest" in command else 0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
+    return ran
+
+
+@pytest.mark.parametrize("sanitizer", [None, "/cuda/compute-sanitizer"])
+def test_the_check_runs_every_step_also_after_one_that_fails(
+    machine: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sanitizer: str | None,
+) -> None:
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda _: sanitizer)
+    monkeypatch.setattr(gpu_check, "is_built", lambda: False)
+    assert gpu_check.main(["--model", "tiny"]) == 1
+    last = [command[-1] for command in machine]
+    assert [sys.executable, "setup.py"] == machine[0][:2]
+    assert machine[-1][1:4] == ["-m", "benchmarks", "gpu-run"]
+    assert len(last) == (3 if sanitizer is None else 4)
+    shown = capsys.readouterr().out
+    assert "tests: FAILED: exit 1" in shown
+    assert ("memory: compute-sanitizer is not here" in shown) == (sanitizer is None)
+    assert "measure: ok" in shown
+    assert not any("pip" in word for command in machine for word in command)
+
+
+def test_one_step_alone(machine: list[list[str]]) -> None:
+    assert gpu_check.main(["--step", "measure"]) == 0
+    assert len(machine) == 1
+
+
+def test_a_library_is_built_again_when_its_sources_or_torch_are_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "safetyspace_fast"
+    for folder in (tmp_path / "csrc", package):
+        folder.mkdir()
+    for file in (tmp_path / "setup.py", tmp_path / "csrc/a.cu"):
+        file.write_text("")
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "PACKAGE", package)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert not gpu_check.is_built()
+    record = {"torch": str(torch.__version__), "cuda": "13.0"}
+    (package / "_build_record.json").write_text(json.dumps(record))
+    library = package / "_C.abi3.so"
+    library.write_text("")
+    later = library.stat().st_mtime + 10
+    os.utime(library, (later, later))
+    assert gpu_check.is_built()
+    os.utime(tmp_path / "csrc/a.cu", (later + 1, later + 1))
+    assert not gpu_check.is_built()
+    os.utime(tmp_path / "csrc/a.cu", (1, 1))
+    (package / "_build_record.json").write_text(json.dumps(record | {"cuda": None}))
+    assert not gpu_check.is_built()
