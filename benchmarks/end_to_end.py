@@ -25,6 +25,7 @@ from benchmarks.small_models import make
 from safetyspace_fast.benchmark import matrix_products
 from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import (
+    Batching,
     Capture,
     Extraction,
     compile_blocks,
@@ -112,7 +113,7 @@ class Ours:
         tokens = tokenize(self.model, samples.texts, template=template, poolings=("last",))
         spans = np.stack([np.zeros_like(tokens.lengths), tokens.lengths], 1)[:, None]
         tokens = replace(tokens, spans=spans.astype(np.int32))
-        plan = make_plan(tokens, token_budget=self.token_budget)
+        plan = make_plan(tokens, batching=Batching(self.token_budget))
         hookpoints, width = self.model.hookpoints, self.model.hidden_size
         result = np.empty((len(samples), len(hookpoints), width), np.float32)
         with Capture(self.model, hookpoints, seeded_projection(width, 2, 0)) as capture:
@@ -158,8 +159,8 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
     model = ours.model
     work = ours.prepare(samples, template)
     reading = {"use_cache": False}
-    if work.prefix is not None:
-        reading = {"use_cache": True, "past_key_values": work.prefix}
+    if work.cache is not None:
+        reading = {"use_cache": True, "past_key_values": work.cache}
     shape = (len(work.hookpoints), len(ours.poolings), sum(work.projection.shape))
 
     @torch.inference_mode()
@@ -174,7 +175,7 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
         with tempfile.TemporaryDirectory() as folder:
             segments = Segments(Path(folder), shape)
             started = time.perf_counter()
-            with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
+            with Capture(model, work.hookpoints, work.projection, cache=work.cache) as capture:
                 for batch in work.plan:
                     out = capture.run(work.tokens, batch).numpy()
                     thread.put(partial(append, segments, batch, out))
@@ -238,7 +239,7 @@ def main(argv: list[str]) -> int:
     work = ours.prepare(samples, template)
     if arguments.compile:
         sides["ours, compiled"] = Ours(path, arguments.token_budget, poolings)
-        compile_blocks(sides["ours, compiled"].model, work.tokens, work.prefix)
+        compile_blocks(sides["ours, compiled"].model, work.tokens, work.cache)
     found = errors(path, sides, small, template)
     some = read_samples(arguments.data, languages=languages, limit=max(2, 100 // len(languages)))
     capture = capture_cost(ours, some, template, 3 * arguments.repeats)

@@ -32,7 +32,7 @@ from safetyspace_fast.ops import reference
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
 from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
 from safetyspace_fast.ops.triton.pairwise_within import pairwise_within
-from safetyspace_fast.ops.triton.pool_project import pool_project
+from safetyspace_fast.ops.triton.pool_project import pool_into, pool_project
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Case:
     bytes: int
     matrix_flops: int = 0
     vector_flops: int = 0
-    results: int = 0  # how many of the last arguments are results to add to
+    results: tuple[int, ...] = ()  # which arguments are results
 
     def roofline_s(self, gpu: Gpu) -> float:
         arithmetic = self.matrix_flops / gpu.matrix_bf16 + self.vector_flops / gpu.vector_f32
@@ -130,6 +130,21 @@ def _pool_case(dtype: torch.dtype, S: int, P: int = 64) -> Case:
     name = f"pool_project {_short(dtype)} B={B} T={T} D={D} S={S} P={P}"
     flops = S * B * T * D + 2 * B * S * D * P
     return Case(name, "pool_project", arguments, moved, vector_flops=flops)
+
+
+def _capture_case(B: int, T: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """One layer of a batch, into the result of all layers: mean and last token of every text."""
+    D, S, P = 4096, 2, 64
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        spans = torch.tensor([[[0, T], [T - 1, T]]] * B, dtype=torch.int32, device=device)
+        out = _values(S, B, D + P, device=device).transpose(0, 1)[..., :D]
+        return _values(B, T, D, device=device, dtype=dtype), spans, out, T
+
+    name = f"pool_into {_short(dtype)} B={B} T={T} D={D} S={S}"
+    moved = B * T * D * dtype.itemsize + 4 * B * S * D
+    flops = S * B * T * D
+    return Case(name, "pool_into", arguments, moved, vector_flops=flops, results=(2,))
 
 
 def _pairwise_case(
@@ -168,7 +183,7 @@ def _update_case(G: int = 0) -> Case:
     moved = L * N * D * (4 + 6 + 6) + 2 * L * N * C * (8 + 4 + 4 + 8 * G)
     flops = 6 * 2 * L * D * pairs, L * (20 + 10 * G) * pairs
     name = f"pairwise_update L={L} N={N} D={D} C={C} G={G}, last {B} rows"
-    return Case(name, "pairwise_update", arguments, moved, *flops, results=4)
+    return Case(name, "pairwise_update", arguments, moved, *flops, results=(6, 7, 8, 9))
 
 
 def _within_case(
@@ -195,6 +210,8 @@ CASES = [
     _pool_case(BFLOAT16, 2),
     _pool_case(BFLOAT16, 8),
     _pool_case(FLOAT32, 2),
+    _capture_case(256, 64),
+    _capture_case(8, 2048),
     _pairwise_case("euclidean"),
     _pairwise_case("euclidean", symmetric=False),
     _pairwise_case("sqeuclidean", 1),
@@ -207,6 +224,7 @@ VARIANTS = [
     _pool_case(BFLOAT16, 4, P=16),
     _pool_case(FLOAT16, 2),
     _pool_case(FLOAT32, 8),
+    _capture_case(8, 2048, FLOAT32),
     _pairwise_case("euclidean", 1),
     _pairwise_case("euclidean", 2),
     _pairwise_case("euclidean", 3),
@@ -224,6 +242,7 @@ VARIANTS = [
 PRODUCTS = ("tile_kernel", "within_kernel")  # on sm_90 wgmma is what counts, on sm_100 tcgen05
 HOST_FUNCTIONS = {
     "pool_project": pool_project,
+    "pool_into": pool_into,
     "pairwise_reduce": pairwise_reduce,
     "pairwise_update": pairwise_update,
     "pairwise_within": pairwise_within,

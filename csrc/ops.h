@@ -21,8 +21,8 @@ std::string simd_level();
 std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
                                         std::optional<Tensor> projection);
 
-// The averages alone, into out [B,S,D] f32 of any strides but the last
-void pool_into(Tensor hidden_states, Tensor spans, Tensor out);
+// The averages alone, into out [B,S,D] f32 of any strides but the last; `longest` is not used
+void pool_into(Tensor hidden_states, Tensor spans, Tensor out, int64_t longest);
 
 // [L,M,D], [L,N,D] or none, [L,D] f64, [N] i64 -> sum [L,M,C] f64, min, max [L,M,C] f32,
 // kernel_sum [L,M,C,G] f64

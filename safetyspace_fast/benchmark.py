@@ -83,11 +83,11 @@ def bench_model(
     everything = prepare(model, samples.texts, template=template)
     picks = np.linspace(0, len(samples) - 1, min(num_texts, len(samples))).round().astype(int)
     texts = [samples.texts[i] for i in picks]
-    work = prepare(model, texts, template=template, token_budget=everything.token_budget)
+    work = prepare(model, texts, template=template, batching=everything.batching)
     products, flops = matrix_products(model, 512)
 
     def ours() -> None:
-        with Capture(model, work.hookpoints, work.projection, prefix=work.prefix) as capture:
+        with Capture(model, work.hookpoints, work.projection, cache=work.cache) as capture:
             for batch in work.plan:
                 capture.run(work.tokens, batch).cpu()
 

@@ -7,7 +7,7 @@ import calendar
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import zarr
@@ -18,6 +18,7 @@ from .data import NUM_FOLDS, Samples, lexical_scores, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.chance import AXES as CHANCE_AXES
+from .extract.plan import Batching
 from .extract.prepare import Prepared, prepare
 from .models import (
     LoadedModel,
@@ -280,7 +281,7 @@ def _run_model(
     earlier = stored.get("manifest", kept.manifest)
     notes: list[str] = []
     model = _load(spec, used, template, notes.append)
-    work = _prepare(model, used, samples, earlier.get("token_budget"), notes.append)
+    work = _prepare(model, used, samples, _batching(earlier), notes.append)
     manifest = _manifest(model, config, samples, work)
     _refuse_other_mean(output, name, manifest)
     kept = _usable(kept, manifest, notes.append)
@@ -326,8 +327,20 @@ def _run_model(
 
 
 def _as_today(manifest: Attributes) -> Attributes:
-    """A stored manifest; those of earlier versions, whose `mean` was `mean_all`, do not say so."""
-    return {"mean": MEAN_ALL} | manifest if manifest else manifest
+    """A stored manifest, with what those of earlier versions do not say.
+
+    Their `mean` was `mean_all`, and all devices had the batches of a CPU.
+    """
+    usual = {key: value for key, value in asdict(Batching(0)).items() if key != "token_budget"}
+    return {"mean": MEAN_ALL} | usual | manifest if manifest else manifest
+
+
+def _batching(manifest: Attributes) -> Batching | None:
+    """How an earlier run cut its batches; None: there was none."""
+    if "token_budget" not in manifest:
+        return None
+    today = _as_today(manifest)
+    return Batching(**{field.name: today[field.name] for field in fields(Batching)})
 
 
 def _other_mean(earlier: Attributes, manifest: Attributes) -> bool:
@@ -421,7 +434,7 @@ def _prepare(
     model: LoadedModel,
     config: RunConfig,
     samples: Samples,
-    earlier_budget: int | None,
+    batching: Batching | None,
     on_note: Callable[[str], None],
 ) -> Prepared:
     return prepare(
@@ -434,7 +447,8 @@ def _prepare(
         max_tokens=config.max_tokens,
         proj_dim=config.proj_dim,
         seed=config.seed,
-        token_budget=config.token_budget or earlier_budget,
+        token_budget=config.token_budget,
+        batching=batching,
         compiled=config.compile,
         impl=_implementation(config),
         on_note=on_note,
@@ -507,7 +521,7 @@ def _manifest(
         "proj_dim": config.proj_dim,
         "seed": config.seed,
         "compile": config.compile,
-        "token_budget": work.token_budget,
+        **asdict(work.batching),
         "plan_sha256": dict(zip(samples.languages, work.plan.sha256, strict=True)),
     }
 

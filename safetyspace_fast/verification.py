@@ -164,7 +164,9 @@ def _engine_states(model: LoadedModel, work: Prepared, impl: str | None) -> NDAr
     tokens = work.tokens
     shape = (len(tokens), len(work.hookpoints), len(tokens.poolings), model.hidden_size)
     states = np.full(shape, np.nan, np.float32)
-    with Capture(model, work.hookpoints, work.projection, impl, work.prefix) as capture:
+    with Capture(
+        model, work.hookpoints, work.projection, impl, work.cache, packed=work.packed
+    ) as capture:
         for batch in work.plan:
             out = capture.run(tokens, batch).cpu().numpy()
             pooled = batch.for_rows(out)[..., : model.hidden_size]

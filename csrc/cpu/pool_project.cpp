@@ -106,7 +106,7 @@ class Sample {
 
 }  // namespace
 
-void pool_into(Tensor hidden_states, Tensor spans, Tensor out) {
+void pool_into(Tensor hidden_states, Tensor spans, Tensor out, int64_t /*longest*/) {
   const Input type = input_type(hidden_states);
   check(spans.scalar_type() == ScalarType::Int, "spans: expected int32");
   check(hidden_states.dim() == 3, "hidden_states: expected shape [B, T, D]");
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> pool_project(Tensor hidden_states, Tensor spans,
   check(spans.dim() == 3, "spans: expected shape [B, S, 2]");
   Tensor pooled = torch::stable::new_empty(
       hidden_states, {spans.size(0), spans.size(1), hidden_states.size(2)}, ScalarType::Float);
-  pool_into(hidden_states, spans, pooled);
+  pool_into(hidden_states, spans, pooled, hidden_states.size(1));
   if (!projection)
     return {pooled, torch::stable::new_empty(pooled, {spans.size(0), spans.size(1), 0})};
   return {pooled, torch::stable::matmul(pooled, *projection)};

@@ -7,11 +7,16 @@
 // samples share. The last block of a group of samples to arrive adds the group's partial products
 // in the order of the dimensions: one launch, and an order of additions that never changes.
 //
+// Without a projection (pool_into) blocks also share the tokens of long texts: each takes kChunk
+// tokens, counted from the sample's first, and a second launch adds the chunks in order. A sample
+// of one chunk gets the same bits either way, so no result depends on the batch around a sample.
+//
 // Bytes, for B samples, T tokens, D dimensions of w bytes, S spans, P projected dimensions:
 //   hidden states   B T D w      read once
 //   pooled          4 B S D      written
 //   projection      4 D P B / kSamples, from L2
 //   partial         8 B S P D / kWidth, written and read, in L2
+//   chunks          8 B S D T / kChunk, written and read if T > kChunk: 3 % of bfloat16 states
 #pragma once
 
 #include <cstdint>
@@ -26,17 +31,22 @@ constexpr int kBlockRows = 32;     // that a thread adds up before they join its
 constexpr int kProjectLanes = 64;  // threads that share a row of the projection
 constexpr int kFewSpans = 2;       // mean and last token
 constexpr int kMostSpans = 4;      // that one read serves: sums stand in registers
+constexpr int kChunk = 256;        // tokens of a block in pool_into
+constexpr int kAllChunks = -1;
 
 struct PoolArguments {
   const void* hidden_states;  // [B, T, D]
   const int32_t* spans;       // [B, S, 2]
   const float* projection;    // [D, P], or null
-  float* pooled;              // [B, S, D]
+  float* pooled;              // [B, S, D], rows of adjacent values
+  float* chunk_sums;          // [num_chunks, B, S, D] if num_chunks > 1
   float* projected;           // [B, S, P]
   float* partial;             // [ceil(D / kWidth), B, S, P]
   unsigned* arrived;          // [ceil(B / kSamples), ceil(S / kMostSpans)], zeros
   int64_t B, T, D, S, P;
   int64_t stride_b, stride_t, stride_d;
+  int64_t pooled_b, pooled_s;  // strides
+  int64_t num_chunks;          // of pool_into
 };
 
 struct Float32 {
@@ -82,10 +92,41 @@ __device__ void load_values(const typename Input::Storage* row, const PoolArgume
   }
 }
 
+// The spans of a group, cut to the sample: a wrong span may give a wrong mean, never a read out of
+// bounds. All lie in first .. last.
+template <int kSpans>
+struct Spans {
+  int starts[kSpans], ends[kSpans], first, last;
+
+  __device__ Spans(const PoolArguments& a, int64_t b, int64_t group) {
+    const int T = static_cast<int>(a.T);
+    first = T, last = 0;
+    for (int s = 0; s < kSpans; ++s) {
+      const int64_t i_span = group * kSpans + s;
+      const bool exists = i_span < a.S;
+      const int32_t* span = a.spans + (b * a.S + i_span) * 2;
+      starts[s] = exists && span[0] > 0 ? span[0] : 0;
+      ends[s] = exists ? (span[1] < T ? span[1] : T) : 0;
+      if (starts[s] < ends[s]) {
+        first = starts[s] < first ? starts[s] : first;
+        last = ends[s] > last ? ends[s] : last;
+      }
+    }
+  }
+
+  __device__ int length(int s) const { return ends[s] - starts[s]; }
+};
+
+__device__ inline float mean_of(float sum, int length) {
+  return length > 0 ? sum / static_cast<float>(length) : __uint_as_float(0x7fc00000u);
+}
+
 // One warp averages the spans of sample b over kWidth dimensions from `start` on; `means` gets them
-// as [kSpans][kWidth], with zeros where there is no span and no dimension.
+// as [kSpans][kWidth], with zeros where there is no span and no dimension. Of a chunk that is not
+// the only one, the sums go to memory instead.
 template <typename Input, int kSpans, bool kAligned>
-__device__ void pool_sample(const PoolArguments& a, int64_t b, int64_t start, float* means) {
+__device__ void pool_sample(const PoolArguments& a, int64_t b, int64_t start, int chunk,
+                            float* means) {
   constexpr int n = kValues<Input>;
   constexpr int lanes = kWidth / n;         // that share a row
   constexpr int rows = kWarp / lanes;       // that a warp reads at once: 1 or 2
@@ -94,19 +135,12 @@ __device__ void pool_sample(const PoolArguments& a, int64_t b, int64_t start, fl
   const int column = lane % lanes * n;
   const int64_t d = start + column;
 
-  const int T = static_cast<int>(a.T);
-  int starts[kSpans], ends[kSpans], first = T, last = 0;
-  for (int s = 0; s < kSpans; ++s) {
-    // Clamped: a span outside the sample may give a wrong mean, never a read out of bounds.
-    const int64_t i_span = blockIdx.y * kSpans + s;
-    const bool exists = i_span < a.S;
-    const int32_t* span = a.spans + (b * a.S + i_span) * 2;
-    starts[s] = exists && span[0] > 0 ? span[0] : 0;
-    ends[s] = exists ? (span[1] < T ? span[1] : T) : 0;
-    if (starts[s] < ends[s]) {
-      first = starts[s] < first ? starts[s] : first;
-      last = ends[s] > last ? ends[s] : last;
-    }
+  const Spans<kSpans> spans(a, b, blockIdx.y);
+  int first = spans.first, last = spans.last;
+  if (chunk != kAllChunks) {
+    first += chunk * kChunk;
+    if (first >= last && chunk > 0) return;
+    last = last - first < kChunk ? last : first + kChunk;
   }
 
   const auto* sample =
@@ -126,8 +160,9 @@ __device__ void pool_sample(const PoolArguments& a, int64_t b, int64_t start, fl
       for (int u = 0; u < unroll; ++u) {
         const int t = token + u * rows;
         for (int s = 0; s < kSpans; ++s) {
-          // A choice, not a product: what lies outside a span may be infinite.
-          const bool inside = t >= starts[s] && t < ends[s];
+          // A choice, not a product: what lies outside a span may be infinite. Past `last` the
+          // values are zeros.
+          const bool inside = t >= spans.starts[s] && t < spans.ends[s];
           for (int v = 0; v < n; ++v) block_sums[s][v] += inside ? values[u][v] : 0.0f;
         }
       }
@@ -137,20 +172,50 @@ __device__ void pool_sample(const PoolArguments& a, int64_t b, int64_t start, fl
     }
   }
 
+  const bool whole = chunk == kAllChunks || a.num_chunks == 1;
   for (int s = 0; s < kSpans; ++s) {
     const int64_t i_span = blockIdx.y * kSpans + s;
-    const int length = ends[s] - starts[s];
-    float* pooled = a.pooled + (b * a.S + i_span) * a.D + d;
+    float* pooled = whole ? a.pooled + b * a.pooled_b + i_span * a.pooled_s
+                          : a.chunk_sums + ((chunk * a.B + b) * a.S + i_span) * a.D;
     for (int v = 0; v < n; ++v) {
       float sum = sums[s][v];
       if constexpr (rows == 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-      const float mean =
-          length > 0 ? sum / static_cast<float>(length) : __uint_as_float(0x7fc00000u);
       if (lane >= lanes) continue;
+      const float value = whole ? mean_of(sum, spans.length(s)) : sum;
       const bool wanted = i_span < a.S && d + v < a.D;
-      if (wanted) pooled[v] = mean;
-      means[s * kWidth + column + v] = wanted ? mean : 0.0f;
+      if (wanted) pooled[d + v] = value;
+      if (means) means[s * kWidth + column + v] = wanted ? value : 0.0f;
     }
+  }
+}
+
+// pool_into. blockIdx.x: chunks within slices of D within groups of samples.
+template <typename Input, int kSpans, bool kAligned>
+__device__ void pool_block(const PoolArguments& a) {
+  const int64_t num_slices = (a.D + kWidth - 1) / kWidth;
+  const int64_t tile = blockIdx.x / a.num_chunks;
+  const int64_t b = tile / num_slices * kSamples + threadIdx.x / kWarp;
+  if (b >= a.B) return;
+  const int chunk = static_cast<int>(blockIdx.x % a.num_chunks);
+  pool_sample<Input, kSpans, kAligned>(a, b, tile % num_slices * kWidth, chunk, nullptr);
+}
+
+// One mean a thread, from the sums of its sample's chunks. blockIdx.y: groups of spans, as above.
+template <int kSpans>
+__device__ void add_chunks(const PoolArguments& a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= a.B * a.D) return;
+  const int64_t b = i / a.D, d = i % a.D;
+  const Spans<kSpans> spans(a, b, blockIdx.y);
+  for (int s = 0; s < kSpans; ++s) {
+    const int64_t i_span = blockIdx.y * kSpans + s;
+    if (i_span >= a.S) return;
+    float sum = 0.0f;
+    for (int chunk = 0; chunk < a.num_chunks && spans.first + chunk * kChunk < spans.last;
+         ++chunk) {
+      sum += a.chunk_sums[((chunk * a.B + b) * a.S + i_span) * a.D + d];
+    }
+    a.pooled[b * a.pooled_b + i_span * a.pooled_s + d] = mean_of(sum, spans.length(s));
   }
 }
 
@@ -187,7 +252,7 @@ __device__ void pool_project_block(const PoolArguments& a, float* shared) {
   const int64_t b = group * kSamples + warp;
   float* means = shared + warp * kSpans * kWidth;
   if (b < a.B) {
-    pool_sample<Input, kSpans, kAligned>(a, b, slice * kWidth, means);
+    pool_sample<Input, kSpans, kAligned>(a, b, slice * kWidth, kAllChunks, means);
   } else {
     for (int i = threadIdx.x % kWarp; i < kSpans * kWidth; i += kWarp) means[i] = 0.0f;
   }

@@ -17,10 +17,11 @@ from .events import (
     Verified,
 )
 from .loop import Extraction
-from .plan import Plan, make_plan
-from .tune import compile_blocks, find_token_budget
+from .plan import Batching, Plan, make_plan
+from .tune import compile_blocks, find_batching
 
 __all__ = [
+    "Batching",
     "Capture",
     "CellCheck",
     "Event",
@@ -34,7 +35,7 @@ __all__ = [
     "Verification",
     "Verified",
     "compile_blocks",
-    "find_token_budget",
+    "find_batching",
     "make_plan",
     "seeded_projection",
 ]

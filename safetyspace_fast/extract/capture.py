@@ -1,19 +1,21 @@
 """Hooks that pool and project the hidden states of layers while the forward pass runs."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ModelError
-from ..models import LoadedModel, Tokenized
+from ..models import LoadedModel, Tokenized, to_device
 from ..ops import PoolProject
 from .plan import Batch
 
 if TYPE_CHECKING:
-    from ..models.prefix import SharedPrefix
+    from transformers import Cache
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
@@ -32,7 +34,9 @@ class Capture:
         hookpoints: tuple[str, ...],
         projection: torch.Tensor,
         impl: str | None = None,
-        prefix: "SharedPrefix | None" = None,
+        cache: "Cache | None" = None,
+        *,
+        packed: bool = False,
     ) -> None:
         """Choose what to capture.
 
@@ -41,7 +45,10 @@ class Capture:
             hookpoints: where, in order of depth: `embed`, `block.i`, `final_norm`.
             projection: `[D, P] float32`, on the model's device.
             impl: implementation of `pool_project`; None: the fastest that works here.
-            prefix: keys and values of the tokens before every prompt; see `share_prefix`.
+            cache: keys and values of the tokens before every prompt, see `share_prefix`; or one
+                that keeps nothing.
+            packed: the texts of a batch stand one behind the other in one row, without padding;
+                see `models.packed`.
 
         Raises:
             ModelError: the model as a whole is compiled, so torch would ignore the hooks.
@@ -56,17 +63,25 @@ class Capture:
         self._projection = projection
         self._impl = impl
         self._reading: dict[str, Any] = {"use_cache": False}
-        if prefix is not None:
-            self._reading = {"use_cache": True, "past_key_values": prefix}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._pool: PoolProject
+        if cache is not None:
+            self._reading = {"use_cache": True, "past_key_values": cache}
+        self._packed = packed
+        self._open = ExitStack()
+        self._pool: PoolProject | None = None
 
     def __enter__(self) -> "Capture":
         """Attach the hooks."""
         deepest = len(self._hookpoints) - 1
         for i_layer, name in enumerate(self._hookpoints):
             stop = i_layer == deepest and name != "final_norm"
-            self._handles.append(self._model.watch(name, partial(self._reduce, i_layer, stop)))
+            handle = self._model.watch(name, partial(self._reduce, i_layer, stop))
+            self._open.callback(handle.remove)
+        if self._model.device.type == "cuda":
+            self._open.enter_context(sdpa_kernel(ATTENTION, set_priority=True))
+        if self._packed:
+            from ..models.packed import packing
+
+            self._open.enter_context(packing(self._model))
         return self
 
     def __exit__(
@@ -76,9 +91,7 @@ class Capture:
         traceback: TracebackType | None,
     ) -> None:
         """Detach the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._open.close()
 
     @torch.inference_mode()
     def run(self, tokens: Tokenized, batch: Batch) -> torch.Tensor:
@@ -92,20 +105,31 @@ class Capture:
             `[L, S, B, D + P] float32` on the device: pooled states and, behind them, their
             projection.
         """
-        input_ids, spans, attention_mask = padded(self._model, tokens, batch)
-        self._pool = PoolProject(spans, self._projection, len(self._hookpoints), self._impl)
-        with suppress(_DeepestLayerReached):
-            self._model.backbone(
-                input_ids=input_ids, attention_mask=attention_mask, **self._reading
-            )
-        out = self._pool.finish()
-        del self._pool
-        return out
+        if self._packed:
+            inputs, spans = packed(self._model, tokens, batch)
+        else:
+            input_ids, spans, attention_mask = padded(self._model, tokens, batch)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._reading}
+        self._pool = PoolProject(
+            spans, self._projection, len(self._hookpoints), self._impl, batch.length
+        )
+        try:
+            with suppress(_DeepestLayerReached):
+                self._model.backbone(**inputs)
+            return self._pool.finish()
+        finally:
+            self._pool = None  # a batch that failed leaves nothing on the device
 
     def _reduce(self, i_layer: int, stop: bool, hidden_states: torch.Tensor) -> None:
-        self._pool(i_layer, hidden_states)
+        if self._pool is not None:
+            self._pool(i_layer, hidden_states)
         if stop:
             raise _DeepestLayerReached
+
+
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels for attention on a GPU, the first that can. New cards' default is cuDNN's, which plans
+anew for every shape of a batch (23 to 440 ms by public readings), and shapes abound."""
 
 
 def padded(
@@ -131,13 +155,39 @@ def padded(
         if mask is not None:
             mask[i_row, : len(prompt)] = 1
 
-    def on_device(tensor: torch.Tensor) -> torch.Tensor:
-        if model.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(model.device, non_blocking=True)
+    spans = torch.from_numpy(tokens.spans[batch.unique])
+    device = model.device
+    return (
+        to_device(ids, device),
+        to_device(spans, device),
+        None if mask is None else to_device(mask, device),
+    )
 
-    spans = on_device(torch.from_numpy(tokens.spans[batch.unique]))
-    return on_device(ids), spans, None if mask is None else on_device(mask)
+
+def packed(
+    model: LoadedModel, tokens: Tokenized, batch: Batch
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """The input of one batch, packed; see `models.packed`.
+
+    Args:
+        model: a causal model, which gives the device.
+        tokens: prompts and spans of all samples.
+        batch: which of them.
+
+    Returns:
+        What the backbone is called with; and, on the model's device, spans `[B, S, 2] int32` of
+        the tokens of all texts.
+    """
+    from ..models.packed import packed_inputs
+
+    lengths = tokens.lengths[batch.unique]
+    ids = np.concatenate([tokens.prompt(row) for row in batch.unique]).astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    spans = tokens.spans[batch.unique] + starts[:, None, None].astype(np.int32)
+    inputs = packed_inputs(
+        torch.from_numpy(lengths), to_device(torch.from_numpy(ids), model.device)
+    )
+    return inputs, to_device(torch.from_numpy(spans), model.device)
 
 
 def seeded_projection(hidden_size: int, proj_dim: int, seed: int) -> torch.Tensor:

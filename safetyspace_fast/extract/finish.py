@@ -1,20 +1,25 @@
 """Statistics of a language, computed when all its pooled states are on disk."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..data import NUM_FOLDS
-from ..ops import pairwise_reduce
+from ..ops import pairwise_reduce, written
 from ..store import ModelStore
 from ..store.layout import COMPONENTS, Array
 from ..threads import in_parallel
 from .chance import Chance
 
 Cell = dict[str, torch.Tensor]
+STREAMS = 2
+"""Cells at a time on a GPU: one computes while the other one's small steps wait for the host."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Basis:
 
 
 def finish_language(
-    states: Callable[[int, int], NDArray[np.float32]],
+    states: Callable[[int, int], torch.Tensor],
     chance: Chance,
     grid: tuple[int, int],
     labels: NDArray[np.int8],
@@ -79,7 +84,8 @@ def finish_language(
     """Compute all arrays of one language, several cells at a time.
 
     Args:
-        states: returns the pooled and projected states `[n, D + P]` of a layer and pooling.
+        states: returns the pooled and projected states `[n, D + P]` of a layer and pooling, on the
+            CPU.
         chance: the labellings of the language.
         grid: numbers of layers and poolings.
         labels: `[n]`, 0 or 1.
@@ -88,7 +94,7 @@ def finish_language(
         hidden_size: D.
         same: for each pooling, the first over the same tokens, whose arrays it shares.
         device: where to compute.
-        impl: implementation of `pairwise_reduce`; None: the fastest that works here.
+        impl: implementation of kernels that have it; None: the fastest that works here.
         bases: of other models.
 
     Returns:
@@ -102,11 +108,11 @@ def finish_language(
 
     def finish(i_layer: int, i_pooling: int) -> None:
         rows = states(i_layer, i_pooling)
-        pooled = torch.from_numpy(rows[:, :hidden_size]).to(device)
+        pooled = rows.to(device, non_blocking=True)[:, :hidden_size]
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
         cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled)
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
-        arrays["projected"] = rows[:, hidden_size:].copy()
+        arrays["projected"] = rows[:, hidden_size:].numpy().copy()
         arrays |= _fold_means(arrays["projected"], i_cell)
         arrays |= dominance(arrays, tokens)
         for name, array in arrays.items():
@@ -115,12 +121,61 @@ def finish_language(
 
     if bases:  # which may have read other tokens
         same = range(grid[1])
-    in_parallel(finish, [cell for cell in np.ndindex(grid) if same[cell[1]] == cell[1]])
+    cells = [cell for cell in np.ndindex(grid) if same[cell[1]] == cell[1]]
+    in_parallel(finish, cells) if device.type == "cpu" else on_streams(finish, cells, device)
     for i_pooling, first in enumerate(same):
         if first != i_pooling:
             for array in result.values():
                 array[:, i_pooling] = array[:, first]
     return result
+
+
+def on_streams(
+    work: Callable[[int, int], None],
+    jobs: Sequence[tuple[int, int]],
+    device: torch.device,
+    cuda: Any = torch.cuda,
+) -> None:
+    """Run independent jobs on a GPU: on `STREAMS` threads, each with a stream of its own.
+
+    The first job runs alone, so that each kernel is compiled once. A job that runs out of memory
+    beside another one runs again alone.
+
+    Args:
+        work: called with the arguments of each job.
+        jobs: the arguments of each job.
+        device: the GPU.
+        cuda: the module with streams; tests replace it (hence Any).
+    """
+    streams = threading.local()
+    again: list[tuple[int, int]] = []
+
+    def on_a_stream(*job: int) -> None:
+        if not hasattr(streams, "own"):
+            streams.own = cuda.Stream(device)
+        with cuda.stream(streams.own):
+            work(*job)
+            streams.own.synchronize()  # what the job allocated is free for all streams
+
+    def attempt(job: tuple[int, int]) -> None:
+        try:
+            on_a_stream(*job)
+        except torch.OutOfMemoryError:
+            again.append(job)
+
+    for job in jobs[:1]:
+        on_a_stream(*job)
+    with ThreadPoolExecutor(STREAMS) as pool:
+        tasks = [pool.submit(attempt, job) for job in jobs[1:]]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    if again:
+        cuda.empty_cache()
+    for job in again:
+        on_a_stream(*job)
 
 
 def _fold_means(projected: NDArray[np.float32], i_cell: NDArray[np.int64]) -> dict[str, Array]:
@@ -188,7 +243,7 @@ def finish_cell(
         states: `[n, D] float32`, pooled states.
         labels: `[n] int64`, 0 or 1.
         folds: `[n] int64`, below `NUM_FOLDS`.
-        impl: implementation of `pairwise_reduce`; None: the fastest that works here.
+        impl: implementation of kernels that have it; None: the fastest that works here.
         bases: of B other models.
 
     Returns:
@@ -201,7 +256,7 @@ def finish_cell(
     n, width = states.shape
     keep = states.isfinite().all(1)
     x, y, fold = states[keep], labels[keep], folds[keep]
-    euclidean = pairwise_reduce(x, x, y, 2, impl=impl)
+    euclidean = pairwise_reduce(x, x, y, 2, impl=written("pairwise_reduce", impl))
     member = torch.zeros(2 * NUM_FOLDS, len(x), dtype=torch.float64, device=x.device)
     member[y * NUM_FOLDS + fold, torch.arange(len(x), device=x.device)] = 1
     of_class = member.view(2, NUM_FOLDS, -1).sum(1)
@@ -310,12 +365,13 @@ def _leading(matrix: torch.Tensor, k: int, block: int = 12) -> tuple[torch.Tenso
         known = basis[:, : m - block]
         for _ in range(2):  # once leaves rounding behind
             newest = newest - known @ (known.T @ newest)
-        basis[:, m - block : m] = torch.linalg.qr(newest)[0]
+        basis[:, m - block : m] = orthonormal(newest)
         image[:, m - block : m] = newest = matrix @ basis[:, m - block : m]
         if m < due:
             continue
         due += 3 * block
-        values, rotation = torch.linalg.eigh(basis[:, :m].T @ image[:, :m])
+        values, rotation = torch.linalg.eigh((basis[:, :m].T @ image[:, :m]).cpu())  # a small one
+        values, rotation = values.to(matrix.device), rotation.to(matrix.device)
         values, rotation = values.flip(0)[:k], rotation.flip(1)[:, :k]
         vectors = basis[:, :m] @ rotation
         residual = torch.linalg.vector_norm(image[:, :m] @ rotation - vectors * values, dim=0)
@@ -323,6 +379,34 @@ def _leading(matrix: torch.Tensor, k: int, block: int = 12) -> tuple[torch.Tenso
             return values, vectors
     values, vectors = torch.linalg.eigh(matrix)
     return values.flip(0)[:k], vectors.flip(1)[:, :k]
+
+
+def orthonormal(columns: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns that span those of [n, k] float64, for k much smaller than n."""
+    if columns.device.type != "cpu":
+        return cholesky_qr(columns)
+    q: torch.Tensor = torch.linalg.qr(columns)[0]
+    return q
+
+
+def cholesky_qr(columns: torch.Tensor) -> torch.Tensor:
+    """The same by products: on a GPU a QR decomposition is a chain of hundreds of small steps.
+
+    The Gram matrix [k, k] is factorised on the CPU, and all is done twice (CholeskyQR2: Yamamoto et
+    al. 2015), which is exact to rounding up to a condition number of 1e8. Beyond that the
+    factorisation breaks down, and a QR decomposition takes its place.
+    """
+    exact = columns
+    columns = columns / torch.linalg.vector_norm(columns, dim=0)
+    for _ in range(2):
+        factor, broken = torch.linalg.cholesky_ex((columns.T @ columns).cpu())
+        if broken or not factor.isfinite().all():
+            q: torch.Tensor = torch.linalg.qr(exact)[0]
+            return q
+        one = torch.eye(len(factor), dtype=factor.dtype)
+        inverse = torch.linalg.solve_triangular(factor, one, upper=False)
+        columns = columns @ inverse.T.to(columns.device)
+    return columns
 
 
 def merge_bases(

@@ -1,7 +1,11 @@
 """The loop over all batches of one model, language by language."""
 
+import math
+import os
+import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,13 +17,47 @@ from ..errors import ModelError
 from ..models import LoadedModel
 from ..store import ModelStore, Session
 from ..store.layout import Array, shards_of
+from ..store.segments import Record
+from ..threads import cores
 from .capture import Capture
 from .chance import Chance
 from .events import Event, LanguageDone, Note, Progressed
 from .finish import Basis, finish_language, merge_bases
 from .plan import Batch, Part
 from .prepare import Prepared
-from .transfer import HostCopy, WriterThread
+from .transfer import HostCopy, HostResult, OrderedThread
+
+QUEUED = 1
+"""Languages that may wait while another one's arrays are computed beside the forward pass."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One batch in memory; like `store.segments.Record`."""
+
+    batch: Batch
+    values: NDArray[np.float32]
+    """`[L, S, B, D + P]`, by row of input."""
+    free: Callable[[], None]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return self.batch.rows
+
+    def read(self, layer: int, pooling: int) -> NDArray[np.float32]:
+        """Read one layer and pooling: `[n, D + P]`."""
+        values: NDArray[np.float32] = self.values[layer, pooling, self.batch.source]
+        return values
+
+
+def finishes_beside(device: torch.device) -> bool:
+    """Whether something is idle during forward passes: a GPU's host, or all cores but one."""
+    return device.type == "cuda" or torch.get_num_threads() == 1 < cores()
+
+
+def kept_budget() -> int:
+    """Bytes of pooled states that may stay in pinned memory: an eighth of the machine's."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
 
 
 class Extraction:
@@ -61,8 +99,13 @@ class Extraction:
         self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
         self._bases = bases
-        self._largest_batch: int | None = None
-        """Texts in a batch, once the device's memory was too small for more."""
+        self._most_tokens = math.inf
+        """In a batch, padding included, once the device's memory was too small for more."""
+        self._beside = finishes_beside(model.device)
+        self._in_memory: dict[int, list[_Kept]] = {}
+        """By part, the batches whose states stay in memory until their language is finished."""
+        self._closing = False
+        self._done: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.tokens = 0
         """Tokens that have run, without padding."""
         self.forward_seconds = 0.0
@@ -88,9 +131,12 @@ class Extraction:
     @property
     def segment_bytes(self) -> int:
         """Largest size on disk of all segments together."""
+        behind = QUEUED + 1 if self._beside else 0  # languages that wait for their arrays
         rows = 0
-        for samples in self._ranges:  # languages before it stay while they share a shard with it
-            waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(samples)[0]]
+        for i_lang, samples in enumerate(self._ranges):
+            oldest = self._ranges[max(0, i_lang - behind)]
+            # Languages before it stay while they share a shard with it.
+            waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(oldest)[0]]
             rows = max(rows, samples.stop - waiting[0].start)
         values = len(self._work.hookpoints) * len(self._work.tokens.poolings)
         return int(4 * rows * values * sum(self._work.projection.shape))
@@ -102,45 +148,64 @@ class Extraction:
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Event]:
-        """Run all that is not done yet."""
-        thread = WriterThread()
-        copy = HostCopy(self._model.device)
+        """Run all that is not done yet.
+
+        The arrays of a language are computed beside the forward passes of the next ones, if
+        something would be idle otherwise, and in between if not.
+        """
+        writer = OrderedThread("safetyspace-writer")
+        finisher = OrderedThread("safetyspace-finisher", QUEUED)
+        copy = HostCopy(self._model.device, kept_budget())
         work = self._work
         try:
             with Capture(
-                self._model, work.hookpoints, work.projection, self._impl, work.prefix
+                self._model,
+                work.hookpoints,
+                work.projection,
+                self._impl,
+                work.cache,
+                packed=work.packed,
             ) as capture:
-                for i_lang, lang in enumerate(self._samples.languages):
+                for i_lang in range(len(self._ranges)):
                     if self._session.is_written(i_lang):
                         continue
-                    arrays = self._kept.get(i_lang)
-                    if arrays is None:
+                    if i_lang not in self._kept:
                         for part in work.plan.languages[i_lang]:
-                            yield from self._extract(part, capture, copy, thread)
-                        thread.flush()
-                        arrays = partial(self._finished, i_lang)
-                    started = time.perf_counter()
-                    self._session.write_language(i_lang, arrays())
-                    seconds = time.perf_counter() - started
-                    self.finish_seconds += seconds
-                    yield LanguageDone(self._name, lang, seconds)
+                            yield from self._extract(part, capture, copy, writer)
+                    finish = partial(self._finish, i_lang)
+                    if self._beside:  # behind the language's last write
+                        writer.put(partial(finisher.put, finish))
+                    else:
+                        writer.flush()
+                        finish()
+                    yield from self._languages_done()
+            writer.flush()
+            finisher.flush()
+            yield from self._languages_done()
             lost = self._write_rest()
             if lost.any():
                 yield Note(self._name, self._what_is_lost(lost))
         finally:
-            thread.close()
+            self._closing = True
+            finisher.stop()  # a resumed run finds the states of its languages
+            writer.close()
+            finisher.close()
+
+    def _languages_done(self) -> Iterator[Event]:
+        while not self._done.empty():
+            yield self._done.get()
 
     def _is_finished(self, i_lang: int) -> bool:
         return i_lang in self._kept or self._session.is_written(i_lang)
 
     def _extract(
-        self, part: Part, capture: Capture, copy: HostCopy, thread: WriterThread
+        self, part: Part, capture: Capture, copy: HostCopy, writer: OrderedThread
     ) -> Iterator[Event]:
         done = self._rows_done.pop(part.number)
         waiting = [b for b in reversed(part.batches) if not done.issuperset(b.rows.tolist())]
         while waiting:
             batch = waiting.pop()
-            if self._largest_batch and len(batch.unique) > self._largest_batch:
+            if batch.padded_tokens > self._most_tokens and len(batch.unique) > 1:
                 waiting.extend(reversed(batch.halves()))
                 continue
             started = time.perf_counter()
@@ -152,21 +217,41 @@ class Extraction:
                         f"{self._name}: a single text of {batch.length} tokens does not fit into "
                         "the device's memory; lower --max-tokens or use a smaller --dtype"
                     ) from error
-                first, self._largest_batch = not self._largest_batch, len(batch.unique) // 2
+                first = math.isinf(self._most_tokens)
+                self._most_tokens = batch.padded_tokens // 2
                 waiting.append(batch)
                 if first:
                     yield Note(self._name, "out of memory: continuing with smaller batches")
                 continue
-            host = copy.start(out)
-            thread.put(partial(host, partial(self._append, part.number, batch)))
+            result = copy.start(out)
+            del out  # its memory is for the next batch
+            writer.put(partial(self._append, part.number, batch, result), result.free)
             self.forward_seconds += time.perf_counter() - started
             tokens = int(self._work.tokens.lengths[batch.unique].sum())
             self.tokens += tokens
             yield Progressed(self._name, len(batch.rows), tokens)
-        thread.put(partial(self._session.segments.sync, part.number))
+            yield from self._languages_done()
+        writer.put(partial(self._session.segments.sync, part.number))
 
-    def _append(self, number: int, batch: Batch, out: torch.Tensor) -> None:
-        self._session.segments.append(number, batch.rows, batch.for_rows(out.numpy()))
+    def _append(self, number: int, batch: Batch, result: HostResult) -> None:
+        """Write a batch to its segment; keep it in memory too, if there is room."""
+        try:
+            values = result.get().numpy()
+            self._session.segments.append(number, batch.rows, batch.for_rows(values))
+            if result.kept:
+                self._in_memory.setdefault(number, []).append(_Kept(batch, values, result.free))
+        finally:
+            if not result.kept:
+                result.free()
+
+    def _finish(self, i_lang: int) -> None:
+        """Compute and write the arrays of a language whose states are all in segments."""
+        started = time.perf_counter()
+        arrays = self._kept.get(i_lang, partial(self._finished, i_lang))
+        self._session.write_language(i_lang, arrays())
+        seconds = time.perf_counter() - started
+        self.finish_seconds += seconds
+        self._done.put(LanguageDone(self._name, self._samples.languages[i_lang], seconds))
 
     def _finished(self, i_lang: int) -> dict[str, Array]:
         """All arrays of a language, from the segments of its parts."""
@@ -174,27 +259,41 @@ class Extraction:
         hidden_size, proj_dim = self._work.projection.shape
         parts = self._work.plan.languages[i_lang]
         spans = self._work.tokens.spans[samples].transpose(1, 0, 2)
-        records = [r for part in parts for r in self._session.segments.records(part.number)]
+        in_memory = [kept for part in parts for kept in self._in_memory.pop(part.number, ())]
+        known = {int(kept.rows[0]) for kept in in_memory}
+        on_disk = [r for part in parts for r in self._session.segments.records(part.number)]
+        records: list[_Kept | Record] = [
+            *in_memory,
+            *(r for r in on_disk if int(r.rows[0]) not in known),
+        ]
+        pinned = self._model.device.type == "cuda"
 
-        def states(i_layer: int, i_pooling: int) -> NDArray[np.float32]:
-            rows = np.empty((samples.stop - samples.start, hidden_size + proj_dim), np.float32)
+        def states(i_layer: int, i_pooling: int) -> torch.Tensor:
+            if self._closing:
+                raise InterruptedError("the run is ending")
+            shape = (samples.stop - samples.start, hidden_size + proj_dim)
+            rows = torch.empty(shape, pin_memory=pinned)
             for record in records:
-                rows[record.rows - samples.start] = record.read(i_layer, i_pooling)
+                rows.numpy()[record.rows - samples.start] = record.read(i_layer, i_pooling)
             return rows
 
-        return finish_language(
-            states,
-            Chance(self._samples, self._samples.languages[i_lang]),
-            (len(self._work.hookpoints), len(self._work.tokens.poolings)),
-            self._samples.labels[samples],
-            self._samples.fold[samples],
-            self._work.tokens.n_text_tokens[samples],
-            hidden_size,
-            [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
-            self._model.device,
-            self._impl,
-            [Basis.read(model, i_lang) for model in self._bases],
-        )
+        try:
+            return finish_language(
+                states,
+                Chance(self._samples, self._samples.languages[i_lang]),
+                (len(self._work.hookpoints), len(self._work.tokens.poolings)),
+                self._samples.labels[samples],
+                self._samples.fold[samples],
+                self._work.tokens.n_text_tokens[samples],
+                hidden_size,
+                [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
+                self._model.device,
+                self._impl,
+                [Basis.read(model, i_lang) for model in self._bases],
+            )
+        finally:
+            for kept in in_memory:
+                kept.free()
 
     def _write_rest(self) -> NDArray[np.int64]:
         """Write the arrays over all languages, from those of each.

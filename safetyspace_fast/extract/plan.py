@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 
 from ..models import Tokenized
 
-PART_SAMPLES = 512
-"""Samples that are planned, stored and resumed together."""
-BATCH_COST_TOKENS = 16
-"""Cost of one more batch, in tokens of forward pass."""
+
+@dataclass(frozen=True)
+class Batching:
+    """How texts are cut into batches. It decides the plan, so a resumed run must have the same."""
+
+    token_budget: int
+    """Largest number of padded tokens in a batch; a longer text runs alone."""
+    batch_cost: int = 16
+    """Cost of one more batch, in tokens of forward pass."""
+    part_samples: int = 512
+    """Samples that are planned, stored and resumed together."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +91,18 @@ def make_plan(
     tokens: Tokenized,
     languages: Sequence[slice] | None = None,
     *,
-    token_budget: int,
-    part_samples: int = PART_SAMPLES,
+    batching: Batching,
     padding: bool = True,
 ) -> Plan:
     """Cut each language into parts, and each part into batches of texts of similar length.
 
-    The texts of a part are sorted by length and cut where padding plus `BATCH_COST_TOKENS` for each
-    batch is least (by dynamic programming). Texts of a part with the same tokens and spans run
-    once.
+    The texts of a part are sorted by length and cut where padding plus the cost of each batch is
+    least (by dynamic programming). Texts of a part with the same tokens and spans run once.
 
     Args:
         tokens: prompts and spans of all samples, in canonical order.
         languages: the samples of each language, in order; None: all are one language.
-        token_budget: largest number of padded tokens in a batch; a longer text runs alone.
-        part_samples: samples in a part.
+        batching: sizes and costs.
         padding: False: all texts of a batch have the same length.
     """
     lengths = tokens.lengths
@@ -106,16 +110,16 @@ def make_plan(
     numbers = count()
     real = padded = unique_texts = 0
     for samples in languages or [slice(0, len(lengths))]:
-        digest = hashlib.sha256(f"{part_samples}".encode())
+        digest = hashlib.sha256(f"{batching.part_samples}".encode())
         parts = []
-        for low in range(samples.start, samples.stop, part_samples):
-            part = slice(low, min(low + part_samples, samples.stop))
+        for low in range(samples.start, samples.stop, batching.part_samples):
+            part = slice(low, min(low + batching.part_samples, samples.stop))
             rows_of: dict[bytes, list[int]] = {}
             for row in range(part.start, part.stop):
                 key = tokens.prompt(row).tobytes() + tokens.spans[row].tobytes()
                 rows_of.setdefault(key, []).append(row)
             groups = sorted(rows_of.values(), key=lambda rows: (lengths[rows[0]], rows[0]))
-            batches = tuple(_batches(groups, lengths, token_budget, padding))
+            batches = tuple(_batches(groups, lengths, batching, padding))
             for batch in batches:
                 digest.update((batch.rows - samples.start).tobytes() + batch.source.tobytes())
                 digest.update(batch.length.to_bytes(4, "little"))
@@ -129,20 +133,20 @@ def make_plan(
 
 
 def _batches(
-    groups: list[list[int]], lengths: NDArray[np.int64], token_budget: int, padding: bool
+    groups: list[list[int]], lengths: NDArray[np.int64], batching: Batching, padding: bool
 ) -> Iterator[Batch]:
     """Cut groups of samples with the same text, sorted by length, at the least cost."""
     tokens = [max(1, int(lengths[rows[0]])) for rows in groups]
-    cost = [0.0]  # of the first i groups
+    cost = np.zeros(len(groups) + 1, np.int64)  # of the first i groups
     cut = [0]  # where their last batch begins
     for stop in range(1, len(groups) + 1):
         length = tokens[stop - 1]
-        first = max(0, stop - max(1, token_budget // length))
+        first = max(0, stop - max(1, batching.token_budget // length))
         if not padding:
             first = max(first, bisect_left(tokens, length))
-        costs = [cost[i] + (stop - i) * length + BATCH_COST_TOKENS for i in range(first, stop)]
-        best = min(range(len(costs)), key=costs.__getitem__)
-        cost.append(costs[best])
+        costs = cost[first:stop] + length * np.arange(stop - first, 0, -1)
+        best = int(costs.argmin())
+        cost[stop] = costs[best] + batching.batch_cost
         cut.append(first + best)
     bounds = [len(groups)]
     while bounds[-1]:

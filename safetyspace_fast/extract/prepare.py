@@ -1,7 +1,7 @@
 """From texts to forward passes: tokens, the prefix that they share, hookpoints, batches."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ModelError, first_line
 from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
-from ..ops import pairwise_reduce, pool_project
+from ..ops import pairwise_reduce, pool_project, written
 from .capture import seeded_projection
-from .plan import Plan, make_plan
-from .tune import compile_blocks, find_token_budget
+from .plan import Batching, Plan, make_plan
+from .tune import compile_blocks, find_batching, packing_pays
 
 if TYPE_CHECKING:
-    from ..models.prefix import SharedPrefix
+    from transformers import Cache
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,18 @@ class Prepared:
     """Whole prompts."""
     tokens: Tokenized
     """The prompts without the shared prefix: what runs in each batch."""
-    prefix: "SharedPrefix | None"
-    """Keys and values of the tokens that all prompts share; None: whole prompts run."""
-    token_budget: int
-    """Largest number of padded tokens in a batch."""
+    cache: "Cache | None"
+    """Keys and values of the tokens that all prompts share; or a `NoCache`, on a GPU; or None."""
+    batching: Batching
+    """How the plan cuts texts into batches."""
     plan: Plan
+    packed: bool
+    """Whether the texts of a batch stand in one row, without padding; see `models.packed`."""
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens of the shared prefix."""
-        return self.prompts.prefix_length if self.prefix is not None else 0
+        """Tokens of the shared prefix; 0: whole prompts run."""
+        return self.prompts.prefix_length if self.tokens is not self.prompts else 0
 
 
 def prepare(
@@ -56,6 +58,7 @@ def prepare(
     proj_dim: int = 64,
     seed: int = 0,
     token_budget: int | None = None,
+    batching: Batching | None = None,
     compiled: bool = False,
     impl: str | None = None,
     on_note: Callable[[str], None] = lambda _: None,
@@ -68,6 +71,7 @@ def prepare(
         languages: the texts of each language, in order; None: all are one language.
         layers, poolings, template, max_tokens, proj_dim, seed: as in `RunConfig`.
         token_budget: largest number of padded tokens in a batch; None: measure which is fast.
+        batching: of an earlier run that goes on; None: measure it.
         compiled: compile the model's blocks, which changes `model`.
         impl: the implementation of kernels that will be forced.
         on_note: called with each message for the user.
@@ -90,18 +94,26 @@ def prepare(
     prefix, tokens, reason = share_prefix(model, prompts)
     if reason is not None:
         on_note(reason)
+    cache = prefix
+    if prefix is None and model.causal and model.device.type == "cuda":
+        from ..models.prefix import NoCache
+
+        cache = NoCache.of(model.backbone, model.device)
     if compiled:
-        compile_blocks(model, tokens, prefix)
-    if token_budget is None:
-        token_budget = find_token_budget(model, tokens, prefix)
+        compile_blocks(model, tokens, cache)
+    if batching is None:
+        batching = find_batching(model, tokens, cache, token_budget)
+    elif token_budget is not None:
+        batching = replace(batching, token_budget=token_budget)
     padding = not reads_padding(model, tokens)
     if not padding:
         on_note(
             f"padding changes the states of {type(model.backbone).__name__}, so each batch holds "
             "texts of one length"
         )
-    plan = make_plan(tokens, languages, token_budget=token_budget, padding=padding)
-    return Prepared(hookpoints, projection, prompts, tokens, prefix, token_budget, plan)
+    plan = make_plan(tokens, languages, batching=batching, padding=padding)
+    packed = prefix is None and not compiled and packing_pays(model, tokens, plan, cache)
+    return Prepared(hookpoints, projection, prompts, tokens, cache, batching, plan, packed)
 
 
 def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> None:
@@ -110,7 +122,7 @@ def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> Non
     spans = torch.tensor([[[0, 1]]], dtype=torch.int32, device=model.device)
     pool_project(states[None].to(model.dtype), spans, projection, impl=impl)
     labels = torch.tensor([0, 1], device=model.device)
-    pairwise_reduce(states, states, labels, 2, impl=impl)
+    pairwise_reduce(states, states, labels, 2, impl=written("pairwise_reduce", impl))
 
 
 @torch.inference_mode()

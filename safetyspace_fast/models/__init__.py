@@ -6,7 +6,7 @@ from .layers import hookpoint_names, resolve_layers
 from .loading import LoadedModel, load_model, weights_changed
 from .spec import ModelSpec, parse_model
 from .templates import choose_templates
-from .tokens import Template, Tokenized, share_prefix, tokenize
+from .tokens import Template, Tokenized, share_prefix, to_device, tokenize
 
 __all__ = [
     "GatedLinear",
@@ -23,6 +23,7 @@ __all__ = [
     "parse_model",
     "resolve_layers",
     "share_prefix",
+    "to_device",
     "tokenize",
     "unfuse",
     "weights_changed",

@@ -19,6 +19,36 @@ from ..errors import ModelError
 _PROBES = ((5, 6, 7), (9, 8, 5))  # tokens after the prefix, to try it with
 
 
+class NoCache(DynamicCache):  # type: ignore[misc]  # mypy does not read transformers
+    """A cache that keeps nothing: a forward pass with it is one without a cache.
+
+    Without any cache, transformers looks at the positions to see whether several texts share a row,
+    and so waits for the GPU once a batch.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """The batch's own keys and values."""
+        return key_states, value_states
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, backbone: nn.Module, device: torch.device) -> "NoCache | None":
+        """For a causal model; None if it changes a bit of the states, or fails."""
+        ids = torch.tensor(_PROBES, device=device)
+        try:
+            expected = backbone(input_ids=ids, use_cache=False).last_hidden_state
+            cache = cls()
+            for _ in range(2):  # the second finds what the first one left
+                got = backbone(input_ids=ids, use_cache=True, past_key_values=cache)
+                if not torch.equal(got.last_hidden_state, expected):
+                    return None
+        except Exception:  # a model's own code may raise anything
+            return None
+        return cache
+
+
 class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transformers
     """Keys and values of the tokens before every prompt, for each layer of a model.
 

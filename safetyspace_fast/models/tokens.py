@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MIN_SHARED_TOKENS = 4
 """A shorter prefix costs more than it saves: attention after one needs a mask, otherwise none."""
+MIN_SHARED_SHARE = 1 / 8
+"""The same on a GPU, where a mask rules out FlashAttention: of the tokens of a prompt."""
 
 # Some templates print today's date, but results must not depend on the day. This macro replaces
 # transformers' function; Jinja drops the line break after it.
@@ -194,6 +196,8 @@ def share_prefix(
     length = tokens.prefix_length
     if length < MIN_SHARED_TOKENS or not model.causal:
         return None, tokens, None
+    if model.device.type == "cuda" and length < MIN_SHARED_SHARE * tokens.lengths.mean():
+        return None, tokens, None
     from .prefix import SharedPrefix
 
     ids = torch.from_numpy(tokens.prompt(0)[:length].astype(np.int64)).to(model.device)
@@ -204,6 +208,13 @@ def share_prefix(
         reason = f"{kind}{first_line(error)}"
         return None, tokens, f"the {length} tokens that all prompts share run each time: {reason}"
     return prefix, tokens.without_prefix(), None
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a new tensor of the CPU to a device, without waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 _Encoded = list[tuple[NDArray[np.int32], int, int]]  # ids, first text token, one past the last

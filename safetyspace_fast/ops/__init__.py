@@ -28,7 +28,7 @@ from ._pairwise import (
     pairwise_update,
 )
 from ._pool import PoolProject, pool_project
-from ._select import implementations
+from ._select import implementations, written
 from .labelled import STATISTICS, labelled_statistics, robust_scale, shift_noise
 from .moments import ClassMoments, class_moments
 from .reference import PAIRWISE_BLOCK
@@ -74,4 +74,5 @@ __all__ = [
     "silhouette_samples",
     "simd_level",
     "unpack_linear",
+    "written",
 ]

@@ -1,6 +1,7 @@
 """`pool_project`: average token ranges of hidden states, and project the averages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -54,58 +55,75 @@ def pool_project(
 class PoolProject:
     """`pool_project` for the hidden states of one layer after the other, into one tensor.
 
-    Between two layers of a model the CPU's caches hold weights, and checking arguments takes longer
-    than pooling. So arguments are checked, and a kernel is chosen, only when shape, dtype or device
-    change; and on a CPU the averages of all layers are projected together at the end.
+    Between two layers of a model the CPU's caches hold weights, and on a GPU the host issues
+    operations one by one, so checking arguments takes longer than pooling. So arguments are
+    checked, and a kernel is chosen, only when shape, dtype or device change; each layer is one
+    call of `pool_into`; and the averages of all layers are projected together at the end.
     """
 
     def __init__(
-        self, spans: Tensor, projection: Tensor, num_layers: int, impl: str | None = None
+        self,
+        spans: Tensor,
+        projection: Tensor,
+        num_layers: int,
+        impl: str | None = None,
+        longest: int | None = None,
     ) -> None:
-        """Allocate the results; for the arguments see `pool_project`."""
+        """Allocate the results.
+
+        Args:
+            spans: as in `pool_project`; for hidden states [1, tokens, D] ranges of `tokens`.
+            projection, impl: as in `pool_project`.
+            num_layers: L.
+            longest: no sample has more tokens from the first to the last of its ranges; None: it
+                may have as many as the hidden states.
+        """
         self._spans = spans
         self._projection = projection
         self._impl = impl
+        self._longest = longest
         self._known: tuple[torch.Size, torch.dtype, torch.device] | None = None
         (B, S, _), (D, P) = spans.shape, projection.shape
         self._out = spans.new_empty((num_layers, S, B, D + P), dtype=torch.float32)
-        by_layer = self._out.transpose(1, 2)
-        self._pooled, self._projected = by_layer[..., :D].unbind(), by_layer[..., D:].unbind()
+        self._pooled = self._out.transpose(1, 2)[..., :D].unbind()
 
     def __call__(self, i_layer: int, hidden_states: Tensor) -> None:
-        """Pool a layer's hidden states: [B, T, D]."""
+        """Pool a layer's hidden states: [B, T, D], or [1, tokens, D] of all samples together."""
         kind = (hidden_states.shape, hidden_states.dtype, hidden_states.device)
         if kind != self._known:
-            self._kernel = self._chosen(hidden_states)
+            self._kernel, self._tokens = self._chosen(hidden_states)
             self._known = kind
-        self._kernel(i_layer, hidden_states)
+        if hidden_states.shape[0] < len(self._spans):
+            hidden_states = hidden_states.expand(len(self._spans), -1, -1)
+        self._kernel(hidden_states, self._spans, self._pooled[i_layer], self._tokens)
 
     def finish(self) -> Tensor:
         """Averages and projections of all layers: [L, S, B, D + P] float32."""
-        if self._out.device.type == "cpu":
-            rows, width = self._out.flatten(0, 2), len(self._projection)
+        rows, width = self._out.flatten(0, 2), len(self._projection)
+        with _full_float32():
             torch.mm(rows[:, :width], self._projection, out=rows[:, width:])
         return self._out
 
-    def _chosen(self, hidden_states: Tensor) -> Callable[[int, Tensor], None]:
-        # The function returned must not refer to this object: a reference cycle would keep the
-        # results alive.
-        spans, projection = self._spans, self._projection
-        pooled, projected = self._pooled, self._projected
-        _validate(hidden_states, spans, projection, None)
-        kernel = _select.choose("pool_project", self._impl, hidden_states, spans, projection)
-        if kernel is _select.IMPLEMENTATIONS["pool_project"]["cpu"].call:
-            pool_into = torch.ops.safetyspace_fast.pool_into.default
-            return lambda i_layer, hidden_states: pool_into(hidden_states, spans, pooled[i_layer])
-        on_cpu = hidden_states.device.type == "cpu"
+    def _chosen(self, hidden_states: Tensor) -> tuple[Callable[..., None], int]:
+        """The kernel for hidden states like these, and the most tokens of a sample."""
+        spans = self._spans
+        if hidden_states.shape[0] == 1:
+            hidden_states = hidden_states.expand(len(spans), -1, -1)
+        _validate(hidden_states, spans, self._projection, None)
+        longest = hidden_states.shape[1] if self._longest is None else self._longest
+        args = (hidden_states, spans, self._pooled[0], longest)
+        return _select.choose("pool_into", self._impl, *args), longest
 
-        def pool(i_layer: int, hidden_states: Tensor) -> None:
-            means, products = kernel(hidden_states, spans, None if on_cpu else projection)
-            pooled[i_layer].copy_(means)
-            if not on_cpu:
-                projected[i_layer].copy_(products)
 
-        return pool
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 on a GPU keep all its digits, whatever the program around us chose."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _validate(

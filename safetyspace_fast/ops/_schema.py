@@ -24,6 +24,9 @@ SCHEMAS = {
     # hidden_states [B,T,D], spans [B,S,2] int32, projection [D,P] | None
     # -> pooled [B,S,D] f32, projected [B,S,P] f32, P = 0 without a projection
     "pool_project": "(Tensor hidden_states, Tensor spans, Tensor? projection) -> (Tensor, Tensor)",
+    # the averages alone, into out [B,S,D] f32 of any strides but the last; no sample has more than
+    # `longest` tokens from the first to the last of its spans
+    "pool_into": "(Tensor hidden_states, Tensor spans, Tensor(a!) out, int longest) -> ()",
     # rows [L,M,D], cols [L,N,D] | None (the rows themselves, without the diagonal),
     # center [L,D] f64 (`reference.center_of`), col_labels [N] int64, metric of `ops.METRICS`
     # -> sum [L,M,C] f64, min [L,M,C] f32, max [L,M,C] f32, kernel_sum [L,M,C,G] f64
@@ -69,7 +72,7 @@ def _fake_pairwise_reduce(
     )
 
 
-def _fake_pairwise_update(*args: Any) -> None:
+def _fake_in_place(*args: Any) -> None:
     return None
 
 
@@ -83,8 +86,9 @@ def _fake_pairwise_within(
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "pool_project": _fake_pool_project,
+    "pool_into": _fake_in_place,
     "pairwise_reduce": _fake_pairwise_reduce,
-    "pairwise_update": _fake_pairwise_update,
+    "pairwise_update": _fake_in_place,
     "pairwise_within": _fake_pairwise_within,
 }
 
@@ -96,9 +100,14 @@ def _register(name: str, op: str, kernel: Any) -> None:
     torch.library.register_fake(qualified, _FAKES[op])
 
 
+TRITON_MODULES = {op: op for op in SCHEMAS} | {"pool_into": "pool_project"}
+"""The file of each operator's Triton kernels."""
+
+
 def _triton_kernel(op: str) -> Any:
     def kernel(*args: Any) -> Any:
-        return getattr(import_module(f"safetyspace_fast.ops.triton.{op}"), op)(*args)
+        module = import_module(f"safetyspace_fast.ops.triton.{TRITON_MODULES[op]}")
+        return getattr(module, op)(*args)
 
     return kernel
 
@@ -107,11 +116,8 @@ for _op in SCHEMAS:
     _register(_op, _op, getattr(reference, _op))
     _register(f"{_op}_triton", _op, _triton_kernel(_op))
 
-# Operators without a reference; `_native`, `_pool`, `_labels` and `_linear` call them.
+# Operators without a reference; `_native`, `_labels` and `_linear` call them.
 torch.library.define(f"{NAMESPACE}::simd_level", "() -> str")
-torch.library.define(
-    f"{NAMESPACE}::pool_into", "(Tensor hidden_states, Tensor spans, Tensor(a!) out) -> ()"
-)
 torch.library.define(f"{NAMESPACE}::label_sums", "(Tensor values, Tensor bits) -> Tensor")
 torch.library.define(
     f"{NAMESPACE}::label_silhouettes",

@@ -62,6 +62,7 @@ def _triton_modules() -> dict[str, ModuleType]:
 
     return {
         "pool_project": pool_project,
+        "pool_into": pool_project,
         "pairwise_reduce": pairwise_reduce,
         "pairwise_update": pairwise_update,
         "pairwise_within": pairwise_within,
@@ -95,8 +96,15 @@ def _of(op: str) -> dict[str, Implementation]:
 
 # Fastest first.
 IMPLEMENTATIONS = {op: _of(op) for op in _schema.SCHEMAS}
+# Those with a kernel in CUDA C++; the others run Triton's on a GPU.
+_WITH_CUDA = ("pool_project", "pool_into")
 # Tried by default on each device. Triton's interpreter runs on a CPU only if it is forced.
 _DEFAULTS = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+
+
+def written(op: str, impl: str | None) -> str | None:
+    """`impl`, if the operator has such a kernel at all; None: its fastest must do."""
+    return None if impl == "cuda" and op not in _WITH_CUDA else impl
 
 
 # Arguments and results differ by operator, hence Any.

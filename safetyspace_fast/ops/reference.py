@@ -34,17 +34,22 @@ def pool_project(
     """
     B, S, _ = spans.shape
     T, D = hidden_states.shape[1:]
-    token = torch.arange(T, device=hidden_states.device)
     pooled = hidden_states.new_empty((B, S, D), dtype=torch.float32)
-    for s in range(S):
+    pool_into(hidden_states, spans, pooled, T)
+    if projection is None:
+        return pooled, pooled.new_empty((B, S, 0))
+    return pooled, pooled @ projection
+
+
+def pool_into(hidden_states: Tensor, spans: Tensor, out: Tensor, longest: int) -> None:
+    """Average token ranges into `out`; the arguments are those of `_schema`."""
+    token = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    for s in range(spans.shape[1]):
         start, stop = spans[:, s, :1], spans[:, s, 1:]
         inside = (token >= start) & (token < stop)
         # `where`, not a product with 0 and 1: a NaN outside the span must not spread
         kept = torch.where(inside[..., None], hidden_states, 0)
-        pooled[:, s] = kept.sum(1, dtype=torch.float32) / (stop - start).clamp(min=0)
-    if projection is None:
-        return pooled, pooled.new_empty((B, S, 0))
-    return pooled, pooled @ projection
+        out[:, s] = kept.sum(1, dtype=torch.float32) / (stop - start).clamp(min=0)
 
 
 def center_of(rows: Tensor, metric: str) -> Tensor:

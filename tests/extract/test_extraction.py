@@ -18,6 +18,7 @@ from tiny_models import save_tiny
 
 from safetyspace_fast import api, extract, store
 from safetyspace_fast.errors import ModelError, StoreError
+from safetyspace_fast.extract import loop
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.models import Tokenized
 from safetyspace_fast.store.layout import MODEL, SAMPLES, SHARD_SAMPLES
@@ -200,6 +201,84 @@ for event in api.iter_run(config):
 """
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_arrays_computed_beside_the_next_language_are_the_same_bytes(
+    finished: api.Run,
+    tiny: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    beside: bool,
+) -> None:
+    monkeypatch.setattr(loop, "finishes_beside", lambda _device: beside)
+    events = list(api.iter_run(make_config(tiny, data, tmp_path / "run.zarr")))
+    assert files(tmp_path / "run.zarr") == files(finished.path)
+    done = [event.lang for event in events if isinstance(event, api.LanguageDone)]
+    assert done == list(LANGUAGES)
+    assert isinstance(events[-1], api.ModelDone)
+
+
+@pytest.mark.parametrize("stop_after", [3, 40, 70])
+def test_a_run_stopped_while_arrays_are_computed_beside_it_resumes(
+    finished: api.Run,
+    tiny: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: int,
+) -> None:
+    monkeypatch.setattr(loop, "finishes_beside", lambda _device: True)
+    out = tmp_path / "run.zarr"
+    events = api.iter_run(make_config(tiny, data, out))
+    list(islice(events, stop_after))
+    events.close()
+    api.run(make_config(tiny, data, out, resume=True))
+    assert files(out) == files(finished.path)
+
+
+def test_an_error_beside_the_forward_passes_ends_the_run(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(loop, "finishes_beside", lambda _device: True)
+    monkeypatch.setattr(loop.Session, "write_language", fail)
+    with pytest.raises(OSError, match="disk full"):
+        api.run(make_config(tiny, data, tmp_path / "run.zarr"))
+
+
+def test_states_that_stay_in_memory_are_read_there(
+    finished: api.Run, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other batch stays, as where pinned memory is short; the rest comes from the disk."""
+    freed, read = [], []
+
+    class Copy(loop.HostCopy):
+        started = 0
+
+        def start(self, result: torch.Tensor) -> loop.HostResult:
+            self.started += 1
+            return loop.HostResult(
+                result, lambda: None, lambda: freed.append(1), kept=self.started % 2 == 0
+            )
+
+    read_kept = loop._Kept.read
+
+    def counted(kept: loop._Kept, layer: int, pooling: int) -> np.ndarray:
+        read.append(1)
+        return read_kept(kept, layer, pooling)
+
+    monkeypatch.setattr(loop, "HostCopy", Copy)
+    monkeypatch.setattr(loop._Kept, "read", counted)
+    events = list(api.iter_run(make_config(tiny, data, tmp_path / "run.zarr")))
+    assert files(tmp_path / "run.zarr") == files(finished.path)
+    batches = sum(isinstance(event, api.Progressed) for event in events)
+    assert len(freed) == batches
+    model = finished.model("m")
+    assert len(read) == batches // 2 * len(model.hookpoints) * len(model.poolings)
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(
     finished: api.Run, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -302,6 +381,32 @@ def test_out_of_memory_halves_the_batches_and_says_so_once(
     notes = [event.message for event in events if isinstance(event, api.Note)]
     assert notes == ["out of memory: continuing with smaller batches"]
     assert_close(arrays(api.open_run(tmp_path / "run.zarr")), arrays(finished))
+
+
+def test_out_of_memory_limits_tokens_and_not_texts(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pair of long texts that does not fit must not leave one text a batch for all others."""
+    rows = [{"text": f"a {i}", "label": i % 2, "lang": "aa"} for i in range(30)]
+    rows += [{"text": f"{i} dog" * 100, "label": i % 2, "lang": "aa"} for i in range(2)]
+    rows += [{"text": f"b {i}", "label": i % 2, "lang": "bb"} for i in range(30)]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run_batch = extract.Capture.run
+    ran: list[Batch] = []
+
+    def starved(capture: extract.Capture, tokens: Tokenized, batch: Batch) -> torch.Tensor:
+        if batch.padded_tokens > 1.5 * tokens.lengths.max():
+            raise torch.OutOfMemoryError("no room")
+        ran.append(batch)
+        return run_batch(capture, tokens, batch)
+
+    monkeypatch.setattr(extract.Capture, "run", starved)
+    api.run(make_config(tiny, data, tmp_path / "run.zarr", token_budget=2000))
+    longest = max(batch.length for batch in ran)
+    long = [batch for batch in ran if batch.length > longest / 2]
+    assert [len(batch.unique) for batch in long] == [1, 1]
+    assert max(len(batch.unique) for batch in ran[-2:]) >= 15
 
 
 def test_out_of_memory_with_one_text_is_an_error(

@@ -1,15 +1,21 @@
 """Language statistics against their definitions in float64 NumPy."""
 
+import threading
+import time
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 from safetyspace_fast.data import NUM_FOLDS
+from safetyspace_fast.extract import finish
 from safetyspace_fast.extract.finish import (
     Basis,
     dominance,
     finish_cell,
     merge_cell_bases,
+    on_streams,
     principal_components,
 )
 from safetyspace_fast.store.layout import COMPONENTS
@@ -38,6 +44,36 @@ def test_components_are_those_of_a_full_svd(n: int, width: int, outlier: float) 
     cosines = np.abs((components[:k].numpy() * vectors[:k]).sum(1))
     np.testing.assert_allclose(cosines, 1, atol=1e-6)
     assert (components[k:] == 0).all()
+
+
+@pytest.mark.parametrize("outlier", [0.0, 3000.0])
+@pytest.mark.parametrize(("n", "width"), [(300, 40), (900, 500), (500, 900)])
+def test_the_components_of_a_gpu_are_those_of_a_cpu(
+    n: int, width: int, outlier: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU orthogonalises by products; float64 leaves nothing of the way to float32."""
+    x = draw(n, width, outlier=outlier).double()
+    x -= x.mean(0)
+    expected = finish.principal_components(x, COMPONENTS)
+    used = []
+
+    def by_products(columns: torch.Tensor) -> torch.Tensor:
+        used.append(1)
+        return finish.cholesky_qr(columns)
+
+    monkeypatch.setattr(finish, "orthonormal", by_products)
+    got = finish.principal_components(x, COMPONENTS)
+    assert used
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_columns_are_orthonormal_however_they_lie() -> None:
+    x = draw(400, 12).double()
+    nearly = x[:, :1] + 1e-12 * x  # beyond what products can part
+    for columns in (x, x * torch.logspace(0, -200, 12).double(), nearly, torch.zeros(400, 12)):
+        q = finish.cholesky_qr(columns.double())
+        torch.testing.assert_close(q.T @ q, torch.eye(12).double(), rtol=0, atol=1e-12)
 
 
 def test_components_of_constant_data_are_zero() -> None:
@@ -191,3 +227,73 @@ def test_merged_basis_is_the_basis_of_all_languages() -> None:
     rank = int((expected.abs().sum(1) > 0).sum())
     overlap = (basis[:, :rank].T @ expected[:rank].T).abs()
     np.testing.assert_allclose(overlap.diagonal(), 1, atol=1e-5)
+
+
+class FakeStreams:
+    """Stands in for `torch.cuda`: counts the streams and the waits for them."""
+
+    def __init__(self) -> None:
+        self.made = self.waits = self.emptied = 0
+
+    def Stream(self, _device: torch.device) -> "FakeStreams":  # noqa: N802 - torch's own name
+        self.made += 1
+        return self
+
+    def stream(self, _stream: "FakeStreams") -> nullcontext[None]:
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
+
+
+CELLS = [(i, j) for i in range(6) for j in range(2)]
+A_GPU = torch.device("cuda", 0)
+
+
+def test_on_a_gpu_the_first_cell_runs_alone_and_then_two_at_a_time() -> None:
+    cuda, running, seen = FakeStreams(), [0], []
+    lock = threading.Lock()
+
+    def work(*cell: int) -> None:
+        with lock:
+            running[0] += 1
+            seen.append((cell, running[0]))
+        time.sleep(0.01)
+        with lock:
+            running[0] -= 1
+
+    on_streams(work, CELLS, A_GPU, cuda)
+    assert sorted(cell for cell, _ in seen) == CELLS
+    assert [count for _, count in seen[:2]] == [1, 1]
+    assert max(count for _, count in seen) == 2
+    assert cuda.made == 3
+    assert cuda.waits == len(CELLS)
+
+
+def test_a_cell_without_room_beside_another_one_runs_again_alone() -> None:
+    cuda, running, done = FakeStreams(), [0], []
+    lock = threading.Lock()
+
+    def work(*cell: int) -> None:
+        with lock:
+            running[0] += 1
+            crowded = running[0] > 1
+        time.sleep(0.01)
+        with lock:
+            running[0] -= 1
+        if crowded:
+            raise torch.OutOfMemoryError("no room for two")
+        done.append(cell)
+
+    on_streams(work, CELLS, A_GPU, cuda)
+    assert sorted(done) == CELLS
+    assert cuda.emptied == 1
+
+    def hungry(*_: int) -> None:
+        raise torch.OutOfMemoryError("no room for one")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no room for one"):
+        on_streams(hungry, CELLS, A_GPU, cuda)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safetyspace_fast.extract.plan import BATCH_COST_TOKENS, make_plan
+from safetyspace_fast.extract.plan import Batching, make_plan
 from safetyspace_fast.models import Template, Tokenized
 
 PART = 8
@@ -36,7 +36,7 @@ def test_every_text_runs_once_within_the_budget(prompts: list[list[int]], budget
     tokens = tokenized(prompts)
     border = len(prompts) // 3
     languages = [slice(0, border), slice(border, len(prompts))]
-    plan = make_plan(tokens, languages, part_samples=PART, token_budget=budget)
+    plan = make_plan(tokens, languages, batching=Batching(budget, part_samples=PART))
     rows = np.concatenate([batch.rows for batch in plan])
     assert sorted(rows) == list(range(len(prompts)))
     for samples, parts in zip(languages, plan.languages, strict=True):
@@ -52,9 +52,9 @@ def test_every_text_runs_once_within_the_budget(prompts: list[list[int]], budget
             for row, source in zip(batch.rows, batch.source, strict=True):
                 assert prompts[row] == prompts[batch.unique[source]]
     assert plan.tokens == sum(len(prompts[row]) for batch in plan for row in batch.unique)
-    again = make_plan(tokens, languages, part_samples=PART, token_budget=budget)
+    again = make_plan(tokens, languages, batching=Batching(budget, part_samples=PART))
     assert again.sha256 == plan.sha256
-    alone = make_plan(tokenized(prompts[border:]), part_samples=PART, token_budget=budget)
+    alone = make_plan(tokenized(prompts[border:]), batching=Batching(budget, part_samples=PART))
     assert alone.sha256 == plan.sha256[1:], "another language changes the plan"
 
 
@@ -62,9 +62,10 @@ def test_every_text_runs_once_within_the_budget(prompts: list[list[int]], budget
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True), st.integers(10, 200))
 def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
     plan = make_plan(
-        tokenized([[1] * length for length in lengths]), part_samples=PART, token_budget=budget
+        tokenized([[1] * length for length in lengths]),
+        batching=Batching(budget, part_samples=PART),
     )
-    got = plan.padded_tokens + BATCH_COST_TOKENS * len(list(plan))
+    got = plan.padded_tokens + Batching(0).batch_cost * len(list(plan))
     ordered = sorted(lengths)
     costs = []
     for n_cuts in range(len(ordered)):
@@ -72,7 +73,7 @@ def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
             bounds = [0, *cuts, len(ordered)]
             batches = [ordered[a:b] for a, b in pairwise(bounds)]
             if all(len(b) == 1 or len(b) * b[-1] <= budget for b in batches):
-                costs.append(sum(len(b) * b[-1] + BATCH_COST_TOKENS for b in batches))
+                costs.append(sum(len(b) * b[-1] + Batching(0).batch_cost for b in batches))
     assert got == min(costs)
 
 
@@ -80,7 +81,7 @@ def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 60))
 def test_without_padding_a_batch_has_one_length(lengths: list[int], budget: int) -> None:
     prompts = [[i + 1] * length for i, length in enumerate(lengths)]
-    plan = make_plan(tokenized(prompts), part_samples=99, token_budget=budget, padding=False)
+    plan = make_plan(tokenized(prompts), batching=Batching(budget, part_samples=99), padding=False)
     assert sorted(np.concatenate([batch.rows for batch in plan])) == list(range(len(prompts)))
     assert plan.padded_tokens == plan.tokens
     assert all(batch.padded_tokens <= budget or len(batch.unique) == 1 for batch in plan)
@@ -90,7 +91,7 @@ def test_without_padding_a_batch_has_one_length(lengths: list[int], budget: int)
 
 def test_other_texts_or_budgets_are_other_plans() -> None:
     hashes = {
-        make_plan(tokenized(prompts), part_samples=PART, token_budget=budget).sha256
+        make_plan(tokenized(prompts), batching=Batching(budget, part_samples=PART)).sha256
         for prompts in ([[1], [2, 2]], [[1], [2, 2, 2]], [[1], [2, 2], [3]])
         for budget in (2, 100)
     }
@@ -99,7 +100,7 @@ def test_other_texts_or_budgets_are_other_plans() -> None:
 
 def test_halves_hold_the_same_rows() -> None:
     (batch,) = make_plan(
-        tokenized([[1], [2], [1], [3], [4], [2]]), part_samples=PART, token_budget=100
+        tokenized([[1], [2], [1], [3], [4], [2]]), batching=Batching(100, part_samples=PART)
     )
     one, two = batch.halves()
     assert sorted([*one.rows, *two.rows]) == sorted(batch.rows)

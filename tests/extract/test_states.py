@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from torch.nn import functional
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.extract import Capture, make_plan, seeded_projection
+from safetyspace_fast.extract import Batching, Capture, make_plan, seeded_projection
 from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.extract.prepare import prepare, reads_padding
@@ -55,22 +56,27 @@ FLOOR = 1e-7
 
 
 def pooled_states(
-    model: LoadedModel, template: str, token_budget: int, shared: bool = True
+    model: LoadedModel, template: str, token_budget: int, shared: bool = True, **reading: Any
 ) -> np.ndarray:
     """What the engine computes, `[text, hookpoint, pooling, D]`."""
     tokens = tokenize(model, TEXTS, template=template, poolings=POOLINGS)
-    prefix = None
     if shared:
-        prefix, tokens, _ = share_prefix(model, tokens)
-    plan = make_plan(tokens, part_samples=4, token_budget=token_budget)
+        reading["cache"], tokens, _ = share_prefix(model, tokens)
+    plan = make_plan(tokens, batching=Batching(token_budget, part_samples=4))
     projection = seeded_projection(model.hidden_size, 8, seed=0)
     result = np.full((len(TEXTS), len(model.hookpoints), len(POOLINGS), model.hidden_size), np.nan)
-    with Capture(model, model.hookpoints, projection, prefix=prefix) as capture:
+    with Capture(model, model.hookpoints, projection, **reading) as capture:
         for batch in plan:
             out = capture.run(tokens, batch)
             states = out[..., : model.hidden_size].permute(2, 0, 1, 3).numpy()
             result[batch.rows] = states[batch.source]
     return result
+
+
+def assert_close_states(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for rounding in float32, text by text."""
+    error = np.linalg.norm(got - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert error.max() < 2e-6
 
 
 def two_prompts() -> tuple[Tokenized, Batch]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safetyspace_fast.extract import transfer
-from safetyspace_fast.extract.transfer import HostCopy, WriterThread
+from safetyspace_fast.extract.transfer import HostCopy, HostResult, OrderedThread
 
 
 class FakeCuda:
@@ -81,9 +81,9 @@ def device_tensor(value: float, n: int = 6) -> DeviceTensor:
 
 
 def test_one_copy_waits_for_the_forward_pass_and_the_writer_for_the_copy(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda)
+    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
     result = device_tensor(3.0)
-    finish = copy.start(result)
+    on_its_way = copy.start(result)
     assert cuda.log == [
         "pinned buffer made",
         "side stream waits for compute",
@@ -92,54 +92,113 @@ def test_one_copy_waits_for_the_forward_pass_and_the_writer_for_the_copy(cuda: F
         "leave side stream",
     ]
     assert isinstance(result.kept_for, FakeStream)
-    got: list[torch.Tensor] = []
-    finish(lambda host: got.append(host.clone()))
+    torch.testing.assert_close(on_its_way.get(), torch.full((6,), 3.0))
     assert cuda.log[-1] == "writer waits for event"
-    torch.testing.assert_close(got[0], torch.full((6,), 3.0))
+    assert not on_its_way.kept
 
 
 def test_buffers_take_turns_and_grow(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda)
+    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
     for n in (6, 6, 4, 6, 9, 9, 2):
-        copy.start(device_tensor(1.0, n))(lambda host: None)
+        copy.start(device_tensor(1.0, n)).free()
     assert cuda.log.count("pinned buffer made") == 4  # two of 6, then both grow to 9
 
 
-def test_a_third_copy_waits_until_a_slot_is_written(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda)
-    first, _second = copy.start(device_tensor(1.0)), copy.start(device_tensor(2.0))
-    third: list[Any] = []
+def test_a_third_copy_waits_until_a_slot_is_free(cuda: FakeCuda) -> None:
+    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
+    first, second = copy.start(device_tensor(1.0)), copy.start(device_tensor(2.0))
+    third: list[HostResult] = []
     starter = threading.Thread(target=lambda: third.append(copy.start(device_tensor(3.0))))
     starter.start()
     starter.join(0.2)
     assert starter.is_alive(), "the copy overwrote a buffer that was not written yet"
-    seen: list[float] = []
-    first(lambda host: seen.append(float(host[0])))
+    assert first.get()[0] == 1
+    first.free()
+    first.free()  # a second time frees nothing
     starter.join(10)
-    third[0](lambda host: seen.append(float(host[0])))
-    assert seen == [1.0, 3.0]
+    assert [float(r.get()[0]) for r in (second, third[0])] == [2.0, 3.0]
+    assert copy._slots.empty()
 
 
-def test_a_slot_is_freed_when_writing_fails(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda)
+def test_results_within_the_budget_are_kept_and_their_buffers_used_again(cuda: FakeCuda) -> None:
+    """64 floats take 256 bytes, 65 take 512: torch rounds pinned memory up."""
+    copy = HostCopy(torch.device("cuda", 0), 3 * 256, cuda)
+    kept = [copy.start(device_tensor(float(i), 64)) for i in range(3)]
+    assert [r.kept for r in kept] == [True] * 3
+    over = copy.start(device_tensor(9.0, 64))
+    assert not over.kept
+    assert [float(r.get()[0]) for r in [*kept, over]] == [0, 1, 2, 9]
+    over.free()
+    for result in kept:
+        result.free()
+    made = cuda.log.count("pinned buffer made")
+    assert copy.start(device_tensor(5.0, 60)).kept
+    assert cuda.log.count("pinned buffer made") == made
+    assert copy.start(device_tensor(5.0, 65)).kept  # in the room of the other two
+    assert not copy.start(device_tensor(5.0, 1)).kept
 
-    def fail(_host: torch.Tensor) -> None:
+
+def test_a_writer_that_failed_frees_the_slots_of_the_batches_behind(cuda: FakeCuda) -> None:
+    """The loop gets the error of the disk; it must not wait for ever for a slot."""
+    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
+    writer = OrderedThread("test", depth=8)
+    begun = threading.Event()
+
+    def fail() -> None:
+        begun.wait(10)
         raise OSError("disk full")
 
-    for _ in range(4):
-        with pytest.raises(OSError, match="disk full"):
-            copy.start(device_tensor(1.0))(fail)
+    def loop() -> None:
+        writer.put(fail)
+        for _ in range(6):
+            result = copy.start(device_tensor(1.0))
+            writer.put(lambda: None, result.free)
+            begun.set()
+
+    error: list[OSError] = []
+
+    def caught() -> None:
+        try:
+            loop()
+        except OSError as found:
+            error.append(found)
+
+    thread = threading.Thread(target=caught, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "the loop waits for a slot that nobody frees"
+    assert [str(found) for found in error] == ["disk full"]
+    writer.close()
+
+
+def test_a_stopped_thread_drops_what_has_not_begun() -> None:
+    thread = OrderedThread("test", depth=8)
+    release, begun = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        release.wait(10)
+        done.append("first")
+
+    thread.put(first)
+    thread.put(lambda: done.append("second"), lambda: done.append("dropped"))
+    begun.wait(10)
+    thread.stop()
+    release.set()
+    thread.close()
+    assert done == ["first", "dropped"]
 
 
 def test_on_the_cpu_the_tensor_itself_is_passed_on() -> None:
     result = torch.ones(3)
-    got: list[torch.Tensor] = []
-    HostCopy(torch.device("cpu")).start(result)(got.append)
-    assert got[0] is result
+    on_its_way = HostCopy(torch.device("cpu"), 1 << 30).start(result)
+    assert on_its_way.get() is result
+    assert not on_its_way.kept
 
 
 def test_the_writer_keeps_the_order_and_hands_errors_on() -> None:
-    writer = WriterThread(depth=2)
+    writer = OrderedThread("test", depth=2)
     done: list[int] = []
     for i in range(20):
         writer.put(lambda i=i: done.append(i))
@@ -159,7 +218,7 @@ def test_the_writer_keeps_the_order_and_hands_errors_on() -> None:
 
 
 def test_the_writer_slows_the_caller_when_it_is_behind() -> None:
-    writer = WriterThread(depth=1)
+    writer = OrderedThread("test", depth=1)
     release = threading.Event()
     writer.put(lambda: release.wait(10) and None)
     caller = threading.Thread(target=lambda: [writer.put(lambda: None) for _ in range(5)])

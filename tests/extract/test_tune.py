@@ -11,16 +11,19 @@ from tiny_models import CHAT_TEMPLATE, save_tiny
 
 from safetyspace_fast.errors import ModelError
 from safetyspace_fast.extract import (
+    Batching,
     Capture,
     compile_blocks,
-    find_token_budget,
+    find_batching,
     make_plan,
     seeded_projection,
     tune,
 )
 from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.extract.tune import batch_cost
 from safetyspace_fast.models import (
     LoadedModel,
+    Template,
     Tokenized,
     load_model,
     parse_model,
@@ -37,9 +40,19 @@ def model(tmp_path: Path) -> LoadedModel:
     return load_model(parse_model(str(path)))
 
 
+def of_lengths(lengths: Any) -> Tokenized:
+    """Different texts of these lengths."""
+    starts = np.concatenate([[0], lengths.cumsum()])
+    spans = np.stack([np.zeros_like(lengths), lengths], 1)[:, None].astype(np.int32)
+    flags = np.zeros(len(lengths), bool)
+    ids = np.arange(starts[-1], dtype=np.int32)
+    counts = lengths.astype(np.int32)
+    return Tokenized(ids, starts, spans, counts, flags, flags, ("mean",), Template("none"), 0)
+
+
 def states(model: LoadedModel, tokens: Tokenized, prefix: Any) -> list[torch.Tensor]:
-    plan = make_plan(tokens, part_samples=8, token_budget=40)
-    with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), prefix=prefix) as capture:
+    plan = make_plan(tokens, batching=Batching(40, part_samples=8))
+    with Capture(model, model.hookpoints, seeded_projection(32, 4, 0), cache=prefix) as capture:
         return [capture.run(tokens, batch) for batch in plan]
 
 
@@ -91,10 +104,12 @@ def test_the_budget_is_the_smallest_that_no_larger_one_beats(
 
     monkeypatch.setattr(tune, "_seconds", seconds)
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
-    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == expected
+    assert find_batching(model, tokenize(model, TEXTS, template="none")) == Batching(expected)
     assert all(
         0.8 * budget < size <= budget
-        for budget, size in zip(np.repeat(tune.BUDGETS["cpu"], tune._ROUNDS), seen, strict=True)
+        for budget, size in zip(
+            np.repeat((512, *tune.LARGER["cpu"]), tune._ROUNDS), seen, strict=True
+        )
     )
 
 
@@ -105,9 +120,9 @@ def test_short_runs_and_full_memories_take_the_smallest_budget(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(tune, "_seconds", never)
-    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == 512
+    assert find_batching(model, tokenize(model, TEXTS, template="none")) == Batching(512)
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
-    assert find_token_budget(model, tokenize(model, TEXTS, template="none")) == 512
+    assert find_batching(model, tokenize(model, TEXTS, template="none")) == Batching(512)
 
 
 def test_a_real_try_finds_one_of_the_budgets(
@@ -115,4 +130,30 @@ def test_a_real_try_finds_one_of_the_budgets(
 ) -> None:
     monkeypatch.setattr(tune, "WORTHWHILE", 0)
     tokens = tokenize(model, TEXTS, template="none")
-    assert find_token_budget(model, tokens) in tune.BUDGETS["cpu"]
+    assert find_batching(model, tokens).token_budget in (512, *tune.LARGER["cpu"])
+    assert find_batching(model, tokens, token_budget=700) == Batching(700)
+
+
+def test_a_batch_costs_what_one_text_takes() -> None:
+    """Planted: 3 ms a batch and 1 us a token; and a host that is slower than any batch."""
+
+    def seconds(tokens: int) -> float:
+        return 3e-3 + 1e-6 * tokens
+
+    assert batch_cost(seconds(60), 60, 16_384, 16_384 / seconds(16_384)) == pytest.approx(
+        3000, 1e-3
+    )
+    assert batch_cost(0.02, 60, 16_384, 16_384 / 0.02) == 16_384
+    assert batch_cost(60e-6, 60, 16_384, 1e6) == 0
+
+
+def test_a_costly_batch_makes_fewer_batches_of_more_padding() -> None:
+    """As on a GPU, where 627 batches of 1,068 tokens were planned for a budget of 16,384."""
+    draws = np.random.default_rng(0)
+    lengths = np.clip(np.exp(draws.normal(3.8, 0.8, 4096)), 3, 1000).astype(np.int64)
+    tokens = of_lengths(lengths)
+    cheap = make_plan(tokens, batching=tune.USUAL["cpu"])
+    costly = make_plan(tokens, batching=tune.USUAL["cuda"])
+    assert len(list(costly)) < len(list(cheap)) / 15
+    assert costly.padded_tokens < 1.06 * cheap.padded_tokens
+    assert max(batch.padded_tokens for batch in costly) > 10_000

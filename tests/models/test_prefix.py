@@ -1,13 +1,22 @@
 """Keys and values of the tokens that all prompts begin with."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import save_tiny
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.models import LoadedModel, load_model, parse_model
+from safetyspace_fast.models import (
+    LoadedModel,
+    Template,
+    Tokenized,
+    load_model,
+    parse_model,
+    share_prefix,
+)
 from safetyspace_fast.models.prefix import SharedPrefix
 
 IDS = torch.tensor([5, 9, 7, 6, 8])
@@ -73,3 +82,22 @@ def test_a_model_that_keeps_more_than_keys_and_values_is_refused(tmp_path: Path)
     model = load_model(parse_model(str(save_tiny("mamba", tmp_path / "mamba"))))
     with pytest.raises(ModelError, match="keeps more than their keys and values"):
         SharedPrefix.of(model.backbone, IDS)
+
+
+@pytest.mark.parametrize(("behind", "shared"), [(20, True), (400, False)])
+def test_on_a_gpu_a_short_prefix_before_long_texts_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int, shared: bool
+) -> None:
+    """Attention behind a prefix needs a mask, so it saves less than it costs."""
+    model = load_model(parse_model(str(save_tiny("llama", tmp_path / "m"))))
+    ids = np.arange(2 * (8 + behind), dtype=np.int32) % 50
+    ids[8 + behind : 16 + behind] = ids[:8]
+    starts = np.array([0, 8 + behind, 16 + 2 * behind])
+    spans = np.array([[[8, 8 + behind]]] * 2, np.int32)
+    no = np.zeros(2, bool)
+    count = np.full(2, behind, np.int32)
+    tokens = Tokenized(ids, starts, spans, count, no, no, ("mean",), Template("none"), 8)
+    assert share_prefix(model, tokens)[0] is not None
+    on_a_gpu = dataclasses.replace(model, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    assert (share_prefix(on_a_gpu, tokens)[0] is not None) == shared

@@ -26,6 +26,7 @@ def arguments(op, dtype):
     masks = normal(5, 3).sign().clamp(min=0)
     return {
         "pool_project": [(x, SPANS, None), (x, SPANS, normal(12, 3))],
+        "pool_into": [(x, SPANS, torch.zeros(2, 2, 12), 5)],
         "pairwise_reduce": [
             (x, None, center, LABELS, 2, "euclidean", []),
             (x[:, :3], x, center, LABELS, 2, "sqeuclidean", [0.1, 1.0]),

@@ -35,16 +35,16 @@ def compiled(tmp_path_factory):
 
 
 def test_no_spills(compiled):
-    """Three types, few and many spans, aligned and not, for each target."""
+    """Two operators, three types, few and many spans, aligned and not; and the sum of chunks."""
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", compiled)
-    assert frames == [("0", "0", "0")] * (3 * 2 * 2 * len(TARGETS))
+    assert frames == [("0", "0", "0")] * ((2 * 3 * 2 * 2 + 2) * len(TARGETS))
 
 
 def test_registers_leave_room_for_two_blocks(compiled):
     """With mean and last token: 256 threads a block, 65,536 registers a multiprocessor."""
     kernels = re.findall(r"function '(\S+)'.*?Used (\d+) registers", compiled, re.DOTALL)
     few_spans = [int(registers) for name, registers in kernels if "Li2E" in name]
-    assert len(few_spans) == 3 * 2 * len(TARGETS)
+    assert len(few_spans) == (2 * 3 * 2 + 1) * len(TARGETS)
     assert max(few_spans) <= 65536 // (2 * 256)
 
 
@@ -59,14 +59,14 @@ def emulated(request, tmp_path_factory):
     command += [f"-fsanitize={SANITIZERS[request.param]}", "-fno-sanitize-recover=all"]
     subprocess.run(list(map(str, command)), check=True)
 
-    def run(hidden_states, spans, projection=None):
+    def run(hidden_states, spans, projection=None, **more):
         folder = tmp_path_factory.mktemp("case")
-        return run_emulated(program, folder, hidden_states, spans, projection)
+        return run_emulated(program, folder, hidden_states, spans, projection, **more)
 
     return run
 
 
-def run_emulated(program, folder, hidden_states, spans, projection):
+def run_emulated(program, folder, hidden_states, spans, projection, **more):
     B, T, D = hidden_states.shape
     S, P = spans.shape[1], 0 if projection is None else projection.shape[1]
     itemsize = hidden_states.element_size()
@@ -80,6 +80,7 @@ def run_emulated(program, folder, hidden_states, spans, projection):
         "offset_bytes": hidden_states.storage_offset() * itemsize,
         "aligned": int(aligned),
         str(hidden_states.dtype).removeprefix("torch."): 1,
+        **more,
     }
     (folder / "arguments.txt").write_text("".join(f"{k} {v}\n" for k, v in arguments.items()))
     (folder / "hidden_states.bin").write_bytes(bytes(hidden_states.untyped_storage()))
@@ -88,7 +89,7 @@ def run_emulated(program, folder, hidden_states, spans, projection):
     (folder / "projection.bin").write_bytes(weights)
     result = subprocess.run([program, folder], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-4000:]
-    pooled = np.fromfile(folder / "pooled.bin", np.float32).reshape(B, S, D)
+    pooled = np.fromfile(folder / "pooled.bin", np.float32).reshape(B, S, -1)
     projected = np.fromfile(folder / "projected.bin", np.float32).reshape(B, S, P)
     return torch.from_numpy(pooled), torch.from_numpy(projected)
 
@@ -170,6 +171,21 @@ def test_spans_are_clamped_to_the_sample(emulated):
     pooled, _ = emulated(hidden_states, torch.tensor([[[-3, 9]], [[2, 100]]]).int())
     expected, _ = emulated(hidden_states, torch.tensor([[[0, 5]], [[2, 5]]]).int())
     assert torch.equal(pooled, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pool_into_shares_the_tokens_of_long_texts(emulated, dtype):
+    """Two chunks and a short third; a sample in one chunk; one without a token; three spans."""
+    hidden_states = draw(3, 600, 24, dtype)
+    spans = torch.tensor(
+        [[[1, 600], [599, 600], [300, 400]], [[5, 200], [7, 7], [199, 200]], [[0, 0]] * 3]
+    ).int()
+    out, _ = emulated(hidden_states, spans, gap=5)
+    assert (out[..., 24:] == 7).all()
+    expected, _ = reference.pool_project(hidden_states.double(), spans, None)
+    torch.testing.assert_close(out[..., :24], expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    alone, _ = emulated(hidden_states[1:2, :256].contiguous(), spans[1:2], gap=5)
+    assert torch.equal(alone.nan_to_num(), out[1:2].nan_to_num())
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from safetyspace_fast.ops import PAIRWISE_BLOCK, reference
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
 from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
 from safetyspace_fast.ops.triton.pairwise_within import pairwise_within
-from safetyspace_fast.ops.triton.pool_project import pool_project
+from safetyspace_fast.ops.triton.pool_project import pool_into, pool_project
 
 # One case for each kernel; the whole table takes minutes.
 CASES = [
     "pool_project bfloat16 B=64 T=64 D=4096 S=2 P=64",
+    "pool_into bfloat16 B=8 T=2048 D=4096 S=2",
     "pairwise_reduce float32 euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0",
     "pairwise_within float32 euclidean L=1 N=5000 D=4096 R=1000",
 ]
@@ -20,6 +21,8 @@ KERNELS = [
     "pool_kernel",
     "project_kernel",
     "add_chunks_kernel",
+    "pool_kernel",
+    "add_pieces_kernel",
     "split_kernel",
     "tile_kernel",
     "mend_kernel",
@@ -124,13 +127,26 @@ def compilations(call, arguments):
 
 @pytest.mark.parametrize("D", [64, 70])
 def test_pool_project_compiles_once_for_all_lengths(D):
+    """Once for texts of one piece of tokens, and once for longer ones."""
+
     def arguments(B, T):
         return torch.zeros(B, T, D), torch.zeros(B, 2, 2).int(), torch.zeros(D, 5)
 
-    lengths = [1, 2, 7, 8, 16, 31, 64, 100, 128, 1000]
+    lengths = [1, 2, 7, 8, 16, 31, 64, 100, 128, 256]
     calls = [arguments(B, T) for B, T in zip([3, 4, 16, *range(1, 8)], lengths, strict=True)]
     assert compilations(pool_project, calls[:1]) == 3
     assert compilations(pool_project, calls) == 3
+    assert compilations(pool_project, calls + [arguments(B, 300 * B) for B in (1, 2, 5)]) == 5
+
+
+def test_capture_launches_two_kernels_a_layer_at_most_and_compiles_them_once():
+    def arguments(B, T):
+        out = torch.zeros(33, 2, B, 64 + 16).transpose(1, 2)[3, ..., :64]
+        return torch.zeros(B, T, 64), torch.zeros(B, 2, 2).int(), out, T
+
+    short = [arguments(B, T) for B, T in [(1, 1), (16, 7), (3, 256)]]
+    assert compilations(pool_into, short) == 1
+    assert compilations(pool_into, [*short, arguments(8, 2048), arguments(1, 257)]) == 3
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from device_runner import need_cuda, run
 from implementations import IMPLEMENTATIONS, WITHOUT_INTERPRETER, call, normal
 from tolerance import assert_as_accurate
 
 from safetyspace_fast import ops
 from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.ops import _select
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -203,3 +205,55 @@ def test_wrong_ragged_limits_are_named(cu_seqlens, span, message):
             torch.tensor([[span]] * 2).int(),
             cu_seqlens=torch.tensor(cu_seqlens).int(),
         )
+
+
+def _into(hidden_states, spans, longest, impl):
+    """`pool_into` into rows with a gap behind each; the gap is returned too."""
+    B, S, D = (*spans.shape[:2], hidden_states.shape[-1])
+    out = hidden_states.new_full((S, B, D + 3), 7.0, dtype=torch.float32).transpose(0, 1)
+    args = (hidden_states, spans, out[..., :D], longest)
+    _select.choose("pool_into", impl, *args)(*args)
+    return out.contiguous()
+
+
+def pool_into(impl, hidden_states, spans, longest):
+    args = (hidden_states, spans, longest)
+    if impl == "triton":
+        out = run("interpreter", _into, *args, impl)
+    elif impl in ("cuda", "triton-cuda"):
+        need_cuda()
+        out = run("cuda", _into, *args, impl.split("-")[0])
+    else:
+        out = _into(*args, impl)
+    D = hidden_states.shape[-1]
+    assert (out[..., D:] == 7).all(), "written beside the result"
+    return out[..., :D]
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_go_into_rows_that_lie_apart(impl, dtype):
+    hidden_states, spans = normal(5, 37, 130, dtype=dtype), draw_spans(5, 37, 3)
+    pooled = pool_into(impl, hidden_states, spans, 37)
+    exact, _ = truth(hidden_states, spans, torch.ones(130, 1))
+    reference = pool_into("reference", hidden_states, spans, 37)
+    assert_as_accurate(pooled, reference, exact, "rounding")
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_long_and_short_texts_share_a_batch_and_no_bit_depends_on_it(impl):
+    hidden_states = normal(4, 700, 40) + 3
+    spans = torch.tensor(
+        [[[0, 700], [699, 700]], [[3, 603], [100, 200]], [[5, 250], [249, 250]], [[9, 9], [0, 0]]],
+        dtype=torch.int32,
+    )
+    pooled = pool_into(impl, hidden_states, spans, 700)
+    exact, _ = truth(hidden_states, spans, torch.ones(40, 1))
+    reference = pool_into("reference", hidden_states, spans, 700)
+    assert_as_accurate(pooled, reference, exact, "rounding")
+    alone = pool_into(impl, hidden_states[2:3, :256], spans[2:3], 256)
+    assert torch.equal(pooled[2:3], alone) or impl == "reference"  # which adds as torch does
+    packed = hidden_states.reshape(1, -1, 40).expand(4, -1, -1)
+    offsets = 700 * torch.arange(4, dtype=torch.int32)[:, None, None]
+    together = pool_into(impl, packed, spans + offsets, 700)
+    assert torch.equal(together.nan_to_num(), pooled.nan_to_num()) or impl == "reference"

@@ -12,7 +12,13 @@ from safetyspace_fast.ops.triton.pairwise_reduce import add_pairs, reduction_rea
 
 
 def supports(
-    x: Tensor, center: Tensor, labels: Tensor, start: int, metric: str, gammas: list[float]
+    x: Tensor,
+    center: Tensor,
+    labels: Tensor,
+    start: int,
+    metric: str,
+    gammas: list[float],
+    *_results: Tensor,
 ) -> list[str]:
     """Reasons why this implementation cannot take these arguments; empty if it can."""
     return reduction_reasons("x", x, gammas)

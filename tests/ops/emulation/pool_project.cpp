@@ -1,5 +1,6 @@
 // Runs pool_project.cuh on the CPU: pool_project_emulated FOLDER reads the arguments from files in
-// FOLDER and writes pooled.bin and projected.bin beside them.
+// FOLDER and writes pooled.bin and projected.bin beside them. With `gap` in the arguments it runs
+// pool_into: each mean is followed by so many values that must stay as they are.
 #include "cuda_on_cpu.h"
 //
 #include <cstdlib>
@@ -29,11 +30,21 @@ void write(const std::string& path, const std::vector<float>& values) {
 
 template <typename Input, int kSpans, bool kAligned>
 void run(const PoolArguments& a) {
-  const Index grid{
-      static_cast<unsigned>((a.B + kSamples - 1) / kSamples * ((a.D + kWidth - 1) / kWidth)),
-      static_cast<unsigned>((a.S + kMostSpans - 1) / kMostSpans)};
-  emulation::run(grid, kThreads, kSharedFloats<kSpans>, 2,
-                 [&](float* shared) { pool_project_block<Input, kSpans, kAligned>(a, shared); });
+  const auto tiles =
+      static_cast<unsigned>((a.B + kSamples - 1) / kSamples * ((a.D + kWidth - 1) / kWidth));
+  const auto groups = static_cast<unsigned>((a.S + kMostSpans - 1) / kMostSpans);
+  if (a.num_chunks == 0) {
+    emulation::run({tiles, groups}, kThreads, kSharedFloats<kSpans>, 2,
+                   [&](float* shared) { pool_project_block<Input, kSpans, kAligned>(a, shared); });
+    return;
+  }
+  const auto chunks = static_cast<unsigned>(a.num_chunks);
+  emulation::run({tiles * chunks, groups}, kThreads, 0, 2,
+                 [&](float*) { pool_block<Input, kSpans, kAligned>(a); });
+  const auto blocks = static_cast<unsigned>((a.B * a.D + kThreads - 1) / kThreads);
+  if (chunks > 1) {
+    emulation::run({blocks, groups}, kThreads, 0, 2, [&](float*) { add_chunks<kSpans>(a); });
+  }
 }
 
 template <typename Input>
@@ -61,13 +72,19 @@ int main(int, char** argv) {
   a.stride_b = number["stride_b"], a.stride_t = number["stride_t"], a.stride_d = number["stride_d"];
   const float nan = std::bit_cast<float>(0x7fc00000u);
   const int64_t slices = (a.D + kWidth - 1) / kWidth, groups = (a.B + kSamples - 1) / kSamples;
-  std::vector<float> pooled(a.B * a.S * a.D, nan), projected(a.B * a.S * a.P, nan);
+  const bool into = number.contains("gap");
+  const int64_t width = a.D + number["gap"];
+  a.pooled_b = a.S * width, a.pooled_s = width;
+  if (into) a.num_chunks = std::max<int64_t>(1, (a.T + kChunk - 1) / kChunk);
+  std::vector<float> pooled(a.B * a.S * width, into ? 7.0f : nan), projected(a.B * a.S * a.P, nan);
+  std::vector<float> chunk_sums(a.num_chunks > 1 ? a.num_chunks * a.B * a.S * a.D : 0, nan);
   std::vector<float> partial(slices * a.B * a.S * a.P, nan);
   std::vector<unsigned> arrived(groups * ((a.S + kMostSpans - 1) / kMostSpans));
   a.hidden_states = hidden_states.data() + number["offset_bytes"];
   a.spans = reinterpret_cast<const int32_t*>(spans.data());
   a.projection = a.P ? reinterpret_cast<const float*>(projection.data()) : nullptr;
   a.pooled = pooled.data();
+  a.chunk_sums = chunk_sums.data();
   a.projected = projected.data();
   a.partial = partial.data();
   a.arrived = arrived.data();
