@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -53,16 +53,22 @@ if not HAS_STORE:
 from safetyspace_fast.benchmark import _usual_way, matrix_products  # noqa: E402
 from safetyspace_fast.data import read_samples  # noqa: E402
 from safetyspace_fast.extract import (  # noqa: E402
+    Batching,
     Capture,
     Extraction,
+    find_batching,
     make_plan,
+    packing_pays,
     seeded_projection,
 )
 from safetyspace_fast.extract.capture import padded  # noqa: E402
 from safetyspace_fast.extract.finish import finish_cell  # noqa: E402
 from safetyspace_fast.extract.plan import Batch  # noqa: E402
 from safetyspace_fast.extract.prepare import Prepared  # noqa: E402
+from safetyspace_fast.extract.tune import USUAL  # noqa: E402
 from safetyspace_fast.models import LoadedModel, Tokenized, layers  # noqa: E402
+from safetyspace_fast.models.packed import why_not_packed  # noqa: E402
+from safetyspace_fast.models.prefix import NoCache  # noqa: E402
 from safetyspace_fast.models.tokens import Template  # noqa: E402
 
 Figures = dict[str, Any]
@@ -123,6 +129,7 @@ class Subject:
 
     model: without a tokenizer.
     projection: `[D, P] float32`, on the device.
+    cache: what forward passes get on a GPU, so that they never wait for it; see `models.prefix`.
     token_flops: of the matrix products of all blocks, for one token.
     peaks: what the device reaches; see `harness.measured_peaks`.
     out: the folder for large results.
@@ -131,6 +138,7 @@ class Subject:
     name: str
     model: LoadedModel
     projection: Tensor
+    cache: Any
     token_flops: float
     peaks: dict[str, float]
     out: Path
@@ -145,9 +153,10 @@ class Subject:
         """Batches to measure: texts, and tokens in each."""
         return SHAPES[self.name == "tiny"]
 
-    def capture(self, impl: str | None = None) -> Capture:
+    def capture(self, impl: str | None = None, *, packed: bool = False) -> Capture:
         """All hookpoints of the model."""
-        return Capture(self.model, self.model.hookpoints, self.projection, impl)
+        hookpoints = self.model.hookpoints
+        return Capture(self.model, hookpoints, self.projection, impl, self.cache, packed=packed)
 
     @torch.inference_mode()
     def bare(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
@@ -190,8 +199,10 @@ def make_subject(name: str, device: torch.device, out: Path) -> Subject:
         identify=dict,
     )
     projection = seeded_projection(blocks.width, PROJ_DIM, 0).to(device)
+    cache = NoCache.of(backbone, device) if device.type == "cuda" else None
     _, token_flops = matrix_products(model, 1)
-    return Subject(name, model, projection, token_flops, harness.measured_peaks(device), out)
+    peaks = harness.measured_peaks(device)
+    return Subject(name, model, projection, cache, token_flops, peaks, out)
 
 
 def tokens_of(lengths: list[int] | NDArray[np.int64]) -> Tokenized:
@@ -379,23 +390,30 @@ def waits(subject: Subject) -> Figures:
 
 
 def plans(subject: Subject) -> Figures:
-    """All batches of a data set, by size of batch and of part; at most 30 s of each."""
+    """All batches of a data set, by how they are cut, padded and packed; at most 20 s of each."""
     tokens = tokens_of(usual_lengths(60 if subject.name == "tiny" else 8000))
     ideal = sum(subject.flops(1, int(length)) for length in tokens.lengths)
-    found: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"]}
-    for token_budget in (16_384, 65_536):
-        for part_samples in (512, 4096):
-            plan = make_plan(tokens, token_budget=token_budget, part_samples=part_samples)
+    ways = {
+        "as on a CPU": Batching(16_384),
+        "as a GPU begins": USUAL["cuda"],
+        "as measured": find_batching(subject.model, tokens, subject.cache),
+    }
+    reason = why_not_packed(subject.model)
+    found: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"], "packed": reason}
+    for name, batching in ways.items():
+        plan = make_plan(tokens, batching=batching)
+        for packed in (False, True) if reason is None else (False,):
             began, done, count = time.perf_counter(), 0, 0
-            with subject.capture() as engine:
+            with subject.capture(packed=packed) as engine:
                 for batch in plan:
                     engine.run(tokens, batch)
                     done, count = done + batch.padded_tokens, count + 1
-                    if time.perf_counter() - began > 30:
+                    if time.perf_counter() - began > 20:
                         break
                 harness.wait(subject.device)
             seconds = time.perf_counter() - began
-            found[f"budget {token_budget}, parts of {part_samples}"] = {
+            found[f"{name}, {'packed' if packed else 'padded'}"] = {
+                **asdict(batching),
                 "batches": sum(1 for _ in plan),
                 "batches_run": count,
                 "padding": plan.padded_tokens / plan.tokens - 1,
@@ -444,9 +462,18 @@ def whole(subject: Subject) -> Figures:
     languages = ("en",) if subject.name == "tiny" else ()
     samples = read_samples("sample:polite", languages=languages or None)
     tokens = tokens_of(usual_lengths(len(samples)))
-    token_budget = 16_384 if subject.device.type == "cuda" else 512
-    plan = make_plan(tokens, samples.lang_ranges, token_budget=token_budget)
-    work = Prepared(model.hookpoints, subject.projection, tokens, tokens, None, token_budget, plan)
+    batching = find_batching(model, tokens, subject.cache)
+    plan = make_plan(tokens, samples.lang_ranges, batching=batching)
+    work = Prepared(
+        model.hookpoints,
+        subject.projection,
+        tokens,
+        tokens,
+        subject.cache,
+        batching,
+        plan,
+        packing_pays(model, tokens, plan, subject.cache),
+    )
     with tempfile.TemporaryDirectory() as folder, _memory(subject.device) as peak:
         out = Path(folder) / "run.zarr"
         root = create_run(
@@ -472,6 +499,8 @@ def whole(subject: Subject) -> Figures:
     return {
         "texts": len(samples),
         "tokens": plan.tokens,
+        **asdict(batching),
+        "packed": work.packed,
         "seconds": ours_s,
         "forward_s": extraction.forward_seconds,
         "finish_s": extraction.finish_seconds,

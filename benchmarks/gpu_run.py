@@ -184,6 +184,7 @@ def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
         yield "  output_hidden_states, batches of 32", f"{run['usual_s']:.2f} s", "", ""
     every = dict(result.get("plans", {}))
     ideal = every.pop("ideal_s", 0.0)
+    every.pop("packed", None)  # why nothing was packed
     for name, plan in every.items():
         seconds = plan["seconds_for_all"]
         yield f"all batches, {name}", f"{seconds:.2f} s", f"{ideal:.2f} s", f"{ideal / seconds:.0%}"

@@ -18,7 +18,7 @@ from .events import (
 )
 from .loop import Extraction
 from .plan import Batching, Plan, make_plan
-from .tune import compile_blocks, find_batching
+from .tune import compile_blocks, find_batching, packing_pays
 
 __all__ = [
     "Batching",
@@ -37,5 +37,6 @@ __all__ = [
     "compile_blocks",
     "find_batching",
     "make_plan",
+    "packing_pays",
     "seeded_projection",
 ]

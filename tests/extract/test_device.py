@@ -3,7 +3,6 @@ tests are right; `make gpu-check` runs them where there is one.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpus import need_cuda
 from test_extraction import LANGUAGES, arrays, assert_close, files, make_config, write_data
 from tiny_models import CHAT_TEMPLATE, save_tiny
 
@@ -26,26 +26,17 @@ TEXTS = [f"{word} number {i}" + " and so on" * (i % 7) for i in range(40) for wo
 NEEDS_CUDA = pytest.mark.needs_cuda
 
 
-def need_gpus(count: int = 1) -> None:
-    """Skip without so many GPUs; fail where `FAIL_WITHOUT_CUDA=1` says that there is one."""
-    if torch.cuda.device_count() >= count:
-        return
-    if count == 1 and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
-        pytest.fail("FAIL_WITHOUT_CUDA=1, and torch sees no CUDA device")
-    pytest.skip(f"needs {count} CUDA device(s)")
-
-
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 def device(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name == "cuda":
-        need_gpus()
+        need_cuda()
     return name
 
 
 @pytest.fixture
 def gpu() -> torch.device:
-    need_gpus()
+    need_cuda()
     return torch.device("cuda", 0)
 
 
@@ -214,7 +205,7 @@ def test_packed_batches_on_a_card_are_the_padded_ones(gpu: torch.device, tiny: P
 def test_the_second_of_two_cards_gives_the_numbers_of_the_first(
     tiny: Path, data: Path, tmp_path: Path
 ) -> None:
-    need_gpus(2)
+    need_cuda(2)
     runs = [
         api.run(make_config(tiny, data, tmp_path / f"{i}.zarr", device=f"cuda:{i}"))
         for i in range(2)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpus import need_cuda
 
 WHERE = [
     pytest.param("interpreter"),
@@ -28,15 +29,6 @@ def _start_interpreter() -> None:
 @cache
 def _interpreter() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, get_context("spawn"), _start_interpreter)
-
-
-def need_cuda() -> None:
-    """Skip without a GPU, or fail where `FAIL_WITHOUT_CUDA=1` says that there must be one."""
-    if torch.cuda.is_available():
-        return
-    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
-        pytest.fail("FAIL_WITHOUT_CUDA=1, and torch sees no CUDA device")
-    pytest.skip("no CUDA device")
 
 
 def run(where: str, function: Callable[..., Any], *args: Any) -> Any:

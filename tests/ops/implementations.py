@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from device_runner import need_cuda, run
+from device_runner import run
+from gpus import need_cuda
 
 from safetyspace_fast import ops
 

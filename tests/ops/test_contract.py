@@ -7,7 +7,8 @@ import sys
 import implementations
 import pytest
 import torch
-from device_runner import need_cuda, run
+from device_runner import run
+from gpus import need_cuda
 from implementations import normal
 from torch._dynamo.backends.debugging import aot_eager
 

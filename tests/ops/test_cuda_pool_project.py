@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from device_runner import need_cuda
+from gpus import need_cuda
 from torch.utils import cpp_extension
 
 from safetyspace_fast.ops import _native, pool_project, reference

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from device_runner import need_cuda, run
+from device_runner import run
+from gpus import need_cuda
 from implementations import IMPLEMENTATIONS, WITHOUT_INTERPRETER, call, normal
 from tolerance import assert_as_accurate
 
