@@ -203,6 +203,7 @@ print(ops.simd_level(), *(f"{float(value):.12g}" for value in results))
 def test_a_gpu_without_a_cuda_kernel_skips_its_tests(monkeypatch):
     """Where torch sees a device, `pairwise_reduce` has no CUDA kernel and must not be asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(implementations, "run", lambda *ran: ran)
     with pytest.raises(pytest.skip.Exception, match="pairwise_reduce: no cuda: "):
         implementations.call("pairwise_reduce", "cuda", 1)
