@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
-from .analysis import compare, directions, parallel, separation
+from .analysis import compare, directions, parallel, power, separation
 from .benchmark import Bench, bench_model
 from .config import (
     Data,
@@ -67,6 +67,7 @@ __all__ = [
     "iter_run",
     "open_run",
     "parallel",
+    "power",
     "run",
     "save_results",
     "separation",

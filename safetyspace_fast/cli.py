@@ -85,6 +85,17 @@ example:
 """
 
 
+POWER_EXAMPLES = """\
+examples:
+  safetyspace-fast power pilot.zarr --metric rho_adjusted --difference 0.02 --layers=-1
+  safetyspace-fast power pilot.zarr --metric auc_direction --difference 0.05 --model aligned \\
+      --versus base
+
+Of one model: how many texts make the interval of its value exclude a number that is the difference
+away, such as its floor. With --versus: how many texts make `compare` show that the two models
+differ by it. `explain needed0` says what is assumed.
+"""
+
 BENCH_EXAMPLES = """\
 example:
   safetyspace-fast bench --model DIR/gemma --data texts.jsonl
@@ -176,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_separation(commands)
     _add_compare(commands)
     _add_languages(commands)
+    _add_power(commands)
     _add_explain(commands)
     _add_verify(commands)
     _add_bench(commands)
@@ -517,6 +529,58 @@ def _languages(arguments: argparse.Namespace) -> None:
         for function in (api.directions, api.parallel)
     ]
     tables.write(xarray.merge(parts), arguments.format, arguments.output)
+
+
+def _add_power(commands: _Commands) -> None:
+    power = _command(
+        commands,
+        "power",
+        _power,
+        "how many texts show a difference of a given size, from a pilot store",
+        POWER_EXAMPLES,
+    )
+    _add_selection(power)
+    power.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="a metric; repeat the option for several",
+    )
+    power.add_argument(
+        "--difference", type=float, required=True, metavar="D", help="the difference to be shown"
+    )
+    power.add_argument("--model", metavar="A", help="this model (default: every one)")
+    power.add_argument("--versus", metavar="B", help="another model, to differ from")
+    for name, default, what in (
+        ("level", 0.05, "largest two-sided p that counts as shown"),
+        ("power", 0.8, "share of studies that are to show it"),
+    ):
+        power.add_argument(
+            f"--{name}",
+            type=float,
+            default=default,
+            metavar="P",
+            help=f"{what} (default: {default})",
+        )
+
+
+def _power(arguments: argparse.Namespace) -> None:
+    from . import api
+    from .analysis import tables
+
+    dataset = _with_bar(
+        api.power,
+        arguments,
+        api.open_run(arguments.run),
+        models=arguments.model,
+        **{
+            name: getattr(arguments, name)
+            for name in ("metrics", "difference", "versus", "level", "power")
+        },
+    )
+    tables.write(dataset, arguments.format, arguments.output)
 
 
 def _add_explain(commands: _Commands) -> None:

@@ -344,6 +344,7 @@ def test_everything_in_the_results_explains_itself(
             "de",
         ],
         ["languages", *chosen],
+        ["power", *chosen, "--metric", "rho", "--difference", "0.1"],
     ):
         assert main(command) == 0
         whole = json.loads(capfd.readouterr().out)
@@ -406,6 +407,7 @@ OPTIONS = {
     "separation": (*RESAMPLED, "--models", "--preset"),
     "compare": (*RESAMPLED, "--base", "--aligned", "--reference"),
     "languages": (*SELECTION, "--models"),
+    "power": (*SELECTION, "--difference", "--model", "--versus", "--level", "--power"),
     "verify": (*READING, "--layers", "--poolings", "--samples", "--device", "--dtype"),
     "check": (),
     "explain": (),
@@ -434,7 +436,8 @@ def type_something(
         "compare": [str(store), "--base", "tiny-llama", "--aligned", "tiny-llama"],
     }.get(name, [str(store)])
     fixed += ["--overwrite"] if name == "run" else []
-    fixed += ["--metric", "rho"] if name in ("separation", "compare") else []
+    fixed += ["--metric", "rho"] if name in ("separation", "compare", "power") else []
+    fixed += ["--difference", "0.1"] if name == "power" else []
     typed = [f"{option}={value}" for option, value in options if name not in ("check", "explain")]
     said, printed = io.StringIO(), io.StringIO()
     before = Path.cwd()

@@ -1,6 +1,6 @@
 """How far apart the classes are, from a store alone: metrics, intervals, p values, comparisons.
 
-    separation, compare, directions, parallel      the questions that users ask
+    separation, compare, directions, parallel, power   the questions that users ask
       selection      names of models, layers, poolings and languages
       cells          states of one language, some layers at a time
       families       one file a family: definition, formula and estimator of each metric
@@ -16,6 +16,7 @@ README.md in this folder lists all metrics, and how to add one.
 from .compare import compare
 from .glossary import explain
 from .languages import directions, parallel
+from .power import power
 from .separation import separation
 
-__all__ = ["compare", "directions", "explain", "parallel", "separation"]
+__all__ = ["compare", "directions", "explain", "parallel", "power", "separation"]

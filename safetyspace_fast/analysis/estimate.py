@@ -49,6 +49,10 @@ class Square:
     common: Callable[[Tensor, Tensor], Tensor] = common_share
     """Correlation of this part between two estimates, from the noise of each."""
     unseen: bool = False
+    growth: Tensor | None = None
+    """[cell], of a value along a fitted direction: how much larger the noise of the direction makes
+    the influences; what it exceeds 1 by falls as 1/texts. None: the value itself is quadratic in d,
+    so that its linear part varies as much as the value is large."""
 
 
 @dataclass(frozen=True)

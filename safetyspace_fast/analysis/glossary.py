@@ -240,6 +240,27 @@ PARALLEL = {
 }
 """Variables of `parallel`, each with low and high."""
 
+POWER = {
+    "value": "of one model: its value in the pilot; with `--versus`: minus that of this model",
+    "floor": "value expected without any difference between the classes; 0 with `--versus`",
+    "deviation": "standard deviation of the value over samples of as many texts as the pilot has",
+    "detectable": "smallest difference that as many texts as the pilot has show, at the level and "
+    "with the power that were asked",
+    "needed0": "harmless texts of the language that show the difference: that is how many are "
+    "needed for a two-sided test at `--level` to find it in the share `--power` of studies. Of one "
+    "model: for the interval to exclude a number that is the difference away from its value, such "
+    "as its floor. With `--versus`: for `compare` of the same texts in both models. The texts must "
+    "be like those of the pilot: as spread, in units as large (`explain units`), in the same "
+    "proportion of labels and as separated. A pilot of n texts knows the deviation to about "
+    "1/sqrt(2n) of itself, and this number to twice that. Not corrected for several numbers",
+    "needed1": "harmful texts of the language; see needed0",
+    "needed_units": "units of evidence in these texts, see `explain units`: with pairs or clusters "
+    "it is their number that counts",
+    "unit_effect": "variance of the value from units of evidence, over what it would be if all "
+    "texts were independent: as many times more texts are needed",
+}
+"""Variables of `power`, by (metric, model, layer, pooling, lang)."""
+
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
     for name, text in DIRECTIONS.items()
@@ -259,6 +280,7 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
+    | {name: text for name, text in POWER.items() if name not in COLUMNS}
     | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES
     | dict.fromkeys(("groups", "group_value"), _GROUPS)

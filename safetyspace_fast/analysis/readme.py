@@ -21,6 +21,7 @@ from .glossary import (
     GROUPS,
     NOTATION,
     PARALLEL,
+    POWER,
     UNITS,
 )
 from .metric import NONE, InComponents, Metric
@@ -34,7 +35,8 @@ INTRODUCTION = """\
 How far apart a model holds harmful and harmless texts, for every layer, pooling and language:
 metrics with intervals, p values and the value that chance would give. Everything is computed from
 a store that `run` wrote; no model is loaded. `separation` looks at each model, `compare` at what
-tuning changed between two models, `directions` and `parallel` at several languages together.
+tuning changed between two models, `directions` and `parallel` at several languages together;
+`power` says how many texts a study needs.
 
 ```python
 import safetyspace_fast as ssf
@@ -235,6 +237,8 @@ def _beside() -> str:
             _defined(DIRECTIONS),
             "`parallel` reports for each layer and pooling, with an interval:",
             _defined(PARALLEL),
+            "`power` reports for each metric, model, layer, pooling and language:",
+            _defined(POWER),
         ]
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError
+from .cells import MIN_TEXTS
 from .glossary import ENDS, LEAST_LANGUAGES
 from .rows import to_csv, to_json, to_parquet
 
@@ -34,7 +35,7 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
     """Write results to a file, or to stdout.
 
     Args:
-        dataset: what `separation`, `compare`, `directions` or `parallel` returned.
+        dataset: what a function of this folder returned.
         form: one of `FORMATS`.
         output: a file; None prints to stdout.
 
@@ -65,6 +66,8 @@ def to_table(dataset: "xarray.Dataset") -> str:
     language there is one table with a row for each layer. Metrics that do not fit go into another
     table below.
     """
+    if "needed0" in dataset:
+        return _text([*_power(dataset), *_settings(dataset)])
     if "metric" not in dataset.dims:
         return _text([*_matrices(dataset), *_confounds(dataset), *_settings(dataset)])
     langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
@@ -300,9 +303,21 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
         [title, *_aligned([*leading, *part])]
         for part in _fitting(columns, sum(_width(column) + 2 for column in leading))
     ]
-    if notes:
-        tables[-1] += [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+    tables[-1] += _reasons(notes)
     return tables
+
+
+def _reason_marks(refused: Sequence[str], notes: dict[str, str]) -> list[str]:
+    """The mark of each reason, or ""; new reasons are added to the notes."""
+    return [
+        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
+        for reason in refused
+    ]
+
+
+def _reasons(notes: Mapping[str, str]) -> list[str]:
+    """Lines under a table: what the marks of refused numbers mean."""
+    return [f"{mark} refused: {reason}" for reason, mark in notes.items()]
 
 
 def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
@@ -315,10 +330,7 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     """
     compared = "difference" in column
     refused = column["refused"].to_numpy().tolist()
-    marks = [
-        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
-        for reason in refused
-    ]
+    marks = _reason_marks(refused, notes)
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
     marked = int(column["resamples"].item()) >= MARK_RESAMPLES
@@ -447,6 +459,66 @@ def _padded(entries: list[str]) -> list[str]:
     if not any(entry.endswith("*") for entry in entries):
         return entries
     return [entry if entry.endswith("*") else f"{entry} " for entry in entries]
+
+
+# Power ---------------------------------------------------------------------------------------
+
+
+def _power(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `power`: a row for each language, or for each layer of one language."""
+    langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
+    asked, versus = dataset.attrs["asked_difference"], dataset.attrs["versus"]
+    by, across = ("layer", "lang") if len(langs) == 1 else ("lang", "layer")
+    visible = layers if by == "layer" or len(layers) <= MOST_LAYERS else layers[-1:]
+    others = langs if by == "layer" else visible
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            for other in others:
+                for metric in _names(dataset, "metric"):
+                    place = {"model": model, "pooling": pooling, "metric": metric, across: other}
+                    view = dataset.sel(place)
+                    minus = f"{model} - {versus}" if versus else model
+                    title = f"{minus} | pooling {pooling} | {across} {other} | {metric}"
+                    tables.append([title, *_power_lines(view, by)])
+    share, level = dataset.attrs["power"], dataset.attrs["level"]
+    legend = (
+        f"needed: texts, harmless + harmful, that show a difference of {asked:g} in {share:.0%} of "
+        f"studies (two-sided, level {level:g}), if they are like those of the pilot; at least "
+        f"{MIN_TEXTS} of each. detectable: what the texts of the pilot show. "
+    )
+    legend += (
+        "The same texts run in both models."
+        if versus
+        else "Shown: the interval of the value excludes a number that is this far away, such as "
+        "the floor. >: the value is nearer than that to its floor, and the number is rough."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    if by == "lang" and len(visible) < len(layers):
+        tables.append([f"Only the last of {len(layers)} layers is shown; see --layers."])
+    return tables
+
+
+def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
+    """The table of one metric: a row for each name along `by`."""
+    notes: dict[str, str] = {}
+    marks = _reason_marks(view["refused"].to_numpy().tolist(), notes)
+    near = (view["value"] - view["floor"] < view.attrs["asked_difference"]).to_numpy()
+    rough = ["> " * bool(x and not view.attrs["versus"]) for x in near]
+    counts = ("n0", "n1"), ("needed0", "needed1")
+    pilot, needed = ([f"{n0:.0f}+{n1:.0f}" for n0, n1 in _numbers(view, names)] for names in counts)
+    columns = [[by, *_names(view, by)], ["pilot", *pilot]]
+    columns += [
+        [name, *(_fixed(x, ".3g") for x in view[name].to_numpy())]
+        for name in ("value", "deviation", "detectable")
+    ]
+    entries = zip(marks, rough, needed, strict=True)
+    columns.append(["needed", *(mark or f"{sign}{texts}" for mark, sign, texts in entries)])
+    columns += [
+        [name, *(_fixed(x, form) for x in view[name].to_numpy())]
+        for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
+    ]
+    return [*_aligned(columns), *_reasons(notes)]
 
 
 # Beside the metrics --------------------------------------------------------------------------

@@ -321,6 +321,7 @@ def _held_out(
         influence_variance(grown, cells.unit) * noise.clamp_max(1) / 2,
         lambda: _direction_shift(cells, direction),
         partial(common_held_out, folds=len(fold_texts(cells.fold))),
+        growth=growth,
     )
     squares, influence = (square,), influence - moved + grown
     if trials is None:
