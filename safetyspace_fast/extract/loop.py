@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..data import Samples
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..store import ModelStore, Session
+from ..store import Session
 from ..store.layout import Array, shards_of
 from .capture import Capture
 from .chance import Chance
@@ -38,7 +38,7 @@ class Extraction:
         *,
         kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
-        bases: Sequence[ModelStore] = (),
+        bases: Sequence[Callable[[str], Basis]] = (),
     ) -> None:
         """Read what an earlier run has done.
 
@@ -49,7 +49,8 @@ class Extraction:
             session: where the results are written.
             kept: languages that are copied from another store, by functions that read their arrays.
             impl: implementation of the kernels; None: the fastest that works here.
-            bases: finished models of the store, in whose components states are expressed too.
+            bases: give what a language is in finished models, in whose components states are
+                expressed too.
         """
         self._model = model
         self._name = model.name
@@ -193,7 +194,7 @@ class Extraction:
             [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
             self._model.device,
             self._impl,
-            [Basis.read(model, i_lang) for model in self._bases],
+            [basis(self._samples.languages[i_lang]) for basis in self._bases],
         )
 
     def _write_rest(self) -> NDArray[np.int64]:
