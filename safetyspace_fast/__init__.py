@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         power,
         run,
         separation,
+        transfer,
         verify,
     )
 
@@ -67,6 +68,7 @@ __all__ = [
     "power",
     "run",
     "separation",
+    "transfer",
     "verify",
 ]
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
-from .analysis import compare, directions, parallel, power, separation
+from .analysis import compare, directions, parallel, power, separation, transfer
 from .benchmark import Bench, bench_model
 from .config import (
     Data,
@@ -71,6 +71,7 @@ __all__ = [
     "run",
     "save_results",
     "separation",
+    "transfer",
     "verify",
 ]
 

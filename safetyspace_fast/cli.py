@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -94,6 +95,17 @@ examples:
 Of one model: how many texts make the interval of its value exclude a number that is the difference
 away, such as its floor. With --versus: how many texts make `compare` show that the two models
 differ by it. `explain needed0` says what is assumed.
+"""
+
+TRANSFER_EXAMPLES = """\
+example:
+  safetyspace-fast run --model gpt2 --data FIRST --out first.zarr
+  safetyspace-fast run --model gpt2 --data OTHER --out other.zarr --basis first.zarr
+  safetyspace-fast transfer first.zarr other.zarr
+
+In each language the layer and the harm direction are chosen on the first store and tested on the
+texts of the second that the first does not have. Without --basis the texts are seen in the random
+projection, which is approximate.
 """
 
 BENCH_EXAMPLES = """\
@@ -188,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_languages(commands)
     _add_power(commands)
+    _add_transfer(commands)
     _add_explain(commands)
     _add_verify(commands)
     _add_bench(commands)
@@ -303,6 +316,7 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "verify": {"action": "store_true"},
     "resume": {"action": "store_true"},
     "overwrite": {"action": "store_true"},
+    "basis": {"action": "append", "metavar": "STORE.zarr[:MODEL]"},
     "allow_pickle": {"action": "store_true"},
     "trust_remote_code": {"action": "store_true"},
 }
@@ -583,6 +597,29 @@ def _power(arguments: argparse.Namespace) -> None:
     tables.write(dataset, arguments.format, arguments.output)
 
 
+def _add_transfer(commands: _Commands) -> None:
+    transfer = _command(
+        commands,
+        "transfer",
+        _transfer,
+        "does a harm direction hold on other data? Chosen on one store, tested on another",
+        TRANSFER_EXAMPLES,
+    )
+    _add_selection(transfer, other="OTHER.zarr")
+    transfer.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
+
+
+def _transfer(arguments: argparse.Namespace) -> None:
+    from . import api
+    from .analysis import tables
+
+    stores = [api.open_run(path) for path in (arguments.run, arguments.other)]
+    dataset = _with_bar(
+        partial(api.transfer, target=stores[1]), arguments, stores[0], models=arguments.models
+    )
+    tables.write(dataset, arguments.format, arguments.output)
+
+
 def _add_explain(commands: _Commands) -> None:
     explain = _command(
         commands, "explain", _explain, "explain a metric: definition, source, pitfalls"
@@ -598,9 +635,11 @@ def _explain(arguments: argparse.Namespace) -> None:
     print(explain(arguments.metric))
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a part of a store and an output format."""
+def _add_selection(parser: argparse.ArgumentParser, other: str | None = None) -> None:
+    """Options that choose a part of a store and an output format; `other` stands for a second."""
     parser.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
+    if other is not None:
+        parser.add_argument("other", metavar=other, help="a store of other texts")
     names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
     parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1: the last")
     parser.add_argument("--poolings", **names, help="only these poolings")

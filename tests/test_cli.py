@@ -403,10 +403,12 @@ OPTIONS = {
         *READING,
         *("--layers", "--poolings", "--template", "--proj-dim", "--seed"),
         *("--device", "--dtype", "--token-budget", "--max-tokens", "--impl", "--preset"),
+        "--basis",
     ),
     "separation": (*RESAMPLED, "--models", "--preset"),
     "compare": (*RESAMPLED, "--base", "--aligned", "--reference"),
     "languages": (*SELECTION, "--models"),
+    "transfer": (*SELECTION, "--models"),
     "power": (*SELECTION, "--difference", "--model", "--versus", "--level", "--power"),
     "verify": (*READING, "--layers", "--poolings", "--samples", "--device", "--dtype"),
     "check": (),
@@ -433,6 +435,7 @@ def type_something(
         "data": ["sample:polite"],
         "explain": [word],
         "check": [word],
+        "transfer": [str(store), str(store)],
         "compare": [str(store), "--base", "tiny-llama", "--aligned", "tiny-llama"],
     }.get(name, [str(store)])
     fixed += ["--overwrite"] if name == "run" else []

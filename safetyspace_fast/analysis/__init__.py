@@ -1,6 +1,6 @@
 """How far apart the classes are, from a store alone: metrics, intervals, p values, comparisons.
 
-    separation, compare, directions, parallel, power   the questions that users ask
+    separation, compare, directions, parallel, power, transfer   the questions that users ask
       selection      names of models, layers, poolings and languages
       cells          states of one language, some layers at a time
       families       one file a family: definition, formula and estimator of each metric
@@ -18,5 +18,6 @@ from .glossary import explain
 from .languages import directions, parallel
 from .power import power
 from .separation import separation
+from .transfer import transfer
 
-__all__ = ["compare", "directions", "explain", "parallel", "power", "separation"]
+__all__ = ["compare", "directions", "explain", "parallel", "power", "separation", "transfer"]

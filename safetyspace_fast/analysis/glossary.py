@@ -261,6 +261,27 @@ POWER = {
 }
 """Variables of `power`, by (metric, model, layer, pooling, lang)."""
 
+TRANSFER = {
+    "best_layer": "layer with the largest auc_direction in the first store",
+    "source_auc": "auc_direction in the first store in this layer, which was chosen by it: it is "
+    "too high by what luck adds to the largest of several numbers",
+    "source_low": "lower end of its 95 % interval, which takes the layer as known",
+    "source_high": "upper end of its 95 % interval; see source_low",
+    "target_auc": "AUC of the texts of the second store in this layer, along the difference of the "
+    "class means of all texts of the first store. Neither layer nor direction has seen these texts",
+    "target_low": "lower end of the 95 % interval of target_auc (DeLong, Wilson's score interval, "
+    "fixed direction)",
+    "target_high": "upper end of the 95 % interval of target_auc; see target_low",
+    "target_p": "share of label permutations of the second store whose AUC is as many standard "
+    "deviations above 1/2, (1 + #>=)/(1 + R)",
+    "target_own_auc": "held-out AUC of the same texts along the second store's own direction",
+    "target_n0": "harmless texts of the second store that are left",
+    "target_n1": "harmful texts of the second store that are left",
+    "removed": "texts of the second store that were left out, because the first store has them or "
+    "a text of their unit (`explain units`), in any language",
+}
+"""Variables of `transfer`, by (model, pooling, lang)."""
+
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
     for name, text in DIRECTIONS.items()
@@ -280,6 +301,7 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
+    | TRANSFER
     | {name: text for name, text in POWER.items() if name not in COLUMNS}
     | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES

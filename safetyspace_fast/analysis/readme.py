@@ -22,6 +22,7 @@ from .glossary import (
     NOTATION,
     PARALLEL,
     POWER,
+    TRANSFER,
     UNITS,
 )
 from .metric import NONE, InComponents, Metric
@@ -36,7 +37,7 @@ How far apart a model holds harmful and harmless texts, for every layer, pooling
 metrics with intervals, p values and the value that chance would give. Everything is computed from
 a store that `run` wrote; no model is loaded. `separation` looks at each model, `compare` at what
 tuning changed between two models, `directions` and `parallel` at several languages together;
-`power` says how many texts a study needs.
+`power` says how many texts a study needs, and `transfer` whether a direction holds on other data.
 
 ```python
 import safetyspace_fast as ssf
@@ -239,6 +240,8 @@ def _beside() -> str:
             _defined(PARALLEL),
             "`power` reports for each metric, model, layer, pooling and language:",
             _defined(POWER),
+            "`transfer` reports for each model, pooling and language of two stores:",
+            _defined(TRANSFER),
         ]
     )
 

@@ -68,6 +68,8 @@ def to_table(dataset: "xarray.Dataset") -> str:
     """
     if "needed0" in dataset:
         return _text([*_power(dataset), *_settings(dataset)])
+    if "target_auc" in dataset:
+        return _text([*_transfer(dataset), *_settings(dataset)])
     if "metric" not in dataset.dims:
         return _text([*_matrices(dataset), *_confounds(dataset), *_settings(dataset)])
     langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
@@ -517,6 +519,55 @@ def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
     columns += [
         [name, *(_fixed(x, form) for x in view[name].to_numpy())]
         for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
+    ]
+    return [*_aligned(columns), *_reasons(notes)]
+
+
+# Transfer ------------------------------------------------------------------------------------
+
+
+def _transfer(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `transfer`: a row for each language."""
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            lines = _transfer_lines(dataset.sel(model=model, pooling=pooling))
+            title = f"{model} | pooling {pooling} | AUC along the direction of the first store"
+            tables.append([title, *lines])
+    legend = (
+        f"First: {dataset.attrs['source']}. Second: {dataset.attrs['target']}. chosen: the layer "
+        "with the largest AUC on the first, which is too high for that. own: held-out AUC of the "
+        "second store's direction. removed: texts of the second store that the first has, and "
+        f"their units. ~: consistent with chance (p > {CHANCE})."
+    )
+    if bool((dataset["space"] == "projection").any()):
+        legend += (
+            " space projection: approximate; run the second store with --basis of the first for "
+            "the full width."
+        )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+def _transfer_lines(view: "xarray.Dataset") -> list[str]:
+    """The table of one model and pooling."""
+    notes: dict[str, str] = {}
+    style = _Style("z.3f")
+    marks = _reason_marks(view["refused"].to_numpy().tolist(), notes)
+    source = _numbers(view, ("source_auc", "source_low", "source_high"))
+    target = _numbers(view, ("target_auc", "target_low", "target_high", "target_p"))
+    entries = [mark or style.entry(*row) for mark, row in zip(marks, target, strict=True)]
+    counts = _numbers(view, ("target_n0", "target_n1"))
+    columns = [
+        ["lang", *_names(view, "lang")],
+        ["layer", *(layer or "-" for layer in _names(view, "best_layer"))],
+        ["chosen", *(style.entry(*row) for row in source)],
+        ["tested", *entries],
+        ["p", *(_fixed(row[3], ".3f") for row in target)],
+        ["own", *(_fixed(x, ".3f") for x in view["target_own_auc"].to_numpy())],
+        ["texts", *(f"{n0:.0f}+{n1:.0f}" if math.isfinite(n0) else "-" for n0, n1 in counts)],
+        ["removed", *(_fixed(x, ".0f") for x in view["removed"].to_numpy())],
+        ["space", *(space or "-" for space in _names(view, "space"))],
     ]
     return [*_aligned(columns), *_reasons(notes)]
 
