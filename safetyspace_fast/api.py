@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
-from .analysis import compare, directions, parallel, power, separation, transfer
+from .analysis import compare, directions, parallel, power, sensitivity, separation, transfer
 from .benchmark import Bench, bench_model
 from .config import (
     Data,
@@ -70,6 +70,7 @@ __all__ = [
     "power",
     "run",
     "save_results",
+    "sensitivity",
     "separation",
     "transfer",
     "verify",

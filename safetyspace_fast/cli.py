@@ -77,6 +77,7 @@ examples:
 COMPARE_EXAMPLES = """\
 examples:
   safetyspace-fast compare pair.zarr --base base --aligned aligned --layers=-1
+  safetyspace-fast compare pair.zarr --base base --aligned aligned --sensitivity
   safetyspace-fast compare study.zarr --preset hidden-space-of-safety
 """
 
@@ -423,6 +424,8 @@ def _separation(arguments: argparse.Namespace) -> None:
         api.save_results(run, dataset)
     except StoreError as error:  # a read-only store can still be read
         print(f"safetyspace-fast: results not saved in the store: {error}", file=sys.stderr)
+    if arguments.sensitivity:
+        dataset = api.sensitivity(dataset)
     tables.write(dataset, arguments.format, arguments.output)
 
 
@@ -492,6 +495,9 @@ def _compare(arguments: argparse.Namespace) -> None:
             equivalence=arguments.equivalence,
             **options,
         )
+        if arguments.sensitivity:
+            tables.write(api.sensitivity(dataset), arguments.format, arguments.output)
+            continue
         tables.write(dataset, arguments.format, arguments.output)
         if arguments.preset and arguments.format == "table" and arguments.output is None:
             from .presets import preset
@@ -692,6 +698,12 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         "--unpaired",
         action="store_true",
         help="ignore pairing (invalid; for comparison only)",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="show in how many choices of metric, layer and pooling the result has the same sign, "
+        "and in how many its interval says so",
     )
     for name, other in (("high", "high-resource"), ("low", "low-resource")):
         parser.add_argument(

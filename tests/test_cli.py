@@ -344,6 +344,7 @@ def test_everything_in_the_results_explains_itself(
             "de",
         ],
         ["languages", *chosen],
+        ["separation", *chosen, "--metric", "rho", "--sensitivity"],
         ["power", *chosen, "--metric", "rho", "--difference", "0.1"],
     ):
         assert main(command) == 0

@@ -1,6 +1,7 @@
 """How far apart the classes are, from a store alone: metrics, intervals, p values, comparisons.
 
     separation, compare, directions, parallel, power, transfer   the questions that users ask
+    sensitivity      whether an answer depends on the choice of metric, layer and pooling
       selection      names of models, layers, poolings and languages
       cells          states of one language, some layers at a time
       families       one file a family: definition, formula and estimator of each metric
@@ -17,7 +18,17 @@ from .compare import compare
 from .glossary import explain
 from .languages import directions, parallel
 from .power import power
+from .sensitivity import sensitivity
 from .separation import separation
 from .transfer import transfer
 
-__all__ = ["compare", "directions", "explain", "parallel", "power", "separation", "transfer"]
+__all__ = [
+    "compare",
+    "directions",
+    "explain",
+    "parallel",
+    "power",
+    "sensitivity",
+    "separation",
+    "transfer",
+]

@@ -282,6 +282,20 @@ TRANSFER = {
 }
 """Variables of `transfer`, by (model, pooling, lang)."""
 
+SENSITIVITY = {
+    "choice": "a set of choices: `all`, or those of one metric, pooling or layer",
+    "choices": "how many combinations of metric, layer and pooling have a number",
+    "direction": "the sign of most of them: 1 if the aligned model holds the classes further apart "
+    "than the base model (in `separation`: if the value is above its floor), -1 if less "
+    "far, 0 if nothing differs",
+    "agree": "choices with this sign. Differences of the level of rounding have none",
+    "shown": "choices whose 95 % interval excludes 0 (in `separation` the floor) in this "
+    "direction. All choices are of the same texts, so that they are not so many pieces of "
+    "evidence; see p_family for what holds among all of them",
+    "against": "choices whose 95 % interval excludes 0 in the other direction",
+}
+"""Variables of `sensitivity`, by (choice, .., lang)."""
+
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
     for name, text in DIRECTIONS.items()
@@ -302,6 +316,7 @@ NOTES = (
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
     | TRANSFER
+    | SENSITIVITY
     | {name: text for name, text in POWER.items() if name not in COLUMNS}
     | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES

@@ -22,6 +22,7 @@ from .glossary import (
     NOTATION,
     PARALLEL,
     POWER,
+    SENSITIVITY,
     TRANSFER,
     UNITS,
 )
@@ -240,6 +241,8 @@ def _beside() -> str:
             _defined(PARALLEL),
             "`power` reports for each metric, model, layer, pooling and language:",
             _defined(POWER),
+            "`sensitivity` reports for each language, of the results of `compare` or `separation`:",
+            _defined(SENSITIVITY),
             "`transfer` reports for each model, pooling and language of two stores:",
             _defined(TRANSFER),
         ]

@@ -68,6 +68,8 @@ def to_table(dataset: "xarray.Dataset") -> str:
     """
     if "needed0" in dataset:
         return _text([*_power(dataset), *_settings(dataset)])
+    if "against" in dataset:
+        return _text([*_sensitivity(dataset), *_settings(dataset)])
     if "target_auc" in dataset:
         return _text([*_transfer(dataset), *_settings(dataset)])
     if "metric" not in dataset.dims:
@@ -521,6 +523,45 @@ def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
         for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
     ]
     return [*_aligned(columns), *_reasons(notes)]
+
+
+# Sensitivity ---------------------------------------------------------------------------------
+
+
+def _sensitivity(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `sensitivity`: a row for each set of choices, a column for each language."""
+    compared = "base" in dataset.attrs
+    if compared:
+        views = {f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}": dataset}
+    else:
+        views = {model: dataset.sel(model=model) for model in _names(dataset, "model")}
+    tables = []
+    leading = ["choices", *_names(dataset, "choice")]
+    for name, view in views.items():
+        columns = []
+        for lang in _names(dataset, "lang"):
+            column = view.sel(lang=lang)
+            parts = _numbers(column, ("direction", "agree", "choices", "shown", "against"))
+            columns.append([lang, *(_agreement(*part) for part in parts)])
+        for part in _fitting(columns, _width(leading) + 2):
+            title = f"{name} | choices of metric, layer and pooling that agree"
+            tables.append([title, *_aligned([leading, *part])])
+    what = "the classes are further apart in the aligned model" if compared else "above the floor"
+    legend = (
+        f"+14/16 (9): in 14 of 16 choices {what}, in 9 the 95 % interval says so. -: in most it is "
+        "the other way round. !2: in 2 choices the interval says the opposite of most. The choices "
+        "are of the same texts: they are not so many pieces of evidence."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+def _agreement(direction: float, agree: float, choices: float, shown: float, against: float) -> str:
+    """How many choices agree, as the legend says."""
+    if not choices:
+        return "-"
+    sign = {1.0: "+", -1.0: "-"}.get(direction, "")
+    return f"{sign}{agree:.0f}/{choices:.0f} ({shown:.0f})" + f" !{against:.0f}" * bool(against)
 
 
 # Transfer ------------------------------------------------------------------------------------
