@@ -98,6 +98,13 @@ away, such as its floor. With --versus: how many texts make `compare` show that 
 differ by it. `explain needed0` says what is assumed.
 """
 
+CURVE_EXAMPLES = """\
+example:
+  safetyspace-fast curve run.zarr --metric rho_adjusted --poolings last --layers=-1
+
+A curve that is level has converged. Metrics of held-out texts rise until their direction is known.
+"""
+
 TRANSFER_EXAMPLES = """\
 example:
   safetyspace-fast run --model gpt2 --data FIRST --out first.zarr
@@ -201,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_languages(commands)
     _add_power(commands)
+    _add_curve(commands)
     _add_transfer(commands)
     _add_explain(commands)
     _add_verify(commands)
@@ -600,6 +608,35 @@ def _power(arguments: argparse.Namespace) -> None:
             for name in ("metrics", "difference", "versus", "level", "power")
         },
     )
+    tables.write(dataset, arguments.format, arguments.output)
+
+
+def _add_curve(commands: _Commands) -> None:
+    curve = _command(
+        commands,
+        "curve",
+        _curve,
+        "what fewer texts would have given: metrics of sub-samples of 25, 50, 100, .. texts",
+        CURVE_EXAMPLES,
+    )
+    _add_selection(curve)
+    curve.set_defaults(layers=("-1",))
+    curve.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        metavar="NAME",
+        help="a metric; repeat the option for several (default: rho_adjusted and auc_direction)",
+    )
+    curve.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
+
+
+def _curve(arguments: argparse.Namespace) -> None:
+    from . import api
+    from .analysis import tables
+
+    options = _given(arguments, ("models", "metrics"))
+    dataset = _with_bar(api.curve, arguments, api.open_run(arguments.run), **options)
     tables.write(dataset, arguments.format, arguments.output)
 
 

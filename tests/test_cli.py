@@ -344,6 +344,7 @@ def test_everything_in_the_results_explains_itself(
             "de",
         ],
         ["languages", *chosen],
+        ["curve", *chosen],
         ["separation", *chosen, "--metric", "rho", "--sensitivity"],
         ["power", *chosen, "--metric", "rho", "--difference", "0.1"],
     ):
@@ -410,6 +411,7 @@ OPTIONS = {
     "compare": (*RESAMPLED, "--base", "--aligned", "--reference"),
     "languages": (*SELECTION, "--models"),
     "transfer": (*SELECTION, "--models"),
+    "curve": (*SELECTION, "--models", "--metric"),
     "power": (*SELECTION, "--difference", "--model", "--versus", "--level", "--power"),
     "verify": (*READING, "--layers", "--poolings", "--samples", "--device", "--dtype"),
     "check": (),

@@ -24,8 +24,19 @@ FOREIGN = {"--peers"}
 """Options of `python -m benchmarks`."""
 IN_CODE = re.compile(r"(?:^|[`$] ?)safetyspace-fast ([a-z]+)\b", re.MULTILINE)
 COMMANDS = (
-    *("run", "data", "separation", "compare", "languages", "power", "transfer", "verify", "bench"),
-    *("check", "info"),
+    *(
+        "run",
+        "data",
+        "separation",
+        "compare",
+        "languages",
+        "power",
+        "curve",
+        "transfer",
+        "verify",
+        "bench",
+    ),
+    *("verify", "bench", "check", "info"),
 )
 
 

@@ -1,6 +1,7 @@
 """How far apart the classes are, from a store alone: metrics, intervals, p values, comparisons.
 
     separation, compare, directions, parallel, power, transfer   the questions that users ask
+    curve            what fewer texts would have given
     sensitivity      whether an answer depends on the choice of metric, layer and pooling
       selection      names of models, layers, poolings and languages
       cells          states of one language, some layers at a time
@@ -15,6 +16,7 @@ README.md in this folder lists all metrics, and how to add one.
 """
 
 from .compare import compare
+from .curve import curve
 from .glossary import explain
 from .languages import directions, parallel
 from .power import power
@@ -24,6 +26,7 @@ from .transfer import transfer
 
 __all__ = [
     "compare",
+    "curve",
     "directions",
     "explain",
     "parallel",

@@ -282,6 +282,14 @@ TRANSFER = {
 }
 """Variables of `transfer`, by (model, pooling, lang)."""
 
+CURVE = {
+    "size": "texts of the rarer label in a sub-sample of whole units (`explain units`); `all`: all "
+    "texts, in the random projection as the sub-samples are; `full width`: all texts, as in "
+    "`separation`. Value and interval are the mean over several sub-samples: what a study of so "
+    "many texts would have given",
+}
+"""What `curve` has beside value, low and high."""
+
 SENSITIVITY = {
     "choice": "a set of choices: `all`, or those of one metric, pooling or layer",
     "choices": "how many combinations of metric, layer and pooling have a number",
@@ -317,6 +325,7 @@ NOTES = (
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
     | TRANSFER
     | SENSITIVITY
+    | CURVE
     | {name: text for name, text in POWER.items() if name not in COLUMNS}
     | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES

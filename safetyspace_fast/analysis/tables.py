@@ -1,5 +1,6 @@
 """Results as tables for the terminal; `write` also writes JSON, CSV and Parquet."""
 
+import itertools
 import math
 import sys
 import textwrap
@@ -68,6 +69,8 @@ def to_table(dataset: "xarray.Dataset") -> str:
     """
     if "needed0" in dataset:
         return _text([*_power(dataset), *_settings(dataset)])
+    if "size" in dataset.dims:
+        return _text([*_curves(dataset), *_settings(dataset)])
     if "against" in dataset:
         return _text([*_sensitivity(dataset), *_settings(dataset)])
     if "target_auc" in dataset:
@@ -523,6 +526,39 @@ def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
         for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
     ]
     return [*_aligned(columns), *_reasons(notes)]
+
+
+# Curves --------------------------------------------------------------------------------------
+
+
+def _curves(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `curve`: a row for each size, a column for each language."""
+    sizes, langs = _names(dataset, "size"), _names(dataset, "lang")
+    leading = ["texts", *sizes]
+    tables = []
+    for axis in itertools.product(*(_names(dataset, d) for d in ("model", "pooling", "layer"))):
+        for metric in _names(dataset, "metric"):
+            view = dataset.sel(model=axis[0], pooling=axis[1], layer=axis[2], metric=metric)
+            notes: dict[str, str] = {}
+            columns = []
+            for lang in langs:
+                column = view.sel(lang=lang)
+                numbers = _numbers(column, ("value", "low", "high"))
+                style = _Style.of(numbers)
+                marks = _reason_marks(column["refused"].to_numpy().tolist(), notes)
+                entries = zip(marks, numbers, strict=True)
+                columns.append([lang, *(mark or style.entry(*row) for mark, row in entries)])
+            title = f"{axis[0]} | pooling {axis[1]} | layer {axis[2]} | {metric}"
+            parts = _fitting(columns, _width(leading) + 2)
+            tables += [[title, *_aligned([leading, *part])] for part in parts]
+            tables[-1] += _reasons(notes)
+    legend = (
+        "texts: of the rarer label. Value and 95 % interval of sub-samples of so many, the mean of "
+        f"{dataset.attrs['draws']}, in the random projection; full width: all texts, as in "
+        "`separation`."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
 
 
 # Sensitivity ---------------------------------------------------------------------------------
