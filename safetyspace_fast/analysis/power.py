@@ -278,7 +278,8 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
     """Probability that `more` times the texts exclude a number that is `apart` below the mean.
 
     The interval of a sample excludes it if the sample's value is t of its own deviations above. If
-    the linear part is proportional to the value above its floor, e, this is quadratic in the value.
+    the linear part is proportional to the value above its floor, this is quadratic in the value,
+    and the root of the value is closer to normal than the value.
 
     Returns:
         [cell].
@@ -292,8 +293,9 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
     least = t.square() * (deviation.square() - slope * apart)  # t^2 times the variance down there
     least = least.clamp_min(0.0)
     reach = (t.square() * slope + (t.square() * slope).square().add(4 * least).sqrt()) / 2
-    spread = deviation * (1 + t.square() / (2 * freedom)).sqrt()
-    return 0.5 * torch.erfc((reach - apart) / spread / math.sqrt(2))
+    there = (deviation.square() - slope * (apart - reach)).clamp_min(0.0).sqrt()
+    z = 2 * (apart - reach) / (deviation + there) - slope / (4 * deviation)
+    return 0.5 * torch.erfc(-z / (2 + t.square() / freedom).sqrt())
 
 
 def t_quantile(freedom: Tensor, level: float) -> Tensor:
