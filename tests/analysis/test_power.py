@@ -1,5 +1,7 @@
 """How many texts show a difference: as many as simulated studies need."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,18 +41,35 @@ def pairs(rng, n, shift):
     return SPREAD * x, label, pair
 
 
-def store(x, label, pair, again=None):
+def clusters(rng, n, shift):
+    """Topics of five texts of one label, which hold a fifth of the variance."""
+    n = 5 * (n // 5)
+    x, label, _ = texts(rng, n, shift)
+    common = np.repeat(rng.standard_normal((2 * n // 5, WIDTH)), 5, axis=0)
+    return x + 0.5 * SPREAD * common, label, None
+
+
+def store(x, label, pair, again=None, cluster=None):
     models = {"base": {"en": x[None, None]}}
     if again is not None:
         models["aligned"] = {"en": again[None, None]}
-    return stand_in(models, {"en": label}, pair=None if pair is None else {"en": pair})
+    fold = None if cluster is None else {"en": (cluster // 2 % 10).astype(np.int8)}
+    run = stand_in(models, {"en": label}, pair=None if pair is None else {"en": pair}, fold=fold)
+    run.samples = replace(run.samples, cluster=cluster)
+    return run
+
+
+def made(make, rng, n):
+    """A store of one model, with the clusters of `clusters`."""
+    x, label, pair = make(rng, n, 0.8)
+    return store(x, label, pair, cluster=np.arange(len(x)) // 5 if make is clusters else None)
 
 
 def shown_by_one(make, size, apart, *, draws, pilots=1, seed=0):
     """The share of studies of as many texts as pilots of `size` ask for that exclude what is
     `apart` below the mean: {metric: difference} -> {metric: share}."""
     rng = np.random.default_rng(seed)
-    plans = [store(*make(rng, size, 0.8)) for _ in range(pilots)]
+    plans = [made(make, rng, size) for _ in range(pilots)]
     shares = {}
     for name, difference in apart.items():
         needed = [
@@ -59,8 +78,7 @@ def shown_by_one(make, size, apart, *, draws, pilots=1, seed=0):
         ]
         n = round(np.mean(needed) * size / len(np.flatnonzero(plans[0].samples.label == 0)))
         studies = [
-            separation(store(*make(rng, n, 0.8)), metrics=name, **NONE).squeeze()
-            for _ in range(draws)
+            separation(made(make, rng, n), metrics=name, **NONE).squeeze() for _ in range(draws)
         ]
         value, low = (np.array([float(x[part]) for x in studies]) for part in ("value", "low"))
         shares[name] = float((low > value.mean() - difference).mean())
@@ -104,12 +122,13 @@ def test_as_many_texts_as_are_asked_for_show_the_difference(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [texts, unbalanced, pairs])
+@pytest.mark.parametrize("make", [texts, unbalanced, pairs, clusters])
 def test_observed_power_is_the_one_that_was_asked_for(make):
     apart = {
         texts: {"rho_adjusted": 0.02, "rho_standardized": 0.02, "auc_direction": 0.06},
         unbalanced: {"rho_adjusted": 0.009, "auc_direction": 0.06},
         pairs: {"rho_adjusted": 0.003, "auc_direction": 0.04},
+        clusters: {"rho_adjusted": 0.015, "auc_direction": 0.06},
     }[make]
     for name, share in shown_by_one(make, 1500, apart, draws=300, pilots=6).items():
         assert 0.74 <= share <= 0.86, name
@@ -168,6 +187,20 @@ def test_copies_of_a_text_are_one_unit():
     units = float(copied["needed_units"])
     assert units == pytest.approx(float(once["needed_units"]), rel=0.05)
     assert float(copied["needed0"]) == pytest.approx(2 * units, rel=0.01)
+
+
+def test_clusters_need_more_texts():
+    alone, together = (
+        power(made(make, np.random.default_rng(5), 400), metrics="rho", difference=0.015).squeeze()
+        for make in (texts, clusters)
+    )
+    assert float(alone["unit_effect"]) == pytest.approx(1, abs=1e-9)
+    # Five texts with a fifth of their variance in common: 1 + 4/5 for the linear part.
+    assert 1.5 < float(together["unit_effect"]) < 2.2
+    assert float(together["needed0"]) > 1.3 * float(alone["needed0"])
+    assert float(together["needed_units"]) == pytest.approx(
+        float(together["needed0"]) * 2 / 5, abs=1
+    )
 
 
 def test_the_quantile_is_that_of_student():
