@@ -102,7 +102,8 @@ CURVE_EXAMPLES = """\
 example:
   safetyspace-fast curve run.zarr --metric rho_adjusted --poolings last --layers=-1
 
-A curve that is level has converged. Metrics of held-out texts rise until their direction is known.
+Without --layers it is that of the last layer. A curve that is level has converged. Metrics of
+held-out texts rise until their direction is known.
 """
 
 TRANSFER_EXAMPLES = """\
@@ -259,7 +260,7 @@ def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     for name in names:
         default = RunConfig.__dataclass_fields__[name].default
         value = ",".join(default) if isinstance(default, tuple) else default
-        suffix = "" if default in (None, False) else f" (default: {value})"
+        suffix = "" if default in (None, False, ()) else f" (default: {value})"
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, help=docs[name] + suffix, **(_DATA_OPTIONS | _RUN_OPTIONS)[name])
 
