@@ -251,9 +251,10 @@ POWER = {
     "model: for the interval to exclude a number that is the difference away from its value, such "
     "as its floor. With `--versus`: for `compare` of the same texts in both models. The texts must "
     "be like those of the pilot: as spread, in units as large (`explain units`), in the same "
-    "proportion of labels and as separated. A pilot of n texts knows the deviation to about "
-    "1/sqrt(2n) of itself, and this number to twice that. Ratios exclude their floor a little more "
-    "often than asked (in simulations 0.87 to 0.89 for 0.8). Not corrected for several numbers",
+    "proportion of labels and as separated. A pilot knows this number only roughly: to "
+    "about sqrt(2/n) of itself for n texts, and for ratios and shifts no better than it knows by "
+    "how much the value exceeds its floor. Ratios exclude their floor a little more "
+    "often than asked (in simulations up to 0.92 for 0.8). Not corrected for several numbers",
     "needed1": "harmful texts of the language; see needed0",
     "needed_units": "units of evidence in these texts, see `explain units`: with pairs or clusters "
     "it is their number that counts",
