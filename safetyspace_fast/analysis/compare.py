@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, read_cells
 from .confounds import confounds, dominance
-from .estimate import Estimate
+from .estimate import Estimate, covariances, from_influences, known_of
 from .families import choose
 from .geometry import geometry, rounding_share
 from .glossary import GEOMETRY, SPACES
@@ -33,17 +33,7 @@ from .significance import (
     student_p,
     welch_freedom,
 )
-from .uncertainty import (
-    DRAWS_EXCESS,
-    INFLUENCE_EXCESS,
-    difference_interval,
-    draws_covariance,
-    influence_covariance,
-    influence_variance,
-    linear_variance,
-    random_signs,
-    unit_sums,
-)
+from .uncertainty import difference_interval, random_signs, unit_sums
 
 if TYPE_CHECKING:
     import xarray
@@ -323,8 +313,8 @@ def _difference(
                 (second.value, *second.ends(confidence=0.9)),
                 rho,
             )
-        moved = unit_sums(_known(second.influence) - _known(first.influence), base.unit)
-        one, other = (replace(x, draws=None, linear=_linear(x, base.unit)) for x in (first, second))
+        moved = unit_sums(known_of(second.influence) - known_of(first.influence), base.unit)
+        one, other = (from_influences(x, base.unit) for x in (first, second))
         common = _correlation(one, other, base.unit) * (one.variance * other.variance).sqrt()
         deviation = (one.variance + other.variance - 2 * common).clamp_min(0).sqrt()
         freedom = welch_freedom(moved, _class_of_units(base))
@@ -343,14 +333,6 @@ def _difference(
     ), reasons  # fmt: skip
 
 
-def _linear(estimate: Estimate, unit: Tensor) -> Tensor:
-    """Variance of the linear part of an estimate, from its influences."""
-    seen = influence_variance(_known(estimate.influence), unit)
-    squares = (part.variance for part in estimate.squares if not part.unseen)
-    square = sum(squares, torch.zeros_like(seen))
-    return linear_variance(seen, square, INFLUENCE_EXCESS)
-
-
 def _class_of_units(cells: Cells) -> Tensor:
     """[unit] int64, the label of the texts of a unit, or 2 where it has both."""
     harmful = unit_sums(cells.labels.double(), cells.unit)
@@ -360,26 +342,10 @@ def _class_of_units(cells: Cells) -> Tensor:
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     """Correlation of two estimates from the same texts: of linear and of quadratic parts."""
-    if first.draws is not None and second.draws is not None:
-        seen, excess = draws_covariance(first.draws, second.draws), DRAWS_EXCESS
-    else:
-        seen = influence_covariance(_known(first.influence), _known(second.influence), unit)
-        excess = INFLUENCE_EXCESS
-    common, unseen = torch.zeros_like(seen), torch.zeros_like(seen)
-    for one, other in zip(first.squares, second.squares, strict=True):
-        share = one.common(one.noise(), other.noise())
-        both = share * (one.variance * other.variance).sqrt()
-        common, unseen = (common, unseen + both) if one.unseen else (common + both, unseen)
-    most = (_known(first.linear) * _known(second.linear)).sqrt()
-    linear = (seen - (1 + excess) * common).clamp(-most, most)
-    rho = (linear + common + unseen) / (first.variance * second.variance).sqrt()
+    shared = sum(covariances(first, second, unit), torch.zeros_like(first.value))
+    rho = shared / (first.variance * second.variance).sqrt()
     rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # below 1 only by rounding
     return rho.nan_to_num(0.0)
-
-
-def _known(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
 
 
 def _excess(columns: dict[str, Floats], i_reference: int, rho: Floats) -> dict[str, Floats]:

@@ -240,6 +240,72 @@ PARALLEL = {
 }
 """Variables of `parallel`, each with low and high."""
 
+POWER = {
+    "value": "of one model: its value in the pilot; with `--versus`: minus that of this model",
+    "floor": "value expected without any difference between the classes; 0 with `--versus`",
+    "deviation": "standard deviation of the value over samples of as many texts as the pilot has",
+    "detectable": "smallest difference that as many texts as the pilot has show, at the level and "
+    "with the power that were asked",
+    "needed0": "harmless texts of the language that show the difference: that is how many are "
+    "needed for a two-sided test at `--level` to find it in the share `--power` of studies. Of one "
+    "model: for the interval to exclude a number that is the difference away from its value, such "
+    "as its floor. With `--versus`: for `compare` of the same texts in both models. The texts must "
+    "be like those of the pilot: as spread, in units as large (`explain units`), in the same "
+    "proportion of labels and as separated. A pilot knows this number only roughly: to "
+    "about sqrt(2/n) of itself for n texts, and for ratios and shifts no better than it knows by "
+    "how much the value exceeds its floor. Ratios exclude their floor a little more "
+    "often than asked (in simulations up to 0.92 for 0.8). Not corrected for several numbers",
+    "needed1": "harmful texts of the language; see needed0",
+    "needed_units": "units of evidence in these texts, see `explain units`: with pairs or clusters "
+    "it is their number that counts",
+    "unit_effect": "variance of the value from units of evidence, over what it would be if all "
+    "texts were independent: as many times more texts are needed",
+}
+"""Variables of `power`, by (metric, model, layer, pooling, lang)."""
+
+TRANSFER = {
+    "best_layer": "layer with the largest auc_direction in the first store",
+    "source_auc": "auc_direction in the first store in this layer, which was chosen by it: it is "
+    "too high by what luck adds to the largest of several numbers",
+    "source_low": "lower end of its 95 % interval, which takes the layer as known",
+    "source_high": "upper end of its 95 % interval; see source_low",
+    "target_auc": "AUC of the texts of the second store in this layer, along the difference of the "
+    "class means of all texts of the first store. Neither layer nor direction has seen these texts",
+    "target_low": "lower end of the 95 % interval of target_auc (DeLong, Wilson's score interval, "
+    "fixed direction)",
+    "target_high": "upper end of the 95 % interval of target_auc; see target_low",
+    "target_p": "share of label permutations of the second store whose AUC is as many standard "
+    "deviations above 1/2, (1 + #>=)/(1 + R)",
+    "target_own_auc": "held-out AUC of the same texts along the second store's own direction",
+    "target_n0": "harmless texts of the second store that are left",
+    "target_n1": "harmful texts of the second store that are left",
+    "removed": "texts of the second store that were left out, because the first store has them or "
+    "a text of their unit (`explain units`), in any language",
+}
+"""Variables of `transfer`, by (model, pooling, lang)."""
+
+CURVE = {
+    "size": "texts of the rarer label in a sub-sample of whole units (`explain units`); `all`: all "
+    "texts, in the random projection as the sub-samples are; `full width`: all texts, as in "
+    "`separation`. Value and interval are the mean over several sub-samples: what a study of so "
+    "many texts would have given",
+}
+"""What `curve` has beside value, low and high."""
+
+SENSITIVITY = {
+    "choice": "a set of choices: `all`, or those of one metric, pooling or layer",
+    "choices": "how many combinations of metric, layer and pooling have a number",
+    "direction": "the sign of most of them: 1 if the aligned model holds the classes further apart "
+    "than the base model (in `separation`: if the value is above its floor), -1 if less "
+    "far, 0 if nothing differs",
+    "agree": "choices with this sign. Differences of the level of rounding have none",
+    "shown": "choices whose 95 % interval excludes 0 (in `separation` the floor) in this "
+    "direction. All choices are of the same texts, so that they are not so many pieces of "
+    "evidence; see p_family for what holds among all of them",
+    "against": "choices whose 95 % interval excludes 0 in the other direction",
+}
+"""Variables of `sensitivity`, by (choice, .., lang)."""
+
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
     for name, text in DIRECTIONS.items()
@@ -259,6 +325,10 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
+    | TRANSFER
+    | SENSITIVITY
+    | CURVE
+    | {name: text for name, text in POWER.items() if name not in COLUMNS}
     | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES
     | dict.fromkeys(("groups", "group_value"), _GROUPS)

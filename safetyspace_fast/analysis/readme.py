@@ -13,6 +13,7 @@ from .glossary import (
     COLUMNS,
     CONFOUNDS,
     COPIES,
+    CURVE,
     DIRECTIONS,
     DOMINANCE,
     GEOMETRY,
@@ -21,6 +22,9 @@ from .glossary import (
     GROUPS,
     NOTATION,
     PARALLEL,
+    POWER,
+    SENSITIVITY,
+    TRANSFER,
     UNITS,
 )
 from .metric import NONE, InComponents, Metric
@@ -34,7 +38,9 @@ INTRODUCTION = """\
 How far apart a model holds harmful and harmless texts, for every layer, pooling and language:
 metrics with intervals, p values and the value that chance would give. Everything is computed from
 a store that `run` wrote; no model is loaded. `separation` looks at each model, `compare` at what
-tuning changed between two models, `directions` and `parallel` at several languages together.
+tuning changed between two models, `directions` and `parallel` at several languages together;
+`power` says how many texts a study needs, `curve` what fewer would have given, `transfer` whether a
+direction holds on other data, `sensitivity` whether a claim depends on what was chosen.
 
 ```python
 import safetyspace_fast as ssf
@@ -235,6 +241,14 @@ def _beside() -> str:
             _defined(DIRECTIONS),
             "`parallel` reports for each layer and pooling, with an interval:",
             _defined(PARALLEL),
+            "`power` reports for each metric, model, layer, pooling and language:",
+            _defined(POWER),
+            "`curve` reports value, low and high of metrics for each size of a sub-sample:",
+            _defined(CURVE),
+            "`sensitivity` reports for each language, of the results of `compare` or `separation`:",
+            _defined(SENSITIVITY),
+            "`transfer` reports for each model, pooling and language of two stores:",
+            _defined(TRANSFER),
         ]
     )
 

@@ -84,6 +84,27 @@ def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict
     return {"run_as": ", ".join(shared), "settings_differ": "; ".join(differing)}
 
 
+def require_same_model(first: "Run", second: "Run", name: str) -> None:
+    """Check that a name means the same model, with the same prompts, in two stores.
+
+    Raises:
+        ConfigError: weights, template or `mean` differ.
+    """
+    one, other = (run.model(name) for run in (first, second))
+    differing = [
+        key
+        for key in ("weights", "template")
+        if one.manifest.get(f"{key}_sha256") != other.manifest.get(f"{key}_sha256")
+    ]
+    if (_mean_of(one) == _MEAN_BEFORE) != (_mean_of(other) == _MEAN_BEFORE):
+        differing.append("mean")
+    if differing:
+        raise ConfigError(
+            f"transfer: {name!r} has another {', '.join(differing)} in {second.place} than in "
+            f"{first.place}; run the same model with the same options into both"
+        )
+
+
 def require_comparable(
     run: "Run",
     base: str,

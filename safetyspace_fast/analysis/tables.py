@@ -1,5 +1,6 @@
 """Results as tables for the terminal; `write` also writes JSON, CSV and Parquet."""
 
+import itertools
 import math
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError
+from .cells import MIN_TEXTS
 from .glossary import ENDS, LEAST_LANGUAGES
 from .rows import to_csv, to_json, to_parquet
 
@@ -34,7 +36,7 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
     """Write results to a file, or to stdout.
 
     Args:
-        dataset: what `separation`, `compare`, `directions` or `parallel` returned.
+        dataset: what a function of this folder returned.
         form: one of `FORMATS`.
         output: a file; None prints to stdout.
 
@@ -65,6 +67,14 @@ def to_table(dataset: "xarray.Dataset") -> str:
     language there is one table with a row for each layer. Metrics that do not fit go into another
     table below.
     """
+    if "needed0" in dataset:
+        return _text([*_power(dataset), *_settings(dataset)])
+    if "size" in dataset.dims:
+        return _text([*_curves(dataset), *_settings(dataset)])
+    if "against" in dataset:
+        return _text([*_sensitivity(dataset), *_settings(dataset)])
+    if "target_auc" in dataset:
+        return _text([*_transfer(dataset), *_settings(dataset)])
     if "metric" not in dataset.dims:
         return _text([*_matrices(dataset), *_confounds(dataset), *_settings(dataset)])
     langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
@@ -300,9 +310,21 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
         [title, *_aligned([*leading, *part])]
         for part in _fitting(columns, sum(_width(column) + 2 for column in leading))
     ]
-    if notes:
-        tables[-1] += [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+    tables[-1] += _reasons(notes)
     return tables
+
+
+def _reason_marks(refused: Sequence[str], notes: dict[str, str]) -> list[str]:
+    """The mark of each reason, or ""; new reasons are added to the notes."""
+    return [
+        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
+        for reason in refused
+    ]
+
+
+def _reasons(notes: Mapping[str, str]) -> list[str]:
+    """Lines under a table: what the marks of refused numbers mean."""
+    return [f"{mark} refused: {reason}" for reason, mark in notes.items()]
 
 
 def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
@@ -315,10 +337,7 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     """
     compared = "difference" in column
     refused = column["refused"].to_numpy().tolist()
-    marks = [
-        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
-        for reason in refused
-    ]
+    marks = _reason_marks(refused, notes)
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
     marked = int(column["resamples"].item()) >= MARK_RESAMPLES
@@ -447,6 +466,187 @@ def _padded(entries: list[str]) -> list[str]:
     if not any(entry.endswith("*") for entry in entries):
         return entries
     return [entry if entry.endswith("*") else f"{entry} " for entry in entries]
+
+
+# Power ---------------------------------------------------------------------------------------
+
+
+def _power(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `power`: a row for each language, or for each layer of one language."""
+    langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
+    asked, versus = dataset.attrs["asked_difference"], dataset.attrs["versus"]
+    by, across = ("layer", "lang") if len(langs) == 1 else ("lang", "layer")
+    visible = layers if by == "layer" or len(layers) <= MOST_LAYERS else layers[-1:]
+    others = langs if by == "layer" else visible
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            for other in others:
+                for metric in _names(dataset, "metric"):
+                    place = {"model": model, "pooling": pooling, "metric": metric, across: other}
+                    view = dataset.sel(place)
+                    minus = f"{model} - {versus}" if versus else model
+                    title = f"{minus} | pooling {pooling} | {across} {other} | {metric}"
+                    tables.append([title, *_power_lines(view, by)])
+    share, level = dataset.attrs["power"], dataset.attrs["level"]
+    legend = (
+        f"needed: texts, harmless + harmful, that show a difference of {asked:g} in {share:.0%} of "
+        f"studies (two-sided, level {level:g}), if they are like those of the pilot; at least "
+        f"{MIN_TEXTS} of each. detectable: what the texts of the pilot show. "
+    )
+    legend += (
+        "The same texts run in both models."
+        if versus
+        else "Shown: the interval of the value excludes a number that is this far away, such as "
+        "the floor. >: the value is nearer than that to its floor, and the number is rough."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    if by == "lang" and len(visible) < len(layers):
+        tables.append([f"Only the last of {len(layers)} layers is shown; see --layers."])
+    return tables
+
+
+def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
+    """The table of one metric: a row for each name along `by`."""
+    notes: dict[str, str] = {}
+    marks = _reason_marks(view["refused"].to_numpy().tolist(), notes)
+    near = (view["value"] - view["floor"] < view.attrs["asked_difference"]).to_numpy()
+    rough = ["> " * bool(x and not view.attrs["versus"]) for x in near]
+    counts = ("n0", "n1"), ("needed0", "needed1")
+    pilot, needed = ([f"{n0:.0f}+{n1:.0f}" for n0, n1 in _numbers(view, names)] for names in counts)
+    columns = [[by, *_names(view, by)], ["pilot", *pilot]]
+    columns += [
+        [name, *(_fixed(x, ".3g") for x in view[name].to_numpy())]
+        for name in ("value", "deviation", "detectable")
+    ]
+    entries = zip(marks, rough, needed, strict=True)
+    columns.append(["needed", *(mark or f"{sign}{texts}" for mark, sign, texts in entries)])
+    columns += [
+        [name, *(_fixed(x, form) for x in view[name].to_numpy())]
+        for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
+    ]
+    return [*_aligned(columns), *_reasons(notes)]
+
+
+# Curves --------------------------------------------------------------------------------------
+
+
+def _curves(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `curve`: a row for each size, a column for each language."""
+    sizes, langs = _names(dataset, "size"), _names(dataset, "lang")
+    leading = ["texts", *sizes]
+    tables = []
+    for axis in itertools.product(*(_names(dataset, d) for d in ("model", "pooling", "layer"))):
+        for metric in _names(dataset, "metric"):
+            view = dataset.sel(model=axis[0], pooling=axis[1], layer=axis[2], metric=metric)
+            notes: dict[str, str] = {}
+            columns = []
+            for lang in langs:
+                column = view.sel(lang=lang)
+                numbers = _numbers(column, ("value", "low", "high"))
+                style = _Style.of(numbers)
+                marks = _reason_marks(column["refused"].to_numpy().tolist(), notes)
+                entries = zip(marks, numbers, strict=True)
+                columns.append([lang, *(mark or style.entry(*row) for mark, row in entries)])
+            title = f"{axis[0]} | pooling {axis[1]} | layer {axis[2]} | {metric}"
+            parts = _fitting(columns, _width(leading) + 2)
+            tables += [[title, *_aligned([leading, *part])] for part in parts]
+            tables[-1] += _reasons(notes)
+    legend = (
+        "texts: of the rarer label. Value and 95 % interval of sub-samples of so many, the mean of "
+        f"{dataset.attrs['draws']}, in the random projection; full width: all texts, as in "
+        "`separation`."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+# Sensitivity ---------------------------------------------------------------------------------
+
+
+def _sensitivity(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `sensitivity`: a row for each set of choices, a column for each language."""
+    compared = "base" in dataset.attrs
+    if compared:
+        views = {f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}": dataset}
+    else:
+        views = {model: dataset.sel(model=model) for model in _names(dataset, "model")}
+    tables = []
+    leading = ["choices", *_names(dataset, "choice")]
+    for name, view in views.items():
+        columns = []
+        for lang in _names(dataset, "lang"):
+            column = view.sel(lang=lang)
+            parts = _numbers(column, ("direction", "agree", "choices", "shown", "against"))
+            columns.append([lang, *(_agreement(*part) for part in parts)])
+        for part in _fitting(columns, _width(leading) + 2):
+            title = f"{name} | choices of metric, layer and pooling that agree"
+            tables.append([title, *_aligned([leading, *part])])
+    what = "the classes are further apart in the aligned model" if compared else "above the floor"
+    legend = (
+        f"+14/16 (9): in 14 of 16 choices {what}, in 9 the 95 % interval says so. -: in most it is "
+        "the other way round. !2: in 2 choices the interval says the opposite of most. The choices "
+        "are of the same texts: they are not so many pieces of evidence."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+def _agreement(direction: float, agree: float, choices: float, shown: float, against: float) -> str:
+    """How many choices agree, as the legend says."""
+    if not choices:
+        return "-"
+    sign = {1.0: "+", -1.0: "-"}.get(direction, "")
+    return f"{sign}{agree:.0f}/{choices:.0f} ({shown:.0f})" + f" !{against:.0f}" * bool(against)
+
+
+# Transfer ------------------------------------------------------------------------------------
+
+
+def _transfer(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `transfer`: a row for each language."""
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            lines = _transfer_lines(dataset.sel(model=model, pooling=pooling))
+            title = f"{model} | pooling {pooling} | AUC along the direction of the first store"
+            tables.append([title, *lines])
+    legend = (
+        f"First: {dataset.attrs['source']}. Second: {dataset.attrs['target']}. chosen: the layer "
+        "with the largest AUC on the first, which is too high for that. own: held-out AUC of the "
+        "second store's direction. removed: texts of the second store that the first has, and "
+        f"their units. ~: consistent with chance (p > {CHANCE})."
+    )
+    if bool((dataset["space"] == "projection").any()):
+        legend += (
+            " space projection: approximate; run the second store with --basis of the first for "
+            "the full width."
+        )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+def _transfer_lines(view: "xarray.Dataset") -> list[str]:
+    """The table of one model and pooling."""
+    notes: dict[str, str] = {}
+    style = _Style("z.3f")
+    marks = _reason_marks(view["refused"].to_numpy().tolist(), notes)
+    source = _numbers(view, ("source_auc", "source_low", "source_high"))
+    target = _numbers(view, ("target_auc", "target_low", "target_high", "target_p"))
+    entries = [mark or style.entry(*row) for mark, row in zip(marks, target, strict=True)]
+    counts = _numbers(view, ("target_n0", "target_n1"))
+    columns = [
+        ["lang", *_names(view, "lang")],
+        ["layer", *(layer or "-" for layer in _names(view, "best_layer"))],
+        ["chosen", *(style.entry(*row) for row in source)],
+        ["tested", *entries],
+        ["p", *(_fixed(row[3], ".3f") for row in target)],
+        ["own", *(_fixed(x, ".3f") for x in view["target_own_auc"].to_numpy())],
+        ["texts", *(f"{n0:.0f}+{n1:.0f}" if math.isfinite(n0) else "-" for n0, n1 in counts)],
+        ["removed", *(_fixed(x, ".0f") for x in view["removed"].to_numpy())],
+        ["space", *(space or "-" for space in _names(view, "space"))],
+    ]
+    return [*_aligned(columns), *_reasons(notes)]
 
 
 # Beside the metrics --------------------------------------------------------------------------

@@ -143,7 +143,8 @@ MODEL = (
         (*_ROWS, "basis"),
         "float32",
         "state",
-        "position along the difference of the other folds' class means of these models",
+        "position along the difference of the other folds' class means of these models; of all "
+        "folds' where the model is of another store",
         keepbits=16,
         optional=True,
     ),

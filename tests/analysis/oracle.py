@@ -64,8 +64,15 @@ class StandInModel:
         }
         self.attrs["bases"] = [other.name]
 
+    @property
+    def identity(self):
+        return f"{self.name}@{id(self)}"
+
     def has(self, name):
         return name in self._arrays
+
+    def add(self, name, array, dims):
+        self._arrays[name], self._dims[name] = array, dims
 
     def remove(self, name):
         """As in a store of an earlier version."""
@@ -84,6 +91,7 @@ class StandInRun:
 
     def __init__(self, languages, samples, models):
         self.languages, self.samples, self._models = tuple(languages), samples, models
+        self.place = "store"
         self.models = tuple(models)
 
     def lang_range(self, lang):

@@ -28,11 +28,16 @@ from ..metric import (
 )
 from ..moments import shift_influence, shift_noise
 from ..uncertainty import (
+    Resamples,
     common_held_out,
+    equal_units,
     influence_variance,
+    share_interval,
     t_interval,
+    trials,
     unit_sums,
     units_behind,
+    unseen_trial,
 )
 from .ratio import standardized
 
@@ -321,6 +326,7 @@ def _held_out(
         influence_variance(grown, cells.unit) * noise.clamp_max(1) / 2,
         lambda: _direction_shift(cells, direction),
         partial(common_held_out, folds=len(fold_texts(cells.fold))),
+        growth=growth,
     )
     squares, influence = (square,), influence - moved + grown
     if trials is None:
@@ -393,6 +399,26 @@ def fold_auc(
     left = 1 - particular / unit_sums(rest, copy).square().sum(-1)
     once = left.clamp_min(0).nan_to_num(0.0).sqrt()[..., None]
     return auc, (linear + once * rest) / pairs
+
+
+def fixed_auc(scores: Tensor, texts: Resamples, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`fold_auc` with its 95 % interval, along directions that these texts had no part in.
+
+    The influences are those of DeLong, the interval is Wilson's (`share_interval`).
+
+    Args:
+        scores: [n] float64; texts: labels, units and copies of the n texts; fold: [n] int64.
+
+    Returns:
+        auc, low, high, [] each.
+    """
+    copies = int(torch.bincount(texts.copy).max()) > 1
+    auc, influence = fold_auc(scores, texts.labels, fold, texts.copy if copies else None)
+    added = unseen_trial(influence, texts.unit)
+    units = equal_units(texts.labels, texts.unit)
+    number, freedom = trials(units), max(float(units.min()) - 1, 1.0)
+    deviation = (influence_variance(influence, texts.unit) + added / number**2).sqrt()
+    return auc, *share_interval(auc, deviation, freedom, number, added)
 
 
 def _equal_pairs(copy: Tensor) -> float:
