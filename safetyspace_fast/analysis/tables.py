@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError
-from .glossary import ENDS, LEAST_LANGUAGES
+from .glossary import ENDS, LEAST_LANGUAGES, SPACES
 from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
     import xarray
+    from numpy.typing import NDArray
 
 FORMATS = ("table", "json", "csv", "parquet")
 WIDTH = 100
@@ -139,6 +140,11 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             )
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
+        if others := [name for name in ELSEWHERE if _disagrees(dataset, name).any()]:
+            parts.append(
+                f"{DISAGREE}: in other components the difference has the other sign (explain "
+                f"{', '.join(others)}): the choice of components decides."
+            )
         share = dataset["rounding_share"].to_numpy()
         if alike := int((share >= 1).sum()):
             parts.append(
@@ -177,6 +183,19 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
 def _is_close(p: float, resamples: int) -> bool:
     """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`."""
     return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
+
+
+DISAGREE = "^"
+"""Mark of a difference that has another sign in other components."""
+ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
+
+
+def _disagrees(view: "xarray.Dataset", name: str) -> "NDArray[np.bool_]":
+    """Whether a difference and that in other components, where it is known, differ in sign."""
+    if name not in view:
+        return np.zeros(view["difference"].shape, bool)
+    product: NDArray[np.bool_] = (view["difference"] * view[name] < 0).to_numpy()
+    return product
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:
@@ -328,6 +347,8 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
         close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
         entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
     if compared:
+        apart = np.any([_disagrees(column, name) for name in ELSEWHERE], 0)
+        entries = [DISAGREE * int(x) + entry for x, entry in zip(apart, entries, strict=True)]
         both = _numbers(column, ("base", "aligned"))
         entries = [
             f"{style.number(base)} > {style.number(aligned)}, {entry}"

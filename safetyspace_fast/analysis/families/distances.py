@@ -74,18 +74,14 @@ Space = int | Literal["kernel"]
 
 @once
 def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
-    """`labelled_distances` of each cell, for the true labels and every permutation."""
+    """`labelled_distances` of each cell, for the true labels and every permutation behind p."""
+    labellings = cells.resamples.labellings[: 1 if cells.compared else None]
     x = cells.components(space) if isinstance(space, int) else cells.projected
     widths: Sequence[float | None] = [None] * len(x)
     if space == "kernel":
         widths = [kernel.width for kernel in _kernel_widths(cells)]
     return [
-        labelled_distances(
-            texts,
-            cells.resamples.labellings,
-            bandwidth=width,
-            copy=cells.copy,
-        )
+        labelled_distances(texts, labellings, bandwidth=width, copy=cells.copy)
         for texts, width in zip(x, widths, strict=True)
     ]
 
@@ -467,7 +463,7 @@ def kernel_width(x: Tensor, first: Tensor, most: int = 1000) -> KernelWidth:
 @once
 def _kernel_widths(cells: Cells) -> list[KernelWidth]:
     """Bandwidth of the Gaussian kernel of each cell: in a comparison the base model's."""
-    if cells.base is not None:
+    if cells.base is not cells:
         return _kernel_widths(cells.base)
     return [kernel_width(x, cells.first) for x in cells.projected]
 
