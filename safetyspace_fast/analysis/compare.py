@@ -128,9 +128,8 @@ def compare(
     """
     import xarray
 
-    if components not in get_args(Space):
-        spaces = ", ".join(get_args(Space))
-        raise ConfigError(f"components: got {components!r}, expected one of {spaces}")
+    if components not in (known := get_args(Space)):
+        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(known)}")
     require_permutations(permutations)
     if equivalence is not None and not 0 < equivalence < math.inf:
         raise ConfigError(
