@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import STATISTICS, labelled_statistics, robust_scale
+from ..ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale
 from ..ops.labelled import labelled_distances
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import (
@@ -354,7 +354,7 @@ class Cells:
     @cached_property
     def shift_noise(self) -> Tensor:
         """[cell], tr V^2 of the covariance V of d."""
-        if self.own_null and self.window.has("noise"):
+        if self.has_null and self.window.has("noise"):
             return self.stored("noise")[:, 0]
         return shift_noise(self.unit_shift, self.projected.shape[-1])
 
@@ -374,8 +374,14 @@ class Cells:
 
     @property
     def has_null(self) -> bool:
-        """Whether `null` is at full width."""
-        return self.own_null and self.window.has("null")
+        """Whether `null` is at full width.
+
+        An earlier version did not leave texts without a partner out, and stored nothing of pairs.
+        """
+        if not self.own_null or not self.window.has("null"):
+            return False
+        pairs = self.stored("null")[:, STATISTICS.index("paired_shift"), 0]
+        return self.lone is None or bool(pairs.isfinite().all())
 
     @cached_property
     def _null(self) -> Tensor:
@@ -386,7 +392,7 @@ class Cells:
         if number == 1 and not self.paired:  # nothing is permuted
             shape = (len(self.index), len(STATISTICS), 1)
             return torch.full(shape, torch.nan, dtype=torch.float64)
-        labels = self.resamples.labellings[:number].to(torch.uint8)
+        labellings = FoldLabellings(self.resamples.labellings[:number].to(torch.uint8), self.fold)
         pair_unit = None
         if self.paired:
             pair_unit = torch.unique(self.unit[self.partners[:, 1]], return_inverse=True)[1]
@@ -395,8 +401,7 @@ class Cells:
                 labelled_statistics(
                     x,
                     robust_scale(x),
-                    labels,
-                    self.fold,
+                    labellings,
                     copy=self.copy,
                     partners=self.partners if self.paired else None,
                     pair_unit=pair_unit,
@@ -729,7 +734,7 @@ def read_cells(
                         same,
                         group,
                         space,
-                        own_null and lone is None and same_texts,
+                        own_null and same_texts,
                         lone,
                     )
                 )
