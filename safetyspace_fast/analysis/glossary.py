@@ -156,6 +156,10 @@ COLUMNS = {
     "compared with the largest under each permutation. In `compare`: over all differences of the "
     "results, or over all excesses; the null comes from random signs of the influences of texts or "
     "pairs (Hemerik, Goeman & Finos 2020)",
+    "p_asks": "what a small p says: `means`, that the means of the classes differ (in pairs, that "
+    "their texts differ to one side), or `any difference`, that the classes differ in something, "
+    "perhaps in spread alone. In tables * marks what is significant of the first kind, + of the "
+    "second",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
     "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
     "each other positively). It is in JSON, CSV and Parquet, not in tables",
@@ -316,7 +320,7 @@ def explain(name: str) -> str:
         "data": "paired languages only" if entry.paired else "",
         "floor": entry.floor,
         "interval": entry.interval if entry.interval == NONE else f"95 %: {entry.interval}",
-        "p": entry.null,
+        "p": entry.null + "; asks for any difference" * entry.any_difference,
         "pitfalls": entry.pitfalls,
     }
     lines = [f"{entry.name}: {entry.title}"]

@@ -154,7 +154,12 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
         if not dataset.attrs["reference"] and dataset.sizes["lang"] > 1:
             parts.append("No language is the reference: there are no differences of differences.")
     else:
-        parts = ["value [95 % interval].", marks, *_close_calls(dataset)]
+        parts = ["value [95 % interval].", marks]
+        if "any difference" in dataset["p_asks"].to_numpy():
+            parts.append(
+                f"{ANY}: the same, but a difference of spread alone is enough (`explain p_asks`)."
+            )
+        parts += _close_calls(dataset)
         parts.append("floor: value expected without any difference, median of the rows.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
@@ -185,6 +190,8 @@ def _is_close(p: float, resamples: int) -> bool:
     return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
 
 
+ANY = "+"
+"""Mark in place of `*` where p asks for any difference of the classes, not for one of means."""
 DISAGREE = "^"
 """Mark of a difference that has another sign in other components."""
 ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
@@ -342,7 +349,8 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
     marked = int(column["resamples"].item()) >= MARK_RESAMPLES
     style = _Style.of(numbers)
-    entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
+    star = ANY if "p_asks" in column.coords and column["p_asks"].item() != "means" else "*"
+    entries = [style.entry(*(row if marked else row[:3]), star=star) for row in numbers]
     if marked and not compared:
         close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
         entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
@@ -437,14 +445,21 @@ class _Style:
         return f"{value:{self.form}}" if math.isfinite(value) else "-"
 
     def entry(
-        self, value: float, low: float, high: float, p: float = math.nan, p_family: float = math.nan
+        self,
+        value: float,
+        low: float,
+        high: float,
+        p: float = math.nan,
+        p_family: float = math.nan,
+        *,
+        star: str = "*",
     ) -> str:
-        """A value with its interval, `~` before and `*` behind it as the legend says."""
+        """A value with its interval, `~` before and `star` behind it as the legend says."""
         if math.isnan(value):
             return "-"
-        mark, star = "~" if p > CHANCE else "", "*" if p_family <= CHANCE else ""
+        mark, end = "~" if p > CHANCE else "", star if p_family <= CHANCE else ""
         interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
-        return f"{mark}{value:{self.form}}{interval}{star}"
+        return f"{mark}{value:{self.form}}{interval}{end}"
 
 
 def _uncertainty(value: float, low: float, high: float) -> float:
@@ -465,9 +480,9 @@ def _median(numbers: Iterable[float]) -> float:
 
 def _padded(entries: list[str]) -> list[str]:
     """Add a blank where another entry of the column ends with a star."""
-    if not any(entry.endswith("*") for entry in entries):
+    if not any(entry.endswith(("*", ANY)) for entry in entries):
         return entries
-    return [entry if entry.endswith("*") else f"{entry} " for entry in entries]
+    return [entry if entry.endswith(("*", ANY)) else f"{entry} " for entry in entries]
 
 
 # Beside the metrics --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.families.gaussian import bhattacharyya_floor
 from safetyspace_fast.analysis.metric import SPREAD_COUNTS
+from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.data import find_units, permuted_labels
 from safetyspace_fast.ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale
 
@@ -152,15 +153,36 @@ def test_the_check_of_p_sees_a_test_that_ignores_clusters_or_spread():
 
 
 def test_metrics_that_a_difference_of_spread_moves_say_so():
-    moved = rejections(wide, (380, 20), ("silhouette", "energy_distance", "nn_accuracy"), 10)
+    moved = rejections(wide, (380, 20), ("energy_distance", "nn_accuracy"), 10)
     for name, share in moved.items():
         assert share > 0.5, name
-        assert SPREAD_COUNTS in METRICS[name].pitfalls
-    for name in ("rho", "rho_standardized", "auc_direction", "auc_standardized"):
-        assert SPREAD_COUNTS not in METRICS[name].pitfalls
+        assert METRICS[name].any_difference
+    for name, one in METRICS.items():
+        assert one.any_difference == (SPREAD_COUNTS in one.pitfalls), name
+    for name in ("rho", "rho_standardized", "silhouette", "auc_direction", "auc_standardized"):
+        assert not METRICS[name].any_difference
 
 
-MEANS_IN_COMPONENTS = ["rho_pc2", "bhattacharyya_mean_pc2", "mahalanobis_pc2"]
+def test_no_star_of_the_default_table_rests_on_spread_alone():
+    """Classes of one mean, one twice as wide: `+` where any difference counts, never `*`."""
+    rng = np.random.default_rng(4)
+    x, y, _ = normal(rng, 200, 200)
+    x[y == 1] *= 2
+    found = separation(
+        stand_in({"m": {"en": x[None, None]}}, {"en": y}), permutations=199, bootstraps=20
+    )
+    starred = found["metric"][(found["p_family"] <= 0.05).squeeze().to_numpy()].to_numpy()
+    assert {"bhattacharyya_pc10", "bhattacharyya_cov_pc10"} <= set(starred)
+    assert all(METRICS[name].any_difference for name in starred)
+    text = to_table(found)
+    assert "*" not in text.replace("*: significant", "")
+    assert "+: the same, but" in text
+    assert sum(line.count("]+") for line in text.splitlines()) == len(starred)
+
+
+MEANS_IN_COMPONENTS = [
+    *("rho_pc2", "bhattacharyya_mean_pc2", "mahalanobis_pc2", "silhouette_pc2", "silhouette"),
+]
 
 
 def in_components(draws, permutations):

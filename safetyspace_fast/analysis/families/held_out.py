@@ -515,6 +515,7 @@ _ACCURACY_DIRECTION = Metric(
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED,
     floor="0.5",
+    any_difference=True,
     estimator=partial(_accuracy, direction="mean difference"),
 )
 
@@ -532,6 +533,7 @@ _ACCURACY_PROBE = Metric(
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED_RIDGE,
     floor="0.5",
+    any_difference=True,
     estimator=partial(_accuracy, direction="probe"),
 )
 
