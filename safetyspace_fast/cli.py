@@ -463,9 +463,10 @@ def _add_compare(commands: _Commands) -> None:
     )
     compare.add_argument(
         "--components",
-        choices=("own", "base"),
+        choices=("own", "base", "union"),
         default="own",
-        help="principal components of each model itself, or of the base model (default: own)",
+        help="principal components of each model itself, of the base model, or of both models "
+        "together (default: own)",
     )
     compare.add_argument(
         "--equivalence",

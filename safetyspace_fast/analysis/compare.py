@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import LABELLINGS
 from ..errors import ConfigError
 from ..threads import in_parallel
-from .cells import Cells, read_cells
+from .cells import Cells, Space, read_cells, values_in
 from .confounds import confounds, dominance
 from .estimate import Estimate, covariances, from_influences, known_of
 from .families import choose
@@ -65,7 +65,7 @@ def compare(
     paired: bool | None = None,
     force: bool = False,
     different_templates: bool = False,
-    components: Literal["own", "base"] = "own",
+    components: Space = "own",
     equivalence: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
@@ -84,8 +84,9 @@ def compare(
             progress: as in `separation`.
         different_templates: compare models whose prompts differ in the template, and say so in the
             results.
-        components: `own`: each model in its own exact components, as in `separation`; `base`: both
-            in those of the base model, for which the aligned model must have been run after it.
+        components: `own`: each model in its own exact components, as in `separation`; `union`: both
+            in those of both models together, see `moments.union_components`; `base`: both in those
+            of the base model, for which the aligned model must have been run after it.
         equivalence: the largest difference that counts as no change, for metrics without a unit.
 
     Returns:
@@ -95,6 +96,9 @@ def compare(
         (difference minus that of the reference language), `excess_low`, `excess_high`, `excess_p`,
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
+
+        `difference_own`, `difference_base` and `difference_union`, without that of `components`:
+        the difference in other components, NaN for metrics without components and where unknown.
 
         The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models differ in
         hidden size or projection, if nothing moves, or if a direction is not reliable.
@@ -114,8 +118,8 @@ def compare(
     """
     import xarray
 
-    if components not in SPACES:
-        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(SPACES)}")
+    if components not in (known := get_args(Space)):
+        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(known)}")
     require_permutations(permutations)
     if equivalence is not None and not 0 < equivalence < math.inf:
         raise ConfigError(
@@ -145,6 +149,11 @@ def compare(
     refused = np.full((len(family), *shape), "", object)
     moved = {name: np.full(shape, np.nan) for name in GEOMETRY}
     nulls = np.zeros((len(family), *shape, permutations), np.float32)
+    elsewhere = {
+        space: np.full((len(family), *shape), np.nan)
+        for space in get_args(Space)
+        if space != components
+    }
     projections = [_projection(run.model(name)) for name in (base, aligned)]
     shared = projections[0] == projections[1]
     shared_items = SharedItems(run, langs, (len(family), *shape), bootstraps)
@@ -163,7 +172,7 @@ def compare(
             seed=seed,
             paired=paired is not False,
             force=force,
-            in_base=components == "base",
+            space=components,
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
@@ -180,6 +189,13 @@ def compare(
                 shared_items.add(at, i_lang, first.kept, first.unit, *of_items)
                 if difference.null is not None:
                     nulls[at] = difference.null.numpy()
+            for space, column in elsewhere.items():
+                both = values_in((first, second), space)
+                for i_metric, metric in enumerate(family):
+                    if metric.components and not metric.alias_of:
+                        before, after = (metric.estimate(cells)[0].value for cells in both)
+                        at = (i_metric, i_layers, i_poolings, i_lang)
+                        column[at] = (after - before).numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     reference = choose_reference(run, reference, langs)
@@ -205,6 +221,7 @@ def compare(
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
+            **{f"difference_{space}": (dims, column) for space, column in elsewhere.items()},
             **verdict,
             "refused": (dims, refused.astype(str)),
             **{

@@ -5,6 +5,7 @@ import textwrap
 
 from ..errors import ConfigError
 from ..names import nearest
+from ..store.layout import COMPONENTS
 from .crossfit import LEAST_RELIABILITY
 from .families import METRICS, metric
 from .metric import NONE
@@ -114,20 +115,27 @@ GEOMETRY = {
     "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
     "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
-    "cka": "linear CKA between the texts in both models, in the first 16 components of each (which "
-    "leaves out what varies less), debiased (Song et al. "
+    "kept_share": f"share of the variance of the texts that lies in the first {COMPONENTS} "
+    "components, in the model where it is smaller: cka and metrics in union pcK see nothing else",
+    "cka": f"linear CKA between the texts in both models, in the first {COMPONENTS} components of "
+    "each (which leaves out what varies less: kept_share says how much), debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
 
+_AS_KNOWN = "Intervals of silhouettes take these components as known"
 SPACES = {
     "own": "own pcK: each model in the first K exact principal components of its own texts of the "
     "language, as in `separation`. This asks how well each model separates the classes where it "
     "varies most: a model that is only turned in space does not change",
     "base": "base pcK: both models in the first K exact principal components of the base model's "
     "texts of the language. This asks what became of the separation where the base model varied "
-    "most: a model that is only turned in space does change. Intervals of silhouettes take these "
-    "components as known",
+    f"most: a model that is only turned in space does change. {_AS_KNOWN}",
+    "union": "union pcK: both models in the first K principal components of the texts of both "
+    f"models together (SVD of both, each about its mean and within its own first {COMPONENTS} "
+    "components, which are all that a store keeps). This asks how well each model separates the "
+    "classes where both vary most, with one space for both: a model that is only turned in space "
+    f"changes less than in base pcK. {_AS_KNOWN}",
 }
 """Spaces of metrics in components, in `compare`."""
 
@@ -148,6 +156,10 @@ COLUMNS = {
     "compared with the largest under each permutation. In `compare`: over all differences of the "
     "results, or over all excesses; the null comes from random signs of the influences of texts or "
     "pairs (Hemerik, Goeman & Finos 2020)",
+    "p_asks": "what a small p says: `means`, that the means of the classes differ (in pairs, that "
+    "their texts differ to one side), or `any difference`, that the classes differ in something, "
+    "perhaps in spread alone. In tables * marks what is significant of the first kind, + of the "
+    "second",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
     "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
     "each other positively). It is in JSON, CSV and Parquet, not in tables",
@@ -161,6 +173,14 @@ COLUMNS = {
     "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007)",
+    **{
+        f"difference_{space}": f"the difference in {space} pcK (`explain space`), of metrics in "
+        "components, where these are not those of the result. Where its sign is another than that "
+        "of the difference (table mark ^), the choice of components decides whether the classes "
+        "came closer or moved apart: claim neither from this metric, and see rho, silhouette and "
+        "auc_direction, which need no components"
+        for space in SPACES
+    },
     "verdict": "with `--equivalence D`, for metrics without a unit. `no change larger than D`: the "
     "90 % interval of the difference lies in [-D, D], which is so in at most 5 % of cases if the "
     "true difference is D (two one-sided tests, Schuirmann 1987). Else `changed`: the 95 % "
@@ -370,7 +390,7 @@ def explain(name: str) -> str:
         "data": "paired languages only" if entry.paired else "",
         "floor": entry.floor,
         "interval": entry.interval if entry.interval == NONE else f"95 %: {entry.interval}",
-        "p": entry.null,
+        "p": entry.null + "; asks for any difference" * entry.any_difference,
         "pitfalls": entry.pitfalls,
     }
     lines = [f"{entry.name}: {entry.title}"]

@@ -50,10 +50,15 @@ OWN_COMPONENTS = (
 """Pitfall of all metrics in components."""
 
 SPREAD_COUNTS = (
-    "A difference of spread alone also moves it, and makes p small: it shows that the classes "
-    "differ, not that their means do; see rho and auc_direction for those."
+    "A difference of spread alone also moves it, and makes p small (table mark +): it shows that "
+    "the classes differ, not that their means do; see rho and auc_direction for those."
 )
-"""Pitfall of metrics whose null is that both classes have one distribution."""
+"""Pitfall of metrics of `any_difference`."""
+SPREAD_MOVES = (
+    "A difference of spread alone also moves the value, but does not make p small: that asks "
+    "whether the means differ."
+)
+"""Pitfall of other metrics that are not about means alone."""
 
 
 MetricName = Literal[
@@ -102,6 +107,8 @@ class Metric:
     alias_of: str = ""
     paired: bool = False
     """Defined for paired data only."""
+    any_difference: bool = False
+    """Whether p asks if the classes differ at all, so that spread alone makes it small."""
     default: bool = False
     """Computed if no metrics are named."""
     grows: bool = True

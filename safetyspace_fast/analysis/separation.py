@@ -171,4 +171,6 @@ def _described(family: Sequence[Metric]) -> dict[str, tuple[str, list[str]]]:
     fields = (
         "title", "space", "kind", "unit", "definition", "source", "interval", "null", "alias_of",
     )  # fmt: skip
-    return {name: ("metric", [getattr(metric, name) for metric in family]) for name in fields}
+    described = {name: ("metric", [getattr(metric, name) for metric in family]) for name in fields}
+    asks = ["any difference" if metric.any_difference else "means" for metric in family]
+    return described | {"p_asks": ("metric", asks)}

@@ -13,11 +13,12 @@ import numpy as np
 
 from ..errors import ConfigError
 from .cells import MIN_TEXTS
-from .glossary import ENDS, LEAST_LANGUAGES
+from .glossary import ENDS, LEAST_LANGUAGES, SPACES
 from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
     import xarray
+    from numpy.typing import NDArray
 
 FORMATS = ("table", "json", "csv", "parquet")
 WIDTH = 100
@@ -149,6 +150,11 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             )
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
+        if others := [name for name in ELSEWHERE if _disagrees(dataset, name).any()]:
+            parts.append(
+                f"{DISAGREE}: in other components the difference has the other sign (explain "
+                f"{', '.join(others)}): the choice of components decides."
+            )
         share = dataset["rounding_share"].to_numpy()
         if alike := int((share >= 1).sum()):
             parts.append(
@@ -158,7 +164,12 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
         if not dataset.attrs["reference"] and dataset.sizes["lang"] > 1:
             parts.append("No language is the reference: there are no differences of differences.")
     else:
-        parts = ["value [95 % interval].", marks, *_close_calls(dataset)]
+        parts = ["value [95 % interval].", marks]
+        if "any difference" in dataset["p_asks"].to_numpy():
+            parts.append(
+                f"{ANY}: the same, but a difference of spread alone is enough (`explain p_asks`)."
+            )
+        parts += _close_calls(dataset)
         parts.append("floor: value expected without any difference, median of the rows.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
@@ -187,6 +198,21 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
 def _is_close(p: float, resamples: int) -> bool:
     """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`."""
     return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
+
+
+ANY = "+"
+"""Mark in place of `*` where p asks for any difference of the classes, not for one of means."""
+DISAGREE = "^"
+"""Mark of a difference that has another sign in other components."""
+ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
+
+
+def _disagrees(view: "xarray.Dataset", name: str) -> "NDArray[np.bool_]":
+    """Whether a difference and that in other components, where it is known, differ in sign."""
+    if name not in view:
+        return np.zeros(view["difference"].shape, bool)
+    product: NDArray[np.bool_] = (view["difference"] * view[name] < 0).to_numpy()
+    return product
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:
@@ -342,11 +368,14 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
     marked = int(column["resamples"].item()) >= MARK_RESAMPLES
     style = _Style.of(numbers)
-    entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
+    star = ANY if "p_asks" in column.coords and column["p_asks"].item() != "means" else "*"
+    entries = [style.entry(*(row if marked else row[:3]), star=star) for row in numbers]
     if marked and not compared:
         close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
         entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
     if compared:
+        apart = np.any([_disagrees(column, name) for name in ELSEWHERE], 0)
+        entries = [DISAGREE * int(x) + entry for x, entry in zip(apart, entries, strict=True)]
         both = _numbers(column, ("base", "aligned"))
         entries = [
             f"{style.number(base)} > {style.number(aligned)}, {entry}"
@@ -435,14 +464,21 @@ class _Style:
         return f"{value:{self.form}}" if math.isfinite(value) else "-"
 
     def entry(
-        self, value: float, low: float, high: float, p: float = math.nan, p_family: float = math.nan
+        self,
+        value: float,
+        low: float,
+        high: float,
+        p: float = math.nan,
+        p_family: float = math.nan,
+        *,
+        star: str = "*",
     ) -> str:
-        """A value with its interval, `~` before and `*` behind it as the legend says."""
+        """A value with its interval, `~` before and `star` behind it as the legend says."""
         if math.isnan(value):
             return "-"
-        mark, star = "~" if p > CHANCE else "", "*" if p_family <= CHANCE else ""
+        mark, end = "~" if p > CHANCE else "", star if p_family <= CHANCE else ""
         interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
-        return f"{mark}{value:{self.form}}{interval}{star}"
+        return f"{mark}{value:{self.form}}{interval}{end}"
 
 
 def _uncertainty(value: float, low: float, high: float) -> float:
@@ -463,9 +499,9 @@ def _median(numbers: Iterable[float]) -> float:
 
 def _padded(entries: list[str]) -> list[str]:
     """Add a blank where another entry of the column ends with a star."""
-    if not any(entry.endswith("*") for entry in entries):
+    if not any(entry.endswith(("*", ANY)) for entry in entries):
         return entries
-    return [entry if entry.endswith("*") else f"{entry} " for entry in entries]
+    return [entry if entry.endswith(("*", ANY)) else f"{entry} " for entry in entries]
 
 
 # Power ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import LABELLINGS
 from ..errors import ConfigError
-from ..ops.labelled import Labellings, labelled_auc
+from ..ops.labelled import FoldLabellings, labelled_auc
 from ..threads import in_parallel
 from .cells import MIN_TEXTS, Cells, read_cells
 from .families import metric
@@ -207,9 +207,9 @@ def _tested(cells: Cells, best: _Best, source: "ModelStore", removed: Tensor) ->
         return _Tested(numbers, space, why)
     auc, low, high = fixed_auc(scores[left], texts, torch.zeros_like(texts.labels))
     own, _, _ = fixed_auc(cells.stored("heldout_score")[0, left], texts, cells.fold[left])
-    labellings = Labellings(texts.labellings)
+    labellings = FoldLabellings(texts.labellings, torch.zeros_like(texts.labels))
     alike = scores[left].float()[:, None].expand(-1, labellings.member.shape[1]).contiguous()
-    null = labelled_auc(alike, labellings, torch.zeros_like(texts.labels))[1]
+    null = labelled_auc(alike, labellings)[1]
     p = permutation_p(null[0], null[1:]) if len(null) > 1 else torch.tensor(torch.nan)
     values = {"auc": auc, "low": low, "high": high, "p": p, "own_auc": own}
     return _Tested(numbers | {f"target_{k}": float(v) for k, v in values.items()}, space, "")

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...ops.labelled import Labellings, balanced_accuracy, labelled_auc, ridge_scores
+from ...ops.labelled import FoldLabellings, balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
 from ..estimate import Estimate, Square, make_estimate, make_share
 from ..metric import (
@@ -203,12 +203,11 @@ def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
     if direction != "probe":
         name = "auc_direction_score" if direction == "mean difference" else "auc_standardized_score"
         return {"score": cells.null(name), "accuracy": cells.null("accuracy_direction")}
-    order = torch.argsort(cells.fold, stable=True)
-    fold, labellings = cells.fold[order], Labellings(cells.resamples.labellings[:, order])
-    scores = [ridge_scores(x[order], labellings, fold, RIDGE) for x in cells.projected]
+    of = FoldLabellings(cells.resamples.labellings, cells.fold)
+    scores = [ridge_scores(x[of.order], of, RIDGE) for x in cells.projected]
     return {
-        "score": torch.stack([labelled_auc(x, labellings, fold)[1] for x in scores]),
-        "accuracy": torch.stack([balanced_accuracy(x, labellings) for x in scores]),
+        "score": torch.stack([labelled_auc(x, of)[1] for x in scores]),
+        "accuracy": torch.stack([balanced_accuracy(x, of) for x in scores]),
     }
 
 
@@ -542,6 +541,7 @@ _ACCURACY_DIRECTION = Metric(
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED,
     floor="0.5",
+    any_difference=True,
     estimator=partial(_accuracy, direction="mean difference"),
 )
 
@@ -559,6 +559,7 @@ _ACCURACY_PROBE = Metric(
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED_RIDGE,
     floor="0.5",
+    any_difference=True,
     estimator=partial(_accuracy, direction="probe"),
 )
 
