@@ -43,9 +43,11 @@ CONFOUNDS = {
     "may be nothing but length",
     "auc_length_low": "lower end of the 95 % interval of auc_length (DeLong et al. 1988)",
     "auc_length_high": "upper end of the 95 % interval of auc_length; see auc_length_low",
-    "auc_lexical": "held-out AUC of character n-grams (2 to 4, hashed, L2-normalised counts, naive "
-    "Bayes weights from the other folds), without a model: what an AUC of states must exceed to be "
-    "more than words. Not known in stores of earlier versions",
+    "auc_lexical": "held-out AUC of character n-grams (1 to 4, single ones only where a character "
+    "is a word or syllable, as in Chinese and Japanese; hashed, L2-normalised counts, naive Bayes "
+    "weights from the other folds), without a model: what an AUC of states must exceed to be more "
+    "than words; see auc_increment. Not known in stores of earlier versions, or without single "
+    "characters",
     "auc_lexical_low": "lower end of the 95 % interval of auc_lexical (DeLong et al. 1988, widened "
     "for the noise of the weights)",
     "auc_lexical_high": "upper end of the 95 % interval of auc_lexical; see auc_lexical_low",
