@@ -160,7 +160,7 @@ def separation(
             "p_in_projection": ",".join(
                 name for name, here in zip(chosen.models, projected, strict=True) if here
             ),
-            **told(run, chosen.models),
+            **told(run, chosen.models, chosen.poolings),
         },
     )
     return with_groups(dataset, chosen_groups, shared.correlations())
