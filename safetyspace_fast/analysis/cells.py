@@ -419,6 +419,36 @@ class Cells:
         deviation = ((within + between) / (self.count.sum() - 1)).sqrt()
         return torch.where(varies(mean, var), deviation, torch.inf)
 
+    # Length ----------------------------------------------------------------------------------
+
+    @cached_property
+    def length(self) -> Tensor:
+        """[n, 2] float64, log and inverse of the number of tokens, in standard deviations."""
+        tokens = self.window.read("n_tokens")[self.kept].double().clamp_min(1)
+        z = torch.stack([tokens.log(), 1 / tokens], -1)
+        return (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
+
+    def less_length(self, x: Tensor) -> Tensor:
+        """Subtract the regression on `length`, with the slopes inside the classes: x [cell, n, k].
+
+        The slopes are pooled over both classes.
+        """
+        inside = self.about_class_means(self.length[None])[0]
+        slopes = torch.linalg.pinv(inside, rtol=1e-6) @ self.about_class_means(x)
+        left: Tensor = x - self.length @ slopes
+        return left
+
+    @cached_property
+    def length_weights(self) -> Tensor:
+        """[n] float64, a: where states are less their regression on `length`, d is the sum of a x.
+
+        The slopes are those inside the classes, pooled: see `extract.equal_length`.
+        """
+        sign = (2.0 * self.labels - 1) / self.count[self.labels]
+        inside = self.about_class_means(self.length[None])[0]
+        weights: Tensor = sign - (sign @ self.length) @ torch.linalg.pinv(inside, rtol=1e-6)
+        return weights
+
     # Components ------------------------------------------------------------------------------
 
     @property

@@ -13,6 +13,7 @@ from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
     common_share,
+    f_tail,
     influence_variance,
     interval,
     linear_variance,
@@ -180,3 +181,22 @@ def make_share(
         ends=partial(share_interval, freedom=cells.freedom, number=number, added=added),
         class_means=False,
     )
+
+
+def share_p(cells: Cells, share: Estimate) -> Tensor:
+    """p of a share or an AUC against 1/2: one-sided, Student's t, with the variance it has at 1/2.
+
+    Args:
+        cells: the cells that the share belongs to.
+        share: what `make_share` gave.
+
+    Returns:
+        [cell] float64.
+    """
+    assert share.influence is not None
+    added = unseen_trial(share.influence, cells.unit)
+    per_trial = share.variance / (share.value * (1 - share.value) + added / cells.trials)
+    t = (share.value - 0.5) / (per_trial / 4).sqrt()
+    known = [f_tail(x * x, 1, cells.freedom) / 2 for x in t.nan_to_num(0.0).tolist()]
+    tail = torch.tensor(known, dtype=t.dtype)
+    return torch.where(t.isnan(), t, torch.where(t > 0, tail, 1 - tail))

@@ -60,9 +60,9 @@ DOMINANCE = {
     "rho_standardized weighs all dimensions alike, and pooling last often has none so large",
     "largest_dim": "index of the hidden dimension that varies most",
     "pc1_tokens": "correlation of the first principal component with the number of tokens of a "
-    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: "
-    "use pooling mean instead of mean_all, or last, and compare with the lengths of the classes "
-    "(tokens0, tokens1)",
+    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: see "
+    "rho_equal_length and auc_equal_length, or another pooling (mean in place of mean_all, or "
+    "last), and compare with the lengths of the classes (tokens0, tokens1)",
     "pc1_inverse_tokens": "correlation of the first principal component with 1/tokens, as an "
     "attention sink at the first position gives it to mean_all; see pc1_tokens",
 }

@@ -57,7 +57,7 @@ SPREAD_COUNTS = (
 
 
 MetricName = Literal[
-    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized",
+    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized", "rho_equal_length",
     "rho_pc10", "rho_pc2", "mean_shift",
     "bhattacharyya_pc10", "bhattacharyya_pc2",
     "bhattacharyya_excess_pc10", "bhattacharyya_excess_pc2",
@@ -68,8 +68,9 @@ MetricName = Literal[
     "mahalanobis_pc10", "mahalanobis_pc2", "frechet_pc10", "frechet_pc2",
     "silhouette", "silhouette_cosine", "silhouette_pc10", "silhouette_pc2",
     "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
-    "auc_direction", "auc_standardized", "accuracy_direction", "auc_probe", "accuracy_probe",
-    "dprime", "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
+    "auc_direction", "auc_standardized", "auc_equal_length", "accuracy_direction",
+    "auc_probe", "accuracy_probe", "dprime",
+    "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
 ]  # fmt: skip
 """Names of all metrics, so that a type checker finds a misspelt one."""
 Metrics = Sequence[MetricName] | MetricName | Literal["all"] | None

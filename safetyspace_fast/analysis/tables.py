@@ -231,8 +231,8 @@ def _can_leave_out(dataset: "xarray.Dataset") -> bool:
 ROW_MARKS = {
     "!": "one dimension holds more than half of the variance; see rho_standardized, or pooling "
     "last (`explain largest_share`)",
-    "#": "the first principal component follows the number of tokens; use pooling mean instead of "
-    "mean_all, or last (`explain pc1_tokens`)",
+    "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
+    "another pooling (`explain pc1_tokens`)",
 }
 """Marks behind the name of a row, and what they say."""
 

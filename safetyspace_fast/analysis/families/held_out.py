@@ -5,7 +5,7 @@ difference of their class means at full width, the same of standardised dimensio
 probe in the projection.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...ops.labelled import Labellings, balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
-from ..estimate import Estimate, Square, make_estimate, make_share
+from ..estimate import Estimate, Square, make_estimate, make_share, share_p
 from ..metric import (
     INFLUENCE,
     NONE,
@@ -34,14 +34,14 @@ from ..uncertainty import (
     unit_sums,
     units_behind,
 )
-from .ratio import standardized
+from .ratio import equal_length, equal_length_influence, equal_length_noise, standardized
 
 RIDGE = 1.0
 """Penalty of the ridge probe that stands for the logistic probe in nulls; the same as its own."""
 FIT_BYTES = 64 << 20
 """Working memory of the logistic fits of one call."""
 
-Direction = Literal["mean difference", "standardized", "probe"]
+Direction = Literal["mean difference", "standardized", "equal length", "probe"]
 """What the texts are scored along."""
 
 
@@ -177,6 +177,10 @@ def _scores(cells: Cells, direction: Direction) -> Tensor:
         if not cells.window.has("standard_score"):
             raise Refusal("the store is of an earlier version: run the model again")
         return cells.stored("standard_score")
+    if direction == "equal length":
+        equal_length(cells)  # refuses if the store has none
+        # The noise of the slopes is in the direction too: it must not stay in the scores.
+        return cells.less_length(cells.stored("equal_length_score")[..., None])[..., 0]
     n, width = cells.projected.shape[1:]
     folds = len(fold_texts(cells.fold))
     size = max(1, FIT_BYTES // (8 * folds * n * (width + 1)))
@@ -264,6 +268,8 @@ def _whitened_shift(cells: Cells) -> Tensor:
 
 def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
     """[cell, unit, P], influence of each unit on the direction (whitened for a probe)."""
+    if direction == "equal length":
+        return equal_length_noise(cells)
     return _whitened_shift(cells)[:, 1:] if direction == "probe" else cells.unit_shift
 
 
@@ -281,6 +287,10 @@ def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
         sqdist, parts = cells.stored("standard_sqdist"), standardized(cells)
         on_shift, _ = shift_influence(sqdist, *parts, cells.labels)
         along, noise = influence_variance(on_shift, cells.unit) / 4, cells.stored("noise")[:, 1]
+    elif direction == "equal length":
+        on_shift, _ = equal_length_influence(cells)
+        noise = cells.stored("equal_length_noise_sq")
+        along = influence_variance(on_shift, cells.unit) / 4
     else:
         shift, unit = _whitened_shift(cells)[:, :1], _whitened_shift(cells)[:, 1:]
         along = (unit * shift).sum(-1).square().sum(-1)
@@ -424,6 +434,10 @@ def _auc(cells: Cells, direction: Direction) -> Estimate:
     )
 
 
+DELONG_T = (
+    "one-sided Student's t of the distance from 1/2 over its deviation, that of the interval for a "
+    "value of 1/2"
+)
 _DELONG = f"{SHARE}, with the influences of DeLong within folds; {_REFITS}"
 
 _AUC_DIRECTION = Metric(
@@ -459,6 +473,43 @@ _AUC_STANDARDIZED = Metric(
     floor="0.5",
     default=True,
     estimator=partial(_auc, direction="standardized"),
+)
+
+
+def _auc_equal_length(cells: Cells) -> Estimate:
+    scores = _scores(cells, "equal length")
+    value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
+    moved = along_scores(influence, scores, cells.labels, cells.labels)
+    # What a text adds to the mean score of its class, it adds to the slopes too.
+    sign = (2.0 * cells.labels - 1) / cells.count[cells.labels]
+    turned = moved * cells.length_weights / sign
+    estimate = _held_out(
+        cells,
+        "equal length",
+        value,
+        floor=0.5,
+        influence=influence - moved + turned,
+        moved=turned,
+        trials=(cells.trials, scores),
+    )
+    return replace(estimate, p=share_p(cells, estimate))
+
+
+_AUC_EQUAL_LENGTH = Metric(
+    name="auc_equal_length",
+    title="held-out AUC at equal length",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="as auc_direction, of the states less their regression on log t and 1/t, for texts "
+    "of t tokens; the slopes are those inside the classes of the other folds, pooled",
+    source=f"{_AUC_DIRECTION.source}; analysis of covariance (Cochran 1957)",
+    pitfalls=_PITFALLS + " Takes out of length only what rho_equal_length does. p does not count "
+    "in p_family.",
+    interval=f"{_DELONG}, and for that of the slopes",
+    null=DELONG_T,
+    floor="0.5",
+    estimator=_auc_equal_length,
 )
 
 
@@ -713,6 +764,7 @@ _PAIRED_EFFECT = Metric(
 METRICS: tuple[Metric | InComponents, ...] = (
     _AUC_DIRECTION,
     _AUC_STANDARDIZED,
+    _AUC_EQUAL_LENGTH,
     _ACCURACY_DIRECTION,
     _AUC_PROBE,
     _ACCURACY_PROBE,
