@@ -163,7 +163,7 @@ def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1
 
 
 @once
-def _scores(cells: Cells, direction: Direction) -> Tensor:
+def held_out_scores(cells: Cells, direction: Direction) -> Tensor:
     """[cell, n], held-out scores: the stored ones, or the log odds of the logistic probe.
 
     Raises:
@@ -274,7 +274,7 @@ def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
 
 
 @once
-def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
+def direction_noise(cells: Cells, direction: Direction) -> Tensor:
     """[cell], share of the variance along a direction that comes from the noise of the direction.
 
     Let V be the covariance of d. The variance along d is d'Vd, of which tr V^2 remains without any
@@ -323,7 +323,7 @@ def _held_out(
         trials: of a share, see `make_share`; None if the value is none.
         freedom: [cell], degrees of freedom of the deviation; None: those of the cells.
     """
-    noise = _direction_noise(cells, direction)
+    noise = direction_noise(cells, direction)
     # A |d|^2 below its own noise is no scale to measure with.
     growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
     grown = growth[:, None] * moved
@@ -420,7 +420,7 @@ def _share_below(values: Tensor, others: Tensor) -> Tensor:
 
 
 def _auc(cells: Cells, direction: Direction) -> Estimate:
-    scores = _scores(cells, direction)
+    scores = held_out_scores(cells, direction)
     value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
     return _held_out(
         cells,
@@ -477,7 +477,7 @@ _AUC_STANDARDIZED = Metric(
 
 
 def _auc_equal_length(cells: Cells) -> Estimate:
-    scores = _scores(cells, "equal length")
+    scores = held_out_scores(cells, "equal length")
     value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
     moved = along_scores(influence, scores, cells.labels, cells.labels)
     # What a text adds to the mean score of its class, it adds to the slopes too.
@@ -535,7 +535,7 @@ _AUC_PROBE = Metric(
 
 
 def _accuracy(cells: Cells, direction: Direction) -> Estimate:
-    scores, labels = _scores(cells, direction), cells.labels
+    scores, labels = held_out_scores(cells, direction), cells.labels
     hits = torch.where(scores.isnan(), scores, ((scores > 0) == (labels > 0)).double())
     shares = torch.stack([hits[:, labels == c].mean(-1) for c in (0, 1)], -1)
     # The variance about the mean of a class is too small by (n - 1)/n.
@@ -630,7 +630,7 @@ def fold_effect(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, T
 
 
 def _dprime(cells: Cells) -> Estimate:
-    scores = _scores(cells, "mean difference")
+    scores = held_out_scores(cells, "mean difference")
     if len(cells.labels) - len(fold_texts(cells.fold)) - 1 < LEAST_FREEDOM:
         raise Refusal(f"d' needs {LEAST_FREEDOM + 1} texts more than there are folds")
     value, influence, moved = fold_effect(scores, cells.labels, cells.fold)
@@ -706,7 +706,7 @@ def _spread_over_pairs(cells: Cells, influence: Tensor) -> Tensor:
 
 
 def _paired_accuracy(cells: Cells) -> Estimate:
-    scores = _scores(cells, "mean difference")
+    scores = held_out_scores(cells, "mean difference")
     gap = cells.pair_differences(scores)
     hits = (gap.sign() + 1) / 2
     value = hits.mean(-1)
@@ -735,7 +735,7 @@ _PAIRED_ACCURACY = Metric(
 
 
 def _paired_effect(cells: Cells) -> Estimate:
-    gap = cells.pair_differences(_scores(cells, "mean difference"))
+    gap = cells.pair_differences(held_out_scores(cells, "mean difference"))
     mean, deviation = gap.mean(-1, keepdim=True), gap.std(-1, keepdim=True)
     value = (mean / deviation).squeeze(-1)
     scaled = (gap - mean) / deviation
