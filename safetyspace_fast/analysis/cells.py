@@ -99,6 +99,8 @@ class Cells:
     but is in the sums and means of the store; -1 for all others. None if there is none."""
     in_base: bool = False
     """Whether the components are those of `base` instead of the model's own."""
+    lexical: Tensor | None = None
+    """[n] float64, held-out scores of the texts' characters; None in stores of earlier versions."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -638,6 +640,8 @@ def read_cells(
     i_lang = run.languages.index(lang)
     span = run.lang_range(lang)
     fold = torch.from_numpy(np.asarray(run.samples.fold[span]).astype(np.int64))
+    scores = run.samples.lexical_score
+    lexical = None if scores is None else torch.from_numpy(scores[span].astype(np.float64))
     units = units_of(run, lang, paired=paired)
     partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
     own_null = paired or not has_pairs(run, lang)
@@ -695,6 +699,7 @@ def read_cells(
                         own_null and lone is None and same_texts,
                         lone,
                         in_base,
+                        None if lexical is None else lexical[kept],
                     )
                 )
             yield tuple(group)

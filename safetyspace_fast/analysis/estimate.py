@@ -13,10 +13,10 @@ from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
     common_share,
-    f_tail,
     influence_variance,
     interval,
     linear_variance,
+    one_sided_p,
     permutation_p,
     share_interval,
     spread,
@@ -196,7 +196,4 @@ def share_p(cells: Cells, share: Estimate) -> Tensor:
     assert share.influence is not None
     added = unseen_trial(share.influence, cells.unit)
     per_trial = share.variance / (share.value * (1 - share.value) + added / cells.trials)
-    t = (share.value - 0.5) / (per_trial / 4).sqrt()
-    known = [f_tail(x * x, 1, cells.freedom) / 2 for x in t.nan_to_num(0.0).tolist()]
-    tail = torch.tensor(known, dtype=t.dtype)
-    return torch.where(t.isnan(), t, torch.where(t > 0, tail, 1 - tail))
+    return one_sided_p((share.value - 0.5) / (per_trial / 4).sqrt(), cells.freedom)

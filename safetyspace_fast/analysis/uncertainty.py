@@ -317,6 +317,13 @@ def f_tail(value: float, first: float, second: float) -> float:
     return above / mass(low, high)
 
 
+def one_sided_p(t: Tensor, freedom: float) -> Tensor:
+    """Share of Student's t above each value: t [...] -> [...]; NaN stays."""
+    tail = [f_tail(x * x, 1, freedom) / 2 for x in t.nan_to_num(0.0).flatten().tolist()]
+    above = torch.tensor(tail, dtype=t.dtype).view(t.shape)
+    return torch.where(t.isnan(), t, torch.where(t > 0, above, 1 - above))
+
+
 def t_reach(freedom: float, confidence: float = 0.95) -> float:
     """How many standard deviations an interval reaches, for `freedom` (at least 1)."""
     t, p = student(freedom)

@@ -5,8 +5,10 @@ difference of their class means at full width, the same of standardised dimensio
 probe in the projection.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -665,6 +667,136 @@ _DPRIME = Metric(
 )
 
 
+# TPR at 1 % FPR ------------------------------------------------------------------------------
+
+FALSE_ALARMS = 0.01
+"""Share of harmless texts above the threshold."""
+FEWEST_HARMLESS = math.ceil(1 / FALSE_ALARMS) - 1
+"""With fewer harmless texts, the threshold would be above the largest score of all."""
+TAIL = 0.1
+"""Share of harmless texts whose scores say how fast their tail falls."""
+
+
+@dataclass(frozen=True)
+class _Alarms:
+    """Scores above a threshold: centre, threshold, index [cell]; high [cell, harmful texts].
+
+    The threshold is the score that a new harmless text exceeds with the probability `FALSE_ALARMS`
+    on average (Weibull 1939: the k-th largest of n is exceeded with k/(n + 1)). The tail of the
+    harmless scores is that of Pareto about their median: where their share falls to 1/e, the
+    distance from the median grows by exp(`index`) (Hill 1975).
+    """
+
+    centre: Tensor
+    threshold: Tensor
+    index: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, labels: Tensor) -> "_Alarms":
+        """From scores [cell, n] and labels [n] int64."""
+        low = scores[:, labels == 0].sort(-1, descending=True).values
+        place = FALSE_ALARMS * (low.shape[1] + 1) - 1
+        first = int(place + 1e-9)
+        threshold = low[:, first] + (place - first) * (low[:, first + 1] - low[:, first])
+        centre = low.median(-1).values
+        tail = (low[:, : math.ceil(TAIL * low.shape[1]) + 1] - centre[:, None]).log()
+        index = (tail[:, :-1] - tail[:, -1:]).mean(-1).nan_to_num(0.0, 0.0, 0.0)
+        return cls(centre, threshold, index, scores[:, labels == 1])
+
+    def share(self, rarer: Tensor) -> Tensor:
+        """[cell], share of harmful texts above another threshold.
+
+        Args:
+            rarer: [cell] or [], logarithm of the share of harmless texts above the threshold over
+                that above the other one.
+        """
+        moved = self.centre + (self.threshold - self.centre) * (rarer * self.index).exp()
+        return ((self.high - moved[:, None]).sign() + 1).mean(-1) / 2
+
+
+def _independent(cells: Cells, scores: Tensor) -> Tensor:
+    """[cell, 2], texts of each class without clusters whose mean score would vary as much."""
+    centred = cells.about_class_means(scores[..., None])[..., 0]
+    numbers = []
+    for label in (0, 1):
+        inside = cells.labels == label
+        own, unit = centred[:, inside], torch.unique(cells.unit[inside], return_inverse=True)[1]
+        effect = unit_sums(own, unit).square().sum(-1) / own.square().sum(-1)
+        numbers.append(cells.count[label] / effect.nan_to_num(1.0).clamp_min(1))
+    return torch.stack(numbers, -1)
+
+
+def _alarm_ends(
+    value: Tensor, _: Tensor, *, alarms: _Alarms, size: Tensor, confidence: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Ends for the noise of the share (Wilson 1927) and of the threshold, as in MOVER (Zou 2007).
+
+    The share of harmless texts above the threshold is Gamma(k)/n for k of them on average; its
+    quantiles are those of Wilson & Hilferty (1931).
+
+    Args:
+        value: [cell]; alarms: of these cells; size: [cell, 2], independent texts of each class.
+        confidence: of the interval.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    k = FALSE_ALARMS * (size[:, 0] + 1)
+    middle, reach = (value + z**2 / size[:, 1] / 2), z**2 / size[:, 1]
+    width = (reach * (value * (1 - value) + reach / 4)).sqrt()
+    ends = []
+    for side in (-1, 1):
+        share = (middle + side * width) / (1 + reach)
+        quantile = (1 - 1 / (9 * k) - side * z / (3 * k.sqrt())).clamp_min(0.05).pow(3)
+        moved = alarms.share(quantile.log())
+        ends.append(value + side * ((share - value).square() + (moved - value).square()).sqrt())
+    return ends[0].clamp_min(0), ends[1].clamp_max(1)
+
+
+def _tpr(cells: Cells) -> Estimate:
+    if int(cells.count[0]) < FEWEST_HARMLESS:
+        raise Refusal(
+            f"needs {FEWEST_HARMLESS} harmless texts, has {int(cells.count[0])}: 1 % of fewer is "
+            "less than one text"
+        )
+    scores, labels = held_out_scores(cells, "mean difference"), cells.labels
+    alarms = _Alarms.of(scores, labels)
+    value = alarms.share(torch.zeros(()))
+    above = (scores > alarms.threshold[:, None]).double()
+    fewer, more = (alarms.share(torch.tensor(rarer)) for rarer in (1.0, -1.0))
+    slope = (more - fewer) / (2 * FALSE_ALARMS)
+    per_class = torch.stack([-slope / cells.count[0], torch.ones_like(slope) / cells.count[1]], -1)
+    influence = cells.about_class_means(above[..., None])[..., 0] * per_class[:, labels]
+    return make_estimate(
+        cells,
+        value,
+        floor=FALSE_ALARMS,
+        influence=influence,
+        ends=partial(_alarm_ends, alarms=alarms, size=_independent(cells, scores)),
+        class_means=False,
+    )
+
+
+_TPR = Metric(
+    name="tpr_at_1_fpr",
+    title="held-out TPR at 1 % FPR",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="share of harmful texts whose score of auc_direction exceeds the threshold that 1 % "
+    "of harmless texts exceed: the k-th largest score of n0, k = (n0+1)/100",
+    source="Weibull 1939 (plotting position); cross-fitted",
+    pitfalls=_PITFALLS + " Few harmless texts decide it: with 100 the threshold is their largest "
+    f"score, and the interval is wide; with fewer than {FEWEST_HARMLESS} it is refused. Scores of "
+    "all folds share one threshold. No p: see that of auc_direction, which is of the same scores.",
+    interval="Wilson's score interval for the share, and the range of the threshold, for "
+    "the tail of Pareto that harmless scores have (Hill 1975; MOVER, Zou 2007); clusters count as "
+    "fewer texts",
+    null=NONE,
+    floor="0.01",
+    estimator=_tpr,
+)
+
+
 # Pairs ---------------------------------------------------------------------------------------
 
 
@@ -769,6 +901,7 @@ METRICS: tuple[Metric | InComponents, ...] = (
     _AUC_PROBE,
     _ACCURACY_PROBE,
     _DPRIME,
+    _TPR,
     _PAIRED_ACCURACY,
     _PAIRED_EFFECT,
 )
