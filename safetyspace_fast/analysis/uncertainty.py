@@ -6,6 +6,7 @@ models has an interval of its own.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -296,6 +297,9 @@ def f_tail(value: float, first: float, second: float) -> float:
     Args:
         value: at least 0.
         first, second: degrees of freedom v and w, at least 1.
+
+    Returns:
+        Above 0, also where the share is too small for a float.
     """
     mode = math.atan(math.sqrt((first - 1) / max(second - 1, 1e-9)))
     reach = 12 / math.sqrt(first + second - 1)
@@ -313,8 +317,9 @@ def f_tail(value: float, first: float, second: float) -> float:
         return float(np.exp(log_density(middle) - peak).sum() * (b - a))
 
     peak = float(log_density(np.array([min(max(mode, 1e-9), math.pi / 2 - 1e-9)]))[0])
-    above = mass(max(start, low), high) if start < high else 0.0
-    return above / mass(low, high)
+    end = min(math.pi / 2, max(high, start + reach))
+    share = mass(max(start, low), end) / mass(low, high)
+    return min(1.0, max(share, sys.float_info.min))
 
 
 def one_sided_p(t: Tensor, freedom: float) -> Tensor:

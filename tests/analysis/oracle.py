@@ -285,7 +285,7 @@ def stand_in(
     """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}.
 
     Texts are all different, or those with the same number of `text` {lang: [n]} are equal. They
-    have seven tokens each, or as many as `tokens` {lang: [n]} says.
+    have seven tokens each, or as many as `tokens` {lang: [n]} says. Lexical scores are noise.
     """
     languages = list(label)
     pair = pair or {}
@@ -307,7 +307,13 @@ def stand_in(
     n_tokens = np.full(len(number), 7, np.int32)
     if tokens is not None:
         n_tokens = np.concatenate([tokens[lang] for lang in languages]).astype(np.int32)
-    samples = Columns(**whole, text_sha256=digests, n_chars=np.full(len(digests), 21))
+    lexical = np.random.default_rng(seed).standard_normal(int(number.max()) + 1)[number]
+    samples = Columns(
+        **whole,
+        text_sha256=digests,
+        n_chars=np.full(len(digests), 21),
+        lexical_score=lexical.astype(np.float32),
+    )
     models = {}
     for name, by_lang in states.items():
         n_layers, n_pool, _, hidden = next(iter(by_lang.values())).shape

@@ -132,6 +132,7 @@ def test_p_of_increments_is_nominal(counts, law):
 def test_without_lexical_scores_there_is_no_increment():
     x, label = planted(n=60, width=6)
     run = stand_in({"m": {"en": x}}, {"en": label})
+    run.samples = replace(run.samples, lexical_score=None)
     found = separation(run, metrics="auc_increment", permutations=0)
     assert found["refused"].item() == "the store has no lexical scores of these texts"
 

@@ -118,7 +118,7 @@ def test_the_tail_of_f_is_known():
     for first, second in ((1, 1), (1, 11), (1.7, 30), (50, 2000), (300, 60_000)):
         for p in (0.9, 0.05, 1e-4):
             value = stats.f.isf(p, first, second)
-            assert f_tail(value, first, second) == pytest.approx(p, rel=1e-5)
+            assert f_tail(value, first, second) == pytest.approx(p, rel=1e-4)
 
 
 LAWS = [

@@ -153,17 +153,17 @@ _AUC_INCREMENT = Metric(
     space="full",
     kind="B",
     unit="1",
-    definition="AUC of the lexical score (see auc_lexical) and the score of auc_direction, combined "
-    "by Fisher's discriminant of the other folds, less the AUC of the lexical score alone, both "
-    "within folds",
+    definition="AUC of two scores, the lexical one (see auc_lexical) and that of auc_direction, "
+    "combined by Fisher's discriminant of the other folds, less the AUC of the lexical one alone; "
+    "both within folds",
     source="Fisher 1936; DeLong et al. 1988; Demler, Pencina & D'Agostino 2012",
     pitfalls="Where characters tell the classes apart almost perfectly there is nothing to add. If "
     "the states hold nothing more it averages 0 or less, and more than 0 where the characters hold "
-    "nothing either. An AUC hardly shows what a "
-    "second score adds: p, which asks for the same from the scores themselves, sees much smaller "
-    "additions than the interval, so believe p. It does not count in p_family.",
-    interval="Student's t, from the jackknife over folds: each leaves out all texts of a fold, also "
-    "from the discriminants; and part of a trial where few texts make the variance",
+    "nothing either. An AUC hardly shows what a second score adds: p, which asks for the same from "
+    "the scores themselves, sees much smaller additions than the interval, so believe p. It does "
+    "not count in p_family.",
+    interval="Student's t, from the jackknife over folds: each leaves out all texts of a fold, in "
+    "the discriminants too; and part of a trial where few texts make the variance",
     null="one-sided t test of the label in a regression of the state score on label, lexical "
     "score and fold, from the influence of each unit (HC2), widened for the noise of the "
     "direction. Of nested models DeLong's paired test is not nominal (Demler et al. 2012): in "
