@@ -693,12 +693,13 @@ class _Alarms:
     high: Tensor
 
     @classmethod
-    def of(cls, scores: Tensor, labels: Tensor) -> "_Alarms":
-        """From scores [cell, n] and labels [n] int64."""
-        low = scores[:, labels == 0].sort(-1, descending=True).values
+    def of(cls, scores: Tensor, labels: Tensor, first: Tensor) -> "_Alarms":
+        """From scores [cell, n], labels [n] int64 and the indices of one copy of each text."""
+        low = scores[:, first[labels[first] == 0]].sort(-1, descending=True).values
         place = FALSE_ALARMS * (low.shape[1] + 1) - 1
-        first = int(place + 1e-9)
-        threshold = low[:, first] + (place - first) * (low[:, first + 1] - low[:, first])
+        whole = int(place + 1e-9)
+        part = place - whole
+        threshold = (1 - part) * low[:, whole] + part * low[:, whole + 1]
         centre = low.median(-1).values
         tail = (low[:, : math.ceil(TAIL * low.shape[1]) + 1] - centre[:, None]).log()
         index = (tail[:, :-1] - tail[:, -1:]).mean(-1).nan_to_num(0.0, 0.0, 0.0)
@@ -753,13 +754,13 @@ def _alarm_ends(
 
 
 def _tpr(cells: Cells) -> Estimate:
-    if int(cells.count[0]) < FEWEST_HARMLESS:
+    if (number := int(cells.different[0])) < FEWEST_HARMLESS:
         raise Refusal(
-            f"needs {FEWEST_HARMLESS} harmless texts, has {int(cells.count[0])}: 1 % of fewer is "
-            "less than one text"
+            f"needs {FEWEST_HARMLESS} harmless {cells.texts}, has {number}: 1 % of fewer is less "
+            "than one text"
         )
     scores, labels = held_out_scores(cells, "mean difference"), cells.labels
-    alarms = _Alarms.of(scores, labels)
+    alarms = _Alarms.of(scores, labels, cells.first)
     value = alarms.share(torch.zeros(()))
     above = (scores > alarms.threshold[:, None]).double()
     fewer, more = (alarms.share(torch.tensor(rarer)) for rarer in (1.0, -1.0))
