@@ -302,7 +302,24 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
     ]
     if notes:
         tables[-1] += [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+    if not compared:
+        tables[-1] += _without_the_model(view)
     return tables
+
+
+def _without_the_model(view: "xarray.Dataset") -> list[str]:
+    """AUC of length and of characters, under a table that has an AUC of states."""
+    if not any(name.startswith("auc_") for name in _names(view, "metric")):
+        return []
+    langs, length, lexical = (
+        np.atleast_1d(view[name].to_numpy()) for name in ("lang", "auc_length", "auc_lexical")
+    )
+    each = (
+        f"{lang} {_fixed(of_length, '.3f')}, {_fixed(of_characters, '.3f')}"
+        for lang, of_length, of_characters in zip(langs, length, lexical, strict=True)
+    )
+    text = f"AUC without the model, of length and of characters: {'; '.join(each)}."
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
