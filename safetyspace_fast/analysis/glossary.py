@@ -142,12 +142,14 @@ COLUMNS = {
     "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
     "known",
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
-    "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
+    "(1 + #>=)/(1 + R), or of a test without permutations (`explain METRIC` says which); of a "
+    "difference: two-sided, Student's t of the difference over its deviation from the influences "
+    "of texts or pairs, with Satterthwaite's degrees of freedom",
     "p_family": "p corrected over all numbers of the results: all metrics, models, layers, "
     "poolings and languages are one family (Westfall & Young 1993). Each number is measured from "
     "the median of its permutations, in units of the distance to their 95th percentile, and "
-    "compared with the largest under each permutation. In `compare`: over all differences of the "
+    "compared with the largest under each permutation; what has no permutations is not in the "
+    "family. In `compare`: over all differences of the "
     "results, or over all excesses; the null comes from random signs of the influences of texts or "
     "pairs (Hemerik, Goeman & Finos 2020)",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "

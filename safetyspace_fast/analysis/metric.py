@@ -109,6 +109,11 @@ class Metric:
     grows: bool = True
     """Whether a larger value means classes further apart."""
 
+    @property
+    def permuted(self) -> bool:
+        """Whether p comes from label permutations, and so counts in p_family."""
+        return self.null.startswith(SHUFFLE)
+
     def estimate(self, cells: Cells) -> tuple[Estimate, list[str]]:
         """Compute the metric in each cell, and say for each cell why it is refused, or ""."""
         try:

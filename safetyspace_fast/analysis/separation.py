@@ -147,7 +147,7 @@ def separation(
         },
         coords={
             "metric": [metric.name for metric in family],
-            "resamples": ("metric", [permutations] * len(family)),
+            "resamples": ("metric", [permutations if x.permuted else np.inf for x in family]),
             **{dim: list(names) for dim, names in zip(dims[1:], axes, strict=True)},
             **_described(family),
             "paired": ("lang", [lang in with_pairs for lang in chosen.languages]),

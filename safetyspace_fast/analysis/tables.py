@@ -150,6 +150,10 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
     else:
         parts = ["value [95 % interval].", marks, *_close_calls(dataset)]
         parts.append("floor: value expected without any difference, median of the rows.")
+        known = dataset["p"].notnull().any(dataset["p"].dims[1:])
+        exact = dataset.sel(metric=np.isinf(dataset["resamples"]) & known)
+        if names := ", ".join(_names(exact, "metric")):
+            parts.append(f"{names}: p comes from no permutation, so there is no *.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
     if dataset.sizes["lang"] > 1:
@@ -174,8 +178,13 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     return parts
 
 
-def _is_close(p: float, resamples: int) -> bool:
-    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`."""
+def _is_close(p: float, resamples: float) -> bool:
+    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`.
+
+    Args:
+        p: of a number.
+        resamples: behind it; infinite if p comes from none.
+    """
     return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
 
 
@@ -338,11 +347,12 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     ]
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
-    marked = int(column["resamples"].item()) >= MARK_RESAMPLES
+    resamples = float(column["resamples"].item())
+    marked = resamples >= MARK_RESAMPLES
     style = _Style.of(numbers)
     entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
     if marked and not compared:
-        close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
+        close = [_is_close(row[3], resamples) for row in numbers]
         entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
     if compared:
         both = _numbers(column, ("base", "aligned"))
