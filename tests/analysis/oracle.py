@@ -262,13 +262,15 @@ def noise_of_shift(z, y, unit):
 
 
 def units_of(samples, mine):
-    """Texts of one pair, and equal texts of one label, share a number, over any number of steps."""
+    """Texts of a pair or cluster, and equal texts of one label, share a number, over any steps."""
     pair, label = samples.pair[mine], samples.label[mine]
     digest = [bytes(row) for row in samples.text_sha256[mine]]
     unit = np.arange(len(pair))
     groups = {}
     for i in range(len(pair)):
         groups.setdefault(("text", digest[i], label[i]), []).append(i)
+        if samples.cluster is not None:
+            groups.setdefault(("cluster", samples.cluster[mine][i]), []).append(i)
         if pair[i] >= 0 and (pair == pair[i]).sum() == 2:
             groups.setdefault(("pair", pair[i]), []).append(i)
     while True:
@@ -280,12 +282,23 @@ def units_of(samples, mine):
 
 
 def stand_in(
-    states, label, *, pair=None, proj=64, seed=0, fold=None, item=None, text=None, tokens=None
+    states,
+    label,
+    *,
+    pair=None,
+    proj=64,
+    seed=0,
+    fold=None,
+    item=None,
+    text=None,
+    tokens=None,
+    cluster=None,
 ):
     """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}.
 
     Texts are all different, or those with the same number of `text` {lang: [n]} are equal. They
     have seven tokens each, or as many as `tokens` {lang: [n]} says. Lexical scores are noise.
+    Texts of one cluster share a number of `cluster` {lang: [n]}, and a fold if `fold` says so.
     """
     languages = list(label)
     pair = pair or {}
@@ -313,6 +326,7 @@ def stand_in(
         text_sha256=digests,
         n_chars=np.full(len(digests), 21),
         lexical_score=lexical.astype(np.float32),
+        cluster=None if cluster is None else np.concatenate([cluster[x] for x in languages]),
     )
     models = {}
     for name, by_lang in states.items():

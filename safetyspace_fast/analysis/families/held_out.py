@@ -504,7 +504,8 @@ _AUC_EQUAL_LENGTH = Metric(
     kind="B",
     unit="1",
     definition="as auc_direction, of the states less their regression on log t and 1/t, for texts "
-    "of t tokens; the slopes are those inside the classes of the other folds, pooled",
+    "of t tokens; the slopes are those inside the classes of the other folds, pooled. What their "
+    "noise leaves of length in the scores is taken out by a regression of the scores",
     source=f"{_AUC_DIRECTION.source}; analysis of covariance (Cochran 1957)",
     pitfalls=_PITFALLS + " Takes out of length only what rho_equal_length does. p does not count "
     "in p_family.",
