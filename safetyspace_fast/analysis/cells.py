@@ -116,6 +116,8 @@ class Cells:
     lone: Tensor | None = None
     """[texts of the language] int64, class of each text that is left out because it has no partner,
     but is in the sums and means of the store; -1 for all others. None if there is none."""
+    lexical: Tensor | None = None
+    """[n] float64, held-out scores of the texts' characters; None in stores of earlier versions."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -451,6 +453,36 @@ class Cells:
         deviation = ((within + between) / (self.count.sum() - 1)).sqrt()
         return torch.where(varies(mean, var), deviation, torch.inf)
 
+    # Length ----------------------------------------------------------------------------------
+
+    @cached_property
+    def length(self) -> Tensor:
+        """[n, 2] float64, log and inverse of the number of tokens, in standard deviations."""
+        tokens = self.window.read("n_tokens")[self.kept].double().clamp_min(1)
+        z = torch.stack([tokens.log(), 1 / tokens], -1)
+        return (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
+
+    def less_length(self, x: Tensor) -> Tensor:
+        """Subtract the regression on `length`, with the slopes inside the classes: x [cell, n, k].
+
+        The slopes are pooled over both classes.
+        """
+        inside = self.about_class_means(self.length[None])[0]
+        slopes = torch.linalg.pinv(inside, rtol=1e-6) @ self.about_class_means(x)
+        left: Tensor = x - self.length @ slopes
+        return left
+
+    @cached_property
+    def length_weights(self) -> Tensor:
+        """[n] float64, a: where states are less their regression on `length`, d is the sum of a x.
+
+        The slopes are those inside the classes, pooled: see `extract.equal_length`.
+        """
+        sign = (2.0 * self.labels - 1) / self.count[self.labels]
+        inside = self.about_class_means(self.length[None])[0]
+        weights: Tensor = sign - (sign @ self.length) @ torch.linalg.pinv(inside, rtol=1e-6)
+        return weights
+
     # Components ------------------------------------------------------------------------------
 
     @property
@@ -681,6 +713,8 @@ def read_cells(
     i_lang = run.languages.index(lang)
     span = run.lang_range(lang)
     fold = torch.from_numpy(np.asarray(run.samples.fold[span]).astype(np.int64))
+    scores = run.samples.lexical_score
+    lexical = None if scores is None else torch.from_numpy(scores[span].astype(np.float64))
     units = units_of(run, lang, paired=paired)
     partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
     own_null = paired or not has_pairs(run, lang)
@@ -736,6 +770,7 @@ def read_cells(
                         space,
                         own_null and same_texts,
                         lone,
+                        None if lexical is None else lexical[kept],
                     )
                 )
             yield tuple(group)

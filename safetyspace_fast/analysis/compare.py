@@ -251,7 +251,7 @@ def compare(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
-            **told(run, [base, aligned], tokenizers=True),
+            **told(run, [base, aligned], chosen.poolings, tokenizers=True),
         },
     )
     return with_groups(dataset, chosen_groups, correlations)

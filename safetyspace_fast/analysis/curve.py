@@ -131,7 +131,12 @@ def curve(
             "definition": ("metric", [metric.definition for metric in family]),
             **{dim: list(axis) for dim, axis in zip(dims[1:], axes, strict=True)},
         },
-        attrs={"confidence": 0.95, "draws": draws, "seed": seed, **told(run, chosen.models)},
+        attrs={
+            "confidence": 0.95,
+            "draws": draws,
+            "seed": seed,
+            **told(run, chosen.models, chosen.poolings),
+        },
     )
 
 

@@ -18,6 +18,7 @@ from .uncertainty import (
     influence_variance,
     interval,
     linear_variance,
+    one_sided_p,
     permutation_p,
     share_interval,
     spread,
@@ -229,3 +230,19 @@ def known_of(tensor: Tensor | None) -> Tensor:
     """A part of an estimate that is not None."""
     assert tensor is not None
     return tensor
+
+
+def share_p(cells: Cells, share: Estimate) -> Tensor:
+    """p of a share or an AUC against 1/2: one-sided, Student's t, with the variance it has at 1/2.
+
+    Args:
+        cells: the cells that the share belongs to.
+        share: what `make_share` gave.
+
+    Returns:
+        [cell] float64.
+    """
+    assert share.influence is not None
+    added = unseen_trial(share.influence, cells.unit)
+    per_trial = share.variance / (share.value * (1 - share.value) + added / cells.trials)
+    return one_sided_p((share.value - 0.5) / (per_trial / 4).sqrt(), cells.freedom)

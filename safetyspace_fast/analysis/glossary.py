@@ -44,9 +44,11 @@ CONFOUNDS = {
     "may be nothing but length",
     "auc_length_low": "lower end of the 95 % interval of auc_length (DeLong et al. 1988)",
     "auc_length_high": "upper end of the 95 % interval of auc_length; see auc_length_low",
-    "auc_lexical": "held-out AUC of character n-grams (2 to 4, hashed, L2-normalised counts, naive "
-    "Bayes weights from the other folds), without a model: what an AUC of states must exceed to be "
-    "more than words. Not known in stores of earlier versions",
+    "auc_lexical": "held-out AUC of character n-grams (1 to 4, single ones only where a character "
+    "is a word or syllable, as in Chinese and Japanese; hashed, L2-normalised counts, naive Bayes "
+    "weights from the other folds), without a model: what an AUC of states must exceed to be more "
+    "than words; see auc_increment. Not known in stores of earlier versions, or without single "
+    "characters",
     "auc_lexical_low": "lower end of the 95 % interval of auc_lexical (DeLong et al. 1988, widened "
     "for the noise of the weights)",
     "auc_lexical_high": "upper end of the 95 % interval of auc_lexical; see auc_lexical_low",
@@ -59,9 +61,9 @@ DOMINANCE = {
     "rho_standardized weighs all dimensions alike, and pooling last often has none so large",
     "largest_dim": "index of the hidden dimension that varies most",
     "pc1_tokens": "correlation of the first principal component with the number of tokens of a "
-    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: "
-    "use pooling mean instead of mean_all, or last, and compare with the lengths of the classes "
-    "(tokens0, tokens1)",
+    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: see "
+    "rho_equal_length and auc_equal_length, or another pooling (mean in place of mean_all, or "
+    "last), and compare with the lengths of the classes (tokens0, tokens1)",
     "pc1_inverse_tokens": "correlation of the first principal component with 1/tokens, as an "
     "attention sink at the first position gives it to mean_all; see pc1_tokens",
 }
@@ -148,12 +150,14 @@ COLUMNS = {
     "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
     "known",
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
-    "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
+    "(1 + #>=)/(1 + R), or of a test without permutations (`explain METRIC` says which); of a "
+    "difference: two-sided, Student's t of the difference over its deviation from the influences "
+    "of texts or pairs, with Satterthwaite's degrees of freedom",
     "p_family": "p corrected over all numbers of the results: all metrics, models, layers, "
     "poolings and languages are one family (Westfall & Young 1993). Each number is measured from "
     "the median of its permutations, in units of the distance to their 95th percentile, and "
-    "compared with the largest under each permutation. In `compare`: over all differences of the "
+    "compared with the largest under each permutation; what has no permutations is not in the "
+    "family. In `compare`: over all differences of the "
     "results, or over all excesses; the null comes from random signs of the influences of texts or "
     "pairs (Hemerik, Goeman & Finos 2020)",
     "p_asks": "what a small p says: `means`, that the means of the classes differ (in pairs, that "

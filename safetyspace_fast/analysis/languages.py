@@ -85,7 +85,7 @@ def directions(
         {name: (dims, column, {"definition": DIRECTIONS[name]}) for name, column in columns.items()}
         | confounds(run, chosen.models, langs),
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
-        attrs=told(run, chosen.models),
+        attrs=told(run, chosen.models, chosen.poolings),
     )
 
 
@@ -203,7 +203,7 @@ def parallel(
             for name, column in columns.items()
         },
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
-        attrs=told(run, chosen.models),
+        attrs=told(run, chosen.models, chosen.poolings),
     )
 
 

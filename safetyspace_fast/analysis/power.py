@@ -154,7 +154,7 @@ def power(
             "level": level,
             "power": power,
             "versus": versus or "",
-            **told(run, [name for name in (versus, *names) if name is not None]),
+            **told(run, [name for name in (versus, *names) if name is not None], chosen.poolings),
         },
     )
 

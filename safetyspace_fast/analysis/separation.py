@@ -147,7 +147,7 @@ def separation(
         },
         coords={
             "metric": [metric.name for metric in family],
-            "resamples": ("metric", [permutations] * len(family)),
+            "resamples": ("metric", [permutations if x.permuted else np.inf for x in family]),
             **{dim: list(names) for dim, names in zip(dims[1:], axes, strict=True)},
             **_described(family),
             "paired": ("lang", [lang in with_pairs for lang in chosen.languages]),
@@ -160,7 +160,7 @@ def separation(
             "p_in_projection": ",".join(
                 name for name, here in zip(chosen.models, projected, strict=True) if here
             ),
-            **told(run, chosen.models),
+            **told(run, chosen.models, chosen.poolings),
         },
     )
     return with_groups(dataset, chosen_groups, shared.correlations())

@@ -171,6 +171,10 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             )
         parts += _close_calls(dataset)
         parts.append("floor: value expected without any difference, median of the rows.")
+        known = dataset["p"].notnull().any(dataset["p"].dims[1:])
+        exact = dataset.sel(metric=np.isinf(dataset["resamples"]) & known)
+        if names := ", ".join(_names(exact, "metric")):
+            parts.append(f"{names}: p comes from no permutation, so there is no *.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
     if dataset.sizes["lang"] > 1:
@@ -195,8 +199,13 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     return parts
 
 
-def _is_close(p: float, resamples: int) -> bool:
-    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`."""
+def _is_close(p: float, resamples: float) -> bool:
+    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`.
+
+    Args:
+        p: of a number.
+        resamples: behind it; infinite if p comes from none.
+    """
     return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
 
 
@@ -267,8 +276,8 @@ def _can_leave_out(dataset: "xarray.Dataset") -> bool:
 ROW_MARKS = {
     "!": "one dimension holds more than half of the variance; see rho_standardized, or pooling "
     "last (`explain largest_share`)",
-    "#": "the first principal component follows the number of tokens; use pooling mean instead of "
-    "mean_all, or last (`explain pc1_tokens`)",
+    "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
+    "another pooling (`explain pc1_tokens`)",
 }
 """Marks behind the name of a row, and what they say."""
 
@@ -337,6 +346,8 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
         for part in _fitting(columns, sum(_width(column) + 2 for column in leading))
     ]
     tables[-1] += _reasons(notes)
+    if not compared:
+        tables[-1] += _without_the_model(view)
     return tables
 
 
@@ -353,6 +364,21 @@ def _reasons(notes: Mapping[str, str]) -> list[str]:
     return [f"{mark} refused: {reason}" for reason, mark in notes.items()]
 
 
+def _without_the_model(view: "xarray.Dataset") -> list[str]:
+    """AUC of length and of characters, under a table that has an AUC of states."""
+    if not any(name.startswith("auc_") for name in _names(view, "metric")):
+        return []
+    langs, length, lexical = (
+        np.atleast_1d(view[name].to_numpy()) for name in ("lang", "auc_length", "auc_lexical")
+    )
+    each = (
+        f"{lang} {_fixed(of_length, '.3f')}, {_fixed(of_characters, '.3f')}"
+        for lang, of_length, of_characters in zip(langs, length, lexical, strict=True)
+    )
+    text = f"AUC without the model, of length and of characters: {'; '.join(each)}."
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+
+
 def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
     """Entries of one metric: of the names along the rows, its floor, and means over groups.
 
@@ -366,12 +392,13 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     marks = _reason_marks(refused, notes)
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
-    marked = int(column["resamples"].item()) >= MARK_RESAMPLES
+    resamples = float(column["resamples"].item())
+    marked = resamples >= MARK_RESAMPLES
     style = _Style.of(numbers)
     star = ANY if "p_asks" in column.coords and column["p_asks"].item() != "means" else "*"
     entries = [style.entry(*(row if marked else row[:3]), star=star) for row in numbers]
     if marked and not compared:
-        close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
+        close = [_is_close(row[3], resamples) for row in numbers]
         entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
     if compared:
         apart = np.any([_disagrees(column, name) for name in ELSEWHERE], 0)

@@ -124,7 +124,7 @@ def transfer(
             "target": str(target.place),
             "confidence": 0.95,
             "permutations": permutations,
-            **told(target, chosen.models),
+            **told(target, chosen.models, chosen.poolings),
         },
     )
 

@@ -30,6 +30,8 @@ class Chance:
             for column in (samples.labels, samples.pair, samples.cluster)
         )
         self._units = find_units(labels, pair, equal_rows(samples.text_sha256[rows]), cluster)
+        self.unit = torch.from_numpy(self._units.unit)
+        """[n] int64, texts of one unit of evidence share a number."""
         self._fold = torch.from_numpy(samples.fold[rows].astype(np.int64))
         self._labels = torch.from_numpy(
             np.concatenate(

@@ -16,6 +16,7 @@ from ..store import Run
 from ..store.layout import COMPONENTS, Array
 from ..threads import in_parallel
 from .chance import Chance
+from .equal_length import at_equal_length
 
 Cell = dict[str, torch.Tensor]
 STREAMS = 2
@@ -104,7 +105,7 @@ def finish_language(
     Args:
         states: returns the pooled and projected states `[n, D + P]` of a layer and pooling, on the
             CPU.
-        chance: the labellings of the language.
+        chance: the units and labellings of the language.
         grid: numbers of layers and poolings.
         labels: `[n]`, 0 or 1.
         folds: `[n]`, below `NUM_FOLDS`.
@@ -116,11 +117,12 @@ def finish_language(
         bases: of other models.
 
     Returns:
-        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell` and
-        `dominance`; `projected [n, P]`; and `count [2, 10]` and `mean [2, 10, P]` of it, by label
-        and fold.
+        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell`,
+        `at_equal_length` and `dominance`; `projected [n, P]`; and `count [2, 10]` and
+        `mean [2, 10, P]` of it, by label and fold.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
+    unit, n_tokens = chance.unit.to(device), torch.from_numpy(tokens).to(device)
     i_cell = labels.astype(np.int64) * NUM_FOLDS + folds
     result: dict[str, Array] = {}
 
@@ -129,6 +131,7 @@ def finish_language(
         pooled = rows.to(device, non_blocking=True)[:, :hidden_size]
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
         cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled)
+        cell |= at_equal_length(pooled, label, fold, unit, n_tokens)
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].numpy().copy()
         arrays |= _fold_means(arrays["projected"], i_cell)
