@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
-from .analysis import compare, directions, parallel, separation
+from .analysis import compare, curve, directions, parallel, power, sensitivity, separation, transfer
 from .benchmark import Bench, bench_model
 from .config import (
     Data,
@@ -62,14 +62,18 @@ __all__ = [
     "bench",
     "check",
     "compare",
+    "curve",
     "describe_data",
     "directions",
     "iter_run",
     "open_run",
     "parallel",
+    "power",
     "run",
     "save_results",
+    "sensitivity",
     "separation",
+    "transfer",
     "verify",
 ]
 

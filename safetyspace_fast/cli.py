@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -76,6 +77,7 @@ examples:
 COMPARE_EXAMPLES = """\
 examples:
   safetyspace-fast compare pair.zarr --base base --aligned aligned --layers=-1
+  safetyspace-fast compare pair.zarr --base base --aligned aligned --sensitivity
   safetyspace-fast compare study.zarr --preset hidden-space-of-safety
 """
 
@@ -84,6 +86,36 @@ example:
   safetyspace-fast languages run.zarr --poolings last --layers=-1
 """
 
+
+POWER_EXAMPLES = """\
+examples:
+  safetyspace-fast power pilot.zarr --metric rho_adjusted --difference 0.02 --layers=-1
+  safetyspace-fast power pilot.zarr --metric auc_direction --difference 0.05 --model aligned \\
+      --versus base
+
+Of one model: how many texts make the interval of its value exclude a number that is the difference
+away, such as its floor. With --versus: how many texts make `compare` show that the two models
+differ by it. `explain needed0` says what is assumed.
+"""
+
+CURVE_EXAMPLES = """\
+example:
+  safetyspace-fast curve run.zarr --metric rho_adjusted --poolings last --layers=-1
+
+Without --layers it is that of the last layer. A curve that is level has converged. Metrics of
+held-out texts rise until their direction is known.
+"""
+
+TRANSFER_EXAMPLES = """\
+example:
+  safetyspace-fast run --model gpt2 --data FIRST --out first.zarr
+  safetyspace-fast run --model gpt2 --data OTHER --out other.zarr --basis first.zarr
+  safetyspace-fast transfer first.zarr other.zarr
+
+In each language the layer and the harm direction are chosen on the first store and tested on the
+texts of the second that the first does not have. Without --basis the texts are seen in the random
+projection, which is approximate.
+"""
 
 BENCH_EXAMPLES = """\
 example:
@@ -176,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_separation(commands)
     _add_compare(commands)
     _add_languages(commands)
+    _add_power(commands)
+    _add_curve(commands)
+    _add_transfer(commands)
     _add_explain(commands)
     _add_verify(commands)
     _add_bench(commands)
@@ -225,7 +260,7 @@ def _add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     for name in names:
         default = RunConfig.__dataclass_fields__[name].default
         value = ",".join(default) if isinstance(default, tuple) else default
-        suffix = "" if default in (None, False) else f" (default: {value})"
+        suffix = "" if default in (None, False, ()) else f" (default: {value})"
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, help=docs[name] + suffix, **(_DATA_OPTIONS | _RUN_OPTIONS)[name])
 
@@ -291,6 +326,7 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "verify": {"action": "store_true"},
     "resume": {"action": "store_true"},
     "overwrite": {"action": "store_true"},
+    "basis": {"action": "append", "metavar": "STORE.zarr[:MODEL]"},
     "allow_pickle": {"action": "store_true"},
     "trust_remote_code": {"action": "store_true"},
 }
@@ -397,6 +433,8 @@ def _separation(arguments: argparse.Namespace) -> None:
         api.save_results(run, dataset)
     except StoreError as error:  # a read-only store can still be read
         print(f"safetyspace-fast: results not saved in the store: {error}", file=sys.stderr)
+    if arguments.sensitivity:
+        dataset = api.sensitivity(dataset)
     tables.write(dataset, arguments.format, arguments.output)
 
 
@@ -425,9 +463,10 @@ def _add_compare(commands: _Commands) -> None:
     )
     compare.add_argument(
         "--components",
-        choices=("own", "base"),
+        choices=("own", "base", "union"),
         default="own",
-        help="principal components of each model itself, or of the base model (default: own)",
+        help="principal components of each model itself, of the base model, or of both models "
+        "together (default: own)",
     )
     compare.add_argument(
         "--equivalence",
@@ -466,6 +505,9 @@ def _compare(arguments: argparse.Namespace) -> None:
             equivalence=arguments.equivalence,
             **options,
         )
+        if arguments.sensitivity:
+            tables.write(api.sensitivity(dataset), arguments.format, arguments.output)
+            continue
         tables.write(dataset, arguments.format, arguments.output)
         if arguments.preset and arguments.format == "table" and arguments.output is None:
             from .presets import preset
@@ -519,6 +561,110 @@ def _languages(arguments: argparse.Namespace) -> None:
     tables.write(xarray.merge(parts), arguments.format, arguments.output)
 
 
+def _add_power(commands: _Commands) -> None:
+    power = _command(
+        commands,
+        "power",
+        _power,
+        "how many texts show a difference of a given size, from a pilot store",
+        POWER_EXAMPLES,
+    )
+    _add_selection(power)
+    power.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="a metric; repeat the option for several",
+    )
+    power.add_argument(
+        "--difference", type=float, required=True, metavar="D", help="the difference to be shown"
+    )
+    power.add_argument("--model", metavar="A", help="this model (default: every one)")
+    power.add_argument("--versus", metavar="B", help="another model, to differ from")
+    for name, default, what in (
+        ("level", 0.05, "largest two-sided p that counts as shown"),
+        ("power", 0.8, "share of studies that are to show it"),
+    ):
+        power.add_argument(
+            f"--{name}",
+            type=float,
+            default=default,
+            metavar="P",
+            help=f"{what} (default: {default})",
+        )
+
+
+def _power(arguments: argparse.Namespace) -> None:
+    from . import api
+    from .analysis import tables
+
+    dataset = _with_bar(
+        api.power,
+        arguments,
+        api.open_run(arguments.run),
+        models=arguments.model,
+        **{
+            name: getattr(arguments, name)
+            for name in ("metrics", "difference", "versus", "level", "power")
+        },
+    )
+    tables.write(dataset, arguments.format, arguments.output)
+
+
+def _add_curve(commands: _Commands) -> None:
+    curve = _command(
+        commands,
+        "curve",
+        _curve,
+        "what fewer texts would have given: metrics of sub-samples of 25, 50, 100, .. texts",
+        CURVE_EXAMPLES,
+    )
+    _add_selection(curve)
+    curve.set_defaults(layers=("-1",))
+    curve.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        metavar="NAME",
+        help="a metric; repeat the option for several (default: rho_adjusted and auc_direction)",
+    )
+    curve.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
+
+
+def _curve(arguments: argparse.Namespace) -> None:
+    from . import api
+    from .analysis import tables
+
+    options = _given(arguments, ("models", "metrics"))
+    dataset = _with_bar(api.curve, arguments, api.open_run(arguments.run), **options)
+    tables.write(dataset, arguments.format, arguments.output)
+
+
+def _add_transfer(commands: _Commands) -> None:
+    transfer = _command(
+        commands,
+        "transfer",
+        _transfer,
+        "does a harm direction hold on other data? Chosen on one store, tested on another",
+        TRANSFER_EXAMPLES,
+    )
+    _add_selection(transfer, other="OTHER.zarr")
+    transfer.add_argument("--models", type=_names, metavar="A,B,..", help="only these models")
+
+
+def _transfer(arguments: argparse.Namespace) -> None:
+    from . import api
+    from .analysis import tables
+
+    stores = [api.open_run(path) for path in (arguments.run, arguments.other)]
+    dataset = _with_bar(
+        partial(api.transfer, target=stores[1]), arguments, stores[0], models=arguments.models
+    )
+    tables.write(dataset, arguments.format, arguments.output)
+
+
 def _add_explain(commands: _Commands) -> None:
     explain = _command(
         commands, "explain", _explain, "explain a metric: definition, source, pitfalls"
@@ -534,9 +680,11 @@ def _explain(arguments: argparse.Namespace) -> None:
     print(explain(arguments.metric))
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a part of a store and an output format."""
+def _add_selection(parser: argparse.ArgumentParser, other: str | None = None) -> None:
+    """Options that choose a part of a store and an output format; `other` stands for a second."""
     parser.add_argument("run", metavar="RUN.zarr", help="a store that `run` wrote")
+    if other is not None:
+        parser.add_argument("other", metavar=other, help="a store of other texts")
     names: dict[str, Any] = {"type": _names, "metavar": "A,B,.."}
     parser.add_argument("--layers", **names, help="only these hookpoints; --layers=-1: the last")
     parser.add_argument("--poolings", **names, help="only these poolings")
@@ -589,6 +737,12 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         "--unpaired",
         action="store_true",
         help="ignore pairing (invalid; for comparison only)",
+    )
+    parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="show in how many choices of metric, layer and pooling the result has the same sign, "
+        "and in how many its interval says so",
     )
     for name, other in (("high", "high-resource"), ("low", "low-resource")):
         parser.add_argument(

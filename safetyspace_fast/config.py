@@ -151,6 +151,12 @@ class RunConfig:
         "languages if the data have them.",
     ] = False
     overwrite: Annotated[bool, "Replace an existing store."] = False
+    basis: Annotated[
+        str | Path | Sequence[str | Path],
+        "Other stores, as `STORE.zarr[:MODEL]`: keep where each text lies along the harm direction "
+        "of a finished model there, which `transfer` reads. Without MODEL the one of the same "
+        "name. It has the same layers, poolings and hidden size.",
+    ] = ()
     allow_pickle: Annotated[
         bool, "Also open weights that only come as pickle files. They can run code."
     ] = False
@@ -167,6 +173,7 @@ class RunConfig:
             *((field, several_names(getattr(self, field))) for field in SEVERAL_NAMES),
             ("layers", layers_of(self.layers)),
             ("poolings", names_of("poolings", self.poolings)),
+            ("basis", names_of("basis", self.basis, single=True)),
             (
                 "languages",
                 None if self.languages is None else names_of("languages", self.languages),
@@ -232,6 +239,7 @@ class RunFields(DataFields, total=False):
     impl: Implementation
     resume: bool
     overwrite: bool
+    basis: str | Path | Sequence[str | Path]
     allow_pickle: bool
     trust_remote_code: bool
 

@@ -5,19 +5,22 @@ Each model takes five steps: load, prepare, begin, extract, finish.
 
 import calendar
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import zarr
 
 from . import info
-from .config import MEAN_ALL, MEAN_WITHOUT_FIRST, RunConfig, data_fields
+from .config import MEAN_ALL, MEAN_WITHOUT_FIRST, RunConfig, data_fields, names_of
 from .data import NUM_FOLDS, Samples, lexical_scores, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.chance import AXES as CHANCE_AXES
+from .extract.finish import Basis
 from .extract.plan import Batching
 from .extract.prepare import Prepared, prepare
 from .models import (
@@ -98,10 +101,11 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
         )
         for note in told:
             yield Note("", note)
+        foreign = {spec.name: _foreign_bases(spec.name, config) for spec in specs}
         for spec in specs:
-            _refuse_other(spec, config, output.attributes(spec.name))
+            _refuse_other(spec, config, output.attributes(spec.name), foreign[spec.name])
         for spec in specs:
-            yield from _run_model(spec, config, samples, output, templates)
+            yield from _run_model(spec, config, samples, output, templates, foreign[spec.name])
         with alone(place.work):
             consolidate(str(output.place))
             waiting = output.growth.finish(names) if output.growth else None
@@ -209,7 +213,9 @@ def axis_sizes(samples: Samples, work: Prepared, n_bases: int = 0) -> dict[str, 
     }
 
 
-def _refuse_other(spec: ModelSpec, config: RunConfig, stored: Attributes) -> None:
+def _refuse_other(
+    spec: ModelSpec, config: RunConfig, stored: Attributes, foreign: Collection[str]
+) -> None:
     """Raise StoreError if a finished model of this name was run from other files or in another way.
 
     An unfinished one is compared when its session begins.
@@ -241,6 +247,8 @@ def _refuse_other(spec: ModelSpec, config: RunConfig, stored: Attributes) -> Non
         trust_remote_code=config.trust_remote_code,
     ):
         differing.append("weights")
+    if not set(foreign) <= set(stored.get("bases", [])):
+        differing.append("basis")
     if differing:
         raise StoreError(
             f"{config.out}: model {spec.name!r} is complete, and was run with another "
@@ -264,6 +272,7 @@ def _run_model(
     samples: Samples,
     output: _Output,
     templates: Mapping[str, str | None],
+    foreign: Mapping[str, "_Foreign"],
 ) -> Iterator[Event]:
     """Run one model, if the store does not have it yet."""
     name = spec.name
@@ -290,7 +299,12 @@ def _run_model(
         with alone(output.place.work):
             root = output.open()
     # What a model began with, it keeps: an earlier version began it without bases.
-    bases = stored.get("bases", []) if "manifest" in stored else _bases(output.place, work)
+    for basis in foreign.values():
+        notes += basis.check(work, samples.languages)
+    bases = [*_bases(output.place, work), *foreign]
+    if "manifest" in stored:
+        bases = stored.get("bases", [])
+        _refuse_other_bases(output, name, bases, foreign)
     session = begin(
         model,
         samples,
@@ -303,6 +317,10 @@ def _run_model(
     )
     impl = _implementation(config)
     run = Run(str(output.place))
+    reads: dict[str, Callable[[str], Basis]] = {
+        other: foreign[other].read if other in foreign else partial(Basis.read, run, other)
+        for other in bases
+    }
     extraction = Extraction(
         model,
         samples,
@@ -310,7 +328,7 @@ def _run_model(
         session,
         kept=kept.with_bases(bases),
         impl=impl,
-        bases=[run.model(other) for other in bases],
+        bases=[reads[other] for other in bases],
     )
     yield _planned(name, samples, work, extraction)
     if growth:
@@ -380,6 +398,67 @@ def _bases(place: Place, work: Prepared) -> list[str]:
         and tuple(other.poolings) == tuple(work.tokens.poolings)
         and other.read("fold_mean", layer=0, pooling=0, lang=0).shape[-1] == len(work.projection)
     ]
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """A finished model of another store, in whose components states are expressed too."""
+
+    run: Run
+    model: str
+
+    def read(self, lang: str) -> Basis:
+        """What a language is in it."""
+        return Basis.read(self.run, self.model, lang, foreign=True)
+
+    def check(self, work: Prepared, languages: Sequence[str]) -> list[str]:
+        """Say which languages it does not have.
+
+        Raises:
+            ConfigError: it has other layers, poolings or hidden size, or no directions.
+        """
+        store, where = self.run.model(self.model), f"basis {self.run.place}:{self.model}"
+        if not store.has("fold_mean"):
+            raise ConfigError(f"{where}: an earlier version ran it; run it again")
+        width = store.read("fold_mean", layer=0, pooling=0, lang=0).shape[-1]
+        for what, own, other in (
+            ("layers", work.hookpoints, store.hookpoints),
+            ("poolings", work.tokens.poolings, store.poolings),
+            ("hidden size", (len(work.projection),), (width,)),
+        ):
+            if tuple(own) != tuple(other):
+                has, runs = (", ".join(map(str, names)) for names in (other, own))
+                raise ConfigError(f"{where}: has {what} {has}, but this run {runs}; give the same")
+        missing = [lang for lang in languages if lang not in self.run.languages]
+        return [f"{where}: has no texts in {', '.join(missing)}"] if missing else []
+
+
+def _foreign_bases(name: str, config: RunConfig) -> dict[str, _Foreign]:
+    """The models of `--basis` for a model of this name, by identity.
+
+    Raises:
+        StoreError: there is no such store or model.
+    """
+    found = {}
+    for text in names_of("basis", config.basis, single=True):
+        path, colon, model = text.rpartition(":")
+        if not colon or "/" in model or not model or Path(text).exists():
+            path, model = text, name
+        run = Run(path)
+        found[run.model(model).identity] = _Foreign(run, model)
+    return found
+
+
+def _refuse_other_bases(
+    output: _Output, name: str, begun: Sequence[str], foreign: Collection[str]
+) -> None:
+    """Raise StoreError if a model was begun with other models of other stores as bases."""
+    before = {basis for basis in begun if "@" in basis}
+    if before != set(foreign):
+        raise StoreError(
+            f"{output.place}: model {name!r} was begun with basis {', '.join(before) or 'none'}, "
+            f"now it is {', '.join(foreign) or 'none'}; give the same --basis, or --overwrite"
+        )
 
 
 def _implementation(config: RunConfig) -> str | None:

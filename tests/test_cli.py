@@ -344,6 +344,9 @@ def test_everything_in_the_results_explains_itself(
             "de",
         ],
         ["languages", *chosen],
+        ["curve", *chosen],
+        ["separation", *chosen, "--metric", "rho", "--sensitivity"],
+        ["power", *chosen, "--metric", "rho", "--difference", "0.1"],
     ):
         assert main(command) == 0
         whole = json.loads(capfd.readouterr().out)
@@ -402,10 +405,14 @@ OPTIONS = {
         *READING,
         *("--layers", "--poolings", "--template", "--proj-dim", "--seed"),
         *("--device", "--dtype", "--token-budget", "--max-tokens", "--impl", "--preset"),
+        "--basis",
     ),
     "separation": (*RESAMPLED, "--models", "--preset"),
     "compare": (*RESAMPLED, "--base", "--aligned", "--reference"),
     "languages": (*SELECTION, "--models"),
+    "transfer": (*SELECTION, "--models"),
+    "curve": (*SELECTION, "--models", "--metric"),
+    "power": (*SELECTION, "--difference", "--model", "--versus", "--level", "--power"),
     "verify": (*READING, "--layers", "--poolings", "--samples", "--device", "--dtype"),
     "check": (),
     "explain": (),
@@ -431,10 +438,12 @@ def type_something(
         "data": ["sample:polite"],
         "explain": [word],
         "check": [word],
+        "transfer": [str(store), str(store)],
         "compare": [str(store), "--base", "tiny-llama", "--aligned", "tiny-llama"],
     }.get(name, [str(store)])
     fixed += ["--overwrite"] if name == "run" else []
-    fixed += ["--metric", "rho"] if name in ("separation", "compare") else []
+    fixed += ["--metric", "rho"] if name in ("separation", "compare", "power") else []
+    fixed += ["--difference", "0.1"] if name == "power" else []
     typed = [f"{option}={value}" for option, value in options if name not in ("check", "explain")]
     said, printed = io.StringIO(), io.StringIO()
     before = Path.cwd()

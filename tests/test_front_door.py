@@ -21,6 +21,7 @@ for event in ssf.iter_run(config):
     if isinstance(event, ssf.ModelDone):
         print(event.model, event.forward_seconds)
 table = ssf.separation(run, metrics=["rho", "silhouette"], layers=["final_norm"])
+texts = ssf.power(run, metrics="rho", difference=0.02, versus="gpt2")["needed0"]
 value: float = table["value"].sel(metric="rho").item()
 verdict: str = ssf.verify("gpt2", "sample:polite", samples=4).verdict
 """

@@ -87,7 +87,7 @@ def test_a_sink_rules_mean_all_and_not_mean(sink: Path, tmp_path: Path) -> None:
     assert "\nembed !#" in text.partition("pooling mean_all")[2].partition("pooling last")[0]
     assert "embed !" not in text.partition("pooling mean_all")[0]
     assert "\n!: one dimension holds more than half of the variance" in text
-    assert "use pooling mean instead" in " ".join(text.split())
+    assert "see auc_equal_length, or another pooling" in " ".join(text.split())
     assert "\n!:" not in tables.to_table(found.sel(pooling=["last"], layer=["embed"]))
 
 
@@ -163,12 +163,15 @@ def test_an_old_mean_is_told_and_not_compared_with_a_new_one(sink: Path, tmp_pat
     few = {"metrics": ["rho"], "bootstraps": 0, "permutations": 0}
     old = api.separation(run, models=["m"], **few)
     assert "mean over all tokens of a text, and without BOS" in old.attrs["run_as"]
+    alone = api.separation(run, models=["m"], poolings=["last"], **few)
+    assert "mean over" not in alone.attrs["run_as"]
     both = api.separation(run, **few).attrs["settings_differ"]
     assert f"{MEAN_WITHOUT_FIRST} (new)" in both
     with pytest.raises(ConfigError, match="pooling mean of 'm' holds the first") as no:
         api.compare(run, base="m", aligned="new", **few)
     assert "\n" not in str(no.value)
     same = api.compare(run, base="m", aligned="new", poolings=["last"], **few)
+    assert same.attrs["settings_differ"] == ""
     assert float(np.abs(same["difference"]).max()) == 0
 
 

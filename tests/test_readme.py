@@ -23,7 +23,21 @@ PAGES = [
 FOREIGN = {"--peers"}
 """Options of `python -m benchmarks`."""
 IN_CODE = re.compile(r"(?:^|[`$] ?)safetyspace-fast ([a-z]+)\b", re.MULTILINE)
-COMMANDS = ("run", "data", "separation", "compare", "languages", "verify", "bench", "check", "info")
+COMMANDS = (
+    *(
+        "run",
+        "data",
+        "separation",
+        "compare",
+        "languages",
+        "power",
+        "curve",
+        "transfer",
+        "verify",
+        "bench",
+    ),
+    *("verify", "bench", "check", "info"),
+)
 
 
 def text_of(page: Path) -> str:

@@ -2,11 +2,13 @@
 //
 // `label_silhouettes` turns sums of distances into silhouettes; what a labelling says of a sample
 // is one bit. `label_wins` sorts the scores of each fold with Batcher's network, whose comparisons
-// do not depend on the data, so that sixteen columns are sorted as one.
+// do not depend on the data, so that sixteen columns are sorted as one. Scores are rounded to a
+// 2^16th of the largest of the fold; those that are then equal are ties, and win half.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -30,9 +32,9 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kRowsInFloat = 32;  // added in float32 before a sum goes on in float64
-constexpr int64_t kSums = 5;          // what `label_wins` returns of every labelling
-constexpr int32_t kOrder = 0x7e;      // bits of a key that break ties, by the sample's place
+constexpr int64_t kSums = 8;          // what `label_wins` returns of every labelling
 constexpr int32_t kLabel = 1;         // bit of a key that holds the label
+constexpr float kSteps = 65536.0f;    // from 0 to the largest score of a fold
 
 #if defined(__x86_64__)
 
@@ -103,49 +105,71 @@ AVX512 void sort(int32_t* keys, int64_t size) {
   }
 }
 
+// sums[0..15] += texts * wins^power where `mask`, in float64.
+template <int power>
+AVX512 inline void add_where(double* sums, __mmask16 mask, __m512i texts, __m512i wins) {
+  const __m512i kept = _mm512_maskz_mov_epi32(mask, texts);
+  for (int half = 0; half < 2; ++half) {
+    const __m512d some = _mm512_cvtepi32_pd(half ? _mm512_extracti32x8_epi32(kept, 1)
+                                                 : _mm512_castsi512_si256(kept));
+    const __m512d won = _mm512_cvtepi32_pd(half ? _mm512_extracti32x8_epi32(wins, 1)
+                                                : _mm512_castsi512_si256(wins));
+    const __m512d each = power == 2 ? _mm512_mul_pd(won, won) : won;
+    double* sum = sums + 8 * half;
+    _mm512_storeu_pd(sum, _mm512_fmadd_pd(some, each, _mm512_loadu_pd(sum)));
+  }
+}
+
 // Adds the wins of one fold, samples begin to end, under sixteen labellings to `sums`.
 AVX512 void add_wins(const float* scores, const int32_t* bits, int64_t begin, int64_t end,
                      int64_t labels, int64_t r, int32_t* keys, double* sums) {
   const int64_t size = end - begin;
-  __m512i n1 = _mm512_setzero_si512(), ones = n1;
+  const __m512i label = _mm512_set1_epi32(kLabel);
+  __m512 largest = _mm512_set1_ps(std::numeric_limits<float>::min());
+  for (int64_t i = begin; i < end; ++i) {
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(scores + i * labels + r)));
+  }
+  const __m512 steps = _mm512_div_ps(_mm512_set1_ps(kSteps), largest);
+  __m512i n1 = _mm512_setzero_si512();
   for (int64_t i = begin; i < end; ++i) {
     const __m512i bit = labels_of(bits, labels, i, r);
-    const __m512i raw = _mm512_castps_si512(_mm512_loadu_ps(scores + i * labels + r));
-    const __m512i negative = _mm512_srai_epi32(raw, 31);  // then integers in the order of floats
-    const __m512i sorted =
-        _mm512_xor_si512(raw, _mm512_and_si512(negative, _mm512_set1_epi32(0x7fffffff)));
-    const int32_t order = static_cast<int32_t>(static_cast<uint32_t>(i) * 2654435769u >> 25);
-    const __m512i low = _mm512_or_si512(_mm512_set1_epi32(order & kOrder), bit);
-    const __m512i high = _mm512_andnot_si512(_mm512_set1_epi32(kOrder | kLabel), sorted);
-    _mm512_storeu_si512(keys + (i - begin) * kLanes, _mm512_or_si512(high, low));
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + i * labels + r), steps);
+    const __m512i rounded = _mm512_slli_epi32(_mm512_cvtps_epi32(score), 1);
+    _mm512_storeu_si512(keys + (i - begin) * kLanes, _mm512_or_si512(rounded, bit));
     n1 = _mm512_add_epi32(n1, bit);
   }
   sort(keys, size);
-  __m512 wins = _mm512_setzero_ps(), square = wins;
-  double total[2][kLanes] = {};
+  // Twice the wins: a text of class 1 wins over `below` of class 0 and half of its ties, one of
+  // class 0 over the texts of class 1 that are neither below nor, by half, its ties.
+  double twice[kLanes] = {}, square1[kLanes] = {}, square0[kLanes] = {};
+  __m512i ones = _mm512_setzero_si512(), ones_below = ones, below = ones;
   for (int64_t i = 0; i < size; ++i) {
     const __m512i key = _mm512_loadu_si512(keys + i * kLanes);
-    const __m512i bit = _mm512_and_si512(key, _mm512_set1_epi32(kLabel));
-    const __mmask16 member = _mm512_test_epi32_mask(bit, bit);
-    const __m512i place = _mm512_set1_epi32(static_cast<int32_t>(i));
-    const __m512 won =
-        _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_mask_blend_epi32(member, n1, place), ones));
-    wins = _mm512_mask_add_ps(wins, member, wins, won);
-    square = _mm512_fmadd_ps(won, won, square);
-    ones = _mm512_add_epi32(ones, bit);
-    if ((i + 1) % kRowsInFloat == 0 || i + 1 == size) {
-      add_to(total[0], wins);
-      add_to(total[1], square);
-      wins = square = _mm512_setzero_ps();
+    ones = _mm512_add_epi32(ones, _mm512_and_si512(key, label));
+    const __m512i zeros = _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int32_t>(i + 1)), ones);
+    __mmask16 last = 0xffff;  // of its ties
+    if (i + 1 < size) {
+      const __m512i next = _mm512_loadu_si512(keys + (i + 1) * kLanes);
+      last = _mm512_cmpgt_epu32_mask(_mm512_xor_si512(key, next), label);
     }
+    const __m512i texts1 = _mm512_sub_epi32(ones, ones_below);
+    const __m512i texts0 = _mm512_sub_epi32(zeros, below);
+    const __m512i wins1 = _mm512_add_epi32(zeros, below);
+    const __m512i wins0 =
+        _mm512_sub_epi32(_mm512_slli_epi32(n1, 1), _mm512_add_epi32(ones, ones_below));
+    add_where<1>(twice, last, texts1, wins1);
+    add_where<2>(square1, last, texts1, wins1);
+    add_where<2>(square0, last, texts0, wins0);
+    ones_below = _mm512_mask_mov_epi32(ones_below, last, ones);
+    below = _mm512_mask_mov_epi32(below, last, zeros);
   }
   int32_t count[kLanes];
   _mm512_storeu_si512(count, n1);
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    const double pairs = static_cast<double>(count[lane]) * static_cast<double>(size - count[lane]);
-    const double found[kSums] = {total[0][lane], pairs, total[1][lane],
-                                 total[0][lane] * static_cast<double>(size),
-                                 pairs * static_cast<double>(size)};
+    const double one = static_cast<double>(count[lane]), zero = static_cast<double>(size) - one;
+    const double wins = twice[lane] / 2, pairs = one * zero;
+    const double found[kSums] = {wins,        pairs,      square1[lane] / 4, square0[lane] / 4,
+                                 wins * zero, wins * one, pairs * zero,      pairs * one};
     for (int64_t k = 0; k < kSums; ++k) sums[k * labels + r + lane] += found[k];
   }
 }

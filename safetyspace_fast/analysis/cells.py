@@ -5,18 +5,35 @@ serves all of them.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    cast,
+)
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import STATISTICS, labelled_statistics, robust_scale
+from ..ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale
 from ..ops.labelled import labelled_distances
 from ..store.layout import COMPONENTS, ROW_ARRAYS
-from .moments import Moments, moments, products, shift_noise, varies
+from .moments import (
+    Moments,
+    moments,
+    principal_axes,
+    products,
+    shift_noise,
+    union_components,
+    varies,
+)
 from .rounding import roundoff
 from .selection import has_pairs, is_paired, partners, shared_units, units_of
 from .uncertainty import Resamples, draw, equal_units, stretch, trials, unit_sums
@@ -28,6 +45,8 @@ MIN_TEXTS = 10
 """Below this many texts in a class every number would be noise."""
 WORKING_BYTES = 64 << 20
 """Stored rows of one language that are in memory at once."""
+Space = Literal["own", "base", "union"]
+"""Components of the model itself, of the base model, or of both models together."""
 
 
 class Refusal(Exception):  # noqa: N818 - not an error: an answer
@@ -88,19 +107,29 @@ class Cells:
     """Compute covariances even with fewer than ten texts per class and component."""
     constant: bool = False
     """Whether all states of a cell are within one rounding: then no metric is defined."""
-    base: "Cells | None" = None
-    """The same cells of the base model in a comparison. Both models then use its kernel widths."""
-    compared: bool = False
-    """Whether these are the cells of a comparison, which needs no p of either model."""
+    group: "Sequence[Cells]" = field(default=(), repr=False)
+    """These cells of all models that are read together, the base model first."""
+    space: Space = "own"
+    """Whose components `coords` are in."""
     own_null: bool = False
     """Whether these are the texts and the units that the store's permutations are of."""
     lone: Tensor | None = None
     """[texts of the language] int64, class of each text that is left out because it has no partner,
     but is in the sums and means of the store; -1 for all others. None if there is none."""
-    in_base: bool = False
-    """Whether the components are those of `base` instead of the model's own."""
+    lexical: Tensor | None = None
+    """[n] float64, held-out scores of the texts' characters; None in stores of earlier versions."""
     # Any: `once` restores the type of each result.
     _results: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def compared(self) -> bool:
+        """Whether these are the cells of a comparison, which needs no p of either model."""
+        return len(self.group) > 1
+
+    @property
+    def base(self) -> "Cells":
+        """The cells of the base model, whose kernel widths both models use; else these cells."""
+        return self.group[0] if self.group else self
 
     @property
     def names(self) -> list[tuple[str, str]]:
@@ -327,7 +356,7 @@ class Cells:
     @cached_property
     def shift_noise(self) -> Tensor:
         """[cell], tr V^2 of the covariance V of d."""
-        if self.own_null and self.window.has("noise"):
+        if self.has_null and self.window.has("noise"):
             return self.stored("noise")[:, 0]
         return shift_noise(self.unit_shift, self.projected.shape[-1])
 
@@ -347,8 +376,14 @@ class Cells:
 
     @property
     def has_null(self) -> bool:
-        """Whether `null` is at full width."""
-        return self.own_null and self.window.has("null")
+        """Whether `null` is at full width.
+
+        An earlier version did not leave texts without a partner out, and stored nothing of pairs.
+        """
+        if not self.own_null or not self.window.has("null"):
+            return False
+        pairs = self.stored("null")[:, STATISTICS.index("paired_shift"), 0]
+        return self.lone is None or bool(pairs.isfinite().all())
 
     @cached_property
     def _null(self) -> Tensor:
@@ -359,7 +394,7 @@ class Cells:
         if number == 1 and not self.paired:  # nothing is permuted
             shape = (len(self.index), len(STATISTICS), 1)
             return torch.full(shape, torch.nan, dtype=torch.float64)
-        labels = self.resamples.labellings[:number].to(torch.uint8)
+        labellings = FoldLabellings(self.resamples.labellings[:number].to(torch.uint8), self.fold)
         pair_unit = None
         if self.paired:
             pair_unit = torch.unique(self.unit[self.partners[:, 1]], return_inverse=True)[1]
@@ -368,8 +403,7 @@ class Cells:
                 labelled_statistics(
                     x,
                     robust_scale(x),
-                    labels,
-                    self.fold,
+                    labellings,
                     copy=self.copy,
                     partners=self.partners if self.paired else None,
                     pair_unit=pair_unit,
@@ -419,12 +453,42 @@ class Cells:
         deviation = ((within + between) / (self.count.sum() - 1)).sqrt()
         return torch.where(varies(mean, var), deviation, torch.inf)
 
+    # Length ----------------------------------------------------------------------------------
+
+    @cached_property
+    def length(self) -> Tensor:
+        """[n, 2] float64, log and inverse of the number of tokens, in standard deviations."""
+        tokens = self.window.read("n_tokens")[self.kept].double().clamp_min(1)
+        z = torch.stack([tokens.log(), 1 / tokens], -1)
+        return (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
+
+    def less_length(self, x: Tensor) -> Tensor:
+        """Subtract the regression on `length`, with the slopes inside the classes: x [cell, n, k].
+
+        The slopes are pooled over both classes.
+        """
+        inside = self.about_class_means(self.length[None])[0]
+        slopes = torch.linalg.pinv(inside, rtol=1e-6) @ self.about_class_means(x)
+        left: Tensor = x - self.length @ slopes
+        return left
+
+    @cached_property
+    def length_weights(self) -> Tensor:
+        """[n] float64, a: where states are less their regression on `length`, d is the sum of a x.
+
+        The slopes are those inside the classes, pooled: see `extract.equal_length`.
+        """
+        sign = (2.0 * self.labels - 1) / self.count[self.labels]
+        inside = self.about_class_means(self.length[None])[0]
+        weights: Tensor = sign - (sign @ self.length) @ torch.linalg.pinv(inside, rtol=1e-6)
+        return weights
+
     # Components ------------------------------------------------------------------------------
 
     @property
-    def basis(self) -> "Cells":
-        """The cells that define the components."""
-        return self.base if self.in_base and self.base is not None else self
+    def basis(self) -> "Sequence[Cells]":
+        """The cells whose texts define the components."""
+        return {"own": (self,), "base": (self.base,), "union": self.group}[self.space]
 
     @cached_property
     def coords(self) -> Tensor:
@@ -433,16 +497,34 @@ class Cells:
         Raises:
             Refusal: the store does not have them.
         """
-        if self.basis is self:
+        if self.space == "union":
+            own = self.stored("pca_coords").nan_to_num(0.0)
+            return own @ (self.stored("pca_components") @ self.base.union.transpose(-1, -2))
+        if self.basis[0] is self:
             return self.stored("pca_coords")
-        coords = self.by_basis("basis_coords", self.basis)
+        coords = self.by_basis("basis_coords", self.base)
         if coords is None or bool(coords.isnan().all()):
-            model, other = self.window.model.name, self.basis.window.model.name
+            model, other = self.window.model.name, self.base.window.model.name
             raise Refusal(
                 f"{model} was not expressed in the components of {other}: run {other} first, then "
                 f"{model}, or use components of their own"
             )
         return coords
+
+    @cached_property
+    def union(self) -> Tensor:
+        """[cell, component, D], see `union_components`, of all models of the group.
+
+        Raises:
+            Refusal: the models differ in hidden size, or the components in the store are coarse.
+        """
+        names = "pca_coords", "pca_components"
+        coords, components = ([x.stored(n).nan_to_num(0.0) for x in self.group] for n in names)
+        if len({x.shape[-1] for x in components}) > 1:
+            raise Refusal("models of different hidden sizes have no components in common")
+        if not all(cells.window.has("fold_mean") for cells in self.group):
+            raise Refusal("the store is of an earlier version: run the models again")
+        return union_components(coords, components)
 
     def by_basis(self, name: str, base: "Cells") -> Tensor | None:
         """A stored array, [cell, n, ...], of these states as seen from another model, or None."""
@@ -464,34 +546,40 @@ class Cells:
         return coords
 
     @cached_property
-    def _moments(self) -> tuple[Moments, Tensor]:
+    def _still(self) -> list[Moments]:
+        """Of each cell, the class moments [R] of every resample in components that do not move."""
         count = self.resamples.class_counts()
+        return [
+            moments(self.resamples.class_sums(products(x)), count, x.shape[-1]) for x in self.coords
+        ]
+
+    @cached_property
+    def _axes(self) -> list[Tensor]:
+        """Of each cell, [bootstraps, coordinate, component]."""
+        if self.basis[0] is not self:
+            return self.basis[0]._axes
         drawn = slice(1, 1 + len(self.resamples.counts))
-        parts, turns = [], []
-        for i, x in enumerate(self.coords):
-            every = moments(self.resamples.class_sums(products(x)), count, x.shape[-1])
-            own = Moments(count[drawn], every.mean[drawn], every.cov[drawn])
-            axes = own.axes() if self.basis is self else self.basis.axes[i]
-            own = own.along(axes)
-            every.mean[drawn], every.cov[drawn] = own.mean, own.cov
-            parts.append(every)
-            turns.append(axes)
-        mean, cov = (torch.stack([getattr(x, part) for x in parts]) for part in ("mean", "cov"))
-        return Moments(count, mean, cov), torch.stack(turns)
+        each = zip(*(cells._still for cells in self.basis), strict=True)
+        return [principal_axes([still.of(drawn) for still in models]) for models in each]
 
     @property
+    def axes(self) -> Tensor:
+        """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
+        return torch.stack(self._axes)
+
+    @cached_property
     def moments(self) -> Moments:
         """Class moments in the components, [cell, R]; see `Resamples.class_sums`.
 
         A bootstrap has its own components, as a new sample of texts would: those of its texts in
         `basis`, computed inside `coords`. A permutation keeps the components.
         """
-        return self._moments[0]
-
-    @property
-    def axes(self) -> Tensor:
-        """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
-        return self._moments[1]
+        drawn = slice(1, 1 + len(self.resamples.counts))
+        for still, axes in zip(self._still, self._axes, strict=True):
+            turned = still.of(drawn).along(axes)
+            still.mean[drawn], still.cov[drawn] = turned.mean, turned.cov
+        mean, cov = (torch.stack([getattr(x, y) for x in self._still]) for y in ("mean", "cov"))
+        return Moments(self.resamples.class_counts(), mean, cov)
 
     def influence(self, k: int, statistic: Callable[[Moments], Tensor]) -> Tensor:
         """First-order effect of each text on a function of the moments in the first `k` components.
@@ -533,11 +621,14 @@ class Cells:
             slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards
                 each of the rest.
         """
-        coords = self.basis.coords.nan_to_num(0.0)
-        seen, rest = coords[..., : slopes.shape[1]], coords[..., slopes.shape[1] :]
-        gap = seen.square().sum(-2)[..., :, None] - rest.square().sum(-2)[..., None, :]
-        turned: Tensor = seen @ torch.where(gap > 0, slopes / gap, 0.0)
-        return (turned * rest).sum(-1)
+        k = slopes.shape[1]
+        coords = [cells.coords.nan_to_num(0.0) for cells in self.basis]
+        seen, rest = [x[..., :k] for x in coords], [x[..., k:] for x in coords]
+        gap = _sum_squares(seen)[..., :, None] - _sum_squares(rest)[..., None, :]
+        turn = torch.where(gap > 0, slopes / gap, 0.0)
+        return torch.stack([((x @ turn) * y).sum(-1) for x, y in zip(seen, rest, strict=True)]).sum(
+            0
+        )
 
     def resampled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Resampled:
         """Apply a function to the class moments of every resample, in the first `k` components.
@@ -556,6 +647,20 @@ class Cells:
         every, drawn = self.moments.leading(k), len(self.resamples.counts)
         kept = [0, *range(1 + drawn, len(every.count))]
         return statistic(Moments(every.count[kept], every.mean[:, kept], every.cov[:, kept]))
+
+
+def values_in(group: Sequence[Cells], space: Space) -> tuple[Cells, ...]:
+    """The same cells of two models in other components, without bootstraps: for values alone."""
+    found: list[Cells] = []
+    for cells in group:
+        resamples = replace(cells.resamples, counts=cells.resamples.counts[:0])
+        found.append(replace(cells, group=found, space=space, resamples=resamples))
+    return tuple(found)
+
+
+def _sum_squares(models: Sequence[Tensor]) -> Tensor:
+    """Sum over all texts of all models: each [cell, n, k] -> [cell, k]."""
+    return torch.stack([x.square().sum(-2) for x in models]).sum(0)
 
 
 P = ParamSpec("P")
@@ -587,7 +692,7 @@ def read_cells(
     seed: int = 0,
     paired: bool = True,
     force: bool = False,
-    in_base: bool = False,
+    space: Space = "own",
 ) -> Iterator[tuple[Cells, ...]]:
     """Read one language of one or two models, some layers at a time.
 
@@ -599,7 +704,7 @@ def read_cells(
         bootstraps, permutations, seed: see `uncertainty.draw`.
         paired: resample pairs as units where texts have partners, and leave out texts without one
             in languages of pairs (`selection.is_paired`).
-        force, in_base: see `Cells`.
+        force, space: see `Cells`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.
@@ -608,6 +713,8 @@ def read_cells(
     i_lang = run.languages.index(lang)
     span = run.lang_range(lang)
     fold = torch.from_numpy(np.asarray(run.samples.fold[span]).astype(np.int64))
+    scores = run.samples.lexical_score
+    lexical = None if scores is None else torch.from_numpy(scores[span].astype(np.float64))
     units = units_of(run, lang, paired=paired)
     partner = torch.from_numpy(partners(run, lang)) if paired and is_paired(run, lang) else None
     own_null = paired or not has_pairs(run, lang)
@@ -649,7 +756,6 @@ def read_cells(
             group: list[Cells] = []
             i_layer, i_pooling = (torch.tensor(axis) for axis in zip(*index, strict=True))
             for window, own in zip(windows, each, strict=True):
-                base = group[0] if group else None
                 same_texts = bool((own[i_layer - some[0], i_pooling] == stored).all())
                 group.append(
                     Cells(
@@ -660,11 +766,11 @@ def read_cells(
                         fold[kept],
                         force,
                         same,
-                        base,
-                        len(stores) > 1,
-                        own_null and lone is None and same_texts,
+                        group,
+                        space,
+                        own_null and same_texts,
                         lone,
-                        in_base,
+                        None if lexical is None else lexical[kept],
                     )
                 )
             yield tuple(group)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 from ..config import LABELLINGS
 from ..errors import ConfigError
 from ..threads import in_parallel
-from .cells import Cells, read_cells
+from .cells import Cells, Space, read_cells, values_in
 from .confounds import confounds, dominance
-from .estimate import Estimate
+from .estimate import Estimate, covariances, from_influences, known_of
 from .families import choose
 from .geometry import geometry, rounding_share
 from .glossary import GEOMETRY, SPACES
@@ -33,17 +33,7 @@ from .significance import (
     student_p,
     welch_freedom,
 )
-from .uncertainty import (
-    DRAWS_EXCESS,
-    INFLUENCE_EXCESS,
-    difference_interval,
-    draws_covariance,
-    influence_covariance,
-    influence_variance,
-    linear_variance,
-    random_signs,
-    unit_sums,
-)
+from .uncertainty import difference_interval, random_signs, unit_sums
 
 if TYPE_CHECKING:
     import xarray
@@ -75,7 +65,7 @@ def compare(
     paired: bool | None = None,
     force: bool = False,
     different_templates: bool = False,
-    components: Literal["own", "base"] = "own",
+    components: Space = "own",
     equivalence: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
@@ -94,8 +84,9 @@ def compare(
             progress: as in `separation`.
         different_templates: compare models whose prompts differ in the template, and say so in the
             results.
-        components: `own`: each model in its own exact components, as in `separation`; `base`: both
-            in those of the base model, for which the aligned model must have been run after it.
+        components: `own`: each model in its own exact components, as in `separation`; `union`: both
+            in those of both models together, see `moments.union_components`; `base`: both in those
+            of the base model, for which the aligned model must have been run after it.
         equivalence: the largest difference that counts as no change, for metrics without a unit.
 
     Returns:
@@ -105,6 +96,9 @@ def compare(
         (difference minus that of the reference language), `excess_low`, `excess_high`, `excess_p`,
         `excess_p_family`. With languages of both groups also `group_value`, `group_low`,
         `group_high`, which have `group` where others have `lang`. `explain NAME` defines each.
+
+        `difference_own`, `difference_base` and `difference_union`, without that of `components`:
+        the difference in other components, NaN for metrics without components and where unknown.
 
         The variables of `GEOMETRY` (layer, pooling, lang). They are NaN if the models differ in
         hidden size or projection, if nothing moves, or if a direction is not reliable.
@@ -124,8 +118,8 @@ def compare(
     """
     import xarray
 
-    if components not in SPACES:
-        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(SPACES)}")
+    if components not in (known := get_args(Space)):
+        raise ConfigError(f"components: got {components!r}, expected one of {', '.join(known)}")
     require_permutations(permutations)
     if equivalence is not None and not 0 < equivalence < math.inf:
         raise ConfigError(
@@ -155,6 +149,11 @@ def compare(
     refused = np.full((len(family), *shape), "", object)
     moved = {name: np.full(shape, np.nan) for name in GEOMETRY}
     nulls = np.zeros((len(family), *shape, permutations), np.float32)
+    elsewhere = {
+        space: np.full((len(family), *shape), np.nan)
+        for space in get_args(Space)
+        if space != components
+    }
     projections = [_projection(run.model(name)) for name in (base, aligned)]
     shared = projections[0] == projections[1]
     shared_items = SharedItems(run, langs, (len(family), *shape), bootstraps)
@@ -173,7 +172,7 @@ def compare(
             seed=seed,
             paired=paired is not False,
             force=force,
-            in_base=components == "base",
+            space=components,
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)
@@ -190,6 +189,13 @@ def compare(
                 shared_items.add(at, i_lang, first.kept, first.unit, *of_items)
                 if difference.null is not None:
                     nulls[at] = difference.null.numpy()
+            for space, column in elsewhere.items():
+                both = values_in((first, second), space)
+                for i_metric, metric in enumerate(family):
+                    if metric.components and not metric.alias_of:
+                        before, after = (metric.estimate(cells)[0].value for cells in both)
+                        at = (i_metric, i_layers, i_poolings, i_lang)
+                        column[at] = (after - before).numpy()
 
     in_parallel(fill, [(0, j) for j in range(len(langs))], progress)
     reference = choose_reference(run, reference, langs)
@@ -215,6 +221,7 @@ def compare(
     dataset = xarray.Dataset(
         {
             **{name: (dims, column) for name, column in columns.items()},
+            **{f"difference_{space}": (dims, column) for space, column in elsewhere.items()},
             **verdict,
             "refused": (dims, refused.astype(str)),
             **{
@@ -244,7 +251,7 @@ def compare(
             "bootstraps": bootstraps,
             "permutations": permutations,
             "seed": seed,
-            **told(run, [base, aligned], tokenizers=True),
+            **told(run, [base, aligned], chosen.poolings, tokenizers=True),
         },
     )
     return with_groups(dataset, chosen_groups, correlations)
@@ -323,8 +330,8 @@ def _difference(
                 (second.value, *second.ends(confidence=0.9)),
                 rho,
             )
-        moved = unit_sums(_known(second.influence) - _known(first.influence), base.unit)
-        one, other = (replace(x, draws=None, linear=_linear(x, base.unit)) for x in (first, second))
+        moved = unit_sums(known_of(second.influence) - known_of(first.influence), base.unit)
+        one, other = (from_influences(x, base.unit) for x in (first, second))
         common = _correlation(one, other, base.unit) * (one.variance * other.variance).sqrt()
         deviation = (one.variance + other.variance - 2 * common).clamp_min(0).sqrt()
         freedom = welch_freedom(moved, _class_of_units(base))
@@ -343,14 +350,6 @@ def _difference(
     ), reasons  # fmt: skip
 
 
-def _linear(estimate: Estimate, unit: Tensor) -> Tensor:
-    """Variance of the linear part of an estimate, from its influences."""
-    seen = influence_variance(_known(estimate.influence), unit)
-    squares = (part.variance for part in estimate.squares if not part.unseen)
-    square = sum(squares, torch.zeros_like(seen))
-    return linear_variance(seen, square, INFLUENCE_EXCESS)
-
-
 def _class_of_units(cells: Cells) -> Tensor:
     """[unit] int64, the label of the texts of a unit, or 2 where it has both."""
     harmful = unit_sums(cells.labels.double(), cells.unit)
@@ -360,26 +359,10 @@ def _class_of_units(cells: Cells) -> Tensor:
 
 def _correlation(first: Estimate, second: Estimate, unit: Tensor) -> Tensor:
     """Correlation of two estimates from the same texts: of linear and of quadratic parts."""
-    if first.draws is not None and second.draws is not None:
-        seen, excess = draws_covariance(first.draws, second.draws), DRAWS_EXCESS
-    else:
-        seen = influence_covariance(_known(first.influence), _known(second.influence), unit)
-        excess = INFLUENCE_EXCESS
-    common, unseen = torch.zeros_like(seen), torch.zeros_like(seen)
-    for one, other in zip(first.squares, second.squares, strict=True):
-        share = one.common(one.noise(), other.noise())
-        both = share * (one.variance * other.variance).sqrt()
-        common, unseen = (common, unseen + both) if one.unseen else (common + both, unseen)
-    most = (_known(first.linear) * _known(second.linear)).sqrt()
-    linear = (seen - (1 + excess) * common).clamp(-most, most)
-    rho = (linear + common + unseen) / (first.variance * second.variance).sqrt()
+    shared = sum(covariances(first, second, unit), torch.zeros_like(first.value))
+    rho = shared / (first.variance * second.variance).sqrt()
     rho = torch.where(rho > 1 - 1e-12, 1.0, rho)  # below 1 only by rounding
     return rho.nan_to_num(0.0)
-
-
-def _known(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
 
 
 def _excess(columns: dict[str, Floats], i_reference: int, rho: Floats) -> dict[str, Floats]:

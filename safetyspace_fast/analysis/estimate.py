@@ -1,7 +1,7 @@
 """A number with its floor, interval and p value, made from influences or from bootstrap draws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -13,9 +13,12 @@ from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
     common_share,
+    draws_covariance,
+    influence_covariance,
     influence_variance,
     interval,
     linear_variance,
+    one_sided_p,
     permutation_p,
     share_interval,
     spread,
@@ -47,6 +50,10 @@ class Square:
     common: Callable[[Tensor, Tensor], Tensor] = common_share
     """Correlation of this part between two estimates, from the noise of each."""
     unseen: bool = False
+    growth: Tensor | None = None
+    """[cell], of a value along a fitted direction: how much larger the noise of the direction makes
+    the influences; what it exceeds 1 by falls as 1/texts. None: the value itself is quadratic in d,
+    so that its linear part varies as much as the value is large."""
 
 
 @dataclass(frozen=True)
@@ -180,3 +187,62 @@ def make_share(
         ends=partial(share_interval, freedom=cells.freedom, number=number, added=added),
         class_means=False,
     )
+
+
+def from_influences(estimate: Estimate, unit: Tensor) -> Estimate:
+    """The estimate, with the variance of its linear part from influences where draws gave it.
+
+    Args:
+        estimate: one with influences; unit: [n] int64.
+    """
+    seen = influence_variance(known_of(estimate.influence), unit)
+    squares = (part.variance for part in estimate.squares if not part.unseen)
+    square = sum(squares, torch.zeros_like(seen))
+    linear = linear_variance(seen, square, INFLUENCE_EXCESS)
+    return replace(estimate, draws=None, linear=linear)
+
+
+def covariances(first: Estimate, second: Estimate, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariances of the parts of two estimates from the same texts, [cell] each.
+
+    Args:
+        first, second: of one metric in two models, with intervals; unit: [n] int64.
+
+    Returns:
+        Those of the linear parts, of the quadratic ones, and of the variances that are not seen.
+    """
+    if first.draws is not None and second.draws is not None:
+        seen, excess = draws_covariance(first.draws, second.draws), DRAWS_EXCESS
+    else:
+        seen = influence_covariance(known_of(first.influence), known_of(second.influence), unit)
+        excess = INFLUENCE_EXCESS
+    common, unseen = torch.zeros_like(seen), torch.zeros_like(seen)
+    for one, other in zip(first.squares, second.squares, strict=True):
+        share = one.common(one.noise(), other.noise())
+        both = share * (one.variance * other.variance).sqrt()
+        common, unseen = (common, unseen + both) if one.unseen else (common + both, unseen)
+    most = (known_of(first.linear) * known_of(second.linear)).sqrt()
+    linear = (seen - (1 + excess) * common).clamp(-most, most)
+    return linear, common, unseen
+
+
+def known_of(tensor: Tensor | None) -> Tensor:
+    """A part of an estimate that is not None."""
+    assert tensor is not None
+    return tensor
+
+
+def share_p(cells: Cells, share: Estimate) -> Tensor:
+    """p of a share or an AUC against 1/2: one-sided, Student's t, with the variance it has at 1/2.
+
+    Args:
+        cells: the cells that the share belongs to.
+        share: what `make_share` gave.
+
+    Returns:
+        [cell] float64.
+    """
+    assert share.influence is not None
+    added = unseen_trial(share.influence, cells.unit)
+    per_trial = share.variance / (share.value * (1 - share.value) + added / cells.trials)
+    return one_sided_p((share.value - 0.5) / (per_trial / 4).sqrt(), cells.freedom)

@@ -19,6 +19,7 @@ def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
     """
     found = {
         "rounding_share": rounding_share(base, aligned),
+        "kept_share": torch.minimum(kept_share(base), kept_share(aligned)),
         "cka": debiased_cka(*(x.stored("pca_coords").nan_to_num(0.0) for x in (base, aligned))),
     }
     if base.shift.shape == aligned.shift.shape:
@@ -79,6 +80,14 @@ def rounding_share(base: "Cells", aligned: "Cells") -> Tensor:
     layers = [layer for layer, _ in base.names]
     levels = [level(cells.window.model, layers) for cells in (base, aligned)]
     return torch.maximum(*levels) / move
+
+
+def kept_share(cells: Cells) -> Tensor:
+    """[cell], share of the variance of all texts in the components that the store keeps."""
+    within = ((cells.count - 1) * cells.trace).sum(-1)
+    between = cells.count.prod() / cells.count.sum() * cells.shift.square().sum(-1)
+    variance = (within + between) / (cells.count.sum() - 1)
+    return (cells.stored("pca_explained").nansum(-1) / variance).clamp_max(1)
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:

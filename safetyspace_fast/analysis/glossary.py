@@ -5,6 +5,7 @@ import textwrap
 
 from ..errors import ConfigError
 from ..names import nearest
+from ..store.layout import COMPONENTS
 from .crossfit import LEAST_RELIABILITY
 from .families import METRICS, metric
 from .metric import NONE
@@ -43,9 +44,11 @@ CONFOUNDS = {
     "may be nothing but length",
     "auc_length_low": "lower end of the 95 % interval of auc_length (DeLong et al. 1988)",
     "auc_length_high": "upper end of the 95 % interval of auc_length; see auc_length_low",
-    "auc_lexical": "held-out AUC of character n-grams (2 to 4, hashed, L2-normalised counts, naive "
-    "Bayes weights from the other folds), without a model: what an AUC of states must exceed to be "
-    "more than words. Not known in stores of earlier versions",
+    "auc_lexical": "held-out AUC of character n-grams (1 to 4, single ones only where a character "
+    "is a word or syllable, as in Chinese and Japanese; hashed, L2-normalised counts, naive Bayes "
+    "weights from the other folds), without a model: what an AUC of states must exceed to be more "
+    "than words; see auc_increment. Not known in stores of earlier versions, or without single "
+    "characters",
     "auc_lexical_low": "lower end of the 95 % interval of auc_lexical (DeLong et al. 1988, widened "
     "for the noise of the weights)",
     "auc_lexical_high": "upper end of the 95 % interval of auc_lexical; see auc_lexical_low",
@@ -58,9 +61,9 @@ DOMINANCE = {
     "rho_standardized weighs all dimensions alike, and pooling last often has none so large",
     "largest_dim": "index of the hidden dimension that varies most",
     "pc1_tokens": "correlation of the first principal component with the number of tokens of a "
-    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: "
-    "use pooling mean instead of mean_all, or last, and compare with the lengths of the classes "
-    "(tokens0, tokens1)",
+    "text. Beyond 0.5 or -0.5 (table mark #), texts of other lengths differ whatever they say: see "
+    "rho_equal_length and auc_equal_length, or another pooling (mean in place of mean_all, or "
+    "last), and compare with the lengths of the classes (tokens0, tokens1)",
     "pc1_inverse_tokens": "correlation of the first principal component with 1/tokens, as an "
     "attention sink at the first position gives it to mean_all; see pc1_tokens",
 }
@@ -114,20 +117,27 @@ GEOMETRY = {
     "They are 1 too for a difference of at most one rounding of the values in the dtype of the "
     "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
-    "cka": "linear CKA between the texts in both models, in the first 16 components of each (which "
-    "leaves out what varies less), debiased (Song et al. "
+    "kept_share": f"share of the variance of the texts that lies in the first {COMPONENTS} "
+    "components, in the model where it is smaller: cka and metrics in union pcK see nothing else",
+    "cka": f"linear CKA between the texts in both models, in the first {COMPONENTS} components of "
+    "each (which leaves out what varies less: kept_share says how much), debiased (Song et al. "
     "2012; Kornblith et al. 2019)",
 }
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
 
+_AS_KNOWN = "Intervals of silhouettes take these components as known"
 SPACES = {
     "own": "own pcK: each model in the first K exact principal components of its own texts of the "
     "language, as in `separation`. This asks how well each model separates the classes where it "
     "varies most: a model that is only turned in space does not change",
     "base": "base pcK: both models in the first K exact principal components of the base model's "
     "texts of the language. This asks what became of the separation where the base model varied "
-    "most: a model that is only turned in space does change. Intervals of silhouettes take these "
-    "components as known",
+    f"most: a model that is only turned in space does change. {_AS_KNOWN}",
+    "union": "union pcK: both models in the first K principal components of the texts of both "
+    f"models together (SVD of both, each about its mean and within its own first {COMPONENTS} "
+    "components, which are all that a store keeps). This asks how well each model separates the "
+    "classes where both vary most, with one space for both: a model that is only turned in space "
+    f"changes less than in base pcK. {_AS_KNOWN}",
 }
 """Spaces of metrics in components, in `compare`."""
 
@@ -140,14 +150,20 @@ COLUMNS = {
     "floor": "mean of the value if the classes did not differ; `explain METRIC` says how it is "
     "known",
     "p": "of a value: share of label permutations (swaps inside pairs) that reach it, "
-    "(1 + #>=)/(1 + R); of a difference: two-sided, Student's t of the difference over its "
-    "deviation from the influences of texts or pairs, with Satterthwaite's degrees of freedom",
+    "(1 + #>=)/(1 + R), or of a test without permutations (`explain METRIC` says which); of a "
+    "difference: two-sided, Student's t of the difference over its deviation from the influences "
+    "of texts or pairs, with Satterthwaite's degrees of freedom",
     "p_family": "p corrected over all numbers of the results: all metrics, models, layers, "
     "poolings and languages are one family (Westfall & Young 1993). Each number is measured from "
     "the median of its permutations, in units of the distance to their 95th percentile, and "
-    "compared with the largest under each permutation. In `compare`: over all differences of the "
+    "compared with the largest under each permutation; what has no permutations is not in the "
+    "family. In `compare`: over all differences of the "
     "results, or over all excesses; the null comes from random signs of the influences of texts or "
     "pairs (Hemerik, Goeman & Finos 2020)",
+    "p_asks": "what a small p says: `means`, that the means of the classes differ (in pairs, that "
+    "their texts differ to one side), or `any difference`, that the classes differ in something, "
+    "perhaps in spread alone. In tables * marks what is significant of the first kind, + of the "
+    "second",
     "q": "expected share of false ones among all numbers of the results (in `compare`: among all "
     "differences) with a q of at most this one, from p (Benjamini & Hochberg 1995; they depend on "
     "each other positively). It is in JSON, CSV and Parquet, not in tables",
@@ -161,6 +177,14 @@ COLUMNS = {
     "aligned": "value of the model after tuning, on the same texts",
     "difference": "aligned minus base, on the same texts; low and high come from the intervals of "
     "both models and their correlation (MOVER, Zou 2007)",
+    **{
+        f"difference_{space}": f"the difference in {space} pcK (`explain space`), of metrics in "
+        "components, where these are not those of the result. Where its sign is another than that "
+        "of the difference (table mark ^), the choice of components decides whether the classes "
+        "came closer or moved apart: claim neither from this metric, and see rho, silhouette and "
+        "auc_direction, which need no components"
+        for space in SPACES
+    },
     "verdict": "with `--equivalence D`, for metrics without a unit. `no change larger than D`: the "
     "90 % interval of the difference lies in [-D, D], which is so in at most 5 % of cases if the "
     "true difference is D (two one-sided tests, Schuirmann 1987). Else `changed`: the 95 % "
@@ -240,6 +264,72 @@ PARALLEL = {
 }
 """Variables of `parallel`, each with low and high."""
 
+POWER = {
+    "value": "of one model: its value in the pilot; with `--versus`: minus that of this model",
+    "floor": "value expected without any difference between the classes; 0 with `--versus`",
+    "deviation": "standard deviation of the value over samples of as many texts as the pilot has",
+    "detectable": "smallest difference that as many texts as the pilot has show, at the level and "
+    "with the power that were asked",
+    "needed0": "harmless texts of the language that show the difference: that is how many are "
+    "needed for a two-sided test at `--level` to find it in the share `--power` of studies. Of one "
+    "model: for the interval to exclude a number that is the difference away from its value, such "
+    "as its floor. With `--versus`: for `compare` of the same texts in both models. The texts must "
+    "be like those of the pilot: as spread, in units as large (`explain units`), in the same "
+    "proportion of labels and as separated. A pilot knows this number only roughly: to "
+    "about sqrt(2/n) of itself for n texts, and for ratios and shifts no better than it knows by "
+    "how much the value exceeds its floor. Ratios exclude their floor a little more "
+    "often than asked (in simulations up to 0.92 for 0.8). Not corrected for several numbers",
+    "needed1": "harmful texts of the language; see needed0",
+    "needed_units": "units of evidence in these texts, see `explain units`: with pairs or clusters "
+    "it is their number that counts",
+    "unit_effect": "variance of the value from units of evidence, over what it would be if all "
+    "texts were independent: as many times more texts are needed",
+}
+"""Variables of `power`, by (metric, model, layer, pooling, lang)."""
+
+TRANSFER = {
+    "best_layer": "layer with the largest auc_direction in the first store",
+    "source_auc": "auc_direction in the first store in this layer, which was chosen by it: it is "
+    "too high by what luck adds to the largest of several numbers",
+    "source_low": "lower end of its 95 % interval, which takes the layer as known",
+    "source_high": "upper end of its 95 % interval; see source_low",
+    "target_auc": "AUC of the texts of the second store in this layer, along the difference of the "
+    "class means of all texts of the first store. Neither layer nor direction has seen these texts",
+    "target_low": "lower end of the 95 % interval of target_auc (DeLong, Wilson's score interval, "
+    "fixed direction)",
+    "target_high": "upper end of the 95 % interval of target_auc; see target_low",
+    "target_p": "share of label permutations of the second store whose AUC is as many standard "
+    "deviations above 1/2, (1 + #>=)/(1 + R)",
+    "target_own_auc": "held-out AUC of the same texts along the second store's own direction",
+    "target_n0": "harmless texts of the second store that are left",
+    "target_n1": "harmful texts of the second store that are left",
+    "removed": "texts of the second store that were left out, because the first store has them or "
+    "a text of their unit (`explain units`), in any language",
+}
+"""Variables of `transfer`, by (model, pooling, lang)."""
+
+CURVE = {
+    "size": "texts of the rarer label in a sub-sample of whole units (`explain units`); `all`: all "
+    "texts, in the random projection as the sub-samples are; `full width`: all texts, as in "
+    "`separation`. Value and interval are the mean over several sub-samples: what a study of so "
+    "many texts would have given",
+}
+"""What `curve` has beside value, low and high."""
+
+SENSITIVITY = {
+    "choice": "a set of choices: `all`, or those of one metric, pooling or layer",
+    "choices": "how many combinations of metric, layer and pooling have a number",
+    "direction": "the sign of most of them: 1 if the aligned model holds the classes further apart "
+    "than the base model (in `separation`: if the value is above its floor), -1 if less "
+    "far, 0 if nothing differs",
+    "agree": "choices with this sign. Differences of the level of rounding have none",
+    "shown": "choices whose 95 % interval excludes 0 (in `separation` the floor) in this "
+    "direction. All choices are of the same texts, so that they are not so many pieces of "
+    "evidence; see p_family for what holds among all of them",
+    "against": "choices whose 95 % interval excludes 0 in the other direction",
+}
+"""Variables of `sensitivity`, by (choice, .., lang)."""
+
 _IN_TWO = {
     name: f"of two models, in `compare`: {GEOMETRY[name]}. Of two languages, in `languages`: {text}"
     for name, text in DIRECTIONS.items()
@@ -259,6 +349,10 @@ NOTES = (
     | GEOMETRY
     | _IN_TWO
     | {name + end: text for name, text in PARALLEL.items() for end in ENDS}
+    | TRANSFER
+    | SENSITIVITY
+    | CURVE
+    | {name: text for name, text in POWER.items() if name not in COLUMNS}
     | {"copies": COPIES, "units": f"{CONFOUNDS['units']}. A unit is {UNITS}"}
     | GROUP_VARIABLES
     | dict.fromkeys(("groups", "group_value"), _GROUPS)
@@ -300,7 +394,7 @@ def explain(name: str) -> str:
         "data": "paired languages only" if entry.paired else "",
         "floor": entry.floor,
         "interval": entry.interval if entry.interval == NONE else f"95 %: {entry.interval}",
-        "p": entry.null,
+        "p": entry.null + "; asks for any difference" * entry.any_difference,
         "pitfalls": entry.pitfalls,
     }
     lines = [f"{entry.name}: {entry.title}"]

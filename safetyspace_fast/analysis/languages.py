@@ -14,11 +14,11 @@ from .cells import Cells, read_cells
 from .confounds import confounds
 from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
-from .families.held_out import fold_auc, fold_texts
+from .families.held_out import fixed_auc, fold_texts
 from .glossary import DIRECTIONS, ENDS, PARALLEL
 from .selection import Names, select
 from .settings import told
-from .uncertainty import influence_variance, interval, share_interval, unseen_trial
+from .uncertainty import influence_variance, interval
 
 if TYPE_CHECKING:
     import xarray
@@ -85,17 +85,14 @@ def directions(
         {name: (dims, column, {"definition": DIRECTIONS[name]}) for name, column in columns.items()}
         | confounds(run, chosen.models, langs),
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
-        attrs=told(run, chosen.models),
+        attrs=told(run, chosen.models, chosen.poolings),
     )
 
 
 def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     """Compare cell i of one language with cell j of another, which gives the direction."""
     scores = _transferred(texts, i, fitted, j)
-    auc, influence = fold_auc(scores, texts.labels, texts.fold, texts.copy)
-    added = unseen_trial(influence, texts.unit)
-    variance = influence_variance(influence, texts.unit) + added / texts.trials**2
-    lower, upper = share_interval(auc, variance.sqrt(), texts.freedom, texts.trials, added)
+    auc, lower, upper = fixed_auc(scores, texts.resamples, texts.fold)
     first, second = fold_means(texts), fold_means(fitted)
     directions = {}
     if first is not None and second is not None:
@@ -206,7 +203,7 @@ def parallel(
             for name, column in columns.items()
         },
         coords={dim: list(values) for dim, values in zip(dims, names, strict=True)},
-        attrs=told(run, chosen.models),
+        attrs=told(run, chosen.models, chosen.poolings),
     )
 
 

@@ -50,14 +50,19 @@ OWN_COMPONENTS = (
 """Pitfall of all metrics in components."""
 
 SPREAD_COUNTS = (
-    "A difference of spread alone also moves it, and makes p small: it shows that the classes "
-    "differ, not that their means do; see rho and auc_direction for those."
+    "A difference of spread alone also moves it, and makes p small (table mark +): it shows that "
+    "the classes differ, not that their means do; see rho and auc_direction for those."
 )
-"""Pitfall of metrics whose null is that both classes have one distribution."""
+"""Pitfall of metrics of `any_difference`."""
+SPREAD_MOVES = (
+    "A difference of spread alone also moves the value, but does not make p small: that asks "
+    "whether the means differ."
+)
+"""Pitfall of other metrics that are not about means alone."""
 
 
 MetricName = Literal[
-    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized",
+    "rho", "rho_adjusted", "calinski_harabasz", "xie_beni", "rho_standardized", "rho_equal_length",
     "rho_pc10", "rho_pc2", "mean_shift",
     "bhattacharyya_pc10", "bhattacharyya_pc2",
     "bhattacharyya_excess_pc10", "bhattacharyya_excess_pc2",
@@ -68,8 +73,10 @@ MetricName = Literal[
     "mahalanobis_pc10", "mahalanobis_pc2", "frechet_pc10", "frechet_pc2",
     "silhouette", "silhouette_cosine", "silhouette_pc10", "silhouette_pc2",
     "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
-    "auc_direction", "auc_standardized", "accuracy_direction", "auc_probe", "accuracy_probe",
-    "dprime", "paired_accuracy", "paired_effect", "paired_shift", "hotelling_pc10", "hotelling_pc2",
+    "auc_direction", "auc_standardized", "auc_equal_length", "accuracy_direction",
+    "auc_probe", "accuracy_probe", "dprime", "tpr_at_1_fpr",
+    "paired_accuracy", "paired_effect", "auc_increment",
+    "paired_shift", "hotelling_pc10", "hotelling_pc2",
 ]  # fmt: skip
 """Names of all metrics, so that a type checker finds a misspelt one."""
 Metrics = Sequence[MetricName] | MetricName | Literal["all"] | None
@@ -102,10 +109,17 @@ class Metric:
     alias_of: str = ""
     paired: bool = False
     """Defined for paired data only."""
+    any_difference: bool = False
+    """Whether p asks if the classes differ at all, so that spread alone makes it small."""
     default: bool = False
     """Computed if no metrics are named."""
     grows: bool = True
     """Whether a larger value means classes further apart."""
+
+    @property
+    def permuted(self) -> bool:
+        """Whether p comes from label permutations, and so counts in p_family."""
+        return self.null.startswith(SHUFFLE)
 
     def estimate(self, cells: Cells) -> tuple[Estimate, list[str]]:
         """Compute the metric in each cell, and say for each cell why it is refused, or ""."""

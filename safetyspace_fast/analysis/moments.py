@@ -5,6 +5,7 @@ axes `...` are batches. A bootstrap or a permutation is a row of weights: one ma
 the moments of all resamples, and no text is copied.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,24 +37,74 @@ class Moments:
         """The moments of the first `k` dimensions."""
         return Moments(self.count, self.mean[..., :k], self.cov[..., :k, :k])
 
-    def axes(self) -> Tensor:
-        """Principal axes of the texts of every resample: [..., R, k, k], one a column.
+    def of(self, resamples: slice) -> "Moments":
+        """The moments of some resamples, for moments without batches."""
+        return Moments(self.count[resamples], self.mean[resamples], self.cov[resamples])
 
-        The axis of the largest variance comes first; dimensions that are NaN come last.
-        """
+    @property
+    def scatter(self) -> Tensor:
+        """Sums of squares and products about the mean of all texts: [..., R, k, k]."""
         n = self.count.sum(-1)
         between = self.shift[..., :, None] * self.shift[..., None, :]
-        scatter = (self.cov * (self.count - 1)[..., None, None]).sum(-3)
-        total = (scatter + between * (self.count.prod(-1) / n)[..., None, None]).nan_to_num(0.0)
-        total = total / total.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
-        axes: Tensor = torch.linalg.eigh(total)[1].flip(-1)
-        return axes
+        within = (self.cov * (self.count - 1)[..., None, None]).sum(-3)
+        return within + between * (self.count.prod(-1) / n)[..., None, None]
 
     def along(self, axes: Tensor) -> "Moments":
         """The moments in other coordinates: axes [..., R, k, j], one a column."""
         mean = self.mean.nan_to_num(0.0) @ axes
         turn = axes[..., None, :, :]
         return Moments(self.count, mean, turn.transpose(-1, -2) @ self.cov.nan_to_num(0.0) @ turn)
+
+
+def principal_axes(models: Sequence[Moments]) -> Tensor:
+    """Principal axes of the texts of every resample, in one model or in several together.
+
+    Args:
+        models: of each model, in the same coordinates; [..., R].
+
+    Returns:
+        [..., R, k, k], one a column. The axis of the largest variance comes first; dimensions that
+        are NaN come last.
+    """
+    first, *others = (model.scatter.nan_to_num(0.0) for model in models)
+    total = sum(others, first)
+    total = total / total.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
+    axes: Tensor = torch.linalg.eigh(total)[1].flip(-1)
+    return axes
+
+
+def union_components(coords: Sequence[Tensor], components: Sequence[Tensor]) -> Tensor:
+    """Principal components of the texts of several models together, in what each model keeps.
+
+    The texts of each model are taken as coords @ components, about their mean; the result is the
+    SVD of all their rows stacked (distributed PCA, Liang et al. 2014). What varies outside of the K
+    components of a model is not seen.
+
+    Args:
+        coords: of each model [..., n, K]; components: of each model [..., K, D], orthonormal rows
+            or rows of zeros. All float64.
+
+    Returns:
+        [..., K, D], orthonormal rows; zeros beyond the rank of the data.
+    """
+    k = coords[0].shape[-1]
+    rows = torch.cat(list(components), -2)
+    # With rows = root @ Q, Q orthonormal, a text is coords @ root in the coordinates Q.
+    values, vectors = torch.linalg.eigh(rows @ rows.transpose(-1, -2))
+    size = torch.where(values > 1e-12, values, 0.0).sqrt()[..., None, :]
+    root = vectors * size
+    parts = (
+        (x - x.mean(-2, keepdim=True)) @ root[..., i * k : (i + 1) * k, :]
+        for i, x in enumerate(coords)
+    )
+    stacked = torch.cat(list(parts), -2)
+    stacked = stacked / stacked.abs().amax((-1, -2), keepdim=True).clamp_min(1e-300)
+    variance, axes = torch.linalg.eigh(stacked.transpose(-1, -2) @ stacked)
+    known = variance > 1e-12 * variance.amax(-1, keepdim=True)
+    axes = torch.where(known[..., None, :], axes, 0.0).flip(-1)[..., :k]
+    inverse = vectors * torch.where(size > 0, 1 / size, 0.0)
+    union: Tensor = axes.transpose(-1, -2) @ (inverse.transpose(-1, -2) @ rows)
+    return union
 
 
 def products(x: Tensor) -> Tensor:

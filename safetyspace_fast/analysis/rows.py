@@ -22,6 +22,7 @@ _DESCRIBED = (
     "interval",
     "null",
     "alias_of",
+    "p_asks",
 )
 """What the results say about every metric."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import LABELLINGS, layer_name, names_of
-from ..data import Units, connected, equal_rows, find_units, kinds, numbered
+from ..data import PAIRED_SHARE, Units, connected, equal_rows, find_units, kinds, numbered
 from ..errors import ConfigError
 from ..names import languages_meant, nearest
 from .uncertainty import SharedUnits
@@ -153,10 +153,6 @@ def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Names of all lists, in the order of the longest; names that it lacks come last."""
     ordered = sorted(lists, key=len, reverse=True)
     return tuple(dict.fromkeys(name for names in ordered for name in names))
-
-
-PAIRED_SHARE = 0.9
-"""A language is analysed as pairs if at least this share of its texts have a partner."""
 
 
 def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> list[str]:

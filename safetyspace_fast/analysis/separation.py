@@ -147,7 +147,7 @@ def separation(
         },
         coords={
             "metric": [metric.name for metric in family],
-            "resamples": ("metric", [permutations] * len(family)),
+            "resamples": ("metric", [permutations if x.permuted else np.inf for x in family]),
             **{dim: list(names) for dim, names in zip(dims[1:], axes, strict=True)},
             **_described(family),
             "paired": ("lang", [lang in with_pairs for lang in chosen.languages]),
@@ -160,7 +160,7 @@ def separation(
             "p_in_projection": ",".join(
                 name for name, here in zip(chosen.models, projected, strict=True) if here
             ),
-            **told(run, chosen.models),
+            **told(run, chosen.models, chosen.poolings),
         },
     )
     return with_groups(dataset, chosen_groups, shared.correlations())
@@ -171,4 +171,6 @@ def _described(family: Sequence[Metric]) -> dict[str, tuple[str, list[str]]]:
     fields = (
         "title", "space", "kind", "unit", "definition", "source", "interval", "null", "alias_of",
     )  # fmt: skip
-    return {name: ("metric", [getattr(metric, name) for metric in family]) for name in fields}
+    described = {name: ("metric", [getattr(metric, name) for metric in family]) for name in fields}
+    asks = ["any difference" if metric.any_difference else "means" for metric in family]
+    return described | {"p_asks": ("metric", asks)}

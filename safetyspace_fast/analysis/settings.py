@@ -39,24 +39,29 @@ def _mean_of(model: "ModelStore") -> str:
     return str(model.manifest.get("mean", _MEAN_BEFORE if bare else MEAN_ALL))
 
 
-def _only_if_different(model: "ModelStore", tokenizers: bool) -> dict[str, str]:
+def _only_if_different(
+    model: "ModelStore", poolings: Sequence[str], tokenizers: bool
+) -> dict[str, str]:
     """Settings that are worth a word only where models differ in them, or `mean` is an old one."""
     manifest = model.manifest
     words = {"projection": f"{manifest.get('proj_dim')} dimensions, seed {manifest.get('seed')}"}
-    mean = _mean_of(model)
-    words["mean"] = mean if mean == _MEAN_BEFORE else MEAN_WITHOUT_FIRST
+    if "mean" in poolings:
+        mean = _mean_of(model)
+        words["mean"] = mean if mean == _MEAN_BEFORE else MEAN_WITHOUT_FIRST
     if tokenizers:
         digest = manifest.get("tokenizer_sha256")
         words["tokenizer"] = digest[:8] if isinstance(digest, str) else NOT_RECORDED
     return words
 
 
-def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict[str, str]:
+def told(
+    run: "Run", models: Sequence[str], poolings: Sequence[str], *, tokenizers: bool = False
+) -> dict[str, str]:
     """The settings as attributes of a result.
 
     Args:
         run: the store.
-        models: of the result.
+        models, poolings: of the result.
         tokenizers: say it if their tokenizers differ, which may add other special tokens.
 
     Returns:
@@ -65,7 +70,7 @@ def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict
     """
     stores = {name: run.model(name) for name in models}
     by_model = {
-        name: settings_of(store) | _only_if_different(store, tokenizers)
+        name: settings_of(store) | _only_if_different(store, poolings, tokenizers)
         for name, store in stores.items()
     }
     quiet = {"projection", "tokenizer", "mean"}
@@ -82,6 +87,27 @@ def told(run: "Run", models: Sequence[str], *, tokenizers: bool = False) -> dict
             each = (f"{word} ({', '.join(names)})" for word, names in holders.items())
             differing.append(f"{setting}: {', '.join(each)}")
     return {"run_as": ", ".join(shared), "settings_differ": "; ".join(differing)}
+
+
+def require_same_model(first: "Run", second: "Run", name: str) -> None:
+    """Check that a name means the same model, with the same prompts, in two stores.
+
+    Raises:
+        ConfigError: weights, template or `mean` differ.
+    """
+    one, other = (run.model(name) for run in (first, second))
+    differing = [
+        key
+        for key in ("weights", "template")
+        if one.manifest.get(f"{key}_sha256") != other.manifest.get(f"{key}_sha256")
+    ]
+    if (_mean_of(one) == _MEAN_BEFORE) != (_mean_of(other) == _MEAN_BEFORE):
+        differing.append("mean")
+    if differing:
+        raise ConfigError(
+            f"transfer: {name!r} has another {', '.join(differing)} in {second.place} than in "
+            f"{first.place}; run the same model with the same options into both"
+        )
 
 
 def require_comparable(

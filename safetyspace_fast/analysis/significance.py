@@ -5,22 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-
-def student_score(t: Tensor, freedom: Tensor) -> Tensor:
-    """Normal deviate with the same two-sided p as |t| of Student's t (Hill 1970).
-
-    Args:
-        t, freedom: [...] float64, freedom at least 1.
-    """
-    a = freedom - 0.5
-    b = 48 * a.square()
-    y = a * (t.abs().clamp_max(1e100).square() / freedom).log1p()
-    last = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y.square() + 100 + b)
-    return ((last + y + 3) / b + 1) * y.sqrt()
+from ..ops.labelled import student_score
 
 
 def student_p(t: Tensor, freedom: Tensor) -> Tensor:
-    """Two-sided p of Student's t; arguments as in `student_score`."""
+    """Two-sided p of Student's t; arguments as in `ops.labelled.student_score`."""
     return torch.erfc(student_score(t, freedom) / math.sqrt(2))
 
 

@@ -1,5 +1,6 @@
 """Results as tables for the terminal; `write` also writes JSON, CSV and Parquet."""
 
+import itertools
 import math
 import sys
 import textwrap
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError
-from .glossary import ENDS, LEAST_LANGUAGES
+from .cells import MIN_TEXTS
+from .glossary import ENDS, LEAST_LANGUAGES, SPACES
 from .rows import to_csv, to_json, to_parquet
 
 if TYPE_CHECKING:
     import xarray
+    from numpy.typing import NDArray
 
 FORMATS = ("table", "json", "csv", "parquet")
 WIDTH = 100
@@ -34,7 +37,7 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
     """Write results to a file, or to stdout.
 
     Args:
-        dataset: what `separation`, `compare`, `directions` or `parallel` returned.
+        dataset: what a function of this folder returned.
         form: one of `FORMATS`.
         output: a file; None prints to stdout.
 
@@ -65,6 +68,14 @@ def to_table(dataset: "xarray.Dataset") -> str:
     language there is one table with a row for each layer. Metrics that do not fit go into another
     table below.
     """
+    if "needed0" in dataset:
+        return _text([*_power(dataset), *_settings(dataset)])
+    if "size" in dataset.dims:
+        return _text([*_curves(dataset), *_settings(dataset)])
+    if "against" in dataset:
+        return _text([*_sensitivity(dataset), *_settings(dataset)])
+    if "target_auc" in dataset:
+        return _text([*_transfer(dataset), *_settings(dataset)])
     if "metric" not in dataset.dims:
         return _text([*_matrices(dataset), *_confounds(dataset), *_settings(dataset)])
     langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
@@ -139,6 +150,11 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             )
         if any(" pc" in space for space in _names(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
+        if others := [name for name in ELSEWHERE if _disagrees(dataset, name).any()]:
+            parts.append(
+                f"{DISAGREE}: in other components the difference has the other sign (explain "
+                f"{', '.join(others)}): the choice of components decides."
+            )
         share = dataset["rounding_share"].to_numpy()
         if alike := int((share >= 1).sum()):
             parts.append(
@@ -148,8 +164,17 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
         if not dataset.attrs["reference"] and dataset.sizes["lang"] > 1:
             parts.append("No language is the reference: there are no differences of differences.")
     else:
-        parts = ["value [95 % interval].", marks, *_close_calls(dataset)]
+        parts = ["value [95 % interval].", marks]
+        if "any difference" in dataset["p_asks"].to_numpy():
+            parts.append(
+                f"{ANY}: the same, but a difference of spread alone is enough (`explain p_asks`)."
+            )
+        parts += _close_calls(dataset)
         parts.append("floor: value expected without any difference, median of the rows.")
+        known = dataset["p"].notnull().any(dataset["p"].dims[1:])
+        exact = dataset.sel(metric=np.isinf(dataset["resamples"]) & known)
+        if names := ", ".join(_names(exact, "metric")):
+            parts.append(f"{names}: p comes from no permutation, so there is no *.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
     if dataset.sizes["lang"] > 1:
@@ -174,9 +199,29 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     return parts
 
 
-def _is_close(p: float, resamples: int) -> bool:
-    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`."""
+def _is_close(p: float, resamples: float) -> bool:
+    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`.
+
+    Args:
+        p: of a number.
+        resamples: behind it; infinite if p comes from none.
+    """
     return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
+
+
+ANY = "+"
+"""Mark in place of `*` where p asks for any difference of the classes, not for one of means."""
+DISAGREE = "^"
+"""Mark of a difference that has another sign in other components."""
+ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
+
+
+def _disagrees(view: "xarray.Dataset", name: str) -> "NDArray[np.bool_]":
+    """Whether a difference and that in other components, where it is known, differ in sign."""
+    if name not in view:
+        return np.zeros(view["difference"].shape, bool)
+    product: NDArray[np.bool_] = (view["difference"] * view[name] < 0).to_numpy()
+    return product
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:
@@ -231,8 +276,8 @@ def _can_leave_out(dataset: "xarray.Dataset") -> bool:
 ROW_MARKS = {
     "!": "one dimension holds more than half of the variance; see rho_standardized, or pooling "
     "last (`explain largest_share`)",
-    "#": "the first principal component follows the number of tokens; use pooling mean instead of "
-    "mean_all, or last (`explain pc1_tokens`)",
+    "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
+    "another pooling (`explain pc1_tokens`)",
 }
 """Marks behind the name of a row, and what they say."""
 
@@ -300,9 +345,38 @@ def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]
         [title, *_aligned([*leading, *part])]
         for part in _fitting(columns, sum(_width(column) + 2 for column in leading))
     ]
-    if notes:
-        tables[-1] += [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+    tables[-1] += _reasons(notes)
+    if not compared:
+        tables[-1] += _without_the_model(view)
     return tables
+
+
+def _reason_marks(refused: Sequence[str], notes: dict[str, str]) -> list[str]:
+    """The mark of each reason, or ""; new reasons are added to the notes."""
+    return [
+        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
+        for reason in refused
+    ]
+
+
+def _reasons(notes: Mapping[str, str]) -> list[str]:
+    """Lines under a table: what the marks of refused numbers mean."""
+    return [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+
+
+def _without_the_model(view: "xarray.Dataset") -> list[str]:
+    """AUC of length and of characters, under a table that has an AUC of states."""
+    if not any(name.startswith("auc_") for name in _names(view, "metric")):
+        return []
+    langs, length, lexical = (
+        np.atleast_1d(view[name].to_numpy()) for name in ("lang", "auc_length", "auc_lexical")
+    )
+    each = (
+        f"{lang} {_fixed(of_length, '.3f')}, {_fixed(of_characters, '.3f')}"
+        for lang, of_length, of_characters in zip(langs, length, lexical, strict=True)
+    )
+    text = f"AUC without the model, of length and of characters: {'; '.join(each)}."
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
@@ -315,19 +389,20 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     """
     compared = "difference" in column
     refused = column["refused"].to_numpy().tolist()
-    marks = [
-        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
-        for reason in refused
-    ]
+    marks = _reason_marks(refused, notes)
     middle = "difference" if compared else "value"
     numbers = _numbers(column, (middle, "low", "high", "p", "p_family"))
-    marked = int(column["resamples"].item()) >= MARK_RESAMPLES
+    resamples = float(column["resamples"].item())
+    marked = resamples >= MARK_RESAMPLES
     style = _Style.of(numbers)
-    entries = [style.entry(*(row if marked else row[:3])) for row in numbers]
+    star = ANY if "p_asks" in column.coords and column["p_asks"].item() != "means" else "*"
+    entries = [style.entry(*(row if marked else row[:3]), star=star) for row in numbers]
     if marked and not compared:
-        close = [_is_close(row[3], int(column["resamples"].item())) for row in numbers]
+        close = [_is_close(row[3], resamples) for row in numbers]
         entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
     if compared:
+        apart = np.any([_disagrees(column, name) for name in ELSEWHERE], 0)
+        entries = [DISAGREE * int(x) + entry for x, entry in zip(apart, entries, strict=True)]
         both = _numbers(column, ("base", "aligned"))
         entries = [
             f"{style.number(base)} > {style.number(aligned)}, {entry}"
@@ -416,14 +491,21 @@ class _Style:
         return f"{value:{self.form}}" if math.isfinite(value) else "-"
 
     def entry(
-        self, value: float, low: float, high: float, p: float = math.nan, p_family: float = math.nan
+        self,
+        value: float,
+        low: float,
+        high: float,
+        p: float = math.nan,
+        p_family: float = math.nan,
+        *,
+        star: str = "*",
     ) -> str:
-        """A value with its interval, `~` before and `*` behind it as the legend says."""
+        """A value with its interval, `~` before and `star` behind it as the legend says."""
         if math.isnan(value):
             return "-"
-        mark, star = "~" if p > CHANCE else "", "*" if p_family <= CHANCE else ""
+        mark, end = "~" if p > CHANCE else "", star if p_family <= CHANCE else ""
         interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
-        return f"{mark}{value:{self.form}}{interval}{star}"
+        return f"{mark}{value:{self.form}}{interval}{end}"
 
 
 def _uncertainty(value: float, low: float, high: float) -> float:
@@ -444,9 +526,190 @@ def _median(numbers: Iterable[float]) -> float:
 
 def _padded(entries: list[str]) -> list[str]:
     """Add a blank where another entry of the column ends with a star."""
-    if not any(entry.endswith("*") for entry in entries):
+    if not any(entry.endswith(("*", ANY)) for entry in entries):
         return entries
-    return [entry if entry.endswith("*") else f"{entry} " for entry in entries]
+    return [entry if entry.endswith(("*", ANY)) else f"{entry} " for entry in entries]
+
+
+# Power ---------------------------------------------------------------------------------------
+
+
+def _power(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `power`: a row for each language, or for each layer of one language."""
+    langs, layers = _names(dataset, "lang"), _names(dataset, "layer")
+    asked, versus = dataset.attrs["asked_difference"], dataset.attrs["versus"]
+    by, across = ("layer", "lang") if len(langs) == 1 else ("lang", "layer")
+    visible = layers if by == "layer" or len(layers) <= MOST_LAYERS else layers[-1:]
+    others = langs if by == "layer" else visible
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            for other in others:
+                for metric in _names(dataset, "metric"):
+                    place = {"model": model, "pooling": pooling, "metric": metric, across: other}
+                    view = dataset.sel(place)
+                    minus = f"{model} - {versus}" if versus else model
+                    title = f"{minus} | pooling {pooling} | {across} {other} | {metric}"
+                    tables.append([title, *_power_lines(view, by)])
+    share, level = dataset.attrs["power"], dataset.attrs["level"]
+    legend = (
+        f"needed: texts, harmless + harmful, that show a difference of {asked:g} in {share:.0%} of "
+        f"studies (two-sided, level {level:g}), if they are like those of the pilot; at least "
+        f"{MIN_TEXTS} of each. detectable: what the texts of the pilot show. "
+    )
+    legend += (
+        "The same texts run in both models."
+        if versus
+        else "Shown: the interval of the value excludes a number that is this far away, such as "
+        "the floor. >: the value is nearer than that to its floor, and the number is rough."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    if by == "lang" and len(visible) < len(layers):
+        tables.append([f"Only the last of {len(layers)} layers is shown; see --layers."])
+    return tables
+
+
+def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
+    """The table of one metric: a row for each name along `by`."""
+    notes: dict[str, str] = {}
+    marks = _reason_marks(view["refused"].to_numpy().tolist(), notes)
+    near = (view["value"] - view["floor"] < view.attrs["asked_difference"]).to_numpy()
+    rough = ["> " * bool(x and not view.attrs["versus"]) for x in near]
+    counts = ("n0", "n1"), ("needed0", "needed1")
+    pilot, needed = ([f"{n0:.0f}+{n1:.0f}" for n0, n1 in _numbers(view, names)] for names in counts)
+    columns = [[by, *_names(view, by)], ["pilot", *pilot]]
+    columns += [
+        [name, *(_fixed(x, ".3g") for x in view[name].to_numpy())]
+        for name in ("value", "deviation", "detectable")
+    ]
+    entries = zip(marks, rough, needed, strict=True)
+    columns.append(["needed", *(mark or f"{sign}{texts}" for mark, sign, texts in entries)])
+    columns += [
+        [name, *(_fixed(x, form) for x in view[name].to_numpy())]
+        for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
+    ]
+    return [*_aligned(columns), *_reasons(notes)]
+
+
+# Curves --------------------------------------------------------------------------------------
+
+
+def _curves(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `curve`: a row for each size, a column for each language."""
+    sizes, langs = _names(dataset, "size"), _names(dataset, "lang")
+    leading = ["texts", *sizes]
+    tables = []
+    for axis in itertools.product(*(_names(dataset, d) for d in ("model", "pooling", "layer"))):
+        for metric in _names(dataset, "metric"):
+            view = dataset.sel(model=axis[0], pooling=axis[1], layer=axis[2], metric=metric)
+            notes: dict[str, str] = {}
+            columns = []
+            for lang in langs:
+                column = view.sel(lang=lang)
+                numbers = _numbers(column, ("value", "low", "high"))
+                style = _Style.of(numbers)
+                marks = _reason_marks(column["refused"].to_numpy().tolist(), notes)
+                entries = zip(marks, numbers, strict=True)
+                columns.append([lang, *(mark or style.entry(*row) for mark, row in entries)])
+            title = f"{axis[0]} | pooling {axis[1]} | layer {axis[2]} | {metric}"
+            parts = _fitting(columns, _width(leading) + 2)
+            tables += [[title, *_aligned([leading, *part])] for part in parts]
+            tables[-1] += _reasons(notes)
+    legend = (
+        "texts: of the rarer label. Value and 95 % interval of sub-samples of so many, the mean of "
+        f"{dataset.attrs['draws']}, in the random projection; full width: all texts, as in "
+        "`separation`."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+# Sensitivity ---------------------------------------------------------------------------------
+
+
+def _sensitivity(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `sensitivity`: a row for each set of choices, a column for each language."""
+    compared = "base" in dataset.attrs
+    if compared:
+        views = {f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}": dataset}
+    else:
+        views = {model: dataset.sel(model=model) for model in _names(dataset, "model")}
+    tables = []
+    leading = ["choices", *_names(dataset, "choice")]
+    for name, view in views.items():
+        columns = []
+        for lang in _names(dataset, "lang"):
+            column = view.sel(lang=lang)
+            parts = _numbers(column, ("direction", "agree", "choices", "shown", "against"))
+            columns.append([lang, *(_agreement(*part) for part in parts)])
+        for part in _fitting(columns, _width(leading) + 2):
+            title = f"{name} | choices of metric, layer and pooling that agree"
+            tables.append([title, *_aligned([leading, *part])])
+    what = "the classes are further apart in the aligned model" if compared else "above the floor"
+    legend = (
+        f"+14/16 (9): in 14 of 16 choices {what}, in 9 the 95 % interval says so. -: in most it is "
+        "the other way round. !2: in 2 choices the interval says the opposite of most. The choices "
+        "are of the same texts: they are not so many pieces of evidence."
+    )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+def _agreement(direction: float, agree: float, choices: float, shown: float, against: float) -> str:
+    """How many choices agree, as the legend says."""
+    if not choices:
+        return "-"
+    sign = {1.0: "+", -1.0: "-"}.get(direction, "")
+    return f"{sign}{agree:.0f}/{choices:.0f} ({shown:.0f})" + f" !{against:.0f}" * bool(against)
+
+
+# Transfer ------------------------------------------------------------------------------------
+
+
+def _transfer(dataset: "xarray.Dataset") -> list[list[str]]:
+    """Tables of `transfer`: a row for each language."""
+    tables = []
+    for model in _names(dataset, "model"):
+        for pooling in _names(dataset, "pooling"):
+            lines = _transfer_lines(dataset.sel(model=model, pooling=pooling))
+            title = f"{model} | pooling {pooling} | AUC along the direction of the first store"
+            tables.append([title, *lines])
+    legend = (
+        f"First: {dataset.attrs['source']}. Second: {dataset.attrs['target']}. chosen: the layer "
+        "with the largest AUC on the first, which is too high for that. own: held-out AUC of the "
+        "second store's direction. removed: texts of the second store that the first has, and "
+        f"their units. ~: consistent with chance (p > {CHANCE})."
+    )
+    if bool((dataset["space"] == "projection").any()):
+        legend += (
+            " space projection: approximate; run the second store with --basis of the first for "
+            "the full width."
+        )
+    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
+    return tables
+
+
+def _transfer_lines(view: "xarray.Dataset") -> list[str]:
+    """The table of one model and pooling."""
+    notes: dict[str, str] = {}
+    style = _Style("z.3f")
+    marks = _reason_marks(view["refused"].to_numpy().tolist(), notes)
+    source = _numbers(view, ("source_auc", "source_low", "source_high"))
+    target = _numbers(view, ("target_auc", "target_low", "target_high", "target_p"))
+    entries = [mark or style.entry(*row) for mark, row in zip(marks, target, strict=True)]
+    counts = _numbers(view, ("target_n0", "target_n1"))
+    columns = [
+        ["lang", *_names(view, "lang")],
+        ["layer", *(layer or "-" for layer in _names(view, "best_layer"))],
+        ["chosen", *(style.entry(*row) for row in source)],
+        ["tested", *entries],
+        ["p", *(_fixed(row[3], ".3f") for row in target)],
+        ["own", *(_fixed(x, ".3f") for x in view["target_own_auc"].to_numpy())],
+        ["texts", *(f"{n0:.0f}+{n1:.0f}" if math.isfinite(n0) else "-" for n0, n1 in counts)],
+        ["removed", *(_fixed(x, ".0f") for x in view["removed"].to_numpy())],
+        ["space", *(space or "-" for space in _names(view, "space"))],
+    ]
+    return [*_aligned(columns), *_reasons(notes)]
 
 
 # Beside the metrics --------------------------------------------------------------------------

@@ -6,6 +6,7 @@ models has an interval of its own.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -285,6 +286,47 @@ def student(freedom: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     density = np.cos(angle) ** (freedom - 1)
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return math.sqrt(freedom) * np.tan(angle), 1 - mass / mass[-1]
+
+
+def f_tail(value: float, first: float, second: float) -> float:
+    """Share of an F distribution above a value: a p value of a ratio of two mean squares.
+
+    With F = (w/v) tan(a)^2 for v and w degrees of freedom the density is proportional to
+    sin(a)^(v - 1) cos(a)^(w - 1), which is summed here, around its largest value.
+
+    Args:
+        value: at least 0.
+        first, second: degrees of freedom v and w, at least 1.
+
+    Returns:
+        Above 0, also where the share is too small for a float.
+    """
+    mode = math.atan(math.sqrt((first - 1) / max(second - 1, 1e-9)))
+    reach = 12 / math.sqrt(first + second - 1)
+    low, high = max(0.0, mode - reach), min(math.pi / 2, mode + reach)
+    start = math.atan(math.sqrt(value * first / second))
+
+    def log_density(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sine = np.where(first == 1, 0.0, (first - 1) * np.log(np.sin(angle)))
+            cosine = np.where(second == 1, 0.0, (second - 1) * np.log(np.cos(angle)))
+        return sine + cosine
+
+    def mass(a: float, b: float) -> float:
+        middle = a + (np.arange(4000) + 0.5) * (b - a) / 4000
+        return float(np.exp(log_density(middle) - peak).sum() * (b - a))
+
+    peak = float(log_density(np.array([min(max(mode, 1e-9), math.pi / 2 - 1e-9)]))[0])
+    end = min(math.pi / 2, max(high, start + reach))
+    share = mass(max(start, low), end) / mass(low, high)
+    return min(1.0, max(share, sys.float_info.min))
+
+
+def one_sided_p(t: Tensor, freedom: float) -> Tensor:
+    """Share of Student's t above each value: t [...] -> [...]; NaN stays."""
+    tail = [f_tail(x * x, 1, freedom) / 2 for x in t.nan_to_num(0.0).flatten().tolist()]
+    above = torch.tensor(tail, dtype=t.dtype).view(t.shape)
+    return torch.where(t.isnan(), t, torch.where(t > 0, above, 1 - above))
 
 
 def t_reach(freedom: float, confidence: float = 0.95) -> float:

@@ -5,10 +5,20 @@ from .lexical import lexical_scores
 from .read import read_samples
 from .samples import NUM_FOLDS, Exclusion, Samples
 from .sets import describe_sets
-from .units import Units, connected, equal_rows, find_units, kinds, numbered, permuted_labels
+from .units import (
+    PAIRED_SHARE,
+    Units,
+    connected,
+    equal_rows,
+    find_units,
+    kinds,
+    numbered,
+    permuted_labels,
+)
 
 __all__ = [
     "NUM_FOLDS",
+    "PAIRED_SHARE",
     "DataSummary",
     "Exclusion",
     "LanguageSummary",

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+PAIRED_SHARE = 0.9
+"""A language is one of pairs if at least this share of its texts have a partner."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Units:
     unit: Ints
     partner: Ints
     copy: Ints
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether the language is one of pairs: texts without a partner are then left out."""
+        joined = np.bincount(self.partner)[self.partner] == 2
+        return bool(len(joined)) and float(joined.mean()) >= PAIRED_SHARE
 
 
 def find_units(labels: Ints, pair: Ints, text: Ints, cluster: Ints | None = None) -> Units:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ..config import LABELLINGS
 from ..data import Samples, equal_rows, find_units, numbered, permuted_labels
-from ..ops import STATISTICS, labelled_statistics, robust_scale, shift_noise
+from ..ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale, shift_noise
 
 AXES = {"statistic": len(STATISTICS), "labelling": 1 + LABELLINGS, "space": 2}
 """Lengths of the axes that the arrays of `Chance.of_cell` have and others have not."""
@@ -30,17 +30,31 @@ class Chance:
             for column in (samples.labels, samples.pair, samples.cluster)
         )
         self._units = find_units(labels, pair, equal_rows(samples.text_sha256[rows]), cluster)
+        self.unit = torch.from_numpy(self._units.unit)
+        """[n] int64, texts of one unit of evidence share a number."""
         self._fold = torch.from_numpy(samples.fold[rows].astype(np.int64))
         self._labels = torch.from_numpy(
             np.concatenate(
                 [labels[None].astype(np.uint8), permuted_labels(self._units, LABELLINGS, lang)]
             )
         )
+        self._partner = torch.from_numpy(self._units.partner)
+        self._of_pairs = self._units.of_pairs
+        self._last: tuple[object, FoldLabellings] | None = None
+
+    def _labellings(self, kept: torch.Tensor, device: torch.device) -> FoldLabellings:
+        """Of the texts that are kept `[n] bool`: those of the cell before, if it kept the same."""
+        key, last = (kept.numpy().tobytes(), device), self._last
+        if last is None or last[0] != key:
+            labels, fold = self._labels[:, kept].to(device), self._fold[kept].to(device)
+            last = self._last = key, FoldLabellings(labels, fold)
+        return last[1]
 
     def of_cell(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
         """Compute what the store keeps of one cell.
 
-        A text with a state that is not finite counts in no sum, and its own rows are NaN or -1.
+        A text with a state that is not finite counts in no sum, and its own rows are NaN or -1. In
+        a language of pairs so does a text without a partner that counts.
 
         Args:
             states: `[n, D] float32`, pooled states.
@@ -62,10 +76,12 @@ class Chance:
             "standard_sqdist": torch.full((n, 2), torch.nan, dtype=torch.float64),
             "standard_score": torch.full((n,), torch.nan),
         }
-        keep = states.isfinite().all(1)
-        kept = keep.cpu()
-        labels, fold = self._labels[:, kept].to(device), self._fold[kept].to(device)
-        y = labels[0].long()
+        kept = states.isfinite().all(1).cpu()
+        if self._of_pairs:
+            finite = torch.bincount(self._partner, kept.float())
+            kept &= finite[self._partner] == 2
+        keep = kept.to(device)
+        y = self._labels[0, kept].to(device).long()
         if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:
             return found
         x = states[keep]
@@ -80,8 +96,7 @@ class Chance:
         found["null"], nearest = labelled_statistics(
             x,
             scale,
-            labels,
-            fold,
+            self._labellings(kept, device),
             copy=copy if copied else None,
             partners=partners,
             pair_unit=_numbered(unit[partners[:, 1]].cpu().numpy()).to(device)
@@ -92,7 +107,9 @@ class Chance:
         found["nearest"][kept] = torch.arange(n, dtype=torch.int32)[kept][nearest.cpu()]
         found["scale"] = scale
         thin = (x.double() - x.double().mean(0)) / scale
-        found["standard_sqdist"][kept], found["standard_score"][kept] = _standard(thin, y, fold)
+        found["standard_sqdist"][kept], found["standard_score"][kept] = _standard(
+            thin, y, self._fold[kept].to(device)
+        )
         found["noise"] = torch.stack([shift_noise(z, y, unit) for z in (x.double(), thin)])
         return found
 
@@ -103,16 +120,16 @@ def _standard(x: torch.Tensor, y: torch.Tensor, fold: torch.Tensor) -> tuple[tor
     Returns:
         `[n, 2]` float64, and `[n]` float32 along the difference of the other folds' class means.
     """
-    class_of = torch.nn.functional.one_hot(y, 2).double()
-    means = (class_of.T @ x) / class_of.sum(0)[:, None]
+    n_folds = int(fold.max()) + 1
+    member = torch.zeros(2, n_folds, len(x), dtype=torch.float64, device=x.device)
+    member[y, fold, torch.arange(len(x), device=x.device)] = 1
+    sums, count = member @ x, member.sum(-1, keepdim=True)
+    means = sums.sum(1) / count.sum(1)
     sqdist = x.square().sum(1)[:, None] - 2 * (x @ means.T) + means.square().sum(1)
-    score = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    for number in range(int(fold.max()) + 1):
-        inside = fold == number
-        rest = class_of * (~inside)[:, None]
-        low, high = (rest.T @ x) / rest.sum(0)[:, None]
-        direction = torch.nn.functional.normalize(high - low, dim=0)
-        score[inside] = (x[inside] - (low + high) / 2) @ direction
+    others = (sums.sum(1, keepdim=True) - sums) / (count.sum(1, keepdim=True) - count)
+    direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
+    midpoint = (direction * others.sum(0)).sum(1) / 2
+    score = (x @ direction.T - midpoint).gather(1, fold[:, None])[:, 0]
     return sqdist.clamp_min(0).cpu(), score.float().cpu()
 
 

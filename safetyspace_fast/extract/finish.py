@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..data import NUM_FOLDS
 from ..ops import pairwise_reduce, written
-from ..store import ModelStore
+from ..store import Run
 from ..store.layout import COMPONENTS, Array
 from ..threads import in_parallel
 from .chance import Chance
+from .equal_length import at_equal_length
 
 Cell = dict[str, torch.Tensor]
 STREAMS = 2
@@ -27,28 +28,45 @@ class Basis:
     """What a language's states in another model, of the same hidden size, were made into.
 
     components: [.., K, D]; fold_mean: [.., 2, F, D], NaN where a fold has no sample; count:
-    [.., 2, F], samples in each mean.
+    [.., 2, F], samples in each mean; foreign: whether the model is in another store, with other
+    texts, so that no fold is left out of its direction.
     """
 
     components: torch.Tensor
     fold_mean: torch.Tensor
     count: torch.Tensor
+    foreign: bool = False
 
     @classmethod
-    def read(cls, model: ModelStore, i_lang: int) -> "Basis":
-        """Of all layers and poolings of a finished model."""
+    def read(cls, run: Run, model: str, lang: str, *, foreign: bool = False) -> "Basis":
+        """Of all layers and poolings of a finished model.
+
+        Args:
+            run: its store.
+            model: its name.
+            lang: if a foreign store does not have the language, nothing of it is known: all is NaN.
+            foreign: see the class.
+        """
+        known = lang in run.languages
+        i_lang = run.languages.index(lang) if known else 0
         names = ("pca_components", "fold_mean", "count")
-        return cls(*(torch.from_numpy(model.read(name, lang=i_lang)).double() for name in names))
+        store = run.model(model)
+        parts = (torch.from_numpy(store.read(name, lang=i_lang)).double() for name in names)
+        components, fold_mean, count = (part if known else part * torch.nan for part in parts)
+        return cls(components, fold_mean, count, foreign)
 
     def cell(self, i_layer: int, i_pooling: int, device: torch.device) -> "Basis":
         """Of one layer and pooling."""
-        parts = (self.components, self.fold_mean, self.count)
-        return Basis(*(part[i_layer, i_pooling].to(device) for part in parts))
+        components, fold_mean, count = (
+            part[i_layer, i_pooling].to(device)
+            for part in (self.components, self.fold_mean, self.count)
+        )
+        return Basis(components, fold_mean, count, self.foreign)
 
     def express(
         self, centred: torch.Tensor, fold: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States in these components, and along the directions of the other folds.
+        """States in these components, and along the directions of the other folds (or of all).
 
         A language that an earlier version computed has no fold means, and components that are too
         coarse: then both are NaN.
@@ -61,8 +79,9 @@ class Basis:
         """
         known = 1.0 if bool(self.fold_mean.isfinite().any()) else torch.nan
         total = self.fold_mean.nan_to_num(0.0) * self.count[..., None]
-        left = (self.count.sum(1, keepdim=True) - self.count)[..., None]
-        others = (total.sum(1, keepdim=True) - total) / left
+        without = 0.0 if self.foreign else 1.0
+        left = (self.count.sum(1, keepdim=True) - without * self.count)[..., None]
+        others = (total.sum(1, keepdim=True) - without * total) / left
         direction = torch.nn.functional.normalize(others[1] - others[0], dim=1)
         score = (centred @ direction.T).gather(1, fold[:, None])[:, 0]
         return (centred @ self.components.T * known).float(), (score * known).float()
@@ -86,7 +105,7 @@ def finish_language(
     Args:
         states: returns the pooled and projected states `[n, D + P]` of a layer and pooling, on the
             CPU.
-        chance: the labellings of the language.
+        chance: the units and labellings of the language.
         grid: numbers of layers and poolings.
         labels: `[n]`, 0 or 1.
         folds: `[n]`, below `NUM_FOLDS`.
@@ -98,11 +117,12 @@ def finish_language(
         bases: of other models.
 
     Returns:
-        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell` and
-        `dominance`; `projected [n, P]`; and `count [2, 10]` and `mean [2, 10, P]` of it, by label
-        and fold.
+        By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell`,
+        `at_equal_length` and `dominance`; `projected [n, P]`; and `count [2, 10]` and
+        `mean [2, 10, P]` of it, by label and fold.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
+    unit, n_tokens = chance.unit.to(device), torch.from_numpy(tokens).to(device)
     i_cell = labels.astype(np.int64) * NUM_FOLDS + folds
     result: dict[str, Array] = {}
 
@@ -111,6 +131,7 @@ def finish_language(
         pooled = rows.to(device, non_blocking=True)[:, :hidden_size]
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
         cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled)
+        cell |= at_equal_length(pooled, label, fold, unit, n_tokens)
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].numpy().copy()
         arrays |= _fold_means(arrays["projected"], i_cell)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data import Samples
 from ..errors import ModelError
 from ..models import LoadedModel
-from ..store import ModelStore, Session
+from ..store import Session
 from ..store.layout import Array, shards_of
 from ..store.segments import Record
 from ..threads import cores
@@ -76,7 +76,7 @@ class Extraction:
         *,
         kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
-        bases: Sequence[ModelStore] = (),
+        bases: Sequence[Callable[[str], Basis]] = (),
     ) -> None:
         """Read what an earlier run has done.
 
@@ -87,7 +87,8 @@ class Extraction:
             session: where the results are written.
             kept: languages that are copied from another store, by functions that read their arrays.
             impl: implementation of the kernels; None: the fastest that works here.
-            bases: finished models of the store, in whose components states are expressed too.
+            bases: give what a language is in finished models, in whose components states are
+                expressed too.
         """
         self._model = model
         self._name = model.name
@@ -289,7 +290,7 @@ class Extraction:
                 [next(i for i, one in enumerate(spans) if (one == other).all()) for other in spans],
                 self._model.device,
                 self._impl,
-                [Basis.read(model, i_lang) for model in self._bases],
+                [basis(self._samples.languages[i_lang]) for basis in self._bases],
             )
         finally:
             for kept in in_memory:

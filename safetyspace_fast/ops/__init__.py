@@ -29,7 +29,13 @@ from ._pairwise import (
 )
 from ._pool import PoolProject, pool_project
 from ._select import implementations, written
-from .labelled import STATISTICS, labelled_statistics, robust_scale, shift_noise
+from .labelled import (
+    STATISTICS,
+    FoldLabellings,
+    labelled_statistics,
+    robust_scale,
+    shift_noise,
+)
 from .moments import ClassMoments, class_moments
 from .reference import PAIRWISE_BLOCK
 from .statistics import (
@@ -47,6 +53,7 @@ __all__ = [
     "PANEL",
     "STATISTICS",
     "ClassMoments",
+    "FoldLabellings",
     "PairwiseResult",
     "PoolProject",
     "can_pack",

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ._labels import label_sums, pack_labels
 
+TIE_STEPS = 65536.0
+"""Scores of a fold are ties if they are equal in steps of this part of the largest."""
 TILE_BYTES = 5 << 19
 """Working memory of one tile of distances: small enough for a cache, large enough for products."""
 
@@ -39,6 +41,21 @@ class Labellings:
     def sums(self, values: Tensor) -> Tensor:
         """Sums of each row of values [m, n] float64 over class 1: [m, R rounded up] float32."""
         return label_sums(values, self.packed)
+
+
+class FoldLabellings(Labellings):
+    """Labellings of texts in the order of their folds.
+
+    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts.
+    """
+
+    def __init__(self, labels: Tensor, fold: Tensor) -> None:
+        """Take labellings [R, n], 0 or 1, and the fold of each text, [n] int64."""
+        self.order = torch.argsort(fold, stable=True)
+        self.back = torch.argsort(self.order)
+        ends = torch.bincount(fold).cumsum(0).tolist()
+        self.folds = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+        super().__init__(labels[:, self.order])
 
 
 # Class means -----------------------------------------------------------------------------------
@@ -252,12 +269,6 @@ def _signed_silhouettes(
 # Held-out scores -------------------------------------------------------------------------------
 
 
-def fold_slices(fold: Tensor) -> list[slice]:
-    """The texts of each fold that is not empty, as slices: fold [n] int64, ascending."""
-    ends = torch.bincount(fold).cumsum(0).tolist()
-    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
-
-
 class CrossFit:
     """Held-out scores of the difference of class means under many labellings.
 
@@ -265,58 +276,56 @@ class CrossFit:
     other folds is never written out.
     """
 
-    def __init__(self, x: Tensor, labellings: Labellings, fold: Tensor) -> None:
+    def __init__(self, x: Tensor, labellings: FoldLabellings) -> None:
         """Prepare the sums.
 
         Args:
             x: [n, D] floating point with zero column means, in the order of their folds.
             labellings: of the texts.
-            fold: [n] int64, ascending.
         """
-        self._x, self._of, self._fold = x, labellings, fold
+        self._x, self._of = x, labellings
         self._rest = torch.empty_like(labellings.member)
         """Product of each text with the sum of class 1 in the other folds."""
 
     def add(self, rows: slice, product: Tensor) -> None:
         """Take products of some texts with all: [rows, n] float64; those of one fold change."""
-        product.masked_fill_(self._fold[rows, None] == self._fold, 0.0)
+        for i in self._of.folds:
+            a, b = max(i.start, rows.start), min(i.stop, rows.stop)
+            product[a - rows.start : max(a, b) - rows.start, i] = 0.0
         self._rest[rows] = self._of.sums(product)
 
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+    def result(self) -> tuple[Tensor, Tensor]:
         """The squared length of the sum of class 1, and scores, when all rows have come.
 
         Returns:
             length [R] float64; scores [n, R rounded up] float32, along the direction of the other
-            folds, on some positive scale in each of them; middle [n, R rounded up], the score
-            midway between the means.
+            folds, on some positive scale in each of them, from midway between their class means.
         """
-        inside = fold_slices(self._fold)
-        member = self._of.member
-        own = torch.cat([(self._x[i] @ self._x[i].T).float() @ member[i] for i in inside])
-        length = (member * (self._rest + own)).sum(0)
-        middle = torch.empty_like(self._rest)
-        scores = torch.empty_like(self._rest)
-        for i in inside:
-            y, rest = member[i], self._rest[i]
-            n1 = self._of.n1 - y.sum(0)
+        of, rest = self._of, self._rest
+        inside = [((self._x[i] @ self._x[i].T).float() @ of.member[i]) for i in of.folds]
+        own = [(of.member[i] * x).sum(0) for i, x in zip(of.folds, inside, strict=True)]
+        other = [(of.member[i] * rest[i]).sum(0) for i in of.folds]
+        length = torch.stack(own + other).sum(0)
+        scores = torch.empty_like(rest)
+        for f, i in enumerate(of.folds):
+            n1 = of.n1 - of.member[i].sum(0)
             n0 = len(self._x) - (i.stop - i.start) - n1
             # All texts sum to zero, those of the other folds to minus the sum of this one.
             total = self._x[i].sum(0)
             toward = (self._x[i] @ total).float()[:, None]
-            torch.addcmul(rest * (n0 + n1), toward, n1, out=scores[i])
-            sum1 = length - 2 * (y * rest).sum(0) - (y * own[i]).sum(0)
-            sum0 = total.square().sum() + 2 * rest.sum(0) + sum1
-            middle[i] = (sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1
-        return length[: self._of.number].double(), scores, middle
+            sum1 = length - 2 * other[f] - own[f]
+            sum0 = total.square().sum() + 2 * rest[i].sum(0) + sum1
+            middle = (sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1
+            torch.mul(rest[i], n0 + n1, out=scores[i]).addcmul_(toward, n1).sub_(middle)
+        return length[: of.number].double(), scores
 
 
-def ridge_scores(x: Tensor, labellings: Labellings, fold: Tensor, strength: float) -> Tensor:
+def ridge_scores(x: Tensor, labellings: FoldLabellings, strength: float) -> Tensor:
     """Held-out scores of a ridge probe on standardised features, under many labellings.
 
     Args:
         x: [n, P] float64, one layer's texts, in the order of their folds.
         labellings: of the texts.
-        fold: [n] int64, ascending.
         strength: of the penalty.
 
     Returns:
@@ -327,7 +336,7 @@ def ridge_scores(x: Tensor, labellings: Labellings, fold: Tensor, strength: floa
     x = x - x.mean(0)
     spread = x.square().mean(0).sqrt()
     x = torch.where(spread > 0, x / spread, 0.0)
-    inside = fold_slices(fold)
+    inside = labellings.folds
     sums = torch.stack([labels[:, i] @ x[i] for i in inside])
     every1, number1 = sums.sum(0), labels.sum(-1, keepdim=True)
     gram = x.T @ x
@@ -347,57 +356,88 @@ def ridge_scores(x: Tensor, labellings: Labellings, fold: Tensor, strength: floa
     return scores
 
 
-def labelled_auc(scores: Tensor, labellings: Labellings, fold: Tensor) -> tuple[Tensor, Tensor]:
+def student_score(t: Tensor, freedom: Tensor) -> Tensor:
+    """Normal deviate with the same two-sided p as |t| of Student's t (Hill 1970).
+
+    Args:
+        t, freedom: [...] float64, freedom at least 1.
+    """
+    a = freedom - 0.5
+    b = 48 * a.square()
+    y = a * (t.abs().clamp_max(1e100).square() / freedom).log1p()
+    last = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y.square() + 100 + b)
+    return ((last + y + 3) / b + 1) * y.sqrt()
+
+
+def labelled_auc(scores: Tensor, labellings: FoldLabellings) -> tuple[Tensor, Tensor]:
     """AUC within folds of many labellings, and its distance from 1/2 in standard deviations.
 
-    The deviation comes from how many texts of the other class each text wins over (DeLong et al.
-    1988), so that classes of unequal spread have the same null as equal ones (Neubert & Brunner
-    2007). Ties are broken by order.
+    The variance of a class comes from how many texts of the other class each of its texts wins over
+    (DeLong et al. 1988), so that classes of unequal spread have the same null as equal ones
+    (Neubert & Brunner 2007). The distance is the normal deviate of Student's t with the degrees of
+    freedom of both variances (Satterthwaite 1946): few texts of a class do not widen one null more
+    than another. Ties win half: scores of a fold are rounded to a 2^16th of the largest of them,
+    because rounding tells equal texts apart.
 
     Args:
         scores: [n, R rounded up] float32, contiguous.
         labellings: of the texts.
-        fold: [n] int64, ascending.
 
     Returns:
         auc, score: [R] float64.
     """
     if labellings.compiled:
-        ends = torch.bincount(fold).cumsum(0)
+        ends = torch.tensor([i.stop for i in labellings.folds])
         sums = torch.ops.safetyspace_fast.label_wins(scores, labellings.packed, ends)
     else:
-        sums = _wins(scores, labellings.member, fold)
-    wins, chances, square, first, second = sums[:, : labellings.number]
+        sums = _wins(scores, labellings)
+    wins, chances, *of_classes = sums[:, : labellings.number]
     auc = wins / chances
-    variance = (square - 2 * auc * first + auc.square() * second).clamp_min(0)
-    # A perfect order has no spread: one half of a pair more keeps the score finite.
-    return auc, (wins - chances / 2) / (variance + chances / 4).sqrt()
+    parts, freedom = torch.zeros_like(auc), torch.zeros_like(auc)
+    counts = (n[: labellings.number].double() for n in (labellings.n1, labellings.n0))
+    for n, square, first, second in zip(
+        counts, of_classes[:2], of_classes[2:4], of_classes[4:], strict=True
+    ):
+        part = (square - 2 * auc * first + auc.square() * second).clamp_min(0) * n / (n - 1)
+        parts, freedom = parts + part, freedom + part.square() / (n - 1)
+    freedom = torch.where(freedom > 0, parts.square() / freedom, len(scores) - 2).clamp_min(1)
+    # A perfect order has no spread: half a win keeps the distance finite.
+    t = (wins - chances / 2) / (parts + 0.25).sqrt()
+    return auc, student_score(t, freedom).copysign(t)
 
 
-def _wins(scores: Tensor, member: Tensor, fold: Tensor) -> Tensor:
-    """What `labelled_auc` needs of the sorted scores, added over folds: [5, R] float64.
+def _wins(scores: Tensor, labellings: FoldLabellings) -> Tensor:
+    """What `labelled_auc` needs of the sorted scores, added over folds: [8, R] float64.
 
-    Wins of class 1, pairs, squares of the wins of each text; wins and pairs times texts of a fold.
+    Wins of class 1, pairs; then of class 1 and of class 0: squares of the wins of each text, wins
+    times texts of the other class, pairs times texts of the other class.
     """
-    sums = torch.zeros(5, scores.shape[1], dtype=torch.float64, device=scores.device)
-    for i in fold_slices(fold):
-        here = member[i].T.gather(-1, _order(scores[i].T.contiguous()))
-        size = i.stop - i.start
-        ones = here.cumsum(-1)
-        n1 = ones[:, -1:]
-        zeros = torch.arange(1, size + 1, dtype=here.dtype, device=here.device) - ones
-        won = torch.where(here > 0, zeros, n1 - ones)  # texts of the other class won over
-        wins = (here * zeros).sum(-1).double()
-        pairs = ((size - n1) * n1)[:, 0].double()
-        sums += torch.stack([wins, pairs, won.square().sum(-1).double(), wins * size, pairs * size])
+    sums = torch.zeros(8, scores.shape[1], dtype=torch.float64, device=scores.device)
+    for i in labellings.folds:
+        keys, order = _ordered(scores[i].T.contiguous())
+        here = labellings.member[i].T.gather(-1, order)
+        ones = torch.nn.functional.pad(here.cumsum(-1), (1, 0)).double()
+        zeros = torch.arange(ones.shape[-1], device=ones.device) - ones
+        n1, n0 = ones[:, -1], zeros[:, -1]
+        first, end = (torch.searchsorted(keys, keys, right=right) for right in (False, True))
+        below0, below1 = ((x.gather(-1, first) + x.gather(-1, end)) / 2 for x in (zeros, ones))
+        square1 = (here * below0.square()).sum(-1)
+        square0 = ((1 - here) * (n1[:, None] - below1).square()).sum(-1)
+        wins, pairs = (here * below0).sum(-1), n1 * n0
+        sums += torch.stack(
+            [wins, pairs, square1, square0, wins * n0, wins * n1, pairs * n0, pairs * n1]
+        )
     return sums
 
 
-def _order(scores: Tensor) -> Tensor:
-    """Indices that sort each row. NumPy sorts with vector instructions."""
+def _ordered(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of scores, rounded and sorted, as int32, and the indices that sort it."""
+    largest = scores.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    keys = (scores * (TIE_STEPS / largest)).round().int()
     if scores.is_cuda:
-        return scores.argsort(-1)
-    return torch.from_numpy(scores.numpy().argsort(-1))
+        return keys.sort(-1)
+    order = torch.from_numpy(keys.numpy().argsort(-1))  # NumPy sorts with vector instructions
+    return keys.gather(-1, order), order
 
 
 # All of them at full width ---------------------------------------------------------------------
@@ -419,9 +459,20 @@ def robust_scale(x: Tensor) -> Tensor:
     standard deviation, so that a dimension with rare peaks does not become the largest of all.
     Infinite for a dimension that does not vary.
     """
-    scale = 1.4826 * (x - x.median(0).values).abs().median(0).values
-    scale = torch.maximum(scale, x.double().std(0).to(x.dtype) / 10)
+    scale = 1.4826 * _median((x - _median(x)).abs())
+    wide = x.double()
+    deviation = ((wide - wide.mean(0)).square_().sum(0) / (len(x) - 1)).sqrt()
+    scale = torch.maximum(scale, deviation.to(x.dtype) / 10)
     return torch.where(scale > 1e-6 * x.abs().amax(0), scale, torch.inf)
+
+
+def _median(x: Tensor) -> Tensor:
+    """Lower median of each column: [n, D] -> [D]."""
+    if x.is_cuda:
+        return x.median(0).values
+    middle, columns = (len(x) - 1) // 2, x.T.clone(memory_format=torch.contiguous_format)
+    columns.numpy().partition(middle, axis=-1)  # NumPy selects with vector instructions
+    return columns[:, middle]
 
 
 def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
@@ -448,8 +499,7 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
 def labelled_statistics(
     x: Tensor,
     scale: Tensor,
-    labels: Tensor,
-    fold: Tensor,
+    labellings: FoldLabellings,
     *,
     copy: Tensor | None = None,
     partners: Tensor | None = None,
@@ -463,8 +513,7 @@ def labelled_statistics(
     Args:
         x: [n, D] floating point, states.
         scale: [D], of each dimension, for the statistics of standardised dimensions.
-        labels: [R, n] uint8, one labelling a row, 0 or 1; the true labels first.
-        fold: [n] int64.
+        labellings: of the texts, the true labels first; all cells of a language can share them.
         copy: [n] int64, equal texts of one label share a number; None if there are none.
         partners: [pairs, 2] int64, harmless and harmful text of each pair; None: not paired. A
             labelling then swaps labels inside pairs.
@@ -474,20 +523,19 @@ def labelled_statistics(
         [statistic, R] float64, NaN for statistics of pairs without pairs; and [n] int64, the
         nearest other text of each text.
     """
-    order = torch.argsort(fold, stable=True)
-    back = torch.argsort(order)
-    fold, y = fold[order], labels[:, order]
-    copy = None if copy is None else copy[order]
-    wide = x[order].double()
+    of = labellings
+    copy = None if copy is None else copy[of.order]
+    wide = x[of.order].double()
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     unit = torch.where(norm > 0, wide / norm, 0.0).to(x.dtype)
     wide = wide - wide.mean(0)
+    thin = wide / scale
     size = wide.abs().max().clamp_min(1e-300)  # products must fit float32
-    x, thin = (wide / size).to(x.dtype), (wide / scale).to(x.dtype)
-    norms = (wide / size).square().sum(-1), (wide / scale).square().sum(-1)
+    wide = wide / size
+    norms = wide.square().sum(-1), thin.square().sum(-1)
+    x, thin = wide.to(x.dtype), thin.to(x.dtype)
     del wide
-    of = Labellings(y)
-    plain, standard = CrossFit(x, of, fold), CrossFit(thin, of, fold)
+    plain, standard = CrossFit(x, of), CrossFit(thin, of)
     euclidean, cosine = DistanceSums(of, copy=copy, neighbours=True), DistanceSums(of, copy=copy)
     for rows in tiles(len(x)):
         product = (x[rows] @ x.T).double()
@@ -498,23 +546,24 @@ def labelled_statistics(
         cosine.add(rows, (unit[rows] @ unit.T).double().neg_().add_(1).clamp_min_(0))
     apart = euclidean.result()
     near = apart.nearest
-    length, scores, middle = plain.result()
-    thin_length, thin_scores, _ = standard.result()
+    length, scores = plain.result()
+    thin_length, thin_scores = standard.result()
+    alike = len(x) - (of.member - of.member[near]).abs().sum(0)[: of.number]
     found = {
         "silhouette": apart.silhouette,
         "energy_distance": apart.energy * size,
         "silhouette_cosine": cosine.result().silhouette,
-        "nn_accuracy": (y == y[:, near]).float().mean(-1).double(),
-        "accuracy_direction": balanced_accuracy(scores - middle, of),
+        "nn_accuracy": alike.double() / len(x),
+        "accuracy_direction": balanced_accuracy(scores, of),
     }
     found["rho"], found["welch"] = welch_ratio(length, norms[0], of.labels)
     found["rho_standardized"], found["welch_standardized"] = welch_ratio(
         thin_length, norms[1], of.labels
     )
-    found["auc_direction"], found["auc_direction_score"] = labelled_auc(scores, of, fold)
-    found["auc_standardized"], found["auc_standardized_score"] = labelled_auc(thin_scores, of, fold)
+    found["auc_direction"], found["auc_direction_score"] = labelled_auc(scores, of)
+    found["auc_standardized"], found["auc_standardized_score"] = labelled_auc(thin_scores, of)
     if partners is not None:
-        partners = back[partners]
+        partners = of.back[partners]
         swaps = (2 * of.labels[:, partners[:, 1]] - 1).to(x.dtype)
         gap = (scores[partners[:, 1]] - scores[partners[:, 0]])[:, : of.number].T * swaps
         found["paired_accuracy"] = ((gap.sign() + 1) / 2).double().mean(-1)
@@ -522,7 +571,7 @@ def labelled_statistics(
         gaps = x[partners[:, 1]] - x[partners[:, 0]]
         found["paired_shift"] = paired_shift(gaps, swaps, pair_unit) * size.square()
     unknown = torch.full_like(length, torch.nan)
-    return torch.stack([found.get(name, unknown) for name in STATISTICS]), order[near][back]
+    return torch.stack([found.get(name, unknown) for name in STATISTICS]), of.order[near][of.back]
 
 
 def balanced_accuracy(scores: Tensor, labellings: Labellings) -> Tensor:

@@ -143,7 +143,8 @@ MODEL = (
         (*_ROWS, "basis"),
         "float32",
         "state",
-        "position along the difference of the other folds' class means of these models",
+        "position along the difference of the other folds' class means of these models; of all "
+        "folds' where the model is of another store",
         keepbits=16,
         optional=True,
     ),
@@ -302,6 +303,35 @@ MODEL = (
         keepbits=16,
         optional=True,
     ),
+    ArraySpec(
+        "equal_length_sqdist",
+        (*_ROWS, "class"),
+        "float64",
+        "state^2",
+        "squared distance to each class mean of the language, of states less their regression on "
+        "the logarithm and the inverse of `n_tokens`, full width",
+        keepbits=32,
+        optional=True,
+    ),
+    ArraySpec(
+        "equal_length_score",
+        _ROWS,
+        "float32",
+        "state",
+        "position of these states along the difference of the other folds' class means, from their "
+        "midpoint; the regression is that of the other folds too",
+        keepbits=16,
+        optional=True,
+    ),
+    ArraySpec(
+        "equal_length_noise",
+        _LANGUAGE,
+        "float64",
+        "state^2",
+        "tr V of the covariance V of the mean shift of these states",
+        optional=True,
+    ),
+    ArraySpec("equal_length_noise_sq", _LANGUAGE, "float64", "state^4", "tr V^2", optional=True),
     ArraySpec(
         "fold_mean",
         (*_CELL, "fold", "hidden"),

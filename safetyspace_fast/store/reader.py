@@ -1,5 +1,6 @@
 """A store for whoever reads it; arrays are read when they are asked for, and nothing is changed."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -107,6 +108,12 @@ class ModelStore:
         """
         manifest = self.attrs.get("manifest")
         return manifest if isinstance(manifest, dict) else {}
+
+    @property
+    def identity(self) -> str:
+        """`NAME@` and 12 digits of a hash of the manifest: the same for the same model and data."""
+        content = json.dumps(self.manifest, sort_keys=True)
+        return f"{self.name}@{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     @property
     def seed(self) -> int:

@@ -64,8 +64,15 @@ class StandInModel:
         }
         self.attrs["bases"] = [other.name]
 
+    @property
+    def identity(self):
+        return f"{self.name}@{id(self)}"
+
     def has(self, name):
         return name in self._arrays
+
+    def add(self, name, array, dims):
+        self._arrays[name], self._dims[name] = array, dims
 
     def remove(self, name):
         """As in a store of an earlier version."""
@@ -84,6 +91,7 @@ class StandInRun:
 
     def __init__(self, languages, samples, models):
         self.languages, self.samples, self._models = tuple(languages), samples, models
+        self.place = "store"
         self.models = tuple(models)
 
     def lang_range(self, lang):
@@ -111,7 +119,7 @@ def folds_of(label, pair, seed=0, text=None):
     return fold
 
 
-def language_arrays(x, label, fold, projection, evidence=None):
+def language_arrays(x, label, fold, projection, evidence=None, tokens=None):
     """Every stored array of one layer, pooling and language from its vectors x [n, D]."""
     n, _ = x.shape
     ok = np.isfinite(x).all(1)
@@ -177,6 +185,11 @@ def language_arrays(x, label, fold, projection, evidence=None):
         if evidence is not None:
             of = np.unique(evidence[ok], return_inverse=True)[1]
         noise = np.array([noise_of_shift(values, y, of) for values in (z, thin)])
+    tokens = np.full(n, 7) if tokens is None else tokens
+    same, bridged = at_equal_length(z, y, f, tokens[ok], evidence, ok)
+    for name, values in same.items():
+        row[name] = np.full((n, *values.shape[1:]), np.nan, values.dtype)
+        row[name][ok] = values
     fold_mean = np.full((2, FOLDS, x.shape[1]), np.nan)
     for c, number in np.ndindex(2, FOLDS):
         if ((y == c) & (f == number)).any():
@@ -187,6 +200,8 @@ def language_arrays(x, label, fold, projection, evidence=None):
         "class_var": var,
         "scale": scale,
         "noise": noise,
+        "equal_length_noise": bridged[0],
+        "equal_length_noise_sq": bridged[1],
         "fold_mean": fold_mean,
         "pca_components": np.pad(axes[:k], ((0, COMPONENTS - k), (0, 0))),
         "count": count,
@@ -206,6 +221,45 @@ def held_out_scores(z, y, fold):
     return score
 
 
+def at_equal_length(z, y, fold, tokens, evidence, ok):
+    """What the store holds of the states less their regression on length, and [tr V, tr V^2]."""
+    of = np.arange(len(z)) if evidence is None else np.unique(evidence[ok], return_inverse=True)[1]
+    if min((y == 0).sum(), (y == 1).sum()) < 4:
+        nothing = {"equal_length_sqdist": np.full((len(z), 2), np.nan)}
+        nothing["equal_length_score"] = np.full(len(z), np.nan, np.float32)
+        return nothing, np.full(2, np.nan)
+    design = np.c_[y == 0, y == 1, np.log(tokens), 1 / tokens].astype(float)
+    length = np.c_[np.log(tokens), 1 / tokens] * (np.ptp(tokens) > 0)
+    design[:, 2:] = length
+
+    def slopes(texts):
+        return np.linalg.lstsq(design[texts], z[texts], rcond=1e-9)[0][2:]
+
+    left = z - length @ slopes(np.full(len(z), True))
+    sqdist = np.stack([((left - left[y == c].mean(0)) ** 2).sum(1) for c in (0, 1)], 1)
+    score = np.full(len(z), np.nan)
+    for number in np.unique(fold):
+        train, test = fold != number, fold == number
+        if all((train & (y == c)).any() for c in (0, 1)):
+            x = z - length @ slopes(train)
+            m0, m1 = (x[train & (y == c)].mean(0) for c in (0, 1))
+            with np.errstate(all="ignore"):
+                score[test] = (x[test] - (m0 + m1) / 2) @ (m1 - m0) / np.linalg.norm(m1 - m0)
+    solve = np.linalg.pinv(design)
+    taken = np.diag(design @ solve).copy()
+    for c in (0, 1):
+        size = np.bincount(of[y == c])
+        taken[y == c] += (size**2).sum() / size.sum() ** 2 - 1 / (y == c).sum()
+    rest = z - design @ (solve @ z)
+    part = ((solve[1] - solve[0]) / np.sqrt(np.maximum(1 - taken, 1e-9)))[:, None] * rest
+    sums = np.zeros((of.max() + 1, z.shape[1]))
+    np.add.at(sums, of, part)
+    own, gram = (sums**2).sum(1), sums @ sums.T if len(sums) < z.shape[1] else sums.T @ sums
+    noise = np.array([own.sum(), max(0.0, (gram**2).sum() - (own**2).sum())])
+    found = {"equal_length_sqdist": sqdist, "equal_length_score": score.astype(np.float32)}
+    return found, noise
+
+
 def noise_of_shift(z, y, unit):
     """tr V^2 of the covariance V of the mean shift, over pairs of distinct units."""
     sums = np.zeros((unit.max() + 1, z.shape[1]))
@@ -216,13 +270,15 @@ def noise_of_shift(z, y, unit):
 
 
 def units_of(samples, mine):
-    """Texts of one pair, and equal texts of one label, share a number, over any number of steps."""
+    """Texts of a pair or cluster, and equal texts of one label, share a number, over any steps."""
     pair, label = samples.pair[mine], samples.label[mine]
     digest = [bytes(row) for row in samples.text_sha256[mine]]
     unit = np.arange(len(pair))
     groups = {}
     for i in range(len(pair)):
         groups.setdefault(("text", digest[i], label[i]), []).append(i)
+        if samples.cluster is not None:
+            groups.setdefault(("cluster", samples.cluster[mine][i]), []).append(i)
         if pair[i] >= 0 and (pair == pair[i]).sum() == 2:
             groups.setdefault(("pair", pair[i]), []).append(i)
     while True:
@@ -233,10 +289,24 @@ def units_of(samples, mine):
             return np.unique(unit, return_inverse=True)[1]
 
 
-def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None, text=None):
+def stand_in(
+    states,
+    label,
+    *,
+    pair=None,
+    proj=64,
+    seed=0,
+    fold=None,
+    item=None,
+    text=None,
+    tokens=None,
+    cluster=None,
+):
     """A store of models: states {model: {lang: [layer, pooling, n, D]}}, label {lang: [n]}.
 
-    Texts are all different, or those with the same number of `text` {lang: [n]} are equal.
+    Texts are all different, or those with the same number of `text` {lang: [n]} are equal. They
+    have seven tokens each, or as many as `tokens` {lang: [n]} says. Lexical scores are noise.
+    Texts of one cluster share a number of `cluster` {lang: [n]}, and a fold if `fold` says so.
     """
     languages = list(label)
     pair = pair or {}
@@ -255,7 +325,17 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
     if text is not None:
         number = np.concatenate([text[lang] for lang in languages])
     digests = number.astype(np.uint32)[:, None].view(np.uint8)
-    samples = Columns(**whole, text_sha256=digests, n_chars=np.full(len(digests), 21))
+    n_tokens = np.full(len(number), 7, np.int32)
+    if tokens is not None:
+        n_tokens = np.concatenate([tokens[lang] for lang in languages]).astype(np.int32)
+    lexical = np.random.default_rng(seed).standard_normal(int(number.max()) + 1)[number]
+    samples = Columns(
+        **whole,
+        text_sha256=digests,
+        n_chars=np.full(len(digests), 21),
+        lexical_score=lexical.astype(np.float32),
+        cluster=None if cluster is None else np.concatenate([cluster[x] for x in languages]),
+    )
     models = {}
     for name, by_lang in states.items():
         n_layers, n_pool, _, hidden = next(iter(by_lang.values())).shape
@@ -272,6 +352,7 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
                         samples.fold[mine],
                         projection,
                         units_of(samples, mine),
+                        n_tokens[mine],
                     )
                     for key, value in row.items():
                         shape = (n_layers, n_pool, len(mine), *value.shape[1:])
@@ -283,7 +364,7 @@ def stand_in(states, label, *, pair=None, proj=64, seed=0, fold=None, item=None,
                         arrays.setdefault(key, np.full(shape, np.nan))
                         arrays[key][i_layer, i_pool, i_lang] = value
                         dims[key] = ("layer", "pooling", "lang", "a", "b", "c")[: value.ndim + 3]
-        arrays["n_tokens"] = np.full(len(samples.label), 7, np.int32)
+        arrays["n_tokens"] = n_tokens.copy()
         arrays["truncated"] = np.zeros(len(samples.label), bool)
         dims["n_tokens"] = dims["truncated"] = ("sample",)
         hookpoints = ("embed", *(f"block.{i}" for i in range(n_layers - 1)))

@@ -18,8 +18,9 @@ from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.families.gaussian import bhattacharyya_floor
 from safetyspace_fast.analysis.metric import SPREAD_COUNTS
+from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.data import find_units, permuted_labels
-from safetyspace_fast.ops import STATISTICS, labelled_statistics, robust_scale
+from safetyspace_fast.ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale
 
 SPREAD = np.exp(-0.05 * np.arange(32))
 TESTS = ("welch", "welch_standardized", "auc_direction_score", "auc_standardized_score")
@@ -83,8 +84,9 @@ def nulls(x, y, rng, *, permutations, pair=None, text=None, cluster=None):
     found, _ = labelled_statistics(
         states,
         robust_scale(states),
-        torch.tensor(np.concatenate([y[None], shuffled]).astype(np.uint8)),
-        torch.tensor(fold),
+        FoldLabellings(
+            torch.tensor(np.concatenate([y[None], shuffled]).astype(np.uint8)), torch.tensor(fold)
+        ),
         copy=None if text is None else torch.tensor(units.copy),
         partners=order.reshape(-1, 2) if (pair >= 0).all() else None,
     )
@@ -151,15 +153,36 @@ def test_the_check_of_p_sees_a_test_that_ignores_clusters_or_spread():
 
 
 def test_metrics_that_a_difference_of_spread_moves_say_so():
-    moved = rejections(wide, (380, 20), ("silhouette", "energy_distance", "nn_accuracy"), 10)
+    moved = rejections(wide, (380, 20), ("energy_distance", "nn_accuracy"), 10)
     for name, share in moved.items():
         assert share > 0.5, name
-        assert SPREAD_COUNTS in METRICS[name].pitfalls
-    for name in ("rho", "rho_standardized", "auc_direction", "auc_standardized"):
-        assert SPREAD_COUNTS not in METRICS[name].pitfalls
+        assert METRICS[name].any_difference
+    for name, one in METRICS.items():
+        assert one.any_difference == (SPREAD_COUNTS in one.pitfalls), name
+    for name in ("rho", "rho_standardized", "silhouette", "auc_direction", "auc_standardized"):
+        assert not METRICS[name].any_difference
 
 
-MEANS_IN_COMPONENTS = ["rho_pc2", "bhattacharyya_mean_pc2", "mahalanobis_pc2"]
+def test_no_star_of_the_default_table_rests_on_spread_alone():
+    """Classes of one mean, one twice as wide: `+` where any difference counts, never `*`."""
+    rng = np.random.default_rng(4)
+    x, y, _ = normal(rng, 200, 200)
+    x[y == 1] *= 2
+    found = separation(
+        stand_in({"m": {"en": x[None, None]}}, {"en": y}), permutations=199, bootstraps=20
+    )
+    starred = found["metric"][(found["p_family"] <= 0.05).squeeze().to_numpy()].to_numpy()
+    assert {"bhattacharyya_pc10", "bhattacharyya_cov_pc10"} <= set(starred)
+    assert all(METRICS[name].any_difference for name in starred)
+    text = to_table(found)
+    assert "*" not in text.replace("*: significant", "")
+    assert "+: the same, but" in text
+    assert sum(line.count("]+") for line in text.splitlines()) == len(starred)
+
+
+MEANS_IN_COMPONENTS = [
+    *("rho_pc2", "bhattacharyya_mean_pc2", "mahalanobis_pc2", "silhouette_pc2", "silhouette"),
+]
 
 
 def in_components(draws, permutations):
@@ -323,6 +346,39 @@ def test_p_of_a_run_does_not_depend_on_order_labels_or_projection(tmp_path):
     first = p(range(60))
     assert np.isfinite(first).any()
     assert np.array_equal(first, p(rng.permutation(60), seed=3), equal_nan=True)
-    # Embeddings of the last word are often equal, and the null orders equal scores by text.
+    # Embeddings of the last word are often equal: equal scores win half.
     swapped = p(range(60), label=0)
-    np.testing.assert_allclose(first[:, 1:], swapped[:, 1:], atol=2 / 200 + 1e-9)
+    np.testing.assert_allclose(first, swapped, atol=1 / 200 + 1e-9)
+
+
+def test_texts_without_a_partner_leave_p_at_full_width(tmp_path):
+    """In a language of pairs, `run` leaves them out of its labellings as the analysis does."""
+    rng = np.random.default_rng(0)
+    model = save_tiny("llama", tmp_path / "tiny-llama")
+    texts = [" ".join(rng.choice(["red", "cup", "sun", "old", "sea"], 9)) for _ in range(63)]
+    rows = [
+        {"text": text, "label": i % 2, "lang": "en", "pair": i // 2 if i < 60 else None}
+        for i, text in enumerate(texts)
+    ]
+
+    def results(rows, name):
+        data = tmp_path / "texts.jsonl"
+        data.write_text("\n".join(map(json.dumps, rows)))
+        run = ssf.run(models=(f"m={model}",), data=data, out=tmp_path / name, proj_dim=8)
+        names = ["rho", "auc_direction", "paired_effect", "paired_shift"]
+        return run, ssf.separation(run, metrics=names, bootstraps=5)
+
+    with pytest.warns(UserWarning, match="3 of 63 texts have no partner and are left out"):
+        run, found = results(rows, "lone.zarr")
+    assert found.attrs["p_in_projection"] == ""
+    assert found["p"].notnull().all()
+    null = run.model("m").read("null")
+    nearest = run.model("m").read("nearest")
+    assert ((nearest == -1).sum(-1) == 3).all()
+    _, expected = results(rows[:60], "pairs.zarr")
+    # Of the true labels: statistics of the same pairs, in folds of their own.
+    whole = run.model("m").read("null")[..., STATISTICS.index("welch"), 0]
+    pairs_alone = ssf.open_run(tmp_path / "pairs.zarr").model("m").read("null")
+    np.testing.assert_allclose(whole, pairs_alone[..., STATISTICS.index("welch"), 0], rtol=1e-3)
+    assert null.shape == pairs_alone.shape
+    np.testing.assert_allclose(found["p"], expected["p"], atol=0.1)

@@ -29,7 +29,7 @@ def test_own_axes_of_a_resample_are_the_components_of_its_texts():
     times = torch.tensor(np.random.default_rng(3).multinomial(len(x), np.full(len(x), 1 / len(x))))
     weights = torch.stack([times * (y == 0), times * (y == 1)])[None].double()
     found = moments_of(xt, weights)
-    turned = found.along(found.axes()).leading(2)
+    turned = found.along(moments.principal_axes([found])).leading(2)
     rows = np.repeat(x, times.numpy(), axis=0)
     again = np.repeat(label, times.numpy())
     centred = rows - rows.mean(0)

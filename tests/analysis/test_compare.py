@@ -119,6 +119,117 @@ def test_both_models_in_the_components_of_the_base():
     )
 
 
+def in_union(n=240, width=12, langs=("en",)):
+    """Two models of one width whose largest dimensions differ, and their labels."""
+    rng = np.random.default_rng(4)
+    states, labels = {"base": {}, "aligned": {}}, {}
+    for lang in langs:
+        content = rng.standard_normal((n, width))
+        labels[lang] = np.repeat([0, 1], n // 2)
+        spread = np.exp(-0.2 * np.arange(width))
+        for name, scale in (("base", spread), ("aligned", 1.3 * np.roll(spread, 1))):
+            x = (content + 0.8 * labels[lang][:, None] * (np.arange(width) < 4)) * scale
+            states[name][lang] = (x + 0.2 * rng.standard_normal(x.shape))[None, None]
+    return states, labels
+
+
+def test_both_models_in_the_components_of_both():
+    """Against NumPy, which stacks the texts as each model keeps them in its components."""
+    for width in (12, 40):
+        states, labels = in_union(width=width)
+        label = labels["en"]
+        run = stand_in(states, labels)
+        names = ["rho_pc2", "rho_pc10", "silhouette_pc2", "rho"]
+        found = compare(run, base="base", aligned="aligned", metrics=names, components="union",
+                        **QUICK).squeeze()  # fmt: skip
+        assert set(found["space"].to_numpy()) == {"union pc2", "union pc10", "full"}
+        kept, share = [], []
+        for model in states.values():
+            x = model["en"][0, 0] - model["en"][0, 0].mean(0)
+            axes = np.linalg.svd(x, full_matrices=False)[2][:16]
+            kept.append(x @ axes.T @ axes)
+            share.append(np.square(kept[-1]).sum() / np.square(x).sum())
+        union = np.linalg.svd(np.concatenate(kept), full_matrices=False)[2]
+        for name, x in zip(states, kept, strict=True):
+            for k in (2, 10):
+                z = x @ union[:k].T
+                of = [z[label == c] for c in (0, 1)]
+                within = sum(np.square(part - part.mean(0)).sum() for part in of)
+                expected = 1 - within / np.square(z - z.mean(0)).sum()
+                assert float(found[name].sel(metric=f"rho_pc{k}")) == pytest.approx(expected, 1e-4)
+            expected = silhouette_score(x @ union[:2].T, label)
+            assert float(found[name].sel(metric="silhouette_pc2")) == pytest.approx(expected, 1e-4)
+        assert float(found["kept_share"]) == pytest.approx(min(share), 1e-4)
+
+
+def test_differences_in_other_components_stand_beside_and_are_marked():
+    """The aligned model holds more harm, but in a dimension that is the third of both models."""
+    rng = np.random.default_rng(1)
+    label = np.repeat([0, 1], 150)
+    content = rng.standard_normal((300, 2))
+    states = []
+    for first, spread, shift in ((0, (3.0, 2.0), (1.5, 0.0)), (2, (3.3, 2.2), (0.0, 2.0))):
+        x = 0.1 * rng.standard_normal((300, 20))
+        x[:, first : first + 2] += content * spread + label[:, None] * shift
+        states.append({"en": x[None, None]})
+    run = stand_in({"base": states[0], "aligned": states[1]}, {"en": label})
+    names = ["rho", "rho_pc2", "rho_pc4"]
+    found = {
+        space: compare(
+            run, base="base", aligned="aligned", metrics=names, components=space, **QUICK
+        )
+        for space in ("own", "base", "union")
+    }
+    differences = {space: one["difference"].squeeze() for space, one in found.items()}
+    signs = {space: bool(one.sel(metric="rho_pc2") > 0) for space, one in differences.items()}
+    assert signs == {"own": True, "base": False, "union": False}
+    for space, one in found.items():
+        assert f"difference_{space}" not in one
+        text = to_table(one)
+        assert text.count("^") == 2  # one difference, and the legend
+        assert "^" in next(line for line in text.splitlines() if line.startswith("embed"))
+        for other in found.keys() - {space}:
+            beside = one[f"difference_{other}"].squeeze()
+            assert bool(beside.sel(metric="rho").isnull())
+            inside = {"metric": names[1:]}
+            np.testing.assert_allclose(beside.sel(inside), differences[other].sel(inside))
+            assert (f"difference_{other}" in text) == (signs[other] != signs[space])
+
+
+def test_the_union_needs_one_width_and_components_that_are_not_coarse():
+    states, labels = in_union()
+    states["aligned"]["en"] = states["aligned"]["en"][..., :8]
+    run = stand_in(states, labels)
+    options = {"base": "base", "aligned": "aligned", "metrics": "rho_pc2", "components": "union"}
+    assert "hidden sizes" in compare(run, **options, **QUICK)["refused"].item()
+    states, labels = in_union()
+    run = stand_in(states, labels)
+    run.model("base").remove("fold_mean")
+    assert "an earlier version" in compare(run, **options, **QUICK)["refused"].item()
+
+
+@pytest.mark.parametrize("components", ["own", "union"])
+def test_equal_models_differ_by_nothing_in_any_components(components):
+    states, labels = in_union()
+    run = stand_in({"base": states["base"], "aligned": states["base"]}, labels)
+    found = compare(run, base="base", aligned="aligned", components=components, **QUICK)
+    assert (found["difference"].where(found["refused"] == "", 0) == 0).all()
+    beside = found["difference_union" if components == "own" else "difference_own"]
+    assert beside.notnull().any()
+    assert (beside.fillna(0) == 0).all()
+
+
+def test_exchanging_the_models_negates_every_difference_in_the_union():
+    run = stand_in(*in_union())
+    names = [name for name in METRICS if METRICS[name].components and not METRICS[name].paired]
+    options = {"metrics": names, "components": "union"} | QUICK
+    there = compare(run, base="base", aligned="aligned", **options)
+    back = compare(run, base="aligned", aligned="base", **options)
+    assert (there["refused"] == "").any()
+    for one, other in (("difference", "difference"), ("low", "high"), ("high", "low")):
+        np.testing.assert_allclose(there[one], -back[other], rtol=1e-6, atol=1e-9)
+
+
 def test_exchanging_the_models_negates_every_difference():
     run = pair_of_models(more=0.7, noise=0.3, n=120)
     there = compare(run, base="base", aligned="aligned", metrics="all", **QUICK)
@@ -225,7 +336,7 @@ def two_models_of_pairs(rng, base, aligned):
     return states, label, pair
 
 
-def coverage_of_differences(make, steps, names, draws, seed=21):
+def coverage_of_differences(make, steps, names, draws, seed=21, components="own"):
     """How often intervals of the difference, and of its excess over English, hold its mean.
 
     `steps` are the shifts of both models by language. As in `test_uncertainty.coverage`.
@@ -241,7 +352,13 @@ def coverage_of_differences(make, steps, names, draws, seed=21):
                 states[name][lang] = x[None, None]
         run = stand_in(states, labels, pair=None if pairs["en"] is None else pairs)
         one = compare(
-            run, base="base", aligned="aligned", metrics=names, permutations=0, seed=r
+            run,
+            base="base",
+            aligned="aligned",
+            metrics=names,
+            permutations=0,
+            seed=r,
+            components=components,
         ).squeeze(("layer", "pooling"))
         assert (one["refused"] == "").all()
         found.append([one[part].to_numpy() for part in parts])
@@ -289,8 +406,9 @@ def test_intervals_of_differences_cover(make, steps, names):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("components", ["own", "union"])
 @pytest.mark.parametrize(("make", "steps", "names"), MOVES)
-def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names):
+def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names, components):
     """Every number's true coverage is in 92 to 98 %.
 
     What covers 95 % is outside of that over 300 draws once in eighty times, and there are 152
@@ -300,10 +418,12 @@ def test_intervals_of_differences_cover_at_the_nominal_rate(make, steps, names):
     """
 
     def outside(names, draws, seed):
-        found = coverage_of_differences(make, steps, names, draws, seed)
+        found = coverage_of_differences(make, steps, names, draws, seed, components)
         print(*(f"{share:.3f}  {name}" for name, share in found.items()), sep="\n")
         return {name: share for name, share in found.items() if not 0.92 <= share <= 0.98}
 
+    if components != "own":
+        names = [name for name in names if METRICS[name].components]
     if first := outside(names, 300, 21):
         again = [name for name in names if {f"difference {name}", f"excess {name}"} & first.keys()]
         second = outside(again, 1000, 22)

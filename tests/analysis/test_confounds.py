@@ -149,10 +149,19 @@ def test_length_and_characters_stand_beside_the_results() -> None:
     assert en["auc_length"] > 0.75
     assert de["auc_length"] == 0.5  # all texts are equally long
     text = tables.to_table(found)
+    assert "AUC without the model" not in text  # there is no AUC of states to compare it with
+    with_auc = tables.to_table(separation(run, metrics=["auc_direction"], permutations=0))
+    names = ("auc_length", "auc_lexical")
+    beside = [", ".join(f"{float(lang[name]):.3f}" for name in names) for lang in (en, de)]
+    said = f"of length and of characters: en {beside[0]}; de {beside[1]}."
+    assert said in " ".join(with_auc.split())
+    one = tables.to_table(separation(run, metrics=["auc_direction"], languages="en"))
+    assert f"of length and of characters: en {beside[0]}." in one
     for name in ("auc_length", "auc_lexical"):
         numbers = [f"{float(en[f'{name}{end}']):.3f}" for end in ENDS]
         assert "{} [{}, {}]".format(*numbers) in text.partition(name)[2]
         assert all(f"{name}{end}" in explain(f"{name}{end}") for end in ENDS)
     before = stand_in({"m": {"en": x, "de": x}}, {"en": label, "de": label})  # earlier version
+    before.samples = replace(before.samples, lexical_score=None)
     found = separation(before, metrics=["rho"], bootstraps=0, permutations=0)
     assert found["auc_lexical"].isnull().all()

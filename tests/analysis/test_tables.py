@@ -91,6 +91,21 @@ def test_comparisons_have_tables_and_rows_too(tmp_path):
     assert json.loads((tmp_path / "json").read_text())["definitions"]["cka"]["definition"]
 
 
+def test_metrics_without_permutations_have_no_star_and_the_legend_says_so(run):
+    few = {"metrics": ["auc_direction", "auc_equal_length"], "bootstraps": 2}
+    for permutations in (0, 199):
+        found = separation(run, permutations=permutations, layers="-1", **few)
+        text = " ".join(tables.to_table(found).split())
+        assert "auc_equal_length: p comes from no permutation, so there is no *." in text
+        assert found["p"].sel(metric="auc_equal_length").notnull().all()
+        assert found["p_family"].sel(metric="auc_equal_length").isnull().all()
+        found["p"][:] = 0.051  # near enough for a `?`, if permutations decide
+        table = tables.to_table(found.sel(metric=["auc_equal_length"])).partition("\n\n")[0]
+        assert "~" in table
+        assert "?" not in table
+    assert "no *" not in tables.to_table(separation(run, metrics=["auc_direction"], layers="-1"))
+
+
 def test_columns_line_up():
     assert tables._aligned([["a", "bb"], ["1", "222"], ["x", "y"]]) == ["a     1  x", "bb  222  y"]
 
@@ -99,7 +114,8 @@ def shown(dataset):
     """Numbers of each metric of the first table of a dataset as they are printed."""
     for name in dataset["metric"].to_numpy():
         text = tables.to_table(dataset.sel(metric=[name]))
-        yield name, re.findall(r"-?\d+\.\d+(?:e\S+)?", text.split("\n\n")[0].partition("\n")[2])
+        table = text.split("\n\n")[0].partition("AUC without the model")[0]
+        yield name, re.findall(r"-?\d+\.\d+(?:e\S+)?", table.partition("\n")[2])
 
 
 def test_numbers_of_one_column_share_their_decimals(run, results):

@@ -30,7 +30,12 @@ def by_hand(texts: list[str], label: np.ndarray, fold: np.ndarray) -> np.ndarray
     """The definition, n-gram by n-gram."""
     vectors = []
     for text in texts:
-        count = Counter(text[i : i + n] for n in lexical.LENGTHS for i in range(len(text) - n + 1))
+        count = Counter(
+            text[i : i + n]
+            for n in lexical.LENGTHS
+            for i in range(len(text) - n + 1)
+            if n > 1 or ord(text[i]) >= lexical.FIRST_ALONE
+        )
         size = sum(c * c for c in count.values()) ** 0.5
         vectors.append({gram: c / size for gram, c in count.items()})
     scores = np.full(len(texts), np.nan)
@@ -57,7 +62,8 @@ def by_hand(texts: list[str], label: np.ndarray, fold: np.ndarray) -> np.ndarray
 
 def test_scores_follow_their_definition() -> None:
     rng = np.random.default_rng(0)
-    texts = words(rng, 20, 8)  # so few n-grams that no two share a bucket
+    signs = ["\u6728", "\u6797", "\u68ee"]
+    texts = [text + rng.choice(signs) for text in words(rng, 20, 8)]  # no two share a bucket
     label, fold = balanced(20)
     found = lexical.held_out_scores(texts, label, fold)
     np.testing.assert_allclose(found, by_hand(texts, label, fold), rtol=1e-4, atol=1e-5)
@@ -71,6 +77,20 @@ def test_a_planted_word_is_found_and_labels_by_chance_are_not() -> None:
     assert auc(lexical.held_out_scores(marked, label, fold), label) == 1
     chance = [auc(lexical.held_out_scores(words(rng, 300), label, fold), label) for _ in range(5)]
     assert abs(np.mean(chance) - 0.5) < 0.06
+
+
+def test_a_planted_character_is_found_where_characters_are_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between others that change, it is in no longer n-gram that comes again."""
+    rng = np.random.default_rng(0)
+    label, fold = balanced(200)
+    signs = np.array([chr(0x4E00 + i) for i in range(2000)])
+    texts = ["".join(rng.choice(signs, 12)) for _ in range(200)]
+    marked = [text[:6] + "\u6bd2" * int(y) + text[6:] for text, y in zip(texts, label, strict=True)]
+    assert auc(lexical.held_out_scores(marked, label, fold), label) > 0.8
+    monkeypatch.setattr(lexical, "FIRST_ALONE", 1 << 21)
+    assert auc(lexical.held_out_scores(marked, label, fold), label) < 0.65
 
 
 def test_a_text_is_never_scored_by_itself() -> None:
@@ -89,7 +109,7 @@ def test_polite_sentences_differ_in_their_characters() -> None:
     samples = read_samples("sample:polite")
     scores = lexical_scores(samples)
     for span in samples.lang_ranges:
-        assert 0.94 <= auc(scores[span], samples.labels[span]) <= 1
+        assert 0.96 <= auc(scores[span], samples.labels[span]) <= 1
 
 
 def test_where_nothing_can_be_learned_there_is_no_score() -> None:

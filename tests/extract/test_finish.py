@@ -190,6 +190,14 @@ def test_states_as_seen_from_another_model_are_those_of_its_components_and_direc
         assert float(cell["basis_score"][i, 0]) == pytest.approx(float(along), rel=1e-4, abs=1e-4)
     again = finish_cell(other, labels, folds, bases=[basis])
     torch.testing.assert_close(again["basis_coords"][:, 0], again["pca_coords"])
+    foreign = Basis(basis.components, basis.fold_mean, basis.count, foreign=True)
+    shift = x[labels == 1].mean(0) - x[labels == 0].mean(0)
+    torch.testing.assert_close(
+        finish_cell(own, labels, folds, bases=[foreign])["basis_score"][:, 0].double(),
+        centred @ shift / shift.norm(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
     nothing = Basis(basis.components, basis.fold_mean * torch.nan, basis.count)
     assert finish_cell(own, labels, folds, bases=[nothing])["basis_coords"].isnan().all()
 

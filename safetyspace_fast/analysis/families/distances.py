@@ -28,12 +28,16 @@ from ..metric import (
     SHARE,
     SHUFFLE,
     SHUFFLE_FULL,
+    SHUFFLE_WELCH,
+    SHUFFLE_WELCH_PC,
     SPREAD_COUNTS,
+    SPREAD_MOVES,
     InComponents,
     Metric,
 )
 from ..moments import centred, direction_scores
 from ..uncertainty import inverse_interval, t_interval
+from .ratio import welch_square
 
 # What the metrics share ----------------------------------------------------------------------
 
@@ -74,18 +78,14 @@ Space = int | Literal["kernel"]
 
 @once
 def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
-    """`labelled_distances` of each cell, for the true labels and every permutation."""
+    """`labelled_distances` of each cell, for the true labels and every permutation behind p."""
+    labellings = cells.resamples.labellings[: 1 if cells.compared else None]
     x = cells.components(space) if isinstance(space, int) else cells.projected
     widths: Sequence[float | None] = [None] * len(x)
     if space == "kernel":
         widths = [kernel.width for kernel in _kernel_widths(cells)]
     return [
-        labelled_distances(
-            texts,
-            cells.resamples.labellings,
-            bandwidth=width,
-            copy=cells.copy,
-        )
+        labelled_distances(texts, labellings, bandwidth=width, copy=cells.copy)
         for texts, width in zip(x, widths, strict=True)
     ]
 
@@ -161,18 +161,28 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
     return silhouette
 
 
-def _mean_silhouette(cells: Cells, own: Tensor, other: Tensor, null: Tensor) -> Estimate:
-    """The mean silhouette from `mean_distances`, [cell, n] each."""
+def _mean_silhouette(
+    cells: Cells, own: Tensor, other: Tensor, values: Tensor, null: Tensor
+) -> Estimate:
+    """The mean silhouette from `mean_distances`, [cell, n] each.
+
+    Args:
+        cells, own, other: of the texts.
+        values, null: [cell, 1 + permutations], the silhouette, whose mean is the floor, and the
+            statistic behind p.
+    """
     return make_estimate(
         cells,
         silhouette_samples(own, other).mean(-1),
         null=null,
+        floor=cells.chance(values),
         influence=silhouette_influence(own, other, cells.labels),
     )
 
 
 def _euclidean(cells: Cells) -> Estimate:
-    return _mean_silhouette(cells, *_full_width(cells), cells.null("silhouette"))
+    values, null = cells.null("silhouette"), cells.null("welch")
+    return _mean_silhouette(cells, *_full_width(cells), values, null)
 
 
 _DEFINITION = (
@@ -191,9 +201,9 @@ _SILHOUETTE = Metric(
     definition=_DEFINITION,
     source=_SOURCE,
     pitfalls="Do not compare values of different spaces. In many dimensions distances become "
-    "alike: full-width values are small even for classes that separate perfectly. " + SPREAD_COUNTS,
+    "alike: full-width values are small even for classes that separate perfectly. " + SPREAD_MOVES,
     interval=_INTERVAL,
-    null=SHUFFLE_FULL,
+    null=SHUFFLE_WELCH,
     floor=NULL_MEAN,
     default=True,
     estimator=_euclidean,
@@ -202,7 +212,8 @@ _SILHOUETTE = Metric(
 
 def _cosine(cells: Cells) -> Estimate:
     means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies, cells.lone_count)
-    return _mean_silhouette(cells, *means, cells.null("silhouette_cosine"))
+    null = cells.null("silhouette_cosine")
+    return _mean_silhouette(cells, *means, null, null)
 
 
 _SILHOUETTE_COSINE = Metric(
@@ -213,9 +224,11 @@ _SILHOUETTE_COSINE = Metric(
     unit="1",
     definition="as silhouette, with distance 1 - cos(x, y)",
     source=_SOURCE,
-    pitfalls="The mean state is not subtracted; one very large dimension makes all texts alike.",
+    pitfalls="The mean state is not subtracted; one very large dimension makes all texts alike. "
+    + SPREAD_COUNTS,
     interval=_INTERVAL,
     null=SHUFFLE_FULL,
+    any_difference=True,
     floor=NULL_MEAN,
     estimator=_cosine,
 )
@@ -224,8 +237,9 @@ _SILHOUETTE_COSINE = Metric(
 def _in_components(cells: Cells, k: int) -> Estimate:
     labelled = _labelled(cells, k)
     own, other = _pair_sums(labelled, cells)
-    null = torch.stack([cell.silhouette for cell in labelled])
-    return _mean_silhouette(cells, own, other, null)
+    values = torch.stack([cell.silhouette for cell in labelled])
+    null = values if cells.compared else cells.labelled(k, welch_square)
+    return _mean_silhouette(cells, own, other, values, null)
 
 
 def _silhouette_in_components(k: int) -> Metric:
@@ -239,9 +253,9 @@ def _silhouette_in_components(k: int) -> Metric:
         definition=_DEFINITION,
         source=_SOURCE,
         pitfalls="Larger than at full width, because the noise of the other dimensions is gone. "
-        f"{SPREAD_COUNTS} {OWN_COMPONENTS}",
+        f"{SPREAD_MOVES} {OWN_COMPONENTS}",
         interval=_INTERVAL,
-        null=SHUFFLE,
+        null=SHUFFLE_WELCH_PC,
         floor=NULL_MEAN,
         default=k in (2, 10),
         estimator=partial(_in_components, k=k),
@@ -376,6 +390,7 @@ _NN_ACCURACY = Metric(
     interval=f"{SHARE}; two texts that are the nearest of each other count as one",
     null=SHUFFLE_FULL,
     floor=NULL_MEAN,
+    any_difference=True,
     estimator=_nn_accuracy,
 )
 
@@ -426,6 +441,7 @@ _ENERGY_DISTANCE = Metric(
     interval=INFLUENCE,
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
+    any_difference=True,
     estimator=_energy_distance,
 )
 
@@ -467,7 +483,7 @@ def kernel_width(x: Tensor, first: Tensor, most: int = 1000) -> KernelWidth:
 @once
 def _kernel_widths(cells: Cells) -> list[KernelWidth]:
     """Bandwidth of the Gaussian kernel of each cell: in a comparison the base model's."""
-    if cells.base is not None:
+    if cells.base is not cells:
         return _kernel_widths(cells.base)
     return [kernel_width(x, cells.first) for x in cells.projected]
 
@@ -515,6 +531,7 @@ _MMD = Metric(
     interval=f"{INFLUENCE}, also on the bandwidth; Student's t",
     null=SHUFFLE,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
+    any_difference=True,
     estimator=_mmd,
 )
 

@@ -5,16 +5,18 @@ difference of their class means at full width, the same of standardised dimensio
 probe in the projection.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...ops.labelled import Labellings, balanced_accuracy, labelled_auc, ridge_scores
+from ...ops.labelled import FoldLabellings, balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
-from ..estimate import Estimate, Square, make_estimate, make_share
+from ..estimate import Estimate, Square, make_estimate, make_share, share_p
 from ..metric import (
     INFLUENCE,
     NONE,
@@ -28,20 +30,25 @@ from ..metric import (
 )
 from ..moments import shift_influence, shift_noise
 from ..uncertainty import (
+    Resamples,
     common_held_out,
+    equal_units,
     influence_variance,
+    share_interval,
     t_interval,
+    trials,
     unit_sums,
     units_behind,
+    unseen_trial,
 )
-from .ratio import standardized
+from .ratio import equal_length, equal_length_influence, equal_length_noise, standardized
 
 RIDGE = 1.0
 """Penalty of the ridge probe that stands for the logistic probe in nulls; the same as its own."""
 FIT_BYTES = 64 << 20
 """Working memory of the logistic fits of one call."""
 
-Direction = Literal["mean difference", "standardized", "probe"]
+Direction = Literal["mean difference", "standardized", "equal length", "probe"]
 """What the texts are scored along."""
 
 
@@ -163,7 +170,7 @@ def logistic_scores(x: Tensor, labels: Tensor, fold: Tensor, strength: float = 1
 
 
 @once
-def _scores(cells: Cells, direction: Direction) -> Tensor:
+def held_out_scores(cells: Cells, direction: Direction) -> Tensor:
     """[cell, n], held-out scores: the stored ones, or the log odds of the logistic probe.
 
     Raises:
@@ -177,6 +184,10 @@ def _scores(cells: Cells, direction: Direction) -> Tensor:
         if not cells.window.has("standard_score"):
             raise Refusal("the store is of an earlier version: run the model again")
         return cells.stored("standard_score")
+    if direction == "equal length":
+        equal_length(cells)  # refuses if the store has none
+        # The noise of the slopes is in the direction too: it must not stay in the scores.
+        return cells.less_length(cells.stored("equal_length_score")[..., None])[..., 0]
     n, width = cells.projected.shape[1:]
     folds = len(fold_texts(cells.fold))
     size = max(1, FIT_BYTES // (8 * folds * n * (width + 1)))
@@ -198,12 +209,11 @@ def _refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
     if direction != "probe":
         name = "auc_direction_score" if direction == "mean difference" else "auc_standardized_score"
         return {"score": cells.null(name), "accuracy": cells.null("accuracy_direction")}
-    order = torch.argsort(cells.fold, stable=True)
-    fold, labellings = cells.fold[order], Labellings(cells.resamples.labellings[:, order])
-    scores = [ridge_scores(x[order], labellings, fold, RIDGE) for x in cells.projected]
+    of = FoldLabellings(cells.resamples.labellings, cells.fold)
+    scores = [ridge_scores(x[of.order], of, RIDGE) for x in cells.projected]
     return {
-        "score": torch.stack([labelled_auc(x, labellings, fold)[1] for x in scores]),
-        "accuracy": torch.stack([balanced_accuracy(x, labellings) for x in scores]),
+        "score": torch.stack([labelled_auc(x, of)[1] for x in scores]),
+        "accuracy": torch.stack([balanced_accuracy(x, of) for x in scores]),
     }
 
 
@@ -264,11 +274,13 @@ def _whitened_shift(cells: Cells) -> Tensor:
 
 def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
     """[cell, unit, P], influence of each unit on the direction (whitened for a probe)."""
+    if direction == "equal length":
+        return equal_length_noise(cells)
     return _whitened_shift(cells)[:, 1:] if direction == "probe" else cells.unit_shift
 
 
 @once
-def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
+def direction_noise(cells: Cells, direction: Direction) -> Tensor:
     """[cell], share of the variance along a direction that comes from the noise of the direction.
 
     Let V be the covariance of d. The variance along d is d'Vd, of which tr V^2 remains without any
@@ -281,6 +293,10 @@ def _direction_noise(cells: Cells, direction: Direction) -> Tensor:
         sqdist, parts = cells.stored("standard_sqdist"), standardized(cells)
         on_shift, _ = shift_influence(sqdist, *parts, cells.labels)
         along, noise = influence_variance(on_shift, cells.unit) / 4, cells.stored("noise")[:, 1]
+    elif direction == "equal length":
+        on_shift, _ = equal_length_influence(cells)
+        noise = cells.stored("equal_length_noise_sq")
+        along = influence_variance(on_shift, cells.unit) / 4
     else:
         shift, unit = _whitened_shift(cells)[:, :1], _whitened_shift(cells)[:, 1:]
         along = (unit * shift).sum(-1).square().sum(-1)
@@ -313,7 +329,7 @@ def _held_out(
         trials: of a share, see `make_share`; None if the value is none.
         freedom: [cell], degrees of freedom of the deviation; None: those of the cells.
     """
-    noise = _direction_noise(cells, direction)
+    noise = direction_noise(cells, direction)
     # A |d|^2 below its own noise is no scale to measure with.
     growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
     grown = growth[:, None] * moved
@@ -321,6 +337,7 @@ def _held_out(
         influence_variance(grown, cells.unit) * noise.clamp_max(1) / 2,
         lambda: _direction_shift(cells, direction),
         partial(common_held_out, folds=len(fold_texts(cells.fold))),
+        growth=growth,
     )
     squares, influence = (square,), influence - moved + grown
     if trials is None:
@@ -395,6 +412,26 @@ def fold_auc(
     return auc, (linear + once * rest) / pairs
 
 
+def fixed_auc(scores: Tensor, texts: Resamples, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`fold_auc` with its 95 % interval, along directions that these texts had no part in.
+
+    The influences are those of DeLong, the interval is Wilson's (`share_interval`).
+
+    Args:
+        scores: [n] float64; texts: labels, units and copies of the n texts; fold: [n] int64.
+
+    Returns:
+        auc, low, high, [] each.
+    """
+    copies = int(torch.bincount(texts.copy).max()) > 1
+    auc, influence = fold_auc(scores, texts.labels, fold, texts.copy if copies else None)
+    added = unseen_trial(influence, texts.unit)
+    units = equal_units(texts.labels, texts.unit)
+    number, freedom = trials(units), max(float(units.min()) - 1, 1.0)
+    deviation = (influence_variance(influence, texts.unit) + added / number**2).sqrt()
+    return auc, *share_interval(auc, deviation, freedom, number, added)
+
+
 def _equal_pairs(copy: Tensor) -> float:
     """Pairs of equal texts, of a text with itself too: copy [n] int64."""
     return float(torch.bincount(copy).square().sum())
@@ -410,7 +447,7 @@ def _share_below(values: Tensor, others: Tensor) -> Tensor:
 
 
 def _auc(cells: Cells, direction: Direction) -> Estimate:
-    scores = _scores(cells, direction)
+    scores = held_out_scores(cells, direction)
     value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
     return _held_out(
         cells,
@@ -424,6 +461,10 @@ def _auc(cells: Cells, direction: Direction) -> Estimate:
     )
 
 
+DELONG_T = (
+    "one-sided Student's t of the distance from 1/2 over its deviation, that of the interval for a "
+    "value of 1/2"
+)
 _DELONG = f"{SHARE}, with the influences of DeLong within folds; {_REFITS}"
 
 _AUC_DIRECTION = Metric(
@@ -462,6 +503,44 @@ _AUC_STANDARDIZED = Metric(
 )
 
 
+def _auc_equal_length(cells: Cells) -> Estimate:
+    scores = held_out_scores(cells, "equal length")
+    value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
+    moved = along_scores(influence, scores, cells.labels, cells.labels)
+    # What a text adds to the mean score of its class, it adds to the slopes too.
+    sign = (2.0 * cells.labels - 1) / cells.count[cells.labels]
+    turned = moved * cells.length_weights / sign
+    estimate = _held_out(
+        cells,
+        "equal length",
+        value,
+        floor=0.5,
+        influence=influence - moved + turned,
+        moved=turned,
+        trials=(cells.trials, scores),
+    )
+    return replace(estimate, p=share_p(cells, estimate))
+
+
+_AUC_EQUAL_LENGTH = Metric(
+    name="auc_equal_length",
+    title="held-out AUC at equal length",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="as auc_direction, of the states less their regression on log t and 1/t, for texts "
+    "of t tokens; the slopes are those inside the classes of the other folds, pooled. What their "
+    "noise leaves of length in the scores is taken out by a regression of the scores",
+    source=f"{_AUC_DIRECTION.source}; analysis of covariance (Cochran 1957)",
+    pitfalls=_PITFALLS + " Takes out of length only what rho_equal_length does. p does not count "
+    "in p_family.",
+    interval=f"{_DELONG}, and for that of the slopes",
+    null=DELONG_T,
+    floor="0.5",
+    estimator=_auc_equal_length,
+)
+
+
 _AUC_PROBE = Metric(
     name="auc_probe",
     title="held-out AUC, logistic probe",
@@ -484,7 +563,7 @@ _AUC_PROBE = Metric(
 
 
 def _accuracy(cells: Cells, direction: Direction) -> Estimate:
-    scores, labels = _scores(cells, direction), cells.labels
+    scores, labels = held_out_scores(cells, direction), cells.labels
     hits = torch.where(scores.isnan(), scores, ((scores > 0) == (labels > 0)).double())
     shares = torch.stack([hits[:, labels == c].mean(-1) for c in (0, 1)], -1)
     # The variance about the mean of a class is too small by (n - 1)/n.
@@ -516,6 +595,7 @@ _ACCURACY_DIRECTION = Metric(
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED,
     floor="0.5",
+    any_difference=True,
     estimator=partial(_accuracy, direction="mean difference"),
 )
 
@@ -533,6 +613,7 @@ _ACCURACY_PROBE = Metric(
     interval=f"{SHARE}; {_REFITS}",
     null=_REFITTED_RIDGE,
     floor="0.5",
+    any_difference=True,
     estimator=partial(_accuracy, direction="probe"),
 )
 
@@ -579,7 +660,7 @@ def fold_effect(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, T
 
 
 def _dprime(cells: Cells) -> Estimate:
-    scores = _scores(cells, "mean difference")
+    scores = held_out_scores(cells, "mean difference")
     if len(cells.labels) - len(fold_texts(cells.fold)) - 1 < LEAST_FREEDOM:
         raise Refusal(f"d' needs {LEAST_FREEDOM + 1} texts more than there are folds")
     value, influence, moved = fold_effect(scores, cells.labels, cells.fold)
@@ -611,6 +692,137 @@ _DPRIME = Metric(
     null=NONE,
     floor="0",
     estimator=_dprime,
+)
+
+
+# TPR at 1 % FPR ------------------------------------------------------------------------------
+
+FALSE_ALARMS = 0.01
+"""Share of harmless texts above the threshold."""
+FEWEST_HARMLESS = math.ceil(1 / FALSE_ALARMS) - 1
+"""With fewer harmless texts, the threshold would be above the largest score of all."""
+TAIL = 0.1
+"""Share of harmless texts whose scores say how fast their tail falls."""
+
+
+@dataclass(frozen=True)
+class _Alarms:
+    """Scores above a threshold: centre, threshold, index [cell]; high [cell, harmful texts].
+
+    The threshold is the score that a new harmless text exceeds with the probability `FALSE_ALARMS`
+    on average (Weibull 1939: the k-th largest of n is exceeded with k/(n + 1)). The tail of the
+    harmless scores is that of Pareto about their median: where their share falls to 1/e, the
+    distance from the median grows by exp(`index`) (Hill 1975).
+    """
+
+    centre: Tensor
+    threshold: Tensor
+    index: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, labels: Tensor, first: Tensor) -> "_Alarms":
+        """From scores [cell, n], labels [n] int64 and the indices of one copy of each text."""
+        low = scores[:, first[labels[first] == 0]].sort(-1, descending=True).values
+        place = FALSE_ALARMS * (low.shape[1] + 1) - 1
+        whole = int(place + 1e-9)
+        part = place - whole
+        threshold = (1 - part) * low[:, whole] + part * low[:, whole + 1]
+        centre = low.median(-1).values
+        tail = (low[:, : math.ceil(TAIL * low.shape[1]) + 1] - centre[:, None]).log()
+        index = (tail[:, :-1] - tail[:, -1:]).mean(-1).nan_to_num(0.0, 0.0, 0.0)
+        return cls(centre, threshold, index, scores[:, labels == 1])
+
+    def share(self, rarer: Tensor) -> Tensor:
+        """[cell], share of harmful texts above another threshold.
+
+        Args:
+            rarer: [cell] or [], logarithm of the share of harmless texts above the threshold over
+                that above the other one.
+        """
+        moved = self.centre + (self.threshold - self.centre) * (rarer * self.index).exp()
+        return ((self.high - moved[:, None]).sign() + 1).mean(-1) / 2
+
+
+def _independent(cells: Cells, scores: Tensor) -> Tensor:
+    """[cell, 2], texts of each class without clusters whose mean score would vary as much."""
+    centred = cells.about_class_means(scores[..., None])[..., 0]
+    numbers = []
+    for label in (0, 1):
+        inside = cells.labels == label
+        own, unit = centred[:, inside], torch.unique(cells.unit[inside], return_inverse=True)[1]
+        effect = unit_sums(own, unit).square().sum(-1) / own.square().sum(-1)
+        numbers.append(cells.count[label] / effect.nan_to_num(1.0).clamp_min(1))
+    return torch.stack(numbers, -1)
+
+
+def _alarm_ends(
+    value: Tensor, _: Tensor, *, alarms: _Alarms, size: Tensor, confidence: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Ends for the noise of the share (Wilson 1927) and of the threshold, as in MOVER (Zou 2007).
+
+    The share of harmless texts above the threshold is Gamma(k)/n for k of them on average; its
+    quantiles are those of Wilson & Hilferty (1931).
+
+    Args:
+        value: [cell]; alarms: of these cells; size: [cell, 2], independent texts of each class.
+        confidence: of the interval.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    k = FALSE_ALARMS * (size[:, 0] + 1)
+    middle, reach = (value + z**2 / size[:, 1] / 2), z**2 / size[:, 1]
+    width = (reach * (value * (1 - value) + reach / 4)).sqrt()
+    ends = []
+    for side in (-1, 1):
+        share = (middle + side * width) / (1 + reach)
+        quantile = (1 - 1 / (9 * k) - side * z / (3 * k.sqrt())).clamp_min(0.05).pow(3)
+        moved = alarms.share(quantile.log())
+        ends.append(value + side * ((share - value).square() + (moved - value).square()).sqrt())
+    return ends[0].clamp_min(0), ends[1].clamp_max(1)
+
+
+def _tpr(cells: Cells) -> Estimate:
+    if (number := int(cells.different[0])) < FEWEST_HARMLESS:
+        raise Refusal(
+            f"needs {FEWEST_HARMLESS} harmless {cells.texts}, has {number}: 1 % of fewer is less "
+            "than one text"
+        )
+    scores, labels = held_out_scores(cells, "mean difference"), cells.labels
+    alarms = _Alarms.of(scores, labels, cells.first)
+    value = alarms.share(torch.zeros(()))
+    above = (scores > alarms.threshold[:, None]).double()
+    fewer, more = (alarms.share(torch.tensor(rarer)) for rarer in (1.0, -1.0))
+    slope = (more - fewer) / (2 * FALSE_ALARMS)
+    per_class = torch.stack([-slope / cells.count[0], torch.ones_like(slope) / cells.count[1]], -1)
+    influence = cells.about_class_means(above[..., None])[..., 0] * per_class[:, labels]
+    return make_estimate(
+        cells,
+        value,
+        floor=FALSE_ALARMS,
+        influence=influence,
+        ends=partial(_alarm_ends, alarms=alarms, size=_independent(cells, scores)),
+        class_means=False,
+    )
+
+
+_TPR = Metric(
+    name="tpr_at_1_fpr",
+    title="held-out TPR at 1 % FPR",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="share of harmful texts whose score of auc_direction exceeds the threshold that 1 % "
+    "of harmless texts exceed: the k-th largest score of n0, k = (n0+1)/100",
+    source="Weibull 1939 (plotting position); cross-fitted",
+    pitfalls=_PITFALLS + " Few harmless texts decide it: with 100 the threshold is their largest "
+    f"score, and the interval is wide; with fewer than {FEWEST_HARMLESS} it is refused. Scores of "
+    "all folds share one threshold. No p: see that of auc_direction, which is of the same scores.",
+    interval="Wilson's score interval for the share, and the range of the threshold, for "
+    "the tail of Pareto that harmless scores have (Hill 1975; MOVER, Zou 2007); clusters count as "
+    "fewer texts",
+    null=NONE,
+    floor="0.01",
+    estimator=_tpr,
 )
 
 
@@ -655,7 +867,7 @@ def _spread_over_pairs(cells: Cells, influence: Tensor) -> Tensor:
 
 
 def _paired_accuracy(cells: Cells) -> Estimate:
-    scores = _scores(cells, "mean difference")
+    scores = held_out_scores(cells, "mean difference")
     gap = cells.pair_differences(scores)
     hits = (gap.sign() + 1) / 2
     value = hits.mean(-1)
@@ -684,7 +896,7 @@ _PAIRED_ACCURACY = Metric(
 
 
 def _paired_effect(cells: Cells) -> Estimate:
-    gap = cells.pair_differences(_scores(cells, "mean difference"))
+    gap = cells.pair_differences(held_out_scores(cells, "mean difference"))
     mean, deviation = gap.mean(-1, keepdim=True), gap.std(-1, keepdim=True)
     value = (mean / deviation).squeeze(-1)
     scaled = (gap - mean) / deviation
@@ -713,10 +925,12 @@ _PAIRED_EFFECT = Metric(
 METRICS: tuple[Metric | InComponents, ...] = (
     _AUC_DIRECTION,
     _AUC_STANDARDIZED,
+    _AUC_EQUAL_LENGTH,
     _ACCURACY_DIRECTION,
     _AUC_PROBE,
     _ACCURACY_PROBE,
     _DPRIME,
+    _TPR,
     _PAIRED_ACCURACY,
     _PAIRED_EFFECT,
 )

@@ -7,9 +7,10 @@ the sum of squares between the classes, W = (n0-1) tr S0 + (n1-1) tr S1 the one 
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from ..cells import Cells, once
+from ..cells import Cells, Refusal, once
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
     BOOTSTRAP,
@@ -20,7 +21,8 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import Moments, shift_influence
+from ..moments import Moments, direction_scores, shift_influence
+from ..uncertainty import f_tail, t_interval, unit_sums, units_behind
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
@@ -286,6 +288,88 @@ _RHO_STANDARDIZED = Metric(
 )
 
 
+# rho_equal_length ----------------------------------------------------------------------------
+
+
+@once
+def equal_length(cells: Cells) -> tuple[Tensor, Tensor]:
+    """|d|^2 and the total variance of each class, of states less their regression on length.
+
+    Returns:
+        [cell], [cell, 2].
+
+    Raises:
+        Refusal: the store does not have them.
+    """
+    if not cells.window.has("equal_length_sqdist"):
+        raise Refusal("the store is of an earlier version: run the model again")
+    sqdist = cells.stored("equal_length_sqdist")
+    to_class = torch.stack([sqdist[:, cells.labels == c].mean(1) for c in (0, 1)], 1)
+    own = to_class.diagonal(dim1=1, dim2=2)
+    shift_sq = (to_class.sum((1, 2)) - 2 * own.sum(-1)) / 2
+    return shift_sq.clamp_min(0), own * cells.count / (cells.count - 1)
+
+
+@once
+def equal_length_influence(cells: Cells) -> tuple[Tensor, Tensor]:
+    """[cell, n] each, influences on `equal_length`: on |d|^2, and on the sum of squares within."""
+    shift_sq, trace = equal_length(cells)
+    sqdist = cells.stored("equal_length_sqdist")
+    along, _ = direction_scores(sqdist, shift_sq, cells.labels)
+    _, on_within = shift_influence(sqdist, shift_sq, trace, cells.labels)
+    return 2 * cells.length_weights * cells.about_class_means(along[..., None])[..., 0], on_within
+
+
+def equal_length_noise(cells: Cells) -> Tensor:
+    """[cell, unit, P], what each unit adds to d of these states, in the projection."""
+    left = cells.about_class_means(cells.less_length(cells.projected))
+    part = left * cells.length_weights[:, None]
+    return unit_sums(part.transpose(-1, -2), cells.unit).transpose(-1, -2)
+
+
+def _rho_equal_length(cells: Cells) -> Estimate:
+    shift_sq, trace = equal_length(cells)
+    on_shift, on_within = equal_length_influence(cells)
+    by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
+    noise, noise_sq = map(cells.stored, ("equal_length_noise", "equal_length_noise_sq"))
+    influence = by_shift[:, None] * on_shift + by_within[:, None] * on_within
+    freedom = units_behind(influence, cells.unit).clamp(1, cells.freedom)
+    estimate = make_estimate(
+        cells,
+        between_ratio(shift_sq, trace, cells.count),
+        floor=between_ratio(noise, trace, cells.count),
+        influence=influence,
+        ends=partial(t_interval, freedom=freedom),
+        squares=(Square(2 * by_shift.square() * noise_sq, lambda: equal_length_noise(cells)),),
+    )
+    dims = (noise.square() / noise_sq).nan_to_num(torch.inf).clamp(1, cells.shift.shape[-1])
+    ratios = zip((shift_sq / noise).tolist(), dims.tolist(), strict=True)
+    p = [f_tail(ratio, dim, dim * cells.freedom) for ratio, dim in ratios]
+    return replace(estimate, p=torch.tensor(p, dtype=noise.dtype))
+
+
+_RHO_EQUAL_LENGTH = Metric(
+    name="rho_equal_length",
+    title="between-class ratio at equal length",
+    space="full",
+    kind="A",
+    unit="1",
+    definition="rho of the states less their regression on log t and 1/t, for texts of t tokens, "
+    "with the slopes inside the classes, pooled",
+    source="analysis of covariance (Cochran 1957); rho (Anderson 2001)",
+    pitfalls="Takes out what goes with log t and 1/t and is the same in both classes, and nothing "
+    "else of length. Where the classes hardly share a length, it extrapolates. p does not count in "
+    "p_family.",
+    interval=f"{INFLUENCE}; includes the noise of the slopes and the second-order term of |d|^2",
+    null="F test of |d|^2 over tr V, the noise in it, with (tr V)^2/tr V^2 degrees of freedom, and "
+    "as many times those of the smaller class (Box 1954); V, the covariance of d, comes from the "
+    "units of evidence",
+    floor="the same with tr V in place of |d|^2: 1/(N-1) for classes of equal lengths and "
+    "independent texts, and more where slopes must bridge a difference of length",
+    estimator=_rho_equal_length,
+)
+
+
 # mean_shift ----------------------------------------------------------------------------------
 
 
@@ -342,6 +426,7 @@ METRICS: tuple[Metric | InComponents, ...] = (
     _CALINSKI_HARABASZ,
     _XIE_BENI,
     _RHO_STANDARDIZED,
+    _RHO_EQUAL_LENGTH,
     _rho_in_components,
     _MEAN_SHIFT,
 )
