@@ -1,6 +1,7 @@
 """What `gpu-run` measures. Each part takes a `Subject` and returns figures that JSON can hold."""
 
 import gc
+import re
 import sys
 import tempfile
 import threading
@@ -371,21 +372,22 @@ def waits(subject: Subject) -> Figures:
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if "synchroniz" in str(message):
-            frames = [f for f in traceback.extract_stack()[:-1] if "/torch/" not in f.filename]
-            seen[f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].line}"] += 1
+            stack = traceback.extract_stack()[:-1]
+            frame = [f for f in stack if not re.search(r"/torch/|/warnings\.py$", f.filename)][-1]
+            seen[f"{frame.filename}:{frame.lineno} {frame.line}"] += 1
 
-    with subject.capture() as engine:
-        for _ in range(2):
-            engine.run(tokens, batch)
-        harness.wait(subject.device)
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("always")
-                warnings.showwarning = note
+    for packed in (False, True) if why_not_packed(subject.model) is None else (False,):
+        with subject.capture(packed=packed) as engine, warnings.catch_warnings():
+            for _ in range(2):
                 engine.run(tokens, batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+            harness.wait(subject.device)
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                engine.run(tokens, batch)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
     return {"waits": seen.total(), "lines": dict(seen)}
 
 

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +132,34 @@ def test_without_zarr_all_but_the_store_is_measured(tmp_path: Path) -> None:
     parts = read(tmp_path)["parts"]
     assert parts["whole run"]["left_out"] == "zarr or numcodecs is not installed"
     assert all("result" in parts[name] for name in ("agreement", "capture", "finish of a cell"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_waits_are_counted_with_their_lines(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    """A batch that warns as torch does where the host waits; only the third run is counted."""
+    modes: list[str] = []
+
+    class Engine(nullcontext[Any]):
+        def __enter__(self) -> Any:
+            return self
+
+        def run(self, *_: object) -> None:
+            if modes and modes[-1] == "warn":
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+                warnings.warn("something else", stacklevel=1)
+
+    subject: Any = SimpleNamespace(
+        device=torch.device("cuda", 0), shapes=[(2, 4)], model=None, capture=lambda **_: Engine()
+    )
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    reason = None if packed else "it has none"
+    monkeypatch.setattr(gpu_parts, "why_not_packed", lambda _: reason)
+    found = gpu_parts.waits(subject)
+    (line,) = found["lines"]
+    assert __file__ in line
+    assert found["waits"] == found["lines"][line] == (2 if packed else 1)
+    assert modes[-1] == "default"
 
 
 BARE = """
