@@ -158,6 +158,11 @@ class Cells:
         return equal_units(self.labels, self.unit)
 
     @property
+    def growth(self) -> Tensor:
+        """[n] float64, factor for deviations from the mean of a class of few units."""
+        return (self.units / (self.units - 1)).sqrt()[self.labels]
+
+    @property
     def trials(self) -> float:
         """See `uncertainty.trials`."""
         return trials(self.units)

@@ -23,6 +23,7 @@ from .uncertainty import (
     share_interval,
     spread,
     unit_sums,
+    units_behind,
     unseen_trial,
 )
 
@@ -164,6 +165,9 @@ def make_share(
 ) -> Estimate:
     """`make_estimate` for a share or an AUC, with the interval of `share_interval`.
 
+    Its degrees of freedom are the units behind the variance, and for the added trial those of the
+    cells: a few texts with large influences know the variance less well than all texts would.
+
     Args:
         cells, value, null, influence, floor, squares: as in `make_estimate`; no `class_means`.
         trials: how many independent trials the value is at least the share of, and what decides
@@ -171,7 +175,8 @@ def make_share(
     """
     number, decides = trials
     centred = cells.about_class_means(decides[..., None])
-    added = unseen_trial(influence, cells.unit)
+    added, behind = unseen_trial(influence, cells.unit), units_behind(influence, cells.unit)
+    freedom = (behind + added * (cells.freedom - behind)).clamp(1, cells.freedom)
     unseen = Square(
         added / number**2,
         lambda: unit_sums(centred.squeeze(-1), cells.unit)[..., None],
@@ -184,7 +189,7 @@ def make_share(
         floor=floor,
         influence=influence,
         squares=(*squares, unseen),
-        ends=partial(share_interval, freedom=cells.freedom, number=number, added=added),
+        ends=partial(share_interval, freedom=freedom, number=number, added=added),
         class_means=False,
     )
 

@@ -335,20 +335,25 @@ def t_reach(freedom: float, confidence: float = 0.95) -> float:
     return float(np.interp(confidence - 1, -p, t))
 
 
+def t_reaches(freedom: Tensor | float, confidence: float) -> Tensor:
+    """`t_reach` of each: freedom [...] -> [...] float64."""
+    freedom = torch.as_tensor(freedom, dtype=torch.float64)
+    reaches = [t_reach(one, confidence) for one in freedom.flatten().tolist()]
+    return torch.tensor(reaches, dtype=torch.float64).view(freedom.shape)
+
+
 def t_interval(
     value: Tensor, deviation: Tensor, freedom: Tensor | float, confidence: float = 0.95
 ) -> tuple[Tensor, Tensor]:
     """Interval of Student's t, of the same shape as `value`; freedom at least 1, of each or all."""
-    freedom = torch.as_tensor(freedom, dtype=value.dtype)
-    times = torch.tensor([t_reach(v, confidence) for v in freedom.flatten().tolist()])
-    reach = times.to(value).view(freedom.shape) * deviation
+    reach = t_reaches(freedom, confidence) * deviation
     return value - reach, value + reach
 
 
 def share_interval(
     value: Tensor,
     deviation: Tensor,
-    freedom: float,
+    freedom: Tensor | float,
     number: float,
     added: Tensor,
     confidence: float = 0.95,
@@ -363,12 +368,12 @@ def share_interval(
 
     Args:
         value: [...]; deviation: [...], with `added`/number^2 in its square.
-        freedom: degrees of freedom of the deviation.
+        freedom: degrees of freedom of the deviation, of each or all.
         number: trials, as many as there are independent texts (or pairs).
         added: [...], part of a trial.
         confidence: of the interval.
     """
-    square = t_reach(freedom, confidence) ** 2
+    square = t_reaches(freedom, confidence).square()
     per_trial = square * deviation.square() / (value * (1 - value) + added / number)
     nearer = (value + added * (value - 0.5) / number).clamp(0, 1)
 

@@ -449,6 +449,7 @@ def _share_below(values: Tensor, others: Tensor) -> Tensor:
 def _auc(cells: Cells, direction: Direction) -> Estimate:
     scores = held_out_scores(cells, direction)
     value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
+    influence = influence * cells.growth
     return _held_out(
         cells,
         direction,
@@ -566,9 +567,7 @@ def _accuracy(cells: Cells, direction: Direction) -> Estimate:
     scores, labels = held_out_scores(cells, direction), cells.labels
     hits = torch.where(scores.isnan(), scores, ((scores > 0) == (labels > 0)).double())
     shares = torch.stack([hits[:, labels == c].mean(-1) for c in (0, 1)], -1)
-    # The variance about the mean of a class is too small by (n - 1)/n.
-    growth = (cells.units / (cells.units - 1)).sqrt()
-    influence = (hits - shares[:, labels]) * (growth / cells.count / 2)[labels]
+    influence = (hits - shares[:, labels]) * cells.growth / (2 * cells.count)[labels]
     return _held_out(
         cells,
         direction,
