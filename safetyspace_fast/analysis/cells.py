@@ -361,7 +361,7 @@ class Cells:
     @cached_property
     def shift_noise(self) -> Tensor:
         """[cell], tr V^2 of the covariance V of d."""
-        if self.has_null and self.window.has("noise"):
+        if self.window.has("noise") and self._left_out_alike:
             return self.stored("noise")[:, 0]
         return shift_noise(self.unit_shift, self.projected.shape[-1])
 
@@ -381,14 +381,19 @@ class Cells:
 
     @property
     def has_null(self) -> bool:
-        """Whether `null` is at full width.
+        """Whether `null` is at full width."""
+        return self.window.has("null") and self._left_out_alike
+
+    @property
+    def _left_out_alike(self) -> bool:
+        """Whether the store's permutations and noise leave the same texts out.
 
         An earlier version did not leave texts without a partner out, and stored nothing of pairs.
         """
-        if not self.own_null or not self.window.has("null"):
-            return False
+        if self.lone is None or not self.own_null:
+            return self.own_null
         pairs = self.stored("null")[:, STATISTICS.index("paired_shift"), 0]
-        return self.lone is None or bool(pairs.isfinite().all())
+        return bool(pairs.isfinite().all())
 
     @cached_property
     def _null(self) -> Tensor:
