@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...ops.labelled import FoldLabellings, balanced_accuracy, labelled_auc, ridge_scores
+from ...ops import FoldLabellings, equal_units
+from ...ops.labelled import balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
 from ..estimate import Estimate, Square, make_estimate, make_share, share_p
 from ..metric import (
@@ -32,7 +33,6 @@ from ..moments import shift_influence, shift_noise
 from ..uncertainty import (
     INFLUENCE_EXCESS,
     common_held_out,
-    equal_units,
     influence_variance,
     linear_variance,
     share_interval,
