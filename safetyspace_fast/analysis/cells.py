@@ -399,6 +399,8 @@ class Cells:
         """
         if self.lone is None or not self.own_null:
             return self.own_null
+        if not self.window.has("null"):
+            return False
         pairs = self.stored("null")[:, STATISTICS.index("paired_shift"), 0]
         return bool(pairs.isfinite().all())
 
