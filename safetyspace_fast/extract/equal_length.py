@@ -15,6 +15,7 @@ def at_equal_length(
     folds: torch.Tensor,
     unit: torch.Tensor,
     tokens: torch.Tensor,
+    keep: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Compute what the store keeps of the states less their regression on length.
 
@@ -32,13 +33,13 @@ def at_equal_length(
         folds: `[n] int64`, below `NUM_FOLDS`.
         unit: `[n] int64`, texts of one unit of evidence share a number.
         tokens: `[n]`, tokens of each text.
+        keep: `[n] bool`, texts that count, see `Chance.counted`; rows of the others are NaN.
 
     Returns:
         By text `equal_length_sqdist [n, 2]`, float64, squared distance to each class mean, and
         `equal_length_score [n]`, float32, along the difference of the other folds' class means,
         from their midpoint; `equal_length_noise []`, tr V, and `equal_length_noise_sq []`, tr V^2,
-        both float64. All NaN if a class has fewer than `MIN_TEXTS` finite texts; rows of texts that
-        are not finite are NaN.
+        both float64. All NaN if a class has fewer than `MIN_TEXTS` texts that count.
     """
     n = len(states)
     new = partial(torch.full, fill_value=torch.nan, device=states.device)
@@ -48,7 +49,6 @@ def at_equal_length(
         "equal_length_noise": new((), dtype=torch.float64),
         "equal_length_noise_sq": new((), dtype=torch.float64),
     }
-    keep = states.isfinite().all(1)
     y, fold = labels[keep], folds[keep]
     unit = torch.unique(unit[keep], return_inverse=True)[1]
     if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:
