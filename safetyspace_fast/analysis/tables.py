@@ -188,9 +188,10 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     p, resamples = dataset["p"].to_numpy(), dataset["resamples"].to_numpy()
     if any(_is_close(x, n) for row, n in zip(p, resamples, strict=True) for x in row.flat):
         parts.append(f"?: p is so near {CHANCE} that other permutations could change the mark.")
-    chance, star = dataset["p"] > CHANCE, dataset["p_family"] <= CHANCE
-    inside = (dataset["low"] <= dataset["floor"]) & (dataset["floor"] <= dataset["high"])
-    outside = (dataset["low"] > dataset["floor"]) | (dataset["floor"] > dataset["high"])
+    permuted = dataset.sel(metric=np.isfinite(dataset["resamples"]))
+    chance, star = permuted["p"] > CHANCE, permuted["p_family"] <= CHANCE
+    inside = (permuted["low"] <= permuted["floor"]) & (permuted["floor"] <= permuted["high"])
+    outside = (permuted["low"] > permuted["floor"]) | (permuted["floor"] > permuted["high"])
     if number := int(((star & inside) | (chance & outside)).sum()):
         parts.append(
             f"In {number} of all numbers mark and interval disagree about the floor: marks come "
@@ -217,11 +218,15 @@ ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
 
 
 def _disagrees(view: "xarray.Dataset", name: str) -> "NDArray[np.bool_]":
-    """Whether a difference and that in other components, where it is known, differ in sign."""
+    """Whether a difference and that in other components, where it is known, differ in sign.
+
+    Differences of the level of rounding have no sign.
+    """
     if name not in view:
         return np.zeros(view["difference"].shape, bool)
-    product: NDArray[np.bool_] = (view["difference"] * view[name] < 0).to_numpy()
-    return product
+    opposite = (view["difference"] * view[name] < 0) & ~(view["rounding_share"] >= 1)
+    signs: NDArray[np.bool_] = opposite.transpose(*view["difference"].dims).to_numpy()
+    return signs
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:

@@ -103,6 +103,10 @@ def test_metrics_without_permutations_have_no_star_and_the_legend_says_so(run):
         table = tables.to_table(found.sel(metric=["auc_equal_length"])).partition("\n\n")[0]
         assert "~" in table
         assert "?" not in table
+        found["low"] = found["floor"] + 0.01
+        for name, said in (("auc_direction", True), ("auc_equal_length", False)):
+            table = tables.to_table(found.sel(metric=[name]))
+            assert ("mark and interval disagree" in table) is said
     assert "no *" not in tables.to_table(separation(run, metrics=["auc_direction"], layers="-1"))
 
 
