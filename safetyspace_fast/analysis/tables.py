@@ -680,10 +680,11 @@ def _transfer(dataset: "xarray.Dataset") -> list[list[str]]:
             title = f"{model} | pooling {pooling} | AUC along the direction of the first store"
             tables.append([title, *lines])
     legend = (
-        f"First: {dataset.attrs['source']}. Second: {dataset.attrs['target']}. chosen: the layer "
-        "with the largest AUC on the first, which is too high for that. own: held-out AUC of the "
-        "second store's direction. removed: texts of the second store that the first has, and "
-        f"their units. ~: consistent with chance (p > {CHANCE})."
+        f"First: {dataset.attrs['source']}. Second: {dataset.attrs['target']}. layer: the one with "
+        "the largest AUC on the first. chosen: this AUC, too high because it is the largest of "
+        "several. tested: AUC of the texts of the second. own: their held-out AUC along the second "
+        "store's own direction. removed: texts of the second store that are in the first too, and "
+        f"the rest of their units. ~: consistent with chance (p > {CHANCE})."
     )
     if bool((dataset["space"] == "projection").any()):
         legend += (
