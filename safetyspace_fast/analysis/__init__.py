@@ -9,7 +9,7 @@
       estimate       floor, interval and p of a number, with `uncertainty` and `moments`
       confounds, geometry, groups                  what is reported beside the metrics
       settings, rounding                           whether two models can be compared, and differ
-    tables, rows     the resulting dataset for people and for machines
+    tables, rows     the resulting dataset for people (with study_tables, columns) and machines
     glossary         every word that is printed, and `explain`
 
 README.md in this folder lists all metrics, and how to add one.

@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale
+from ..ops import (
+    STATISTICS,
+    FoldLabellings,
+    equal_units,
+    labelled_statistics,
+    length_terms,
+    robust_scale,
+)
 from ..ops.labelled import labelled_distances
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import (
@@ -36,7 +43,7 @@ from .moments import (
 )
 from .rounding import roundoff
 from .selection import has_pairs, is_paired, partners, shared_units, units_of
-from .uncertainty import Resamples, draw, equal_units, stretch, trials, unit_sums
+from .uncertainty import Resamples, draw, stretch, trials, unit_sums
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
@@ -154,7 +161,7 @@ class Cells:
 
     @cached_property
     def units(self) -> Tensor:
-        """[2] float64, see `uncertainty.equal_units`."""
+        """[2] float64, see `ops.equal_units`."""
         return equal_units(self.labels, self.unit)
 
     @property
@@ -392,6 +399,8 @@ class Cells:
         """
         if self.lone is None or not self.own_null:
             return self.own_null
+        if not self.window.has("null"):
+            return False
         pairs = self.stored("null")[:, STATISTICS.index("paired_shift"), 0]
         return bool(pairs.isfinite().all())
 
@@ -467,10 +476,8 @@ class Cells:
 
     @cached_property
     def length(self) -> Tensor:
-        """[n, 2] float64, log and inverse of the number of tokens, in standard deviations."""
-        tokens = self.window.read("n_tokens")[self.kept].double().clamp_min(1)
-        z = torch.stack([tokens.log(), 1 / tokens], -1)
-        return (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
+        """[n, 2] float64, see `ops.length_terms`."""
+        return length_terms(self.window.read("n_tokens")[self.kept])
 
     def less_length(self, x: Tensor) -> Tensor:
         """Subtract the regression on `length`, with the slopes inside the classes: x [cell, n, k].

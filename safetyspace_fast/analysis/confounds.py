@@ -10,19 +10,11 @@ from torch import Tensor
 
 from ..data import Units, equal_rows
 from .cells import MIN_TEXTS
-from .families.held_out import along_scores, fold_auc
+from .families.held_out import auc_with_ends
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .moments import shift_influence
 from .selection import Selection, units_of
-from .uncertainty import (
-    INFLUENCE_EXCESS,
-    equal_units,
-    influence_variance,
-    linear_variance,
-    share_interval,
-    trials,
-    unseen_trial,
-)
+from .uncertainty import influence_variance
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -106,7 +98,7 @@ def length_auc(tokens: Tensor, units: Units) -> Tensor:
     Returns:
         [3] float64, value and ends of its 95 % interval; NaN with few texts in a class.
     """
-    return _auc(tokens.double(), units, torch.zeros((), dtype=torch.float64))
+    return _auc(tokens.double(), units, 0.0)
 
 
 def lexical_auc(scores: Tensor, units: Units) -> Tensor:
@@ -123,22 +115,12 @@ def lexical_auc(scores: Tensor, units: Units) -> Tensor:
     return _auc(scores, units, (1 - (high - low)).clamp(0, 2))
 
 
-def _auc(scores: Tensor, units: Units, noise: Tensor) -> Tensor:
+def _auc(scores: Tensor, units: Units, noise: Tensor | float) -> Tensor:
     labels, unit, copy = map(torch.from_numpy, (units.labels, units.unit, units.copy))
     if int(torch.bincount(labels, minlength=2).min()) < MIN_TEXTS:
         return torch.full((3,), torch.nan, dtype=torch.float64)
     together = torch.zeros_like(labels)
-    value, influence = fold_auc(scores, labels, together, copy)
-    moved = along_scores(influence, scores, labels, labels)
-    growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
-    square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
-    influence = influence + (growth - 1) * moved
-    seen = influence_variance(influence, unit)
-    size = equal_units(labels, unit)
-    number, freedom = trials(size), max(float(size.min()) - 1, 1.0)
-    added = unseen_trial(influence, unit)
-    variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
-    return torch.stack([value, *share_interval(value, variance.sqrt(), freedom, number, added)])
+    return torch.stack(auc_with_ends(scores, labels, unit, together, copy=copy, noise=noise))
 
 
 def dominance(

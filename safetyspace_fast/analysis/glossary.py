@@ -283,14 +283,14 @@ POWER = {
     "needed_units": "units of evidence in these texts, see `explain units`: with pairs or clusters "
     "it is their number that counts",
     "unit_effect": "variance of the value from units of evidence, over what it would be if all "
-    "texts were independent: as many times more texts are needed",
+    "texts were independent: that many times more texts are needed",
 }
 """Variables of `power`, by (metric, model, layer, pooling, lang)."""
 
 TRANSFER = {
     "best_layer": "layer with the largest auc_direction in the first store",
     "source_auc": "auc_direction in the first store in this layer, which was chosen by it: it is "
-    "too high by what luck adds to the largest of several numbers",
+    "too high, because the largest of several numbers is partly luck",
     "source_low": "lower end of its 95 % interval, which takes the layer as known",
     "source_high": "upper end of its 95 % interval; see source_low",
     "target_auc": "AUC of the texts of the second store in this layer, along the difference of the "
@@ -321,8 +321,8 @@ SENSITIVITY = {
     "choices": "how many combinations of metric, layer and pooling have a number",
     "direction": "the sign of most of them: 1 if the aligned model holds the classes further apart "
     "than the base model (in `separation`: if the value is above its floor), -1 if less "
-    "far, 0 if nothing differs",
-    "agree": "choices with this sign. Differences of the level of rounding have none",
+    "far, 0 if nothing differs. With as many of either, it is 1",
+    "agree": "choices with this sign. Differences no larger than rounding have none",
     "shown": "choices whose 95 % interval excludes 0 (in `separation` the floor) in this "
     "direction. All choices are of the same texts, so that they are not so many pieces of "
     "evidence; see p_family for what holds among all of them",

@@ -14,7 +14,7 @@ from .cells import Cells, read_cells
 from .confounds import confounds
 from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
-from .families.held_out import fixed_auc, fold_texts
+from .families.held_out import auc_with_ends, fold_texts
 from .glossary import DIRECTIONS, ENDS, PARALLEL
 from .selection import Names, select
 from .settings import told
@@ -92,7 +92,7 @@ def directions(
 def _pair(texts: Cells, i: int, fitted: Cells, j: int) -> dict[str, float]:
     """Compare cell i of one language with cell j of another, which gives the direction."""
     scores = _transferred(texts, i, fitted, j)
-    auc, lower, upper = fixed_auc(scores, texts.resamples, texts.fold)
+    auc, lower, upper = auc_with_ends(scores, texts.labels, texts.unit, texts.fold, copy=texts.copy)
     first, second = fold_means(texts), fold_means(fitted)
     directions = {}
     if first is not None and second is not None:

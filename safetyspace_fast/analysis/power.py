@@ -301,7 +301,9 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
 def t_quantile(freedom: Tensor, level: float) -> Tensor:
     """Student's t that is exceeded on either side with probability level/2.
 
-    Fisher & Cornish's expansion (Abramowitz & Stegun 1964, 26.7.5): freedom [...] float64.
+    Fisher & Cornish's expansion (Abramowitz & Stegun 1964, 26.7.5), for freedom [...] float64. At
+    level 0.05 it is too small by 24 % for 1 degree of freedom, 3 % for 2 and less than 1 % above;
+    `uncertainty.t_reach` is exact, and too slow for a bisection.
     """
     z = NormalDist().inv_cdf(1 - level / 2)
     return (

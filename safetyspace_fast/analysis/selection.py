@@ -186,9 +186,8 @@ def paired_languages(run: "Run", langs: Sequence[str], paired: bool | None) -> l
 
 
 def is_paired(run: "Run", lang: str) -> bool:
-    """Whether at least `PAIRED_SHARE` of the texts of a language have a partner."""
-    partner = partners(run, lang)
-    return len(partner) > 0 and float((partner >= 0).mean()) >= PAIRED_SHARE
+    """Whether a language is one of pairs, see `data.Units.of_pairs`."""
+    return units_of(run, lang).of_pairs
 
 
 def partners(run: "Run", lang: str) -> NDArray[np.int64]:

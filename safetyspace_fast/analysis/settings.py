@@ -105,8 +105,8 @@ def require_same_model(first: "Run", second: "Run", name: str) -> None:
         differing.append("mean")
     if differing:
         raise ConfigError(
-            f"transfer: {name!r} has another {', '.join(differing)} in {second.place} than in "
-            f"{first.place}; run the same model with the same options into both"
+            f"transfer: {name!r} differs in {', '.join(differing)} between {first.place} and "
+            f"{second.place}; run the same model with the same options into both"
         )
 
 

@@ -14,7 +14,7 @@ from ..ops.labelled import FoldLabellings, labelled_auc
 from ..threads import in_parallel
 from .cells import MIN_TEXTS, Cells, read_cells
 from .families import metric
-from .families.held_out import fixed_auc
+from .families.held_out import auc_with_ends, fold_auc
 from .glossary import COLUMNS, TRANSFER
 from .selection import Names, listed, require_permutations, select, units_of
 from .settings import require_same_model, told
@@ -205,9 +205,12 @@ def _tested(cells: Cells, best: _Best, source: "ModelStore", removed: Tensor) ->
     if min(counts) < MIN_TEXTS:
         why = f"{counts[0]}+{counts[1]} texts are left, {MIN_TEXTS} of each label are needed"
         return _Tested(numbers, space, why)
-    auc, low, high = fixed_auc(scores[left], texts, torch.zeros_like(texts.labels))
-    own, _, _ = fixed_auc(cells.stored("heldout_score")[0, left], texts, cells.fold[left])
-    labellings = FoldLabellings(texts.labellings, torch.zeros_like(texts.labels))
+    together = torch.zeros_like(texts.labels)
+    auc, low, high = auc_with_ends(
+        scores[left], texts.labels, texts.unit, together, copy=texts.copy
+    )
+    own, _ = fold_auc(cells.stored("heldout_score")[0, left], texts.labels, cells.fold[left])
+    labellings = FoldLabellings(texts.labellings, together)
     alike = scores[left].float()[:, None].expand(-1, labellings.member.shape[1]).contiguous()
     null = labelled_auc(alike, labellings)[1]
     p = permutation_p(null[0], null[1:]) if len(null) > 1 else torch.tensor(torch.nan)

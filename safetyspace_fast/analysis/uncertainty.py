@@ -405,17 +405,8 @@ def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
     return (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
 
 
-def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
-    """[2] float64, units of equal size in each class whose mean would vary as much (Kish 1965).
-
-    n^2 / sum of m^2 over the units of a class, each with m texts of it: labels, unit [n] int64.
-    """
-    sizes = [torch.bincount(unit[labels == c]).double() for c in (0, 1)]
-    return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
-
-
 def trials(units: Tensor) -> float:
-    """Harmonic mean of `equal_units`: of an AUC, a text that loses to all costs about one in it."""
+    """Harmonic mean of `ops.equal_units`: in an AUC, a text that loses to all costs about one."""
     return float(2 / (1 / units).sum())
 
 

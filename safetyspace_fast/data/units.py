@@ -32,7 +32,7 @@ class Units:
 
     @property
     def of_pairs(self) -> bool:
-        """Whether the language is one of pairs: texts without a partner are then left out."""
+        """Whether at least `PAIRED_SHARE` of the texts have a partner: others are then left out."""
         joined = np.bincount(self.partner)[self.partner] == 2
         return bool(len(joined)) and float(joined.mean()) >= PAIRED_SHARE
 

@@ -50,21 +50,31 @@ class Chance:
             last = self._last = key, FoldLabellings(labels, fold)
         return last[1]
 
-    def of_cell(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute what the store keeps of one cell.
+    def counted(self, states: torch.Tensor) -> torch.Tensor:
+        """`[n] bool`, on the CPU: whether a text is in the sums of a cell, states `[n, D]`.
 
-        A text with a state that is not finite counts in no sum, and its own rows are NaN or -1. In
-        a language of pairs so does a text without a partner that counts.
+        One with a state that is not finite is not, nor, in a language of pairs, one without a
+        partner that is.
+        """
+        kept = states.isfinite().all(1).cpu()
+        if self._of_pairs:
+            finite = torch.bincount(self._partner, kept.float())
+            kept &= finite[self._partner] == 2
+        return kept
+
+    def of_cell(self, states: torch.Tensor, kept: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute what the store keeps of one cell.
 
         Args:
             states: `[n, D] float32`, pooled states.
+            kept: `[n] bool`, from `counted`; rows of the other texts are NaN or -1.
 
         Returns:
             `null [statistic, 1 + R]`, float32, see `ops.STATISTICS`; `scale [D]`, float32;
             `noise [2]`, float64, tr V^2 of the covariance V of d, and the same of standardised
             dimensions; by text `nearest [n]`, int32, `standard_sqdist [n, 2]`, float64, and
             `standard_score [n]`, float32. All NaN, `nearest` -1, if a class has fewer than
-            `MIN_TEXTS` finite texts.
+            `MIN_TEXTS` texts that are kept.
         """
         n, width = states.shape
         device = states.device
@@ -76,10 +86,6 @@ class Chance:
             "standard_sqdist": torch.full((n, 2), torch.nan, dtype=torch.float64),
             "standard_score": torch.full((n,), torch.nan),
         }
-        kept = states.isfinite().all(1).cpu()
-        if self._of_pairs:
-            finite = torch.bincount(self._partner, kept.float())
-            kept &= finite[self._partner] == 2
         keep = kept.to(device)
         y = self._labels[0, kept].to(device).long()
         if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:

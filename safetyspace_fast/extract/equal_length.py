@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from ..data import NUM_FOLDS
+from ..ops import equal_units, length_terms
 from .chance import MIN_TEXTS
 
 
@@ -14,6 +15,7 @@ def at_equal_length(
     folds: torch.Tensor,
     unit: torch.Tensor,
     tokens: torch.Tensor,
+    keep: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Compute what the store keeps of the states less their regression on length.
 
@@ -31,13 +33,13 @@ def at_equal_length(
         folds: `[n] int64`, below `NUM_FOLDS`.
         unit: `[n] int64`, texts of one unit of evidence share a number.
         tokens: `[n]`, tokens of each text.
+        keep: `[n] bool`, texts that count, see `Chance.counted`; rows of the others are NaN.
 
     Returns:
         By text `equal_length_sqdist [n, 2]`, float64, squared distance to each class mean, and
         `equal_length_score [n]`, float32, along the difference of the other folds' class means,
         from their midpoint; `equal_length_noise []`, tr V, and `equal_length_noise_sq []`, tr V^2,
-        both float64. All NaN if a class has fewer than `MIN_TEXTS` finite texts; rows of texts that
-        are not finite are NaN.
+        both float64. All NaN if a class has fewer than `MIN_TEXTS` texts that count.
     """
     n = len(states)
     new = partial(torch.full, fill_value=torch.nan, device=states.device)
@@ -47,8 +49,7 @@ def at_equal_length(
         "equal_length_noise": new((), dtype=torch.float64),
         "equal_length_noise_sq": new((), dtype=torch.float64),
     }
-    keep = states.isfinite().all(1)
-    y, fold, count = labels[keep], folds[keep], tokens[keep].double().clamp_min(1)
+    y, fold = labels[keep], folds[keep]
     unit = torch.unique(unit[keep], return_inverse=True)[1]
     if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:
         return found
@@ -56,8 +57,7 @@ def at_equal_length(
     x = x - x.mean(0)
     scale = float(x.abs().max().clamp_min(1e-30))  # squares of squares must fit float32
     x /= scale
-    z = torch.stack([count.log(), 1 / count], 1)
-    z = (z - z.mean(0)) / z.std(0).clamp_min(1e-12)
+    z = length_terms(tokens[keep])
     width = x.shape[1]
 
     # Sums over each class and fold; fit 0 is of all folds, the others are each of all but one.
@@ -91,7 +91,7 @@ def at_equal_length(
     inside = z - z_means[:, 0][y]
     leverage = inside @ inverse[0]
     weight = (2.0 * y - 1) / size[y, 0, 0] - leverage @ (z_means[1, 0] - z_means[0, 0])
-    left = 1 - (leverage * inside).sum(1) - _share_of_unit(y, unit)
+    left = 1 - (leverage * inside).sum(1) - (1 / equal_units(y, unit))[y]
     weight = weight / left.clamp_min(1e-9).sqrt()
     noise = torch.addmm(x, torch.cat([z, of_class], 1).float(), fitted.float(), alpha=-1)
     noise *= weight[:, None].float()
@@ -105,15 +105,3 @@ def at_equal_length(
     pairs = gram.square().sum().double() - own.square().sum()
     found["equal_length_noise_sq"] = pairs.clamp_min(0) * scale**4
     return found
-
-
-def _share_of_unit(y: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """[n], 1 over the units of equal size of the class of each text whose mean would vary as much.
-
-    sum m^2 / n^2 over the units of a class, each with m texts of it (Kish 1965).
-    """
-    shares = []
-    for label in (0, 1):
-        size = torch.bincount(unit[y == label]).double()
-        shares.append(size.square().sum() / size.sum().square())
-    return torch.stack(shares)[y]

@@ -130,8 +130,9 @@ def finish_language(
         rows = states(i_layer, i_pooling)
         pooled = rows.to(device, non_blocking=True)[:, :hidden_size]
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
-        cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled)
-        cell |= at_equal_length(pooled, label, fold, unit, n_tokens)
+        kept = chance.counted(pooled)
+        cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled, kept)
+        cell |= at_equal_length(pooled, label, fold, unit, n_tokens, kept.to(device))
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].numpy().copy()
         arrays |= _fold_means(arrays["projected"], i_cell)

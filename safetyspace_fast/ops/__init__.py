@@ -32,7 +32,9 @@ from ._select import implementations, written
 from .labelled import (
     STATISTICS,
     FoldLabellings,
+    equal_units,
     labelled_statistics,
+    length_terms,
     robust_scale,
     shift_noise,
 )
@@ -60,10 +62,12 @@ __all__ = [
     "class_moments",
     "dunn",
     "energy_distance",
+    "equal_units",
     "gated_linear",
     "implementations",
     "label_sums",
     "labelled_statistics",
+    "length_terms",
     "linear",
     "mmd",
     "nn_accuracy",

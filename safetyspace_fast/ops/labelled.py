@@ -496,6 +496,31 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
     return (small.square().sum() - noise.square().sum(1).square().sum()).clamp_min(0)
 
 
+def equal_units(labels: Tensor, unit: Tensor) -> Tensor:
+    """Units of equal size in each class whose mean would vary as much (Kish 1965).
+
+    n^2 / sum of m^2 over the units of a class, each with m texts of it.
+
+    Args:
+        labels: [n] int64, 0 or 1; unit: [n] int64, texts of one unit of evidence share a number.
+
+    Returns:
+        [2] float64.
+    """
+    sizes = [torch.bincount(unit[labels == c]).double() for c in (0, 1)]
+    return torch.stack([size.sum() ** 2 / size.square().sum() for size in sizes])
+
+
+def length_terms(tokens: Tensor) -> Tensor:
+    """What states are regressed on to compare texts of equal length: [n, 2] float64.
+
+    log t and 1/t, each less its mean, in standard deviations. tokens: [n], t of each text.
+    """
+    t = tokens.double().clamp_min(1)
+    terms = torch.stack([t.log(), 1 / t], 1)
+    return (terms - terms.mean(0)) / terms.std(0).clamp_min(1e-12)
+
+
 def labelled_statistics(
     x: Tensor,
     scale: Tensor,

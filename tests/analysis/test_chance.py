@@ -365,7 +365,7 @@ def test_texts_without_a_partner_leave_p_at_full_width(tmp_path):
         data = tmp_path / "texts.jsonl"
         data.write_text("\n".join(map(json.dumps, rows)))
         run = ssf.run(models=(f"m={model}",), data=data, out=tmp_path / name, proj_dim=8)
-        names = ["rho", "auc_direction", "paired_effect", "paired_shift"]
+        names = ["rho", "auc_direction", "paired_effect", "paired_shift", "rho_equal_length"]
         return run, ssf.separation(run, metrics=names, bootstraps=5)
 
     with pytest.warns(UserWarning, match="3 of 63 texts have no partner and are left out"):
@@ -382,3 +382,7 @@ def test_texts_without_a_partner_leave_p_at_full_width(tmp_path):
     np.testing.assert_allclose(whole, pairs_alone[..., STATISTICS.index("welch"), 0], rtol=1e-3)
     assert null.shape == pairs_alone.shape
     np.testing.assert_allclose(found["p"], expected["p"], atol=0.1)
+    assert (np.isnan(run.model("m").read("equal_length_score")).sum(-1) == 3).all()
+    for name in ("value", "floor"):
+        same, alone = (x[name].sel(metric="rho_equal_length") for x in (found, expected))
+        np.testing.assert_allclose(same, alone, rtol=1e-3)

@@ -196,6 +196,20 @@ def test_differences_in_other_components_stand_beside_and_are_marked():
             assert (f"difference_{other}" in text) == (signs[other] != signs[space])
 
 
+def test_signs_of_differences_within_rounding_are_not_marked():
+    states, labels = in_union()
+    rng = np.random.default_rng(2)
+    x = states["base"]["en"]
+    run = stand_in({"base": {"en": x}, "aligned": {"en": x + 1e-9 * rng.standard_normal(x.shape)}},
+                   labels)  # fmt: skip
+    found = compare(run, base="base", aligned="aligned", metrics=["rho_pc2"], **QUICK)
+    found["difference_union"] = -found["difference"]
+    assert (found["rounding_share"] >= 1).all()
+    assert "^" not in to_table(found)
+    found["rounding_share"][:] = 0
+    assert to_table(found).count("^") == 2  # the difference, and the legend
+
+
 def test_the_union_needs_one_width_and_components_that_are_not_coarse():
     states, labels = in_union()
     states["aligned"]["en"] = states["aligned"]["en"][..., :8]

@@ -93,9 +93,9 @@ def test_what_run_stores_follows_its_definition(units):
     x = states(rng, label, tokens, shift=1.0)[0, 0].astype(np.float32) * 1000 + 3e4
     x[7, 3] = np.inf
     unit = np.arange(90) // (2 if units == "pairs" else 1)
-    parts = (torch.tensor(part) for part in (x, label, fold, unit, tokens))
-    found = {name: value.numpy() for name, value in at_equal_length(*parts).items()}
     ok = np.arange(90) != 7
+    parts = (torch.tensor(part) for part in (x, label, fold, unit, tokens, ok))
+    found = {name: value.numpy() for name, value in at_equal_length(*parts).items()}
     same, noise = by_hand(x[ok].astype(np.float64), label[ok], fold[ok], tokens[ok], unit, ok)
     for name, values in same.items():
         scale = np.abs(values).max()
@@ -103,7 +103,7 @@ def test_what_run_stores_follows_its_definition(units):
         assert np.isnan(found[name][7]).all()
     seen = [found[name] for name in ("equal_length_noise", "equal_length_noise_sq")]
     np.testing.assert_allclose(seen, noise, rtol=1e-4)
-    few = (torch.tensor(part[:6]) for part in (x, label, fold, unit, tokens))
+    few = (torch.tensor(part[:6]) for part in (x, label, fold, unit, tokens, ok))
     assert all(value.isnan().all() for value in at_equal_length(*few).values())
 
 

@@ -135,5 +135,5 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ConfigError, match="languages: got de, expected some"):
         transfer(first, second, languages=["de"])
     second.model("m").manifest["template_sha256"] = "1" * 64
-    with pytest.raises(ConfigError, match="'m' has another template in second than in first"):
+    with pytest.raises(ConfigError, match="'m' differs in template between first and second"):
         transfer(first, second)

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import compare, explain, rows, separation, tables
+from safetyspace_fast.analysis import columns, compare, explain, rows, separation, tables
 from safetyspace_fast.analysis.glossary import CONFOUNDS, DOMINANCE
 from safetyspace_fast.errors import ConfigError
 
@@ -103,11 +103,15 @@ def test_metrics_without_permutations_have_no_star_and_the_legend_says_so(run):
         table = tables.to_table(found.sel(metric=["auc_equal_length"])).partition("\n\n")[0]
         assert "~" in table
         assert "?" not in table
+        found["low"] = found["floor"] + 0.01
+        for name, said in (("auc_direction", True), ("auc_equal_length", False)):
+            table = tables.to_table(found.sel(metric=[name]))
+            assert ("mark and interval disagree" in table) is said
     assert "no *" not in tables.to_table(separation(run, metrics=["auc_direction"], layers="-1"))
 
 
 def test_columns_line_up():
-    assert tables._aligned([["a", "bb"], ["1", "222"], ["x", "y"]]) == ["a     1  x", "bb  222  y"]
+    assert columns.aligned([["a", "bb"], ["1", "222"], ["x", "y"]]) == ["a     1  x", "bb  222  y"]
 
 
 def shown(dataset):
@@ -131,10 +135,10 @@ def test_numbers_of_one_column_share_their_decimals(run, results):
 
 
 def test_a_column_of_very_different_scales_shows_three_digits_of_each():
-    style = tables._Style.of([(2.5e-6, 1.1e-6, 3.9e-6), (24.04, 22.01, 26.07), (31.7, 27.7, 35.7)])
+    style = columns.Style.of([(2.5e-6, 1.1e-6, 3.9e-6), (24.04, 22.01, 26.07), (31.7, 27.7, 35.7)])
     assert style.entry(2.5e-6, 1.1e-6, 3.9e-6) == "2.5e-06 [1.1e-06, 3.9e-06]"
     assert style.entry(24.04, 22.01, 26.07, 0.2) == "~24 [22, 26.1]"
-    alike = tables._Style.of([(0.614, 0.528, 0.694), (0.999, 0.9985, 0.9995)])
+    alike = columns.Style.of([(0.614, 0.528, 0.694), (0.999, 0.9985, 0.9995)])
     assert alike.entry(0.5, 0.45, 0.55, 0.001, 0.01) == "0.5000 [0.4500, 0.5500]*"
     assert alike.entry(-0.00001, math.nan, math.nan) == "0.0000"
 

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...ops.labelled import FoldLabellings, balanced_accuracy, labelled_auc, ridge_scores
+from ...ops import FoldLabellings, equal_units
+from ...ops.labelled import balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, Refusal, once
 from ..estimate import Estimate, Square, make_estimate, make_share, share_p
 from ..metric import (
@@ -30,10 +31,10 @@ from ..metric import (
 )
 from ..moments import shift_influence, shift_noise
 from ..uncertainty import (
-    Resamples,
+    INFLUENCE_EXCESS,
     common_held_out,
-    equal_units,
     influence_variance,
+    linear_variance,
     share_interval,
     t_interval,
     trials,
@@ -304,6 +305,16 @@ def direction_noise(cells: Cells, direction: Direction) -> Tensor:
     return (noise / along).clamp(0, 2).nan_to_num(1.0)
 
 
+def noise_growth(noise: Tensor) -> Tensor:
+    """How much more a held-out statistic varies with the scores than along a fixed direction.
+
+    Args:
+        noise: [...], see `direction_noise`. A |d|^2 below its own noise is no scale to measure
+            with: from 1 on, less is added.
+    """
+    return torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+
+
 def _held_out(
     cells: Cells,
     direction: Direction,
@@ -330,8 +341,7 @@ def _held_out(
         freedom: [cell], degrees of freedom of the deviation; None: those of the cells.
     """
     noise = direction_noise(cells, direction)
-    # A |d|^2 below its own noise is no scale to measure with.
-    growth = torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+    growth = noise_growth(noise)
     grown = growth[:, None] * moved
     square = Square(
         influence_variance(grown, cells.unit) * noise.clamp_max(1) / 2,
@@ -412,24 +422,39 @@ def fold_auc(
     return auc, (linear + once * rest) / pairs
 
 
-def fixed_auc(scores: Tensor, texts: Resamples, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`fold_auc` with its 95 % interval, along directions that these texts had no part in.
+def auc_with_ends(
+    scores: Tensor,
+    labels: Tensor,
+    unit: Tensor,
+    fold: Tensor,
+    *,
+    copy: Tensor | None = None,
+    noise: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fold_auc` of scores that need no cells, with its 95 % interval.
 
     The influences are those of DeLong, the interval is Wilson's (`share_interval`).
 
     Args:
-        scores: [n] float64; texts: labels, units and copies of the n texts; fold: [n] int64.
+        scores: [n] float64; labels, fold, copy: as in `fold_auc`.
+        unit: [n] int64, texts of one unit of evidence share a number.
+        noise: see `noise_growth`; 0 along directions that these texts had no part in.
 
     Returns:
         auc, low, high, [] each.
     """
-    copies = int(torch.bincount(texts.copy).max()) > 1
-    auc, influence = fold_auc(scores, texts.labels, fold, texts.copy if copies else None)
-    added = unseen_trial(influence, texts.unit)
-    units = equal_units(texts.labels, texts.unit)
+    noise = torch.as_tensor(noise, dtype=scores.dtype)
+    auc, influence = fold_auc(scores, labels, fold, copy)
+    moved = along_scores(influence, scores, labels, labels)
+    growth = noise_growth(noise)
+    square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
+    influence = influence + (growth - 1) * moved
+    seen = influence_variance(influence, unit)
+    units = equal_units(labels, unit)
     number, freedom = trials(units), max(float(units.min()) - 1, 1.0)
-    deviation = (influence_variance(influence, texts.unit) + added / number**2).sqrt()
-    return auc, *share_interval(auc, deviation, freedom, number, added)
+    added = unseen_trial(influence, unit)
+    variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
+    return auc, *share_interval(auc, variance.sqrt(), freedom, number, added)
 
 
 def _equal_pairs(copy: Tensor) -> float:

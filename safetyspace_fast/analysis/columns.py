@@ -1,0 +1,137 @@
+"""Columns of text: how numbers are written, and how columns stand side by side."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import xarray
+
+WIDTH = 100
+"""Characters of a line, at most."""
+MOST_LAYERS = 3
+"""With several languages, tables show all layers up to this number, else the last one only."""
+CHANCE = 0.05
+"""Numbers with a larger p are marked as consistent with chance."""
+
+
+def names_along(dataset: "xarray.Dataset", dim: str) -> list[str]:
+    """The names along a dimension, in their order."""
+    return [str(name) for name in dataset[dim].to_numpy()]
+
+
+def numbers_of(view: "xarray.Dataset", names: Sequence[str]) -> list[tuple[float, ...]]:
+    """Variables side by side: one tuple for each name along the rows."""
+    return list(zip(*(view[name].to_numpy().tolist() for name in names), strict=True))
+
+
+def reason_marks(refused: Sequence[str], notes: dict[str, str]) -> list[str]:
+    """The mark of each reason, or ""; new reasons are added to the notes."""
+    return [
+        notes.setdefault(reason, f"({chr(ord('a') + len(notes) % 26)})") if reason else ""
+        for reason in refused
+    ]
+
+
+def reasons_of(notes: Mapping[str, str]) -> list[str]:
+    """Lines under a table: what the marks of refused numbers mean."""
+    return [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How all numbers of one column are written."""
+
+    form: str
+    """Format of a float; `z` makes -0.0 to 0.0."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> "Style":
+        """Choose the format of a column: two digits of a typical uncertainty are visible.
+
+        Args:
+            rows: value, low, high and possibly more, of every row.
+        """
+        open_ = [_uncertainty(*row[:3]) for row in rows]
+        typical = median(open_)
+        smallest = min((x for x in open_ if math.isfinite(x)), default=math.nan)
+        if math.isnan(typical):
+            return cls("z.2f")
+        # And one digit of the smallest; numbers too different for that have three digits each.
+        decimals = max(0, 1 - _exponent(typical), -_exponent(smallest))
+        fits = decimals <= min(6, 3 - _exponent(typical)) and typical <= 1e5
+        return cls(f"z.{decimals}f" if fits else "z.3g")
+
+    def number(self, value: float) -> str:
+        """A number; `-` if it is not finite."""
+        return f"{value:{self.form}}" if math.isfinite(value) else "-"
+
+    def entry(
+        self,
+        value: float,
+        low: float,
+        high: float,
+        p: float = math.nan,
+        p_family: float = math.nan,
+        *,
+        star: str = "*",
+    ) -> str:
+        """A value with its interval, `~` before and `star` behind it as the legend says."""
+        if math.isnan(value):
+            return "-"
+        mark, end = "~" if p > CHANCE else "", star if p_family <= CHANCE else ""
+        interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
+        return f"{mark}{value:{self.form}}{interval}{end}"
+
+
+def _uncertainty(value: float, low: float, high: float) -> float:
+    """Half of the interval, or a tenth of a number without one; NaN where that is 0."""
+    half = (high - low) / 2 if math.isfinite(high - low) else abs(value) / 10
+    return half if half > 0 and math.isfinite(half) else math.nan
+
+
+def _exponent(number: float) -> int:
+    """Power of ten of the first digit."""
+    return math.floor(math.log10(number))
+
+
+def median(numbers: Iterable[float]) -> float:
+    """The upper median of the finite ones; NaN if there are none."""
+    known = sorted(x for x in numbers if math.isfinite(x))
+    return known[len(known) // 2] if known else math.nan
+
+
+def fixed(number: float, form: str) -> str:
+    """A number in a format; `-` if it is not finite."""
+    return f"{number:{form}}" if math.isfinite(number) else "-"
+
+
+def fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
+    """Split columns into groups that fit `WIDTH` beside the columns that take `taken`."""
+    part: list[list[str]] = []
+    width = taken
+    for column in columns:
+        if part and width + width_of(column) + 2 > WIDTH:
+            yield part
+            part, width = [], taken
+        part.append(column)
+        width += width_of(column) + 2
+    if part:
+        yield part
+
+
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [width_of(column) for column in columns]
+    lines = []
+    for cells in zip(*columns, strict=True):
+        padded = [cells[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def width_of(column: Sequence[str]) -> int:
+    """Characters of the longest entry."""
+    return max(len(cell) for cell in column)
