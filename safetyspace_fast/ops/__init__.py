@@ -32,6 +32,7 @@ from ._select import implementations, written
 from .labelled import (
     STATISTICS,
     FoldLabellings,
+    group_sums,
     labelled_statistics,
     robust_scale,
     shift_noise,
@@ -61,6 +62,7 @@ __all__ = [
     "dunn",
     "energy_distance",
     "gated_linear",
+    "group_sums",
     "implementations",
     "label_sums",
     "labelled_statistics",
