@@ -114,6 +114,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: "a stream")
     with torch.no_grad(), StandIn():
         yield GPU
 
@@ -121,6 +122,20 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 def draw(n: int, width: int = 24) -> torch.Tensor:
     draws = torch.Generator().manual_seed(0)
     return torch.randn(n, width, generator=draws) * torch.logspace(1, -1, width) + 3
+
+
+def write_texts(folder: Path, *, paired: bool) -> str:
+    """Texts in pairs, or with copies."""
+    rows = [
+        {"text": f"number {i // 2} and {i % 2}", "label": i % 2, "lang": "en"}
+        | ({"pair": f"p{i // 2}"} if paired else {})
+        for i in range(48)
+    ]
+    if not paired:
+        rows += rows[:8]  # copies
+    data = folder / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(data)
 
 
 def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -173,16 +188,7 @@ def test_states_at_equal_length(gpu: torch.device, units: int) -> None:
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_what_chance_would_give(gpu: torch.device, tmp_path: Path, paired: bool) -> None:
-    rows = [
-        {"text": f"number {i // 2} and {i % 2}", "label": i % 2, "lang": "en"}
-        | ({"pair": f"p{i // 2}"} if paired else {})
-        for i in range(48)
-    ]
-    if not paired:
-        rows += rows[:8]  # copies
-    data = tmp_path / "texts.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    samples = read_samples(str(data))
+    samples = read_samples(write_texts(tmp_path, paired=paired))
     chance = Chance(samples, "en")
     x = draw(len(samples))
     x[3, 2] = torch.nan
@@ -195,3 +201,15 @@ def test_sums_of_groups_are_those_of_the_cpu(gpu: torch.device) -> None:
     x, group = draw(50).double(), torch.arange(50) % 7
     got = group_sums(x.to(gpu), group.to(gpu), 7)
     torch.testing.assert_close(got.cpu(), group_sums(x, group, 7))
+
+
+def test_each_stream_has_its_own_labellings(
+    gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stream may come to what another one has not computed yet."""
+    chance = Chance(read_samples(write_texts(tmp_path, paired=True)), "en")
+    kept = torch.ones(len(chance.unit), dtype=torch.bool)
+    first = chance._labellings(kept, gpu)
+    assert chance._labellings(kept, gpu) is first
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: "another stream")
+    assert chance._labellings(kept, gpu) is not first
