@@ -194,9 +194,8 @@ def _cautious(dataset: "xarray.Dataset") -> list[str]:
     if not number:
         return []
     return [
-        f"In {number} of all differences the interval excludes 0 but the mark is ~: in components "
-        "p comes from the influence of each text, and is the more cautious of the two, so believe "
-        "the marks."
+        f"In {number} of all differences the interval excludes 0 but the mark is ~: p comes from "
+        "the influence of each text and is the more cautious of the two, so believe the mark."
     ]
 
 

@@ -208,3 +208,13 @@ def test_one_name_of_many_offers_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean 'tokens0'\?"):
         explain("token0")
     assert "one unit of evidence" in explain("copies")
+
+
+def test_an_interval_that_excludes_zero_beside_the_mark_of_chance_is_explained():
+    import xarray
+
+    rows = {"low": [0.1, -0.1, -0.4], "high": [0.5, 0.5, -0.1], "p": [0.2, 0.4, 0.01]}
+    numbers = xarray.Dataset({name: ("lang", values) for name, values in rows.items()})
+    (line,) = tables._cautious(numbers)
+    assert line.startswith("In 1 of all differences the interval excludes 0 but the mark is ~")
+    assert tables._cautious(numbers.isel(lang=[1, 2])) == []
