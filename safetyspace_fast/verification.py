@@ -35,7 +35,7 @@ from .extract.prepare import Prepared, prepare
 from .models import LoadedModel, ModelSpec, load_model, tokenize
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
-from .models.weights import quiet_transformers, without_adapter
+from .models.weights import placed_on, quiet_transformers, without_adapter
 
 _PLACEHOLDER = "placeholder8"
 _Prompt = tuple[list[int], list[list[int]]]  # token ids, and a span [start, stop] for each pooling
@@ -403,9 +403,7 @@ class _Oracle:
             auto = transformers.AutoModelForCausalLM
         elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             auto = transformers.AutoModelForImageTextToText
-        how = {"dtype": dtype, **self._weights}
-        if self._device.type != "cpu":  # else both the host and the device would hold a copy
-            how["device_map"] = {"": self._device}
+        how = {"dtype": dtype, **self._weights, **placed_on(self._device)}
         if dtype == torch.float64:
             how["experts_implementation"] = "eager"  # grouped products do not run in float64
         with without_adapter(Path(self._base)) as base:

@@ -159,6 +159,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
                 f"{DISAGREE}: in other components the difference has the other sign (explain "
                 f"{', '.join(others)}): the choice of components decides."
             )
+        parts += _cautious(dataset)
         share = dataset["rounding_share"].to_numpy()
         if alike := int((share >= 1).sum()):
             parts.append(
@@ -184,6 +185,19 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
     if dataset.sizes["lang"] > 1:
         parts += _groups(dataset)
     return textwrap.wrap(" ".join(parts), WIDTH, break_on_hyphens=False)
+
+
+def _cautious(dataset: "xarray.Dataset") -> list[str]:
+    """What to think of intervals of differences that exclude 0 where the mark says chance."""
+    outside = (dataset["low"] > 0) | (dataset["high"] < 0)
+    number = int((outside & (dataset["p"] > CHANCE)).sum())
+    if not number:
+        return []
+    return [
+        f"In {number} of all differences the interval excludes 0 but the mark is ~: in components "
+        "p comes from the influence of each text, and is the more cautious of the two, so believe "
+        "the marks."
+    ]
 
 
 def _close_calls(dataset: "xarray.Dataset") -> list[str]:
@@ -283,8 +297,8 @@ def _can_leave_out(dataset: "xarray.Dataset") -> bool:
 
 
 ROW_MARKS = {
-    "!": "one dimension holds more than half of the variance; see rho_standardized, or pooling "
-    "last (`explain largest_share`)",
+    "!": "one dimension holds more than half of the variance; see rho_standardized, or another "
+    "pooling (`explain largest_share`)",
     "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
     "another pooling (`explain pc1_tokens`)",
 }

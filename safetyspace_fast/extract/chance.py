@@ -40,14 +40,20 @@ class Chance:
         )
         self._partner = torch.from_numpy(self._units.partner)
         self._of_pairs = self._units.of_pairs
-        self._last: tuple[object, FoldLabellings] | None = None
+        self._last: dict[object, tuple[bytes, FoldLabellings]] = {}
+        """By stream, what the last cell used."""
 
     def _labellings(self, kept: torch.Tensor, device: torch.device) -> FoldLabellings:
-        """Of the texts that are kept `[n] bool`: those of the cell before, if it kept the same."""
-        key, last = (kept.numpy().tobytes(), device), self._last
+        """Of the texts that are kept `[n] bool`: those of the cell before, if it kept the same.
+
+        Each stream of a GPU has its own: what one has not computed yet, another one must not read,
+        nor may it free what the other one still reads.
+        """
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        key, last = kept.numpy().tobytes(), self._last.get(stream)
         if last is None or last[0] != key:
             labels, fold = self._labels[:, kept].to(device), self._fold[kept].to(device)
-            last = self._last = key, FoldLabellings(labels, fold)
+            last = self._last[stream] = key, FoldLabellings(labels, fold)
         return last[1]
 
     def counted(self, states: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from ..data import NUM_FOLDS
-from ..ops import equal_units, length_terms
+from ..ops import equal_units, group_sums, length_terms
 from .chance import MIN_TEXTS
 
 
@@ -96,7 +96,7 @@ def at_equal_length(
     noise = torch.addmm(x, torch.cat([z, of_class], 1).float(), fitted.float(), alpha=-1)
     noise *= weight[:, None].float()
     if int(unit.max()) + 1 < len(unit):
-        noise = x.new_zeros(int(unit.max()) + 1, width).index_add_(0, unit, noise)
+        noise = group_sums(noise, unit, int(unit.max()) + 1)
     own = noise.square().sum(1).double()
     gram = noise.T @ noise if len(noise) > width else noise @ noise.T
     found["equal_length_sqdist"][keep] = sqdist.clamp_min(0) * scale**2

@@ -77,8 +77,7 @@ def load_weights(
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
-    if device.type != "cpu" and find_spec("accelerate"):  # without it, by way of the main memory
-        how["device_map"] = {"": device}
+    how |= placed_on(device)
     if dtype == torch.float64:  # grouped products of experts do not take float64
         how["experts_implementation"] = "eager"
     if source.gguf is not None:
@@ -324,6 +323,14 @@ def _check_numbers(source: Source) -> None:
                         f"{source.asked}: {name} holds integers ({kind}), so it is quantised, but "
                         "config.json has no quantization_config: use the one of these weights"
                     )
+
+
+def placed_on(device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told so that weights go to a GPU without a copy on the host.
+
+    Without accelerate there is no such way: they go by way of the main memory, when they are moved.
+    """
+    return {"device_map": {"": device}} if device.type != "cpu" and find_spec("accelerate") else {}
 
 
 def stored(source: Source) -> list[tuple[tuple[int, ...], torch.dtype]] | None:

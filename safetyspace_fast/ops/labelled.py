@@ -475,6 +475,21 @@ def _median(x: Tensor) -> Tensor:
     return columns[:, middle]
 
 
+def group_sums(values: Tensor, group: Tensor, number: int) -> Tensor:
+    """Sums of the rows of each group, the same bits in every run.
+
+    Args:
+        values: [n, D] floating point; group: [n] int64, below `number`.
+
+    Returns:
+        [number, D], in the dtype of the values.
+    """
+    sums = values.new_zeros(number, values.shape[1])
+    if values.is_cuda:  # `index_add_` would add in the order in which threads come
+        return sums.index_put_((group,), values, accumulate=True)
+    return sums.index_add_(0, group, values)
+
+
 def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
     """tr V^2 of the covariance V of d, the difference of class means.
 
@@ -489,9 +504,9 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
         A float64 scalar, not negative.
     """
     count = torch.bincount(labels, minlength=2).to(x.dtype)
-    means = x.new_zeros(2, x.shape[1]).index_add_(0, labels, x) / count[:, None]
+    means = group_sums(x, labels, 2) / count[:, None]
     part = (x - means[labels]) * ((2.0 * labels - 1) / count[labels])[:, None]
-    noise = x.new_zeros(int(unit.max()) + 1, x.shape[1]).index_add_(0, unit, part)
+    noise = group_sums(part, unit, int(unit.max()) + 1)
     small = noise.T @ noise if len(noise) > x.shape[1] else noise @ noise.T
     return (small.square().sum() - noise.square().sum(1).square().sum()).clamp_min(0)
 
@@ -630,7 +645,7 @@ def paired_shift(gaps: Tensor, swaps: Tensor, unit: Tensor | None) -> Tensor:
     mean_sq = ((swaps / n) @ gaps).square().sum(-1).double()
     square = gaps.double().square().sum()
     if unit is not None:
-        sums = gaps.new_zeros(int(unit.max()) + 1, gaps.shape[-1]).index_add_(0, unit, gaps)
+        sums = group_sums(gaps, unit, int(unit.max()) + 1)
         number = torch.bincount(unit).double()
         independent = float(number.sum() ** 2 / number.square().sum())
         square, n = sums.double().square().sum() * (independent / n) ** 2, independent

@@ -21,8 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.small_models import small_gguf
 from safetyspace_fast.errors import ConfigError, ModelError
-from safetyspace_fast.models import ModelSpec, load_model, loading, parse_model, unfuse
-from safetyspace_fast.models.weights import load_weights
+from safetyspace_fast.models import (
+    ModelSpec,
+    load_model,
+    loading,
+    parse_model,
+    unfuse,
+    weights,
+)
+from safetyspace_fast.models.weights import load_weights, placed_on
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -616,3 +623,11 @@ def test_hub_out_of_reach(monkeypatch, tmp_path):
     hub.point_client_at("http://127.0.0.1:9", tmp_path, monkeypatch)
     error = refused("someone/tiny", "the model hub does not give it")
     assert isinstance(error, ModelError)
+
+
+def test_without_accelerate_weights_reach_a_gpu_by_way_of_the_host(monkeypatch):
+    gpu = torch.device("cuda", 1)
+    assert placed_on(gpu) == {"device_map": {"": gpu}}
+    assert placed_on(torch.device("cpu")) == {}
+    monkeypatch.setattr(weights, "find_spec", lambda _name: None)
+    assert placed_on(gpu) == {}
