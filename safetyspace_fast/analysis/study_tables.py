@@ -143,7 +143,11 @@ def sensitivity_tables(dataset: "xarray.Dataset") -> list[list[str]]:
         for part in fitting(columns, width_of(leading) + 2):
             title = f"{name} | choices of metric, layer and pooling that agree"
             tables.append([title, *aligned([leading, *part])])
-    what = "the classes are further apart in the aligned model" if compared else "above the floor"
+    what = (
+        "the classes are further apart in the aligned model"
+        if compared
+        else "the value is above its floor"
+    )
     legend = (
         f"+14/16 (9): in 14 of 16 choices {what}, in 9 the 95 % interval says so. -: in most it is "
         "the other way round. !2: in 2 choices the interval says the opposite of most. The choices "

@@ -212,6 +212,9 @@ def test_the_quantile_is_that_of_student():
         expected = stats.t.isf(level / 2, freedom)
         found = t_quantile(torch.tensor(freedom), level)
         np.testing.assert_allclose(found, expected, rtol=2e-3)
+    few = np.array([1.0, 2.0, 3.0])
+    ratio = t_quantile(torch.tensor(few), 0.05).numpy() / stats.t.isf(0.025, few)
+    np.testing.assert_allclose(ratio, [0.76, 0.97, 0.993], atol=5e-3)
 
 
 def test_the_table_says_what_is_needed_and_why_not():
