@@ -32,7 +32,7 @@ QUEUED = 1
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _InMemory:
     """One batch in memory; like `store.segments.Record`."""
 
     batch: Batch
@@ -103,7 +103,7 @@ class Extraction:
         self._most_tokens = math.inf
         """In a batch, padding included, once the device's memory was too small for more."""
         self._beside = finishes_beside(model.device)
-        self._in_memory: dict[int, list[_Kept]] = {}
+        self._in_memory: dict[int, list[_InMemory]] = {}
         """By part, the batches whose states stay in memory until their language is finished."""
         self._closing = False
         self._done: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -240,7 +240,7 @@ class Extraction:
             values = result.get().numpy()
             self._session.segments.append(number, batch.rows, batch.for_rows(values))
             if result.kept:
-                self._in_memory.setdefault(number, []).append(_Kept(batch, values, result.free))
+                self._in_memory.setdefault(number, []).append(_InMemory(batch, values, result.free))
         finally:
             if not result.kept:
                 result.free()
@@ -263,7 +263,7 @@ class Extraction:
         in_memory = [kept for part in parts for kept in self._in_memory.pop(part.number, ())]
         known = {int(kept.rows[0]) for kept in in_memory}
         on_disk = [r for part in parts for r in self._session.segments.records(part.number)]
-        records: list[_Kept | Record] = [
+        records: list[_InMemory | Record] = [
             *in_memory,
             *(r for r in on_disk if int(r.rows[0]) not in known),
         ]

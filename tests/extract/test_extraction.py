@@ -263,14 +263,14 @@ def test_states_that_stay_in_memory_are_read_there(
                 result, lambda: None, lambda: freed.append(1), kept=self.started % 2 == 0
             )
 
-    read_kept = loop._Kept.read
+    read_kept = loop._InMemory.read
 
-    def counted(kept: loop._Kept, layer: int, pooling: int) -> np.ndarray:
+    def counted(kept: loop._InMemory, layer: int, pooling: int) -> np.ndarray:
         read.append(1)
         return read_kept(kept, layer, pooling)
 
     monkeypatch.setattr(loop, "HostCopy", Copy)
-    monkeypatch.setattr(loop._Kept, "read", counted)
+    monkeypatch.setattr(loop._InMemory, "read", counted)
     events = list(api.iter_run(make_config(tiny, data, tmp_path / "run.zarr")))
     assert files(tmp_path / "run.zarr") == files(finished.path)
     batches = sum(isinstance(event, api.Progressed) for event in events)
