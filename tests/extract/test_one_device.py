@@ -180,7 +180,7 @@ def test_states_at_equal_length(gpu: torch.device, units: int) -> None:
     x, y, fold = draw(n), torch.arange(n) % 2, torch.arange(n) // 2 % 3
     unit, tokens = torch.arange(n) % units, torch.arange(n) % 7 + 3
     x[3, 2] = torch.nan
-    arguments = (x, y, fold, unit, tokens)
+    arguments = (x, y, fold, unit, tokens, x.isfinite().all(1))
     got = at_equal_length(*(tensor.to(gpu) for tensor in arguments))
     assert all(tensor.is_cuda for tensor in got.values())
     assert_same(got, at_equal_length(*arguments))
@@ -192,8 +192,10 @@ def test_what_chance_would_give(gpu: torch.device, tmp_path: Path, paired: bool)
     chance = Chance(samples, "en")
     x = draw(len(samples))
     x[3, 2] = torch.nan
-    expected = chance.of_cell(x)
-    got = chance.of_cell(x.to(gpu))
+    kept = chance.counted(x)
+    assert torch.equal(chance.counted(x.to(gpu)), kept)
+    expected = chance.of_cell(x, kept)
+    got = chance.of_cell(x.to(gpu), kept)
     assert_same(got, expected)
 
 
