@@ -292,6 +292,13 @@ class Extraction:
                 self._impl,
                 [basis(self._samples.languages[i_lang]) for basis in self._bases],
             )
+        except torch.OutOfMemoryError as error:
+            lang, texts = self._samples.languages[i_lang], samples.stop - samples.start
+            raise ModelError(
+                f"{self._name}: the arrays of {lang!r} ({texts} texts) do not fit into the "
+                "device's memory beside the model; finished batches are kept: repeat the command "
+                "with --resume where more memory is free, or on another --device"
+            ) from error
         finally:
             for kept in in_memory:
                 kept.free()

@@ -3,9 +3,9 @@ tests are right; `make gpu-check` runs them where there is one.
 """
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from safetyspace_fast.extract.finish import finish_cell
 from safetyspace_fast.extract.plan import Batching, make_plan
 from safetyspace_fast.extract.prepare import prepare
 from safetyspace_fast.extract.transfer import HostCopy
+from safetyspace_fast.extract.tune import USUAL
 from safetyspace_fast.models import load_model, parse_model
 
 TEXTS = [f"{word} number {i}" + " and so on" * (i % 7) for i in range(40) for word in ("a", "the")]
@@ -58,6 +59,32 @@ def on_cpu(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return api.run(make_config(tiny, data, out, device="cpu", dtype="float32"))
 
 
+TURNING = ("pca_coords", "pca_components")
+"""Weak components, which rounding turns a little."""
+BY_TIES = ("null", "nearest", "standard_score", "equal_length_score")
+"""Rounding decides ties; few but at `embed`, where all texts of one last token have one state."""
+
+
+def assert_close_to_the_cpu(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """But for rounding; two CPUs, with and without AVX-512, differ by a tenth of what may be."""
+    for name in (*TURNING, *BY_TIES):
+        scale = np.nanmax(np.abs(expected[name]))
+        atol = (2e-4 if name in TURNING else 2e-5) * scale
+        one, other = (found[name][name in BY_TIES :] for found in (got, expected))
+        close = np.isclose(one, other, rtol=0, atol=atol, equal_nan=True)
+        assert close.mean() >= (0.998 if name in BY_TIES else 1), name
+    others = {n: x for n, x in expected.items() if n not in TURNING and n not in BY_TIES}
+    assert_close(got, others)
+
+
+@pytest.fixture
+def same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch costs on a GPU is measured, so two runs might have other batches."""
+    monkeypatch.setattr(
+        "safetyspace_fast.extract.prepare.find_batching", lambda model, *_: USUAL[model.device.type]
+    )
+
+
 @pytest.mark.parametrize("template", ["none", "chat"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_states_are_those_of_transformers(
@@ -72,9 +99,10 @@ def test_a_run_on_a_device_is_the_cpus_but_for_rounding(
     device: str, tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
 ) -> None:
     config = make_config(tiny, data, tmp_path / "run.zarr", device=device, dtype="float32")
-    assert_close(arrays(api.run(config)), arrays(on_cpu))
+    assert_close_to_the_cpu(arrays(api.run(config)), arrays(on_cpu))
 
 
+@pytest.mark.usefixtures("same_batches")
 def test_two_runs_on_one_card_give_the_same_bytes(
     device: str, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +112,7 @@ def test_two_runs_on_one_card_give_the_same_bytes(
     assert files(first) == files(second)
 
 
+@pytest.mark.usefixtures("same_batches")
 @pytest.mark.parametrize("stop_after", [4, 30])
 def test_a_stopped_run_goes_on(
     device: str, tiny: Path, data: Path, tmp_path: Path, stop_after: int
@@ -106,7 +135,7 @@ def test_a_run_begun_on_one_device_goes_on_on_another(
     list(islice(events, 20))
     events.close()
     config = make_config(tiny, data, out, device="cpu", dtype="float32", resume=True)
-    assert_close(arrays(api.run(config)), arrays(on_cpu))
+    assert_close_to_the_cpu(arrays(api.run(config)), arrays(on_cpu))
 
 
 @pytest.mark.slow
@@ -115,7 +144,9 @@ def test_compiled_blocks_on_a_device(
 ) -> None:
     out = tmp_path / "run.zarr"
     options = {"device": device, "dtype": "float32", "compile": True}
-    assert_close(arrays(api.run(make_config(tiny, data, out, **options))), arrays(on_cpu))
+    assert_close_to_the_cpu(
+        arrays(api.run(make_config(tiny, data, out, **options))), arrays(on_cpu)
+    )
 
 
 def test_the_statistics_of_a_cell_are_the_cpus(device: str) -> None:
@@ -162,26 +193,36 @@ def test_the_loop_never_waits_for_the_device(gpu: torch.device, tiny: Path) -> N
 
 
 @pytest.fixture
-def little_memory(gpu: torch.device) -> Iterator[None]:
-    """Room for 64 MiB beside what is there."""
-    total = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.empty_cache()
-    used = torch.cuda.memory_reserved(gpu)
-    torch.cuda.set_per_process_memory_fraction((used + (64 << 20)) / total, gpu)
-    yield
-    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+def little_memory(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for 128 MiB in a forward pass, beside what is there; as much as there is elsewhere.
+
+    What cuBLAS keeps for each stream (32 MiB on an H100) is there by then, or fits.
+    """
+    run, total = Capture.run, torch.cuda.get_device_properties(gpu).total_memory
+
+    def limited(*arguments: Any) -> torch.Tensor:
+        torch.cuda.empty_cache()
+        room = torch.cuda.memory_reserved(gpu) + (128 << 20)
+        torch.cuda.set_per_process_memory_fraction(room / total, gpu)
+        try:
+            return run(*arguments)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+
+    monkeypatch.setattr(Capture, "run", limited)
 
 
 @NEEDS_CUDA
 @pytest.mark.usefixtures("little_memory")
 def test_a_card_that_is_too_small_for_a_batch_runs_smaller_ones(tiny: Path, tmp_path: Path) -> None:
+    """Of 384,000 tokens: the first MLP alone needs 250 MiB."""
     rows = [
-        {"text": f"{i} " + "word and dog " * 150, "label": i % 2, "lang": "en"} for i in range(600)
+        {"text": f"{i} " + "word and dog " * 150, "label": i % 2, "lang": "en"} for i in range(3000)
     ]
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     out = tmp_path / "run.zarr"
-    config = make_config(tiny, data, out, device="cuda", token_budget=500_000)
+    config = make_config(tiny, data, out, device="cuda", dtype="float32", token_budget=500_000)
     notes = [e.message for e in api.iter_run(config) if isinstance(e, api.Note)]
     assert "out of memory: continuing with smaller batches" in notes
     assert np.isfinite(api.open_run(out).model("m").read("projected")).all()

@@ -248,6 +248,20 @@ def test_an_error_beside_the_forward_passes_ends_the_run(
         api.run(make_config(tiny, data, tmp_path / "run.zarr"))
 
 
+def test_arrays_without_room_on_the_device_are_one_line_and_lose_nothing(
+    finished: api.Run, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starved(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    config = make_config(tiny, data, tmp_path / "run.zarr", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finish_language", starved)
+        with pytest.raises(ModelError, match=r"the arrays of 'de' \(\d+ texts\) do not fit"):
+            api.run(config)
+    assert files(api.run(config).path) == files(finished.path)
+
+
 def test_states_that_stay_in_memory_are_read_there(
     finished: api.Run, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
