@@ -62,7 +62,7 @@ from safetyspace_fast.extract import (  # noqa: E402
     packing_pays,
     seeded_projection,
 )
-from safetyspace_fast.extract.capture import padded  # noqa: E402
+from safetyspace_fast.extract.capture import ATTENTION, padded  # noqa: E402
 from safetyspace_fast.extract.finish import finish_cell  # noqa: E402
 from safetyspace_fast.extract.plan import Batch  # noqa: E402
 from safetyspace_fast.extract.prepare import Prepared  # noqa: E402
@@ -117,7 +117,6 @@ SHAPES = {False: [(256, 64), (64, 256), (8, 2048), (16, 64), (4, 256)], True: [(
 """Texts and tokens in a batch, by whether the model is tiny: first the large batches of a run."""
 FULL_BATCH = 16_384
 """Tokens in a batch from which on the device and not the host is the limit."""
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class LeftOut(Exception):  # noqa: N818 - not an error
@@ -343,7 +342,7 @@ def agreement(subject: Subject) -> Figures:
 def attention(subject: Subject) -> Figures:
     """The first call of a new shape beside the second: what plans of attention kernels cost."""
     found: Figures = {}
-    for i_order, order in enumerate((None, WITHOUT_CUDNN)):
+    for i_order, order in enumerate((None, ATTENTION)):
         times: list[list[float]] = [[], []]
         for i in range(12):
             # Shapes that nothing has run before, and other ones for each order.
