@@ -31,7 +31,7 @@ from .extract import (
     Verification,
     Verified,
 )
-from .models import load_model, parse_model
+from .models import device_errors, load_model, parse_model
 from .runner import run_models
 from .store import Report, Run, check
 from .store import save_results as store_results
@@ -76,6 +76,8 @@ __all__ = [
     "transfer",
     "verify",
 ]
+
+_AGAIN = "repeat the command, on another --device if need be"
 
 
 @overload
@@ -215,22 +217,24 @@ def verify(
         SafetySpaceError: the model or the data cannot be read. A wrong state raises nothing: see
             `Verification.verdict`.
     """
-    return verify_model(
-        parse_model(model),
-        _texts_for(data, samples, reading, on_note),
-        num_texts=samples,
-        layers=layers_of(layers),
-        poolings=names_of("poolings", poolings),
-        template=template,
-        device=device,
-        dtype=dtype,
-        max_tokens=max_tokens,
-        impl=None if impl == "auto" else impl,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        progress=progress,
-        on_note=on_note,
-    )
+    spec = parse_model(model)
+    with device_errors(spec.name, _AGAIN):
+        return verify_model(
+            spec,
+            _texts_for(data, samples, reading, on_note),
+            num_texts=samples,
+            layers=layers_of(layers),
+            poolings=names_of("poolings", poolings),
+            template=template,
+            device=device,
+            dtype=dtype,
+            max_tokens=max_tokens,
+            impl=None if impl == "auto" else impl,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            on_note=on_note,
+        )
 
 
 def bench(
@@ -262,15 +266,17 @@ def bench(
         SafetySpaceError: the model or the data cannot be read.
     """
     texts = _texts_for(data, samples, reading, on_note)
-    loaded = load_model(
-        parse_model(model),
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        on_note=on_note,
-    )
-    return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
+    spec = parse_model(model)
+    with device_errors(spec.name, _AGAIN):
+        loaded = load_model(
+            spec,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            on_note=on_note,
+        )
+        return bench_model(loaded, texts, num_texts=samples, template=template, progress=progress)
 
 
 def _texts_for(

@@ -249,3 +249,17 @@ def test_a_run_that_loses_its_gpu_goes_on_with_resume(
     for name in ("class_mean", "pca_coords"):
         one, other = (store.model("m").read(name) for store in (again, expected))
         assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("command", [api.verify, api.bench])
+def test_other_commands_say_that_the_gpu_was_lost(
+    llama: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: unknown error")
+
+    monkeypatch.setattr(Capture, "run", lost)
+    line = r"tiny-llama: the GPU failed .*; repeat the command, on another --device if need be$"
+    with pytest.raises(ModelError, match=line.replace("tiny-llama", llama.name)) as caught:
+        command(str(llama), "sample:polite", samples=4)
+    one_line(caught)
