@@ -17,6 +17,8 @@ TIE_STEPS = 65536.0
 """Scores of a fold are ties if they are equal in steps of this part of the largest."""
 TILE_BYTES = 5 << 19
 """Working memory of one tile of distances: small enough for a cache, large enough for products."""
+DEVICE_TILE_BYTES = 1 << 26
+"""The same on a GPU, where each step of a tile is a launch."""
 
 
 class Labellings:
@@ -86,9 +88,10 @@ def welch_ratio(length: Tensor, norms: Tensor, labels: Tensor) -> tuple[Tensor, 
 # Distances -------------------------------------------------------------------------------------
 
 
-def tiles(n: int) -> Iterator[slice]:
-    """Rows of an n x n matrix of float64, as many at a time as fit `TILE_BYTES`."""
-    size = max(1, TILE_BYTES // (8 * n))
+def tiles(x: Tensor) -> Iterator[slice]:
+    """Rows of the n x n matrix of distances in float64 of x [n, k], as many as fit in a tile."""
+    n = len(x)
+    size = max(1, (TILE_BYTES if x.device.type == "cpu" else DEVICE_TILE_BYTES) // (8 * n))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
@@ -105,7 +108,7 @@ def distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
     one = torch.ones_like(norm_sq)
     left, right = torch.cat([x, norm_sq, one], -1), torch.cat([-2 * x, one, norm_sq], -1).T
     space: Tensor | None = None
-    for rows in tiles(len(x)):
+    for rows in tiles(x):
         space = x.new_empty(rows.stop, len(x)) if space is None else space
         distance = space[: rows.stop - rows.start]
         torch.mm(left[rows], right, out=distance).clamp_min_(0).sqrt_()
@@ -577,7 +580,7 @@ def labelled_statistics(
     del wide
     plain, standard = CrossFit(x, of), CrossFit(thin, of)
     euclidean, cosine = DistanceSums(of, copy=copy, neighbours=True), DistanceSums(of, copy=copy)
-    for rows in tiles(len(x)):
+    for rows in tiles(x):
         product = (x[rows] @ x.T).double()
         distance = norms[0] + norms[0][rows, None] - 2 * product
         euclidean.add(rows, distance.clamp_min_(0).sqrt_())
