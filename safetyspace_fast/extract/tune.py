@@ -151,14 +151,14 @@ def packing_pays(
     """
     if model.device.type != "cuda" or not model.causal or not plan.padded_tokens:
         return False
-    from ..models.packed import why_not_packed
-
-    if why_not_packed(model) is not None:
-        return False
     batch = max(plan, key=lambda batch: batch.padded_tokens)
     num_blocks = min(TRIAL_BLOCKS, len(model.blocks))
     cost = 2 * _ROUNDS * batch.padded_tokens * num_blocks / len(model.blocks)
     if plan.tokens < WORTHWHILE * cost:
+        return False
+    from ..models.packed import why_not_packed
+
+    if why_not_packed(model) is not None:
         return False
     hookpoints = (f"block.{num_blocks - 1}",)
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
