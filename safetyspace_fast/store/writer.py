@@ -73,7 +73,8 @@ def create_run(
         sync(store.delete_dir(name))
     root = place.group(read_only=False)
     languages = list(contents["languages"])
-    optional = [spec.name for spec in SAMPLES if spec.optional]
+    given = contents["samples"]
+    optional = [spec.name for spec in SAMPLES if spec.optional and spec.name in given]
     group = root.create_group(
         "samples", attributes={"languages": languages, "optional_arrays": optional}
     )
