@@ -27,7 +27,6 @@ from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.extract import (
     Batching,
     Capture,
-    Extraction,
     compile_blocks,
     make_plan,
     seeded_projection,
@@ -35,8 +34,8 @@ from safetyspace_fast.extract import (
 from safetyspace_fast.extract.capture import padded
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.extract.prepare import Prepared, prepare
-from safetyspace_fast.extract.transfer import WriterThread
-from safetyspace_fast.extract.tune import BUDGETS
+from safetyspace_fast.extract.transfer import OrderedThread
+from safetyspace_fast.extract.tune import USUAL
 from safetyspace_fast.models import (
     LoadedModel,
     load_model,
@@ -44,8 +43,6 @@ from safetyspace_fast.models import (
     tokenize,
     unfuse,
 )
-from safetyspace_fast.runner import begin, sample_columns
-from safetyspace_fast.store import Place, create_run
 from safetyspace_fast.store.segments import Segments
 
 SHARED = Path(os.environ.get("SAFETYSPACE_FAST_SHARED", "../shared"))
@@ -90,21 +87,8 @@ class Ours:
         )
 
     def _run(self, samples: Samples, template: str, out: Path) -> None:
-        model = self.model
         work = self.prepare(samples, template)
-        root = create_run(
-            out,
-            created_by="benchmark",
-            data_name=samples.name,
-            data_sha256=samples.sha256,
-            languages=samples.languages,
-            samples=sample_columns(samples),
-        )
-        session = begin(model, samples, work, Place(out), root, manifest={})
-        extraction = Extraction(model, samples, work, session)
-        for _ in extraction:
-            pass
-        session.finish({})
+        extraction = harness.run_into(out, self.model, samples, work)
         self.finish_seconds.append(extraction.finish_seconds)
         self.store_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
@@ -171,7 +155,7 @@ def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> 
         return time.perf_counter() - started
 
     def captured() -> float:
-        thread = WriterThread()
+        thread = OrderedThread("writer")
         with tempfile.TemporaryDirectory() as folder:
             segments = Segments(Path(folder), shape)
             started = time.perf_counter()
@@ -219,7 +203,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--limit", type=int, help="texts per language and class")
     parser.add_argument("--template", choices=("none", "chat"), default="none")
     parser.add_argument("--poolings", default="mean,last", help="of ours; default: %(default)s")
-    parser.add_argument("--token-budget", type=int, default=BUDGETS["cpu"][0])
+    parser.add_argument("--token-budget", type=int, default=USUAL["cpu"].token_budget)
     parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="ours also with compiled blocks")
     parser.add_argument("--repeats", type=int, default=3)

@@ -56,7 +56,6 @@ from safetyspace_fast.data import read_samples  # noqa: E402
 from safetyspace_fast.extract import (  # noqa: E402
     Batching,
     Capture,
-    Extraction,
     find_batching,
     make_plan,
     packing_pays,
@@ -456,9 +455,6 @@ def whole(subject: Subject) -> Figures:
     """A run from tokens to the store, beside `output_hidden_states` in padded batches."""
     if not HAS_STORE:
         raise LeftOut("zarr or numcodecs is not installed")
-    from safetyspace_fast.runner import begin, sample_columns
-    from safetyspace_fast.store import Place, create_run
-
     model = subject.model
     languages = ("en",) if subject.name == "tiny" else ()
     samples = read_samples("sample:polite", languages=languages or None)
@@ -477,20 +473,8 @@ def whole(subject: Subject) -> Figures:
     )
     with tempfile.TemporaryDirectory() as folder, _memory(subject.device) as peak:
         out = Path(folder) / "run.zarr"
-        root = create_run(
-            out,
-            created_by="benchmark",
-            data_name=samples.name,
-            data_sha256=samples.sha256,
-            languages=samples.languages,
-            samples=sample_columns(samples),
-        )
-        session = begin(model, samples, work, Place(out), root, manifest={})
         began = time.perf_counter()
-        extraction = Extraction(model, samples, work, session)
-        for _ in extraction:
-            pass
-        session.finish({})
+        extraction = harness.run_into(out, model, samples, work)
         ours_s = time.perf_counter() - began
     few = tokens_of(usual_lengths(len(samples))[:128])  # it takes long, at the same rate
     _usual_way(model, few)

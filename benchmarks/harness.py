@@ -12,9 +12,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from safetyspace_fast.data import Samples
+    from safetyspace_fast.extract import Extraction
+    from safetyspace_fast.extract.prepare import Prepared
+    from safetyspace_fast.models import LoadedModel
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
@@ -205,3 +211,26 @@ def finish(name: str, report: dict[str, Any], as_json: bool, text: str) -> None:
 
 def _plain(value: Any) -> Any:
     return asdict(value)
+
+
+def run_into(out: Path, model: "LoadedModel", samples: "Samples", work: "Prepared") -> "Extraction":
+    """Run a model over samples into a new store; returns the extraction, which has its times."""
+    # Imported here: `gpu-run` also works where zarr is missing.
+    from safetyspace_fast.extract import Extraction
+    from safetyspace_fast.runner import begin, sample_columns
+    from safetyspace_fast.store import Place, create_run
+
+    root = create_run(
+        out,
+        created_by="benchmark",
+        data_name=samples.name,
+        data_sha256=samples.sha256,
+        languages=samples.languages,
+        samples=sample_columns(samples),
+    )
+    session = begin(model, samples, work, Place(out), root, manifest={})
+    extraction = Extraction(model, samples, work, session)
+    for _ in extraction:
+        pass
+    session.finish({})
+    return extraction

@@ -49,6 +49,7 @@ def write_store(path: Path, layers: int, languages: int, texts: int) -> None:
         "label": label,
         "pair": np.full(n, -1),
         "item": np.full(n, -1),
+        "cluster": np.arange(n),
         "fold": fold,
     }
     root = create_run(

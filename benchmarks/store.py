@@ -42,7 +42,7 @@ from benchmarks import harness
 from benchmarks.small_models import make, small_model
 from safetyspace_fast import api
 from safetyspace_fast.data import NUM_FOLDS, Samples, read_samples
-from safetyspace_fast.extract.transfer import WriterThread
+from safetyspace_fast.extract.transfer import OrderedThread
 from safetyspace_fast.store import ModelWriter, create_run
 from safetyspace_fast.store.layout import COMPONENTS, MODEL, SAMPLES, SHARD_SAMPLES, ArraySpec
 from safetyspace_fast.store.segments import Segments
@@ -113,7 +113,7 @@ def ours(folder: Path, batches: Batches) -> dict[str, float]:
     """Segments on the writer's thread, then whole shards; seconds of each."""
     writer, segments = new_store(folder / "run.zarr", batches)
     began = time.perf_counter()
-    thread = WriterThread()
+    thread = OrderedThread("writer")
     for rows, states in batches.by(BATCH):
         shard = rows.start // SHARD_SAMPLES
         thread.put(partial(segments.append, shard, np.arange(rows.start, rows.stop), states))
@@ -235,7 +235,7 @@ import time
 from functools import partial
 from pathlib import Path
 import numpy as np
-from safetyspace_fast.extract.transfer import WriterThread
+from safetyspace_fast.extract.transfer import OrderedThread
 from safetyspace_fast.store.segments import Segments
 shape = ({LAYERS}, {POOLINGS}, {BATCH}, {1024 + PROJ})
 segments = Segments(Path({folder!r}), (*shape[:2], shape[3]))
@@ -243,7 +243,7 @@ def slow(values):
     segments.append(0, np.arange({BATCH}), values)
     time.sleep(0.1)
 def loop(batches):
-    thread = WriterThread()
+    thread = OrderedThread("writer")
     for i in range(batches):
         thread.put(partial(slow, np.full(shape, i, np.float32)))
     thread.close()

@@ -1,5 +1,6 @@
 """`bench` measures what it says on the texts it names."""
 
+import importlib
 import json
 import time
 from pathlib import Path
@@ -70,3 +71,9 @@ def test_the_command(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--languages", "en", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["texts"] == 6
     assert main(["bench", "--model", "nowhere/", "--data", "sample:polite"]) == 1
+
+
+@pytest.mark.parametrize("name", ["end_to_end", "gpu", "gpu_static", "ops", "separation", "store"])
+def test_every_benchmark_finds_what_it_measures(name: str) -> None:
+    """They are run by hand, so that a new name in the package would break them in silence."""
+    assert callable(importlib.import_module(f"benchmarks.{name}").main)
