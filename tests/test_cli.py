@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import save_tiny
 
-from safetyspace_fast import cli, terminal
+from safetyspace_fast import terminal
 from safetyspace_fast.cli import main
+from safetyspace_fast.cli.run import interrupt_at_signals
 
 UNFORESEEN = terminal.unforeseen
 RUN = [sys.executable, "-m", "safetyspace_fast.cli"]
@@ -258,7 +259,7 @@ def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1)}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        cli._interrupt_at_signals()
+        interrupt_at_signals()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGUSR1)
