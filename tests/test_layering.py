@@ -30,6 +30,7 @@ ALLOWED = {
     "verification": {"data", "errors", "models", "extract"},
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
+    "report": {"analysis", "errors", "names", "store", "threads", "config"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
     "terminal": {"api", "errors", "info"},
