@@ -1,0 +1,318 @@
+"""The page as data: the answer, every figure with its table, definitions, how it was made."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..analysis import explain
+from ..analysis.glossary import NOTES
+from ..errors import ConfigError
+from . import figures, theme, words
+from .made import Made, made
+
+if TYPE_CHECKING:
+    from ..store import Run
+    from .results import Results
+
+Row = dict[str, Any]
+Stores = dict[str, "Results"]
+WIDTHS = (900, 320)
+"""Of a figure on a wide page and on a phone, in pixels; `static/page.js` chooses."""
+PANEL = 300
+"""Of one model's panel in a figure with a slider, in pixels."""
+_INK, _LINE = "currentColor", "#80808066"
+"""Text takes the page's colour: light, dark and in print."""
+COLORS: dict[str, str | None] = {"ink": _INK, "quiet": _INK, "line": _LINE, "paper": None}
+
+
+@dataclass
+class Part:
+    """One figure of the page, and the data that its script and its table share."""
+
+    name: str
+    title: str
+    about: str = ""
+    caption: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    missing: str = ""
+    """Why there is nothing to show; then there are no data."""
+
+    @property
+    def json(self) -> str:
+        """The data as they stand in the page."""
+        return safe_json(self.data)
+
+
+@dataclass
+class Group:
+    """One block of the answer: a pair of models, a model, or what the data cannot tell."""
+
+    title: str
+    lead: str
+    findings: list[words.Finding]
+
+
+@dataclass
+class Page:
+    """All that the template shows."""
+
+    title: str
+    subtitle: str
+    notices: list[str]
+    answer: list[Group]
+    figures: list[Part]
+    words: list[tuple[str, str]]
+    made: list[Made]
+    command: str
+
+
+def page(
+    stores: Stores, command: str, texts: dict[bytes, str], step: Callable[[str], None]
+) -> Page:
+    """Compute everything that the page shows.
+
+    Args:
+        stores: results by the name of their store.
+        command: that made the page.
+        texts: by SHA-256, to be shown in the scatter; empty shows none.
+        step: called with the name of each part before it is computed.
+    """
+    runs = {name: results.run for name, results in stores.items()}
+    step("answer")
+    answer = [group for name, results in stores.items() for group in _answer(name, results, stores)]
+    parts = []
+    for name in figures.names():
+        step(f"figure {name}")
+        parts.append(_part(name, stores, texts))
+    texts_of = sum(len(run.samples.label) for run in runs.values())
+    langs = {lang for results in stores.values() for lang in results.selection.languages}
+    models = [model for results in stores.values() for model in results.selection.models]
+    return Page(
+        title="Safety space: how far apart models hold harmful and harmless text",
+        subtitle=f"{', '.join(map(words.isolated, stores))}: {texts_of:,} texts, "
+        f"{_count(len(langs), 'language')}, {_count(len(models), 'model')} "
+        f"({words.listed(models)})",
+        notices=list(_notices(runs)),
+        answer=answer,
+        figures=parts,
+        words=_definitions(parts, stores),
+        made=[made(name, run) for name, run in runs.items()],
+        command=command,
+    )
+
+
+def _notices(runs: "dict[str, Run]") -> Iterator[str]:
+    for name, run in runs.items():
+        if run.unfinished:
+            yield (
+                f"{words.isolated(name)} is not finished: {words.listed(run.unfinished)} "
+                f"{'is' if len(run.unfinished) == 1 else 'are'} not complete and not on this page. "
+                "Finish the run with --resume, then make the page again."
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
+    """Pairs, models without a partner, then what the data cannot tell."""
+    metric, pooling = results.metric, results.pooling
+    before = f"{words.isolated(name)}: " if len(stores) > 1 else ""
+    lead = f"Measured by {metric.name} ({metric.title}), pooling {pooling}."
+    compared = {}
+    for pair in results.pairs:
+        title = before + " → ".join(map(words.isolated, pair))
+        try:
+            compared[pair] = results.comparison(pair)
+        except ConfigError as error:
+            yield Group(title, "", [words.Finding("unknown", "Not compared", f"{error}")])
+            continue
+        findings = words.changes(compared[pair], metric.name, pooling)
+        yield Group(title, f"What tuning changed. {lead}", findings)
+    paired = {model for pair in results.pairs for model in pair}
+    separation = results.separation
+    for model in results.selection.models:
+        if model not in paired:
+            view = separation.sel(model=model)
+            title = before + words.isolated(model)
+            yield Group(title, f"Where the classes are apart. {lead}",
+                        words.levels(view, metric.name, pooling))  # fmt: skip
+    cautions = words.cautions(separation, pooling)
+    seen = {finding.head for finding in cautions}
+    for dataset in compared.values():
+        cautions += [x for x in words.cautions(dataset, pooling) if x.head not in seen]
+        seen |= {finding.head for finding in cautions}
+    if not results.controls:
+        text = (
+            "is not in this store: run random:MODEL too, to see how much of a separation the "
+            "words alone give a model that has learnt nothing."
+        )
+        cautions.append(words.Finding("caution", "An untrained model", text))
+    yield Group(before + "What these data cannot tell", "", cautions)
+
+
+def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
+    module = figures.figure(name)
+    part = Part(name, module.TITLE, getattr(module, "ABOUT", ""))
+    try:
+        if hasattr(module, "moving"):
+            part.data = _moving(module, stores, texts)
+        else:
+            part.data, part.caption = _still(module, stores)
+    except ConfigError as error:
+        part.missing = str(error)
+    return part
+
+
+def _still(module: Any, stores: Stores) -> tuple[dict[str, Any], str]:
+    """A figure with a chart for every store, metric and pooling that its rows depend on."""
+    rows: list[Row] = []
+    specs: list[dict[str, Any]] = []
+    charts: dict[str, list[int]] = {}
+    caption, reasons = "", dict[str, None]()
+    first = next(iter(stores.values()))
+    names = {
+        "store": list(stores),
+        "metric": [entry.name for entry in first.family],
+        "pooling": list(dict.fromkeys(itertools.chain.from_iterable(
+            results.selection.poolings for results in stores.values()))),
+    }  # fmt: skip
+    depends = None
+    for at in itertools.product(*map(range, map(len, names.values()))):
+        store, metric, pooling = (own[i] for own, i in zip(names.values(), at, strict=True))
+        if depends is not None and any(
+            i and name not in depends for name, i in zip(names, at, strict=True)
+        ):
+            continue  # the same rows again
+        try:
+            own = module.rows(stores[store].showing(metric=metric, pooling=pooling))
+        except ConfigError as error:
+            reasons[str(error)] = None
+            continue
+        depends = {"store", *own[0]} if depends is None else depends
+        rows += [{"store": store, **row} for row in own] if len(stores) > 1 else own
+        pair = []
+        for width in WIDTHS:
+            spec, below = spec_of(module.chart(own, width=width), own)
+            caption = caption or below
+            if spec not in specs:
+                specs.append(spec)
+            pair.append(specs.index(spec))
+        charts[" ".join(map(str, at))] = pair
+    if not rows:
+        raise ConfigError("; ".join(reasons) or "there is nothing to show")
+    choices: list[Row] = [{"name": key, "title": key.capitalize(), "values": own, "start": 0}
+               for key, own in names.items()]  # fmt: skip
+    for i, (key, choice) in enumerate(zip(names, choices, strict=True)):
+        if key not in (depends or {}) or (key == "store" and len(stores) == 1):
+            choice["values"] = choice["values"][:1]
+        charted = {int(place.split()[i]) for place in charts}
+        choice["start"] = min(charted)
+    return {"choices": choices, **_table(rows), "specs": specs, "charts": charts}, caption
+
+
+def _moving(module: Any, stores: Stores, texts: dict[bytes, str]) -> dict[str, Any]:
+    """A figure with a slider over layers; of the first store, as others have other texts."""
+    results = next(iter(stores.values()))
+    moving = module.moving(results)
+    if texts and hasattr(module, "positions"):
+        digests = results.run.samples.text_sha256[module.positions(results)]
+        moving["texts"] = [texts.get(bytes(digest), "(text not in the file)") for digest in digests]
+    spec, _ = spec_of(module.panel(width=PANEL), [])
+    spec["datasets"] = {"rows": "rows"}
+    return {
+        "choices": moving.pop("choices"),
+        **_table(module.summary(results)),
+        "specs": [spec],
+        "moving": moving,
+    }
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    columns = []
+    for name in names:
+        kind = "number" if any(isinstance(row.get(name), int | float) for row in rows) else "text"
+        columns.append({"name": name, "title": name, "kind": kind, "word": _word(name)})
+    return {"columns": columns, "rows": columns_of(rows)}
+
+
+def _word(name: str) -> str | None:
+    """Under which word the definitions have a column, if they do."""
+    try:
+        explain(name)
+    except ConfigError:
+        return None
+    return name
+
+
+def _definitions(parts: Sequence[Part], stores: Stores) -> list[tuple[str, str]]:
+    """The metrics that are shown and the columns of all tables, as `explain` has them."""
+    shown = [entry.name for results in stores.values() for entry in results.family]
+    for part in parts:
+        shown += [one["word"] for one in part.data.get("columns", ()) if one["word"]]
+    return [(name, _definition(name)) for name in dict.fromkeys(shown)]
+
+
+def _definition(name: str) -> str:
+    if name in NOTES:
+        return str(NOTES[name])
+    text = explain(name).partition(": ")[2]
+    text = re.sub(r"\n {14,}", " ", text)  # continued lines
+    return re.sub(r"\n  (\S+) +", r"\n\1: ", text)
+
+
+# JSON in HTML -----------------------------------------------------------------------------------
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows as columns: plain lists, or `names` and `codes` where strings repeat."""
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return {name: _column([plain(row.get(name)) for row in rows]) for name in names}
+
+
+def _column(values: list[Any]) -> Any:
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) * 2 > len(values) or not any(isinstance(x, str) for x in distinct):
+        return values
+    code = {value: i for i, value in enumerate(distinct)}
+    return {"names": distinct, "codes": [code[value] for value in values]}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: None for what is not finite, and 3 for 3.0."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return int(value) if value.is_integer() and abs(value) < 1e15 else value
+    return value
+
+
+def safe_json(value: Any) -> str:
+    """JSON that may stand in an HTML script element: no `<`, so that nothing ends the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def spec_of(chart: Any, rows: Sequence[Row]) -> tuple[dict[str, Any], str]:
+    """The Vega-Lite specification of a chart, and the words under its title.
+
+    Where its data are the rows, it has the word `rows`; the page has title and words as text.
+    """
+    spec: dict[str, Any] = chart.to_dict()
+    spec.pop("$schema", None)
+    title = spec.pop("title", {})
+    below = title.get("subtitle", []) if isinstance(title, dict) else []
+    spec["config"] = theme.config(COLORS)
+    own = [{name: plain(value) for name, value in row.items()} for row in rows]
+    for name, values in spec.get("datasets", {}).items():
+        if [{key: plain(value) for key, value in row.items()} for row in values] == own:
+            spec["datasets"][name] = "rows"
+    return spec, " ".join(below if isinstance(below, list) else [below])
