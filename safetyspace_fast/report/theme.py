@@ -18,10 +18,15 @@ SEQUENTIAL, DIVERGING = "viridis", "blueorange"
 FONT = "DejaVu Sans"
 FALLBACK = f"system-ui, {FONT}, sans-serif"
 PANEL_HEIGHT = 110
-ROW_HEIGHT = 18
-"""Of a row of names, in pixels."""
-MOST_LETTERS = 24
-"""Longer names are cut on axes and in legends; tables and tooltips have them whole."""
+ROW_HEIGHT = 10
+"""Of one model in a row of names, in pixels."""
+HEAT_HEIGHT = 16
+"""Of a row of a matrix, in pixels."""
+CROSS = "M-1,-1L1,1M1,-1L-1,1"
+"""A mark that is told from a dot without colour."""
+SPACING = 12
+LABEL_LIMIT = 130
+"""Pixels; longer names are cut on axes, while tables and tooltips have them whole."""
 
 SHORT_LAYER = (
     "replace(replace(replace(datum.value, 'block.', ''), 'final_norm', 'n'), 'embed', 'e')"
@@ -42,7 +47,7 @@ def config(colors: dict[str, str | None] = PAPER) -> dict[str, Any]:
     ink, quiet, line = colors["ink"], colors["quiet"], colors["line"]
     axis = {"labelColor": quiet, "titleColor": ink, "titleFontWeight": "normal"}
     lines = {"gridColor": line, "domainColor": line, "tickColor": line}
-    limits = {"labelLimit": 130, "titleLimit": 320}
+    limits = {"labelLimit": LABEL_LIMIT, "titleLimit": 320}
     return {
         "background": colors["paper"],
         "font": FALLBACK,
@@ -60,7 +65,7 @@ def config(colors: dict[str, str | None] = PAPER) -> dict[str, Any]:
 
 def distinct(rows: Sequence[dict[str, Any]], key: str) -> list[Any]:
     """What rows have of a column, each once, in their order."""
-    return list(dict.fromkeys(row[key] for row in rows))
+    return list(dict.fromkeys(row.get(key) for row in rows))
 
 
 def columns(panels: int, width: int) -> int:
@@ -78,25 +83,56 @@ def layer_axis(layers: Sequence[str], width: int) -> Any:
     import altair as alt
 
     step = max(1, math.ceil(len(layers) * 22 / width))
-    return alt.X("layer:N", sort=list(layers), title="layer").axis(
+    short = {"embed": "e: embed", "final_norm": "n: final norm"}
+    words = ", ".join(short[layer] for layer in layers if layer in short)
+    title = f"layer ({words})" if words and width > 220 else "layer"
+    return alt.X("layer:N", sort=list(layers), title=title).axis(
         labelExpr=SHORT_LAYER, values=list(layers)[::step], labelAngle=0
     )
 
 
-def by_model(models: Sequence[str]) -> tuple[Any, Any, Any]:
-    """Colour, dash and shape of each model, with one legend."""
+def point_size(layers: Sequence[str], width: int) -> int:
+    """Area of points that leave some room between each other."""
+    return 16 if width / len(layers) > 8 else 7
+
+
+def label_width(names: Sequence[str]) -> int:
+    """Pixels beside a panel whose axis has these names."""
+    return 10 + min(LABEL_LIMIT, 6 * max(len(name) for name in names))
+
+
+def gradient(names: int) -> dict[str, Any]:
+    """The legend of colours beside a matrix of so many rows."""
+    return {
+        "orient": "right",
+        "gradientLength": max(40, names * HEAT_HEIGHT),
+        "gradientThickness": 8,
+        "tickCount": 3,
+    }
+
+
+def by_model(
+    models: Sequence[str], *, field: str = "model", legend: bool = True
+) -> tuple[Any, Any, Any]:
+    """Colour, dash and shape of each model, with one legend if there are several.
+
+    Args:
+        models: their names, or what else `field` holds.
+        field: the column of rows.
+        legend: False leaves it out.
+    """
     import altair as alt
 
     def cycle(values: Sequence[Any]) -> list[Any]:
         return [values[i % len(values)] for i in range(len(models))]
 
-    one = len(models) == 1
-    legend = None if one else alt.Legend(title="model", symbolOpacity=1, symbolStrokeWidth=2)
+    shown = legend and len(models) > 1
+    key = alt.Legend(title=field, symbolOpacity=1, symbolStrokeWidth=2) if shown else None
     names = list(models)
     return (
-        alt.Color("model:N", legend=legend).scale(domain=names, range=cycle(COLORS)),
-        alt.StrokeDash("model:N", legend=legend).scale(domain=names, range=cycle(DASHES)),
-        alt.Shape("model:N", legend=legend).scale(domain=names, range=cycle(SHAPES)),
+        alt.Color(f"{field}:N", legend=key).scale(domain=names, range=cycle(COLORS)),
+        alt.StrokeDash(f"{field}:N", legend=key).scale(domain=names, range=cycle(DASHES)),
+        alt.Shape(f"{field}:N", legend=key).scale(domain=names, range=cycle(SHAPES)),
     )
 
 
@@ -113,8 +149,11 @@ def axis_title(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> str:
-    """Which metric and pooling a figure shows."""
-    return f"{rows[0]['metric']}, pooling {rows[0]['pooling']}."
+    """Which metric, pooling and layer a figure shows, of those that are the same in all rows."""
+    one = rows[0]
+    words = [str(one["metric"])] if "metric" in one else []
+    words += [f"{key} {one[key]}" for key in ("pooling", "layer") if len(distinct(rows, key)) == 1]
+    return ", ".join(words) + "."
 
 
 def title(text: str, *lines: str, width: int) -> Any:

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from .. import theme
-from ..results import rounded
-from . import NothingToShowError, Row
+from . import Row
+from ._cells import CELL, cells, require_numbers
 
 if TYPE_CHECKING:
     from ..results import Results
@@ -15,53 +15,32 @@ ABOUT = "Band: 95 % interval. Dotted: value expected without any difference (flo
 
 
 def rows(results: "Results") -> list[Row]:
-    """One row a language, model and layer: value, interval, floor and marks of the table."""
-    metric, pooling = results.metric, results.pooling
-    data = results.separation.sel(metric=metric.name, pooling=pooling)
-    found: list[Row] = []
-    for lang in results.selection.languages:
-        for model in results.names:
-            for i, layer in enumerate(results.selection.layers):
-                cell = data.sel(lang=lang, model=model, layer=layer)
-                numbers = {
-                    name: rounded(float(cell[name]))
-                    for name in ("value", "low", "high", "floor", "p", "p_family")
-                }
-                found.append(
-                    {
-                        "lang": lang,
-                        "model": model,
-                        "layer": layer,
-                        "depth": i,
-                        "metric": metric.name,
-                        "pooling": pooling,
-                        **numbers,
-                        "refused": str(cell["refused"].item()),
-                    }
-                )
-    if all(row["value"] is None for row in found):
-        raise NothingToShowError(f"no layer has a number of {metric.name}: {found[0]['refused']}")
-    return found
+    """One row a language, model and layer: the numbers and marks of `separation`."""
+    metric, pooling = results.metric.name, results.pooling
+    data = results.separation.sel(metric=metric, pooling=pooling, model=list(results.names))
+    found = cells(data, ("lang", "model", "layer"), CELL, metric=metric, pooling=pooling)
+    return require_numbers(list(found), "no layer has a number")
 
 
 def chart(rows: list[Row], *, width: int) -> Any:
     """Small multiples: band of the 95 % interval, line, and the dotted floor of each model."""
     import altair as alt
 
-    langs, models = theme.distinct(rows, "lang"), theme.distinct(rows, "model")
+    langs, layers = theme.distinct(rows, "lang"), theme.distinct(rows, "layer")
     columns = theme.columns(len(langs), width)
     panel = theme.panel_width(width, columns)
-    x = theme.layer_axis(theme.distinct(rows, "layer"), panel)
+    x = theme.layer_axis(layers, panel)
     y = alt.Y("value:Q", title=theme.axis_title(rows)).scale(zero=False)
-    color, dash, shape = theme.by_model(models)
+    color, dash, shape = theme.by_model(theme.distinct(rows, "model"))
     base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=color)
-    label = "datum.lang + ', ' + datum.model + ', ' + datum.layer"
-    described = base.transform_calculate(label=label)
+    described = base.transform_calculate(
+        label="datum.lang + ', ' + datum.model + ', ' + datum.layer + ': ' + datum.value"
+    )
     layered = alt.layer(
-        described.mark_area(opacity=0.18, aria=False).encode(alt.Y("low:Q"), alt.Y2("high:Q")),
-        described.mark_line(strokeDash=[1, 3], strokeWidth=1, aria=False).encode(y="floor:Q"),
-        described.mark_line(aria=False).encode(y=y, strokeDash=dash),
-        described.mark_point(size=14, filled=True, opacity=1).encode(
+        base.mark_area(opacity=0.18, aria=False).encode(alt.Y("low:Q"), alt.Y2("high:Q")),
+        base.mark_line(strokeDash=[1, 3], strokeWidth=1, aria=False).encode(y="floor:Q"),
+        base.mark_line(aria=False).encode(y=y, strokeDash=dash),
+        described.mark_point(size=theme.point_size(layers, panel), filled=True, opacity=1).encode(
             y=y,
             shape=shape,
             description="label:N",
@@ -69,12 +48,5 @@ def chart(rows: list[Row], *, width: int) -> Any:
         ),
     ).properties(width=panel, height=theme.PANEL_HEIGHT)
     return layered.facet(
-        facet=alt.Facet("lang:N", sort=langs, title=None), columns=columns
-    ).properties(
-        title=theme.title(
-            TITLE,
-            theme.shown(rows),
-            ABOUT,
-            width=width,
-        )
-    )
+        facet=alt.Facet("lang:N", sort=langs, title=None), columns=columns, spacing=theme.SPACING
+    ).properties(title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width))
