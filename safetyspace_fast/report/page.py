@@ -1,5 +1,7 @@
 """The page as data: the answer, every figure with its table, definitions, how it was made."""
 
+import base64
+import gzip
 import itertools
 import json
 import math
@@ -22,9 +24,9 @@ Row = dict[str, Any]
 Stores = dict[str, "Results"]
 WIDTHS = (900, 320)
 """Of a figure on a wide page and on a phone, in pixels; `static/page.js` chooses."""
-PANEL = 300
-"""Of one model's panel in a figure with a slider, in pixels."""
-_INK, _LINE = "currentColor", "#80808066"
+PANELS = (420, 290)
+"""Of one model's panel in a figure with a slider: wide page, phone."""
+_INK, _LINE = "currentColor", "#80808040"
 """Text takes the page's colour: light, dark and in print."""
 COLORS: dict[str, str | None] = {"ink": _INK, "quiet": _INK, "line": _LINE, "paper": None}
 
@@ -36,15 +38,14 @@ class Part:
     name: str
     title: str
     about: str = ""
-    caption: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     missing: str = ""
     """Why there is nothing to show; then there are no data."""
 
     @property
-    def json(self) -> str:
+    def packed(self) -> str:
         """The data as they stand in the page."""
-        return safe_json(self.data)
+        return packed(self.data)
 
 
 @dataclass
@@ -121,39 +122,39 @@ def _count(number: int, what: str) -> str:
 
 def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
     """Pairs, models without a partner, then what the data cannot tell."""
-    metric, pooling = results.metric, results.pooling
     before = f"{words.isolated(name)}: " if len(stores) > 1 else ""
-    lead = f"Measured by {metric.name} ({metric.title}), pooling {pooling}."
-    compared = {}
+    lead = (
+        f"Measured by {results.metric.name} ({results.metric.title}), pooling {results.pooling}; "
+        "significant after correction over all layers, languages, metrics and poolings."
+    )
+    asked = results.metric.name, results.pooling
+    compared = []
     for pair in results.pairs:
         title = before + " → ".join(map(words.isolated, pair))
         try:
-            compared[pair] = results.comparison(pair)
+            dataset = results.comparison(pair)
         except ConfigError as error:
-            yield Group(title, "", [words.Finding("unknown", "Not compared", f"{error}")])
+            yield Group(title, "", [words.Finding("unknown", "Not compared:", str(error))])
             continue
-        findings = words.changes(compared[pair], metric.name, pooling)
+        findings = words.changes(dataset, *asked) + words.elsewhere(dataset, *asked)
         yield Group(title, f"What tuning changed. {lead}", findings)
+        compared.append(dataset)
     paired = {model for pair in results.pairs for model in pair}
-    separation = results.separation
     for model in results.selection.models:
         if model not in paired:
-            view = separation.sel(model=model)
+            view = results.separation.sel(model=model)
+            findings = words.levels(view, *asked)
             title = before + words.isolated(model)
-            yield Group(title, f"Where the classes are apart. {lead}",
-                        words.levels(view, metric.name, pooling))  # fmt: skip
-    cautions = words.cautions(separation, pooling)
-    seen = {finding.head for finding in cautions}
-    for dataset in compared.values():
-        cautions += [x for x in words.cautions(dataset, pooling) if x.head not in seen]
-        seen |= {finding.head for finding in cautions}
+            yield Group(title, f"Where the classes are apart. {lead}", findings)
+    cautions = {
+        finding.head: finding
+        for dataset in (*reversed(compared), results.separation)
+        for finding in words.cautions(dataset, results.pooling)
+    }
     if not results.controls:
-        text = (
-            "is not in this store: run random:MODEL too, to see how much of a separation the "
-            "words alone give a model that has learnt nothing."
-        )
-        cautions.append(words.Finding("caution", "An untrained model", text))
-    yield Group(before + "What these data cannot tell", "", cautions)
+        finding = words.NO_CONTROL
+        cautions[finding.head] = finding
+    yield Group(before + "What these data cannot tell", "", list(cautions.values()))
 
 
 def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
@@ -163,18 +164,17 @@ def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
         if hasattr(module, "moving"):
             part.data = _moving(module, stores, texts)
         else:
-            part.data, part.caption = _still(module, stores)
+            part.data = _still(module, stores)
     except ConfigError as error:
         part.missing = str(error)
     return part
 
 
-def _still(module: Any, stores: Stores) -> tuple[dict[str, Any], str]:
+def _still(module: Any, stores: Stores) -> dict[str, Any]:
     """A figure with a chart for every store, metric and pooling that its rows depend on."""
     rows: list[Row] = []
     specs: list[dict[str, Any]] = []
-    charts: dict[str, list[int]] = {}
-    caption, reasons = "", dict[str, None]()
+    charts: dict[str, Row] = {}
     first = next(iter(stores.values()))
     names = {
         "store": list(stores),
@@ -185,6 +185,7 @@ def _still(module: Any, stores: Stores) -> tuple[dict[str, Any], str]:
     depends = None
     for at in itertools.product(*map(range, map(len, names.values()))):
         store, metric, pooling = (own[i] for own, i in zip(names.values(), at, strict=True))
+        key = " ".join(map(str, at))
         if depends is not None and any(
             i and name not in depends for name, i in zip(names, at, strict=True)
         ):
@@ -192,28 +193,28 @@ def _still(module: Any, stores: Stores) -> tuple[dict[str, Any], str]:
         try:
             own = module.rows(stores[store].showing(metric=metric, pooling=pooling))
         except ConfigError as error:
-            reasons[str(error)] = None
+            charts[key] = {"missing": str(error)}
             continue
         depends = {"store", *own[0]} if depends is None else depends
         rows += [{"store": store, **row} for row in own] if len(stores) > 1 else own
-        pair = []
+        chart: Row = {"specs": []}
         for width in WIDTHS:
-            spec, below = spec_of(module.chart(own, width=width), own)
-            caption = caption or below
+            spec, chart["caption"] = spec_of(module.chart(own, width=width), own)
             if spec not in specs:
                 specs.append(spec)
-            pair.append(specs.index(spec))
-        charts[" ".join(map(str, at))] = pair
+            chart["specs"].append(specs.index(spec))
+        chart["caption"] = chart["caption"].replace(getattr(module, "ABOUT", ""), "").strip()
+        charts[key] = chart
     if not rows:
+        reasons = dict.fromkeys(chart["missing"] for chart in charts.values())
         raise ConfigError("; ".join(reasons) or "there is nothing to show")
     choices: list[Row] = [{"name": key, "title": key.capitalize(), "values": own, "start": 0}
                for key, own in names.items()]  # fmt: skip
-    for i, (key, choice) in enumerate(zip(names, choices, strict=True)):
-        if key not in (depends or {}) or (key == "store" and len(stores) == 1):
+    for i, (name, choice) in enumerate(zip(names, choices, strict=True)):
+        if name not in (depends or {}):
             choice["values"] = choice["values"][:1]
-        charted = {int(place.split()[i]) for place in charts}
-        choice["start"] = min(charted)
-    return {"choices": choices, **_table(rows), "specs": specs, "charts": charts}, caption
+        choice["start"] = min(int(key.split()[i]) for key, x in charts.items() if "specs" in x)
+    return {"choices": choices, **_table(rows), "specs": specs, "charts": charts}
 
 
 def _moving(module: Any, stores: Stores, texts: dict[bytes, str]) -> dict[str, Any]:
@@ -223,12 +224,10 @@ def _moving(module: Any, stores: Stores, texts: dict[bytes, str]) -> dict[str, A
     if texts and hasattr(module, "positions"):
         digests = results.run.samples.text_sha256[module.positions(results)]
         moving["texts"] = [texts.get(bytes(digest), "(text not in the file)") for digest in digests]
-    spec, _ = spec_of(module.panel(width=PANEL), [])
-    spec["datasets"] = {"rows": "rows"}
     return {
         "choices": moving.pop("choices"),
         **_table(module.summary(results)),
-        "specs": [spec],
+        "specs": [spec_of(module.panel(width=width), [])[0] for width in PANELS],
         "moving": moving,
     }
 
@@ -267,9 +266,6 @@ def _definition(name: str) -> str:
     return re.sub(r"\n  (\S+) +", r"\n\1: ", text)
 
 
-# JSON in HTML -----------------------------------------------------------------------------------
-
-
 def columns_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Rows as columns: plain lists, or `names` and `codes` where strings repeat."""
     names = dict.fromkeys(itertools.chain.from_iterable(rows))
@@ -293,26 +289,41 @@ def plain(value: Any) -> Any:
     return value
 
 
-def safe_json(value: Any) -> str:
-    """JSON that may stand in an HTML script element: no `<`, so that nothing ends the element."""
+def packed(value: Any) -> str:
+    """JSON, compressed, in base64: a fifth of its size, and no letter of it means anything in HTML.
+
+    The same value gives the same letters.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def spec_of(chart: Any, rows: Sequence[Row]) -> tuple[dict[str, Any], str]:
     """The Vega-Lite specification of a chart, and the words under its title.
 
-    Where its data are the rows, it has the word `rows`; the page has title and words as text.
+    Its data are named `rows`, which the script fills; the page has title and words as text.
+
+    Args:
+        chart: of one figure.
+        rows: that it was made of.
     """
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("$schema", None)
     title = spec.pop("title", {})
     below = title.get("subtitle", []) if isinstance(title, dict) else []
     spec["config"] = theme.config(COLORS)
-    own = [{name: plain(value) for name, value in row.items()} for row in rows]
-    for name, values in spec.get("datasets", {}).items():
-        if [{key: plain(value) for key, value in row.items()} for row in values] == own:
-            spec["datasets"][name] = "rows"
+    _name_rows(spec, rows)
     return spec, " ".join(below if isinstance(below, list) else [below])
+
+
+def _name_rows(part: Any, rows: Sequence[Row]) -> None:
+    """Put the name `rows` in place of the rows, wherever a specification holds them."""
+    if isinstance(part, list):
+        for one in part:
+            _name_rows(one, rows)
+    elif isinstance(part, dict):
+        data = part.get("data")
+        if isinstance(data, dict) and data.get("values") == rows:
+            part["data"] = {"name": "rows"}
+        for one in part.values():
+            _name_rows(one, rows)

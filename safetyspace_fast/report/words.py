@@ -12,7 +12,7 @@ from ..analysis.columns import CHANCE, Style
 if TYPE_CHECKING:
     import xarray
 
-Kind = Literal["grew", "fell", "mixed", "unknown", "caution"]
+Kind = Literal["grew", "fell", "mixed", "unknown", "note", "caution"]
 FEW_TEXTS = 50
 """Texts of a class below which the page warns of wide intervals."""
 CONFOUNDED = 0.1
@@ -73,7 +73,7 @@ def _change(view: "xarray.Dataset", lang: str) -> Finding | None:
     kind: Kind = "mixed" if grew.any() and fell.any() else "grew" if grew.any() else "fell"
     return Finding(
         kind,
-        isolated(lang),
+        f"{isolated(lang)}:",
         f"{', '.join(parts)}. Largest change at {layers[i]}: {_signed(style, *ends[0])}, from "
         f"{before} to {after}.",
     )
@@ -85,17 +85,44 @@ def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> F
     if not np.isfinite(low).any():
         reasons = sorted({str(x) for x in view["refused"].to_numpy().ravel() if x})
         why = "; ".join(reasons) or "no interval is known"
-        return Finding("unknown", listed(langs), f"nothing can be said: {why}.")
+        return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
     style = Style.of([(0.0, float(a), float(b)) for a, b in zip(low.ravel(), high.ravel(),
                      strict=True)])  # fmt: skip
     reach = " As far as these texts show, tuning did not reach them." if others else ""
     return Finding(
         "unknown",
-        listed(langs),
+        f"{listed(langs)}:",
         "no layer changed by more than chance explains. This does not show that nothing changed: "
         f"the 95 % intervals reach from {style.number(float(np.nanmin(low)))} to "
         f"{style.number(float(np.nanmax(high)))}.{reach}",
     )
+
+
+def elsewhere(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding]:
+    """Whether the other metrics and poolings of the results say the same."""
+    lines = []
+    for other in _names(dataset, "metric"):
+        for place in _names(dataset, "pooling"):
+            if (other, place) == (metric, pooling):
+                continue
+            view = dataset.sel(metric=other, pooling=place)
+            moved = view["p_family"] <= CHANCE
+            lines.append(f"{other}, pooling {place}: {_summed(view, moved)}")
+    if not lines:
+        return []
+    return [Finding("note", "Other choices.", "; ".join(lines) + ".")]
+
+
+def _summed(view: "xarray.Dataset", moved: "xarray.DataArray") -> str:
+    """`further apart in en, closer in de`."""
+    parts = []
+    for where, word in ((view["difference"] > 0, "further apart"), (view["difference"] < 0,
+                        "closer together")):  # fmt: skip
+        flags = (moved & where).any("layer").to_numpy()
+        langs = [lang for lang, flag in zip(_names(view, "lang"), flags, strict=True) if flag]
+        if langs:
+            parts.append(f"{word} in {listed(langs)}")
+    return ", ".join(parts) or "no change beyond chance"
 
 
 def _less(view: "xarray.Dataset") -> list[Finding]:
@@ -122,7 +149,7 @@ def _less(view: "xarray.Dataset") -> list[Finding]:
     return [
         Finding(
             "mixed",
-            f"Not like {isolated(reference)}",
+            f"Not like {isolated(reference)}:",
             f"at {_names(view, 'layer')[i]}, where {isolated(reference)} changed most, these "
             f"languages differ from its change by: {each}.",
         )
@@ -153,13 +180,21 @@ def levels(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding
             f"apart at {_share(p <= CHANCE, layers)}. Largest at {layers[i]}: "
             f"{style.entry(*ends)}{expected}."
         )
-        findings.append(Finding("grew", isolated(lang), text))
+        findings.append(Finding("grew", f"{isolated(lang)}:", text))
     if chance:
         reasons = sorted({str(x) for x in view["refused"].sel(lang=chance).to_numpy().ravel() if x})
         why = f" Refused: {'; '.join(reasons)}." if reasons else ""
         text = f"no layer is further apart than chance explains.{why}"
-        findings.append(Finding("unknown", listed(chance), text))
+        findings.append(Finding("unknown", f"{listed(chance)}:", text))
     return findings
+
+
+NO_CONTROL = Finding(
+    "caution",
+    "An untrained model",
+    "is not in this store: run random:MODEL too, to see how much of a separation the words alone "
+    "give a model that has learnt nothing.",
+)
 
 
 def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:

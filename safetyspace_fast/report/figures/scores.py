@@ -87,8 +87,11 @@ def _histogram(data: Any, x: Any = None, y: Any = None) -> Any:
     def scale(domain: Any) -> Any:
         return alt.Scale(nice=False) if domain is None else alt.Scale(domain=domain, nice=False)
 
-    color = alt.Color("text:N", title=None).scale(domain=list(LABELS), range=theme.COLORS[:2])
-    dash = alt.StrokeDash("text:N", title=None).scale(domain=list(LABELS), range=[[1, 0], [5, 3]])
+    legend = alt.Legend(title=None, symbolOpacity=1, symbolType="stroke", symbolStrokeWidth=2)
+    color = alt.Color("text:N", legend=legend).scale(domain=list(LABELS), range=theme.COLORS[:2])
+    dash = alt.StrokeDash("text:N", legend=legend).scale(
+        domain=list(LABELS), range=[[1, 0], [5, 3]]
+    )
     base = alt.Chart(data).encode(
         x=alt.X("from:Q", title="held-out score", scale=scale(x)),
         y=alt.Y("share:Q", title="share of texts", scale=scale(y), stack=None),

@@ -1,4 +1,4 @@
-/* Draws each section[data-figure] from the JSON beside it: controls, charts, table, CSV.
+/* Draws each section[data-figure] from the data beside it: controls, charts, table, CSV.
    Names and texts reach the page as textContent only. */
 (() => {
 "use strict";
@@ -28,6 +28,13 @@ function rowsOf(data) {
 
 function bytes(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+}
+
+/* The data of a figure: gzipped JSON in base64. */
+function unpacked(name) {
+  const stored = bytes(document.getElementById(`data-${name}`).textContent);
+  const stream = new Blob([stored]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
 }
 
 /* One tip for definitions of columns and for marks of charts. */
@@ -178,10 +185,10 @@ const options = {
 };
 
 class Figure {
-  constructor(section) {
+  constructor(section, data) {
     this.section = section;
     this.name = section.dataset.figure;
-    this.data = JSON.parse(document.getElementById(`data-${this.name}`).textContent);
+    this.data = data;
     this.rows = rowsOf(this.data);
     this.moving = this.data.moving;
     if (this.moving) {
@@ -191,6 +198,7 @@ class Figure {
     this.at = {};
     this.views = [];
     this.charts = section.querySelector(".charts");
+    this.caption = section.querySelector("figcaption");
     this.details = section.querySelector("details.table");
     this.controls();
     this.details.addEventListener("toggle", () => this.showTable());
@@ -234,13 +242,13 @@ class Figure {
   panels() {
     if (this.moving) {
       return frames[this.moving.kind](this.moving, this.at)
-        .map((panel) => ({ ...panel, spec: this.data.specs[0] }));
+        .map((panel) => ({ ...panel, spec: this.data.specs[this.wide() ? 0 : 1] }));
     }
     const key = this.data.choices.map(({ name }) => this.at[name]).join(" ");
-    const pair = this.data.charts[key];
-    if (!pair) return [];
-    const spec = this.data.specs[pair[this.wide() ? 0 : 1]];
-    return [{ spec, rows: this.chosen(), signals: {} }];
+    const { specs, caption, missing } = this.data.charts[key];
+    this.caption.textContent = specs ? caption : `Nothing to show: ${missing}`;
+    if (!specs) return [];
+    return [{ spec: this.data.specs[specs[this.wide() ? 0 : 1]], rows: this.chosen(), signals: {} }];
   }
 
   wide() { return this.section.clientWidth >= WIDE; }
@@ -254,9 +262,7 @@ class Figure {
     this.views = await Promise.all(panels.map(async ({ spec, rows, signals, title }, i) => {
       const whole = structuredClone(spec);
       if (title) whole.title = { text: title, limit: 300, anchor: "start" };
-      for (const [name, value] of Object.entries(whole.datasets || {})) {
-        if (value === "rows") whole.datasets[name] = rows;
-      }
+      whole.datasets = { rows };
       for (const param of whole.params || []) {
         if (param.name in signals) param.value = signals[param.name];
       }
@@ -307,8 +313,10 @@ class Figure {
 }
 
 async function main() {
-  const figures = [...document.querySelectorAll("section[data-figure]")].map((one) => new Figure(one));
-  for (const figure of figures) {
+  const figures = [];
+  for (const section of document.querySelectorAll("section[data-figure]")) {
+    const figure = new Figure(section, await unpacked(section.dataset.figure));
+    figures.push(figure);
     await figure.draw();
     await new Promise((resume) => setTimeout(resume)); // what a reader does comes first
   }
