@@ -34,7 +34,8 @@ ALLOWED = {
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
     "terminal": {"api", "errors", "info"},
-    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"},
+    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"}
+    | {"report"},
     "__init__": {"api", "ops"},
 }
 

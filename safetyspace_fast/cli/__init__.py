@@ -10,6 +10,7 @@ from .. import terminal
 from ..errors import ConfigError, SafetySpaceError
 from .data import add_data
 from .questions import add_curve, add_explain, add_languages, add_power, add_transfer
+from .report import add_plot
 from .run import add_run
 from .sampled import add_bench, add_verify
 from .statistics import add_compare, add_separation
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add_power(commands)
     add_curve(commands)
     add_transfer(commands)
+    add_plot(commands)
     add_explain(commands)
     add_verify(commands)
     add_bench(commands)
