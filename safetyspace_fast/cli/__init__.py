@@ -10,7 +10,7 @@ from .. import terminal
 from ..errors import ConfigError, SafetySpaceError
 from .data import add_data
 from .questions import add_curve, add_explain, add_languages, add_power, add_transfer
-from .report import add_report
+from .report import add_plot, add_report
 from .run import add_run
 from .sampled import add_bench, add_verify
 from .statistics import add_compare, add_separation
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add_curve(commands)
     add_transfer(commands)
     add_report(commands)
+    add_plot(commands)
     add_explain(commands)
     add_verify(commands)
     add_bench(commands)

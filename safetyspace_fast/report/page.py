@@ -91,7 +91,7 @@ def page(
         parts.append(_part(name, stores, texts))
     texts_of = sum(len(run.samples.label) for run in runs.values())
     langs = {lang for results in stores.values() for lang in results.selection.languages}
-    models = [model for results in stores.values() for model in results.selection.models]
+    models = [model for results in stores.values() for model in results.names]
     return Page(
         title="Safety space: how far apart models hold harmful and harmless text",
         subtitle=f"{', '.join(map(words.isolated, stores))}: {texts_of:,} texts, "
@@ -140,7 +140,7 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
         yield Group(title, f"What tuning changed. {lead}", findings)
         compared.append(dataset)
     paired = {model for pair in results.pairs for model in pair}
-    for model in results.selection.models:
+    for model in results.names:
         if model not in paired:
             view = results.separation.sel(model=model)
             findings = words.levels(view, *asked)

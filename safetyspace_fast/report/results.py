@@ -10,6 +10,7 @@ from ..analysis import compare, directions, parallel, separation
 from ..analysis.families import choose
 from ..analysis.metric import MetricName, Metrics
 from ..analysis.selection import Names, listed, select
+from ..config import layer_name
 from ..errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ Pair = tuple[str, str]
 class Results:
     """The results of one store, for one selection of it.
 
-    What is shown is one metric and one pooling of it, those named first; `showing` changes them.
+    Figures show one metric and one pooling, those named first, and some of them one layer, the last
+    as in tables. `showing` changes them.
     """
 
     run: "Run"
@@ -65,9 +67,18 @@ class Results:
         self.metric = self.family[0]
         asked = self.selection.poolings if self.poolings is None else listed(self.poolings)
         self.pooling = asked[0]
+        self.layer = self.selection.layers[-1]
 
-    def showing(self, *, metric: str | None = None, pooling: str | None = None) -> "Results":
-        """The same results with another metric or pooling shown; nothing is computed again.
+    def showing(
+        self,
+        *,
+        metric: str | None = None,
+        layer: str | None = None,
+        pooling: str | None = None,
+    ) -> "Results":
+        """The same results with another metric, layer or pooling shown.
+
+        What was computed is kept, for both.
 
         Raises:
             ConfigError: it is not one of these results.
@@ -78,16 +89,17 @@ class Results:
             if metric not in names:
                 raise ConfigError(f"metric: no {metric!r} here; choose from {', '.join(names)}")
             other.metric = self.family[names.index(metric)]
+        if layer is not None:
+            other.layer = layer_name(layer, self.selection.layers)
+            if other.layer not in self.selection.layers:
+                raise ConfigError(
+                    f"layer: no {layer!r} here; has {', '.join(self.selection.layers)}"
+                )
         if pooling is not None:
             if pooling not in (poolings := self.selection.poolings):
                 raise ConfigError(f"pooling: no {pooling!r} here; has {', '.join(poolings)}")
             other.pooling = pooling
         return other
-
-    @property
-    def layer(self) -> str:
-        """The layer of figures that show one: the last of the selection, as in tables."""
-        return self.selection.layers[-1]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,7 +189,7 @@ class Results:
     @property
     def directions(self) -> "xarray.Dataset":
         """What `analysis.directions` gives for the layer and the pooling that are shown."""
-        return self._once(("directions", self.pooling), self._directions)
+        return self._once(("directions", self.layer, self.pooling), self._directions)
 
     @property
     def parallel(self) -> "xarray.Dataset":

@@ -15,8 +15,8 @@ GREY = "#808080"
 """Floors and zero lines: visible on white and on `DARK`."""
 SEQUENTIAL, DIVERGING = "viridis", "blueorange"
 
-FONT = "DejaVu Sans"
-FALLBACK = f"system-ui, {FONT}, sans-serif"
+FONT = "Liberation Sans, Arial, Helvetica, DejaVu Sans, sans-serif"
+"""Fonts as alike as those of most papers; vl-convert brings the first of them."""
 PANEL_HEIGHT = 110
 ROW_HEIGHT = 10
 """Of one model in a row of names, in pixels."""
@@ -50,7 +50,7 @@ def config(colors: dict[str, str | None] = PAPER) -> dict[str, Any]:
     limits = {"labelLimit": LABEL_LIMIT, "titleLimit": 320}
     return {
         "background": colors["paper"],
-        "font": FALLBACK,
+        "font": FONT,
         "view": {"stroke": line},
         "axis": axis | lines | {"labelFontSize": 10, "titleFontSize": 11, **limits},
         "legend": {"labelColor": ink, "titleColor": quiet, "orient": "bottom", "columns": 4}

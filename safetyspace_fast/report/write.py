@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .plot import require
 from .results import METRICS, Results
 
 if TYPE_CHECKING:
@@ -129,15 +130,11 @@ def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script.
 
     Raises:
-        ConfigError: it is not installed.
+        SafetySpaceError: it is not installed.
     """
-    try:
-        import altair  # noqa: F401  # what the figures are made with
-        import vl_convert
-    except ImportError as error:
-        raise ConfigError(
-            f"report: {error.name} is missing; pip install 'safetyspace-fast[report]'"
-        ) from error
+    require("altair", "vl_convert")
+    import vl_convert
+
     return (
         str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub forgets a default
         .replace("\r\n", "\n")

@@ -66,7 +66,7 @@ def rows(results: "Results") -> list[Row]:
     found: list[Row] = []
     for lang in results.selection.languages:
         labels = _labels(results, lang)
-        for model in results.selection.models:
+        for model in results.names:
             points = coordinates(results, model, lang)[i_layer, i_pooling]
             found += [
                 {"lang": lang, "model": model, "layer": results.layer, "pooling": results.pooling,
@@ -137,10 +137,10 @@ def _points(data: Any, domain: Any = None) -> Any:
 def summary(results: "Results") -> list[Row]:
     """The table of the page: mean and spread of the drawn texts, of each layer, model and label."""
     found: list[Row] = []
-    of = {model: components_of(results, model) for model in results.selection.models}
+    of = {model: components_of(results, model) for model in results.names}
     for lang in results.selection.languages:
         labels = _labels(results, lang)
-        for model in results.selection.models:
+        for model in results.names:
             points = coordinates(results, model, lang)
             for value, name in enumerate(LABELS):
                 own = points[:, :, labels == value]
@@ -164,7 +164,7 @@ def moving(results: "Results") -> dict[str, Any]:
 
     A coordinate is its number times the cell's `reach` over `STEPS`; `NOT_FINITE` is none.
     """
-    langs, models = results.selection.languages, results.selection.models
+    langs, models = results.selection.languages, results.names
     parts = {
         model: [coordinates(results, model, lang) for lang in langs] for model in models
     }  # [layer, pooling, text, 2] each

@@ -32,7 +32,7 @@ def rows(results: "Results") -> list[Row]:
         counts, ends = _histograms(results, lang)
         low, high = ends[i_layer, i_pooling]
         edges = np.linspace(low, high, BINS + 1)
-        for model, own in zip(results.selection.models, counts, strict=True):
+        for model, own in zip(results.names, counts, strict=True):
             for name, bins in zip(LABELS, own[i_layer, i_pooling], strict=True):
                 if not (total := bins.sum()):
                     continue
@@ -108,7 +108,7 @@ def summary(results: "Results") -> list[Row]:
     found: list[Row] = []
     for lang in results.selection.languages:
         label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
-        for model in results.selection.models:
+        for model in results.names:
             scores = row_values(results, model, "heldout_score", lang)
             for value, name in enumerate(LABELS):
                 own = scores[:, :, label == value]
@@ -133,7 +133,7 @@ def _numbers(scores: NDArray[np.float32]) -> Row:
 
 def moving(results: "Results") -> dict[str, Any]:
     """All layers for the page: uint16 [layer, pooling, lang, label, bin] of each model."""
-    langs, models = results.selection.languages, results.selection.models
+    langs, models = results.selection.languages, results.names
     counts, ends = zip(*(_histograms(results, lang) for lang in langs), strict=True)
     by_model = np.stack(counts, 3)  # [model, layer, pooling, lang, label, bin]
     cells = np.stack(ends, 2).reshape(-1, len(langs), 2)
@@ -153,7 +153,7 @@ def moving(results: "Results") -> dict[str, Any]:
 def _histograms(results: "Results", lang: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """[model, layer, pooling, label, bin] counts, and [layer, pooling, 2] ends of the bins."""
     label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
-    models = results.selection.models
+    models = results.names
     scores = np.stack([row_values(results, model, "heldout_score", lang) for model in models])
     finite = np.isfinite(scores)
     low = np.where(finite, scores, np.inf).min((0, 3), initial=np.inf)
