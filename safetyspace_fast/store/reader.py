@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -226,6 +227,11 @@ class Run:
                     complete.append(name)
         return tuple(complete)
 
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Names of the models that are not complete: of a run that goes on or has stopped."""
+        return tuple(x for x in names_in(self._root, "models") if x not in self.models)
+
     @cached_property
     def samples(self) -> SampleTable:
         """Source, label, language, pair and fold of every sample.
@@ -283,6 +289,15 @@ class Run:
                 f"{self.place}: model {name!r} is not complete; finish it with --resume"
             )
         return store
+
+    @cached_property
+    def plot(self) -> Any:
+        """Figures of this store, as Altair charts: `run.plot.layers()`; see `report.plot.Plots`.
+
+        `report` lies above this room. It is loaded by name and only here, so that whoever reads a
+        store needs nothing of it.
+        """
+        return import_module("safetyspace_fast.report.plot").Plots(self)
 
     def separation(self, name: str) -> "xarray.Dataset":
         """The stored results of one model: for each metric `[layer, pooling, lang, number]`.

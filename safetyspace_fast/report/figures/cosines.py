@@ -1,0 +1,47 @@
+"""Do languages share one harm direction? Cosines, with the noise ceiling on the diagonal."""
+
+from typing import TYPE_CHECKING, Any
+
+from .. import theme
+from . import NothingToShowError, Row, _matrix
+from ._cells import cells, require_numbers
+
+if TYPE_CHECKING:
+    from ..results import Results
+
+NAME = "cosines"
+TITLE = "Harm directions of languages"
+ABOUT = (
+    "Cosine between the directions of two languages, corrected for noise. Diagonal: the noise "
+    "ceiling, the cosine between two halves of a language's own texts. Empty: too noisy."
+)
+_NUMBERS = {
+    "value": "direction_cosine",
+    "low": "direction_low",
+    "high": "direction_high",
+    "ceiling": "direction_reliability",
+}
+
+
+def rows(results: "Results") -> list[Row]:
+    """One row a model and two languages: cosine, interval, and the less reliable direction."""
+    if len(results.selection.languages) < 2:
+        raise NothingToShowError("cosines between languages need two languages or more")
+    same = {"layer": results.layer, "pooling": results.pooling}
+    data = results.directions.sel(same | {"model": list(results.names)})
+    found = list(cells(data, ("model", "lang", "other_lang"), _NUMBERS, **same))
+    apart = [row for row in found if row["lang"] != row["other_lang"]]
+    require_numbers(apart, "no two languages have directions that are reliable enough for a cosine")
+    return found
+
+
+def chart(rows: list[Row], *, width: int) -> Any:
+    """A matrix a model; what is on the diagonal is the ceiling, not 1."""
+    drawn = [
+        row | {"value": row["ceiling"], "low": None, "high": None}
+        if row["lang"] == row["other_lang"]
+        else row
+        for row in rows
+    ]
+    title = theme.title(TITLE, theme.shown(rows), ABOUT, width=width)
+    return _matrix.chart(drawn, title, domain=(-1.0, 1.0), width=width)

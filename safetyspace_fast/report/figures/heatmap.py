@@ -1,0 +1,105 @@
+"""Languages x layers: the value in each model, and the difference that tuning made."""
+
+from typing import TYPE_CHECKING, Any
+
+from .. import theme
+from . import Row
+from ._cells import CELL, DIFFERENCE, cells, require_numbers
+
+if TYPE_CHECKING:
+    from ..results import Results
+
+NAME = "heatmap"
+TITLE = "Separation in every layer and language"
+ABOUT = "Dot: significant after correction. Cross: consistent with chance. Empty: no number."
+VALUE, CHANGE = "value", "difference"
+
+
+def rows(results: "Results") -> list[Row]:
+    """One row a panel, model (or pair, `aligned - base`), language and layer."""
+    metric, pooling = results.metric.name, results.pooling
+    at = {"metric": metric, "pooling": pooling}
+    data = results.separation.sel(at | {"model": list(results.names)})
+    found = list(cells(data, ("model", "lang", "layer"), CELL, panel=VALUE, **at))
+    for (base, aligned), comparison in results.comparisons().items():
+        same = {"panel": CHANGE, "model": f"{aligned} - {base}"} | at
+        found += cells(comparison.sel(at), ("lang", "layer"), DIFFERENCE, **same)
+    return require_numbers(found, "no layer has a number in any language")
+
+
+def chart(rows: list[Row], *, width: int) -> Any:
+    """One panel a model and one a pair; values share a scale of colours, and differences do."""
+    import altair as alt
+
+    panels = []
+    for panel in (VALUE, CHANGE):
+        inside = [row for row in rows if row["panel"] == panel]
+        panels += [
+            _panel(
+                [row for row in inside if row["model"] == model],
+                _scale(inside, diverging=panel == CHANGE),
+                width,
+            )
+            for model in theme.distinct(inside, "model")
+        ]
+    return alt.vconcat(*panels, spacing=10).properties(
+        title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width)
+    )
+
+
+def _scale(rows: list[Row], *, diverging: bool) -> Any:
+    """Colours of all panels of a kind; those of differences are symmetric about 0."""
+    import altair as alt
+
+    known = [float(row["value"]) for row in rows if row["value"] is not None]
+    if diverging:
+        largest = max(map(abs, known), default=0.0) or 1.0
+        return alt.Scale(scheme=theme.DIVERGING, domain=[-largest, largest])
+    return alt.Scale(scheme=theme.SEQUENTIAL, domain=[min(known, default=0), max(known, default=1)])
+
+
+def _panel(rows: list[Row], scale: Any, width: int) -> Any:
+    import altair as alt
+
+    langs, layers = theme.distinct(rows, "lang"), theme.distinct(rows, "layer")
+    labels = theme.label_width(langs)
+    panel = max(60, width - labels - 60)
+    y = alt.Y("lang:N", sort=langs, title=None).axis(
+        ticks=False, minExtent=labels, maxExtent=labels
+    )
+    base = (
+        alt.Chart(alt.Data(values=rows))
+        .encode(x=theme.layer_axis(layers, panel), y=y)
+        .transform_calculate(
+            label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value"
+        )
+    )
+    color = alt.Color("value:Q", title=None).scale(scale).legend(**theme.gradient(len(langs)))
+    size = min(14, (panel / len(layers)) ** 2 / 6)
+    return (
+        alt.layer(
+            base.transform_filter("isValid(datum.value)")
+            .mark_rect()
+            .encode(
+                color=color,
+                description="label:N",
+                tooltip=theme.tooltip("model", "lang", "layer", "value", "low", "high", "p"),
+            ),
+            base.transform_filter("datum.mark != '' && isValid(datum.value)")
+            .mark_point(filled=True, size=size, opacity=1, aria=False)
+            .encode(
+                shape=alt.Shape("mark:N", legend=None).scale(
+                    domain=["*", "~"], range=["circle", theme.CROSS]
+                ),
+                color=alt.value("#ffffff"),
+                stroke=alt.value("#000000"),
+                strokeWidth=alt.value(0.5),
+            ),
+        )
+        .properties(
+            width=panel,
+            height=alt.Step(theme.HEAT_HEIGHT),
+            title=alt.TitleParams(rows[0]["model"], fontSize=11, fontWeight="normal"),
+        )
+        .resolve_scale(color="independent")
+    )
