@@ -26,12 +26,14 @@ from .extract.prepare import Prepared, prepare
 from .models import (
     LoadedModel,
     ModelSpec,
+    Tokenized,
     choose_templates,
     device_errors,
     hookpoint_names,
     load_model,
     parse_model,
     resolve_layers,
+    tokenize,
     weights_changed,
 )
 from .ops import STATISTICS
@@ -58,8 +60,22 @@ from .verification import verify_model
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def run_models(config: RunConfig) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class Steps:
+    """The steps whose results several runs can share; a sweep gives functions that remember."""
+
+    read: Callable[..., Samples] = read_samples
+    choose_templates: Callable[..., dict[str, str | None]] = choose_templates
+    load: Callable[..., LoadedModel] = load_model
+    tokenize: Callable[..., Tokenized] = tokenize
+
+
+def run_models(config: RunConfig, steps: Steps = Steps()) -> Generator[Event, None, None]:
     """Run every model of a config; yields events, and stops cleanly when it is closed.
+
+    Args:
+        config: what to run.
+        steps: how data are read, models loaded and texts tokenised.
 
     Raises:
         SafetySpaceError: the reason, in one line; finished work is kept.
@@ -70,7 +86,7 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
     if place.exists() and not (config.overwrite or config.resume or half_made(place)):
         raise StoreError(f"{place}: exists already; continue with --resume, or --overwrite it")
     notes: list[str] = []
-    samples = read_samples(
+    samples = steps.read(
         config.data,
         on_note=notes.append,
         **data_fields(config),
@@ -92,7 +108,7 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
                 process = f"process {owner['pid']} on {owner['host']}"
                 yield Note(name, f"taken over from {process}, which has ended")
         told: list[str] = []
-        templates = choose_templates(
+        templates = steps.choose_templates(
             specs,
             config.template,
             allow_pickle=config.allow_pickle,
@@ -105,7 +121,9 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
         for spec in specs:
             _refuse_other(spec, config, output.attributes(spec.name), foreign[spec.name])
         for spec in specs:
-            yield from _run_model(spec, config, samples, output, templates, foreign[spec.name])
+            yield from _run_model(
+                spec, config, steps, samples, output, templates, foreign[spec.name]
+            )
         with alone(place.work):
             consolidate(str(output.place))
             waiting = output.growth.finish(names) if output.growth else None
@@ -269,6 +287,7 @@ def _are_layers(asked: str | Sequence[str], stored: Sequence[str]) -> bool:
 def _run_model(
     spec: ModelSpec,
     config: RunConfig,
+    steps: Steps,
     samples: Samples,
     output: _Output,
     templates: Mapping[str, str | None],
@@ -289,8 +308,8 @@ def _run_model(
     kept = growth.kept(name) if growth else Kept()
     earlier = stored.get("manifest", kept.manifest)
     notes: list[str] = []
-    model = _load(spec, used, template, notes.append)
-    work = _prepare(model, used, samples, _batching(earlier), notes.append)
+    model = _load(spec, used, steps, template, notes.append)
+    work = _prepare(model, used, steps, samples, _batching(earlier), notes.append)
     manifest = _manifest(model, config, samples, work)
     _refuse_other_mean(output, name, manifest)
     kept = _usable(kept, manifest, notes.append)
@@ -495,10 +514,11 @@ def _verified(
 def _load(
     spec: ModelSpec,
     config: RunConfig,
+    steps: Steps,
     chat_template: str | None,
     on_note: Callable[[str], None],
 ) -> LoadedModel:
-    return load_model(
+    return steps.load(
         spec,
         device=config.device,
         dtype=config.dtype,
@@ -512,6 +532,7 @@ def _load(
 def _prepare(
     model: LoadedModel,
     config: RunConfig,
+    steps: Steps,
     samples: Samples,
     batching: Batching | None,
     on_note: Callable[[str], None],
@@ -530,6 +551,7 @@ def _prepare(
         batching=batching,
         compiled=config.compile,
         impl=_implementation(config),
+        encode=steps.tokenize,
         on_note=on_note,
     )
 

@@ -1,9 +1,11 @@
 """What a person sees: progress bars and news on stderr, results on stdout."""
 
+import shutil
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +112,111 @@ class RunDisplay:
             say(f"{event.model}: {verdict_line(event.verification)}")
         elif isinstance(event, api.Note):
             say(f"{event.model}: {event.message}" if event.model else event.message)
+
+
+class SweepDisplay:
+    """Shows a sweep on stderr: a table of its runs that is redrawn, or plain lines in a file."""
+
+    REDRAWN_EVERY_S = 0.2
+
+    def __init__(self, runs: Sequence[tuple[str, str]]) -> None:
+        """Show nothing yet.
+
+        Args:
+            runs: the model and the store of each run, in order.
+        """
+        self._runs = list(runs)
+        self._states = ["waiting"] * len(runs)
+        self._details = [""] * len(runs)
+        self._row: dict[str, int] = {}  # of the models that run
+        self._texts: dict[int, list[int]] = {}  # done and all, of a run
+        self._live = sys.stderr.isatty()
+        self._lines = 0  # of the table on the screen
+        self._drawn = 0.0
+
+    def show(self, event: "Event") -> None:
+        """Show one event."""
+        from . import api
+        from .sweep import RunBegun, RunEnded
+
+        row = self._row_of(event)
+        if isinstance(event, RunBegun):
+            self._set(row, "running", "loads")
+        elif isinstance(event, RunEnded):
+            details = "" if event.error is None else reason(event.error)
+            self._set(row, "done" if event.error is None else "failed", details)
+            del self._row[event.model]
+        elif isinstance(event, api.Planned):
+            self._texts[row] = [event.texts_done, event.texts]
+            self._set(row, "running", f"{event.texts:,} texts, {event.tokens:,} tokens")
+        elif isinstance(event, api.Progressed):
+            texts = self._texts[row]
+            texts[0] += event.texts
+            self._details[row] = f"{texts[0]:,} of {texts[1]:,} texts"
+            if self._live and time.monotonic() - self._drawn > self.REDRAWN_EVERY_S:
+                self._draw()
+        elif isinstance(event, api.Note):
+            self._say(f"{event.model}: {event.message}" if event.model else event.message)
+
+    def _row_of(self, event: "Event") -> int:
+        """The row of a model's run: the one that runs, or else its next that waits."""
+        from .sweep import RunBegun
+
+        if isinstance(event, RunBegun):
+            self._row[event.model] = self._runs.index((event.model, event.out))
+        return self._row.get(event.model, 0)
+
+    def _set(self, row: int, state: str, details: str) -> None:
+        self._states[row], self._details[row] = state, details
+        if self._live:
+            self._draw()
+        else:
+            model, out = self._runs[row]
+            behind = f": {details}" if details else ""
+            print(
+                f"[{row + 1}/{len(self._runs)}] {model} -> {out}: {state}{behind}", file=sys.stderr
+            )
+
+    def _say(self, line: str) -> None:
+        self._erase()
+        print(line, file=sys.stderr)
+        if self._live:
+            self._draw()
+
+    def _erase(self) -> None:
+        if self._lines:
+            print(f"\x1b[{self._lines}A\x1b[J", end="", file=sys.stderr)
+            self._lines = 0
+
+    def _draw(self) -> None:
+        """Write the table over the last one; rows are cut, as a broken line could not be erased."""
+        self._erase()
+        columns, screen = shutil.get_terminal_size()
+        counts = [f"{self._states.count(state)} {state}" for state in SWEEP_STATES]
+        lines = [", ".join(counts), *self._rows(max(1, screen - 3))]
+        print(*(line[: columns - 1] for line in lines), sep="\n", file=sys.stderr, flush=True)
+        self._lines, self._drawn = len(lines), time.monotonic()
+
+    def _rows(self, most: int) -> list[str]:
+        """The rows, those that wait or are done left out first if there are too many."""
+        order = ("running", "failed", "waiting", "done")
+        rows = range(len(self._runs))
+        kept = sorted(sorted(rows, key=lambda row: order.index(self._states[row]))[:most])
+        width = max(len(model) for model, _ in self._runs)
+        store = max(len(out) for _, out in self._runs)
+        return [
+            f"  {self._states[row]:8} {self._runs[row][0]:{width}}  {self._runs[row][1]:{store}}  "
+            f"{self._details[row]}"
+            for row in kept
+        ]
+
+
+SWEEP_STATES = ("done", "running", "failed", "waiting")
+
+
+def reason(error: Exception) -> str:
+    """An error in one line; of one that nobody foresaw, the traceback goes to a file."""
+    return str(error) if isinstance(error, SafetySpaceError) else unforeseen(error)
 
 
 @contextmanager

@@ -33,8 +33,9 @@ ALLOWED = {
     "report": {"analysis", "errors", "names", "store", "threads", "config"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
-    "terminal": {"api", "errors", "info"},
-    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "report"}
+    "sweep": {"config", "data", "errors", "extract", "models", "names", "runner", "store"},
+    "terminal": {"api", "errors", "info", "sweep"},
+    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "report", "sweep"}
     | {"terminal"},
     "__init__": {"api", "ops", "report"},
 }

@@ -1,4 +1,4 @@
-"""`run`: models over a data set, into a store."""
+"""`run`: models over a data set, into a store; or a sweep file of many."""
 
 import argparse
 import json
@@ -28,6 +28,7 @@ examples:
   safetyspace-fast run --model base=DIR/gemma --model aligned=DIR/gemma+DIR/adapter \\
       --data pairs.jsonl --template none --poolings last,mean --out pair.zarr
   safetyspace-fast run --model gpt2 --data sample:polite --out try.zarr
+  safetyspace-fast run sweep.toml --dry-run
 
 A data file is JSON, CSV, TSV or Parquet with the columns text, label (1 harmful, 0 harmless), lang
 (optional) and pair (optional). For files with other columns see `safetyspace-fast data --help`.
@@ -57,7 +58,18 @@ def add_run(commands: Commands) -> None:
         "this order; repeat the option for several models",
     )
     add_data_options(run)
-    run.add_argument("--out", required=True, metavar="RUN.zarr", help=docs["out"])
+    run.add_argument(
+        "sweep",
+        nargs="?",
+        metavar="SWEEP.toml",
+        help="a file of many models and data sets, in TOML or JSON, instead of the options below",
+    )
+    run.add_argument("--out", metavar="RUN.zarr", help=docs["out"])
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="of a sweep: say what would run, how long it takes and how much it writes, and stop",
+    )
     add_options(run, RUN_OPTIONS)
     add_preset(run)
     run.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -65,6 +77,14 @@ def add_run(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     options = given(arguments, (field.name for field in fields(RunConfig)))
+    if arguments.sweep is not None:
+        from .sweep import run_file
+
+        interrupt_at_signals()
+        run_file(arguments, options)
+        return
+    if arguments.dry_run:
+        raise ConfigError("run: --dry-run is for a sweep; give a SWEEP.toml")
     if arguments.preset:
         from ..presets import preset
 
@@ -75,9 +95,10 @@ def _run(arguments: argparse.Namespace) -> None:
         if chosen.data:
             fill["data"] = chosen.data[0]
         options = fill | options
-    for name, flag in (("models", "--model"), ("data", "--data")):
+    for name, flag in (("models", "--model"), ("data", "--data"), ("out", "--out")):
         if name not in options:
-            raise ConfigError(f"run: {flag} is missing; give it, or a --preset that has it")
+            preset_has = ", or a --preset that has it" if name != "out" else ", or a SWEEP.toml"
+            raise ConfigError(f"run: {flag} is missing; give it{preset_has}")
     config = RunConfig(**options)
     interrupt_at_signals()
     from .. import api

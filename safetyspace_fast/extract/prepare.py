@@ -61,6 +61,7 @@ def prepare(
     batching: Batching | None = None,
     compiled: bool = False,
     impl: str | None = None,
+    encode: Callable[..., Tokenized] = tokenize,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Prepare the forward passes of a model over texts.
@@ -74,6 +75,7 @@ def prepare(
         batching: of an earlier run that goes on; None: measure it.
         compiled: compile the model's blocks, which changes `model`.
         impl: the implementation of kernels that will be forced.
+        encode: what turns texts into tokens, as `tokenize` does.
         on_note: called with each message for the user.
 
     Raises:
@@ -86,7 +88,7 @@ def prepare(
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)
     if impl is not None:
         _try_kernels(model, projection, impl)
-    prompts = tokenize(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
+    prompts = encode(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
     if "mean" in poolings and (number := int(prompts.only_first.sum())):
         on_note(
             f"texts whose only token is the first of the prompt: {number}; `mean` is this token"

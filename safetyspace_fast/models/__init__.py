@@ -3,7 +3,7 @@
 from .device import device_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import hookpoint_names, resolve_layers
-from .loading import LoadedModel, load_model, weights_changed
+from .loading import LoadedModel, find_sources, load_model, weights_changed
 from .spec import ModelSpec, parse_model
 from .templates import choose_templates
 from .tokens import Template, Tokenized, share_prefix, to_device, tokenize
@@ -17,6 +17,7 @@ __all__ = [
     "Tokenized",
     "choose_templates",
     "device_errors",
+    "find_sources",
     "fuse",
     "hookpoint_names",
     "load_model",

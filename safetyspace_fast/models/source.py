@@ -196,15 +196,35 @@ def _download(
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:
-        at_revision = f" at revision {revision}" if revision else ""
-        advice = ""
-        if isinstance(error, huggingface_hub.errors.GatedRepoError):
-            advice = "; ask for access on its page, then log in with `hf auth login`"
-        raise ModelError(
-            f"{repo_id}: no such directory, and the model hub does not give it{at_revision} "
-            f"({type(error).__name__}: {first_line(error)}){advice}"
-        ) from error
+        raise _refused(repo_id, revision, error) from error
     return Source(repo_id, Path(snapshot), commit=Path(snapshot).name)
+
+
+def fetch_file(repo_id: str, revision: str | None, name: str) -> Path:
+    """Download one small file of a repository, or find it in the hub's cache.
+
+    Raises:
+        ModelError: it is nowhere, or may not be had.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo_id, name, revision=revision))
+    except Exception as error:
+        raise _refused(repo_id, revision, error) from error
+
+
+def _refused(repo_id: str, revision: str | None, error: Exception) -> ModelError:
+    import huggingface_hub
+
+    at_revision = f" at revision {revision}" if revision else ""
+    advice = ""
+    if isinstance(error, huggingface_hub.errors.GatedRepoError):
+        advice = "; ask for access on its page, then log in with `hf auth login`"
+    return ModelError(
+        f"{repo_id}: no such directory, and the model hub does not give it{at_revision} "
+        f"({type(error).__name__}: {first_line(error)}){advice}"
+    )
 
 
 def _check_files(files: list[Path], allow_pickle: bool) -> None:

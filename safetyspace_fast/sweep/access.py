@@ -1,0 +1,49 @@
+"""Before a sweep starts: is every model there, may it be had, and may the stores be written?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import RunConfig
+from ..errors import ConfigError, ModelError, StoreError
+from ..models import parse_model
+from ..models.source import fetch_file, find_source
+from ..models.spec import split_revision
+from ..store import Place, half_made
+
+
+def refuse_missing(configs: Sequence[RunConfig]) -> None:
+    """Raise ModelError if a model is not there or may not be had; no weights are downloaded.
+
+    A damaged or half-downloaded file is found when its model is loaded, and stops no other.
+    """
+    for config in configs:
+        spec = parse_model(*config.models)
+        try:
+            _refuse_part(spec.base, spec.revision, False, config)
+            for adapter in spec.adapters:
+                _refuse_part(*split_revision(adapter), True, config)
+        except (ModelError, ConfigError) as error:
+            raise type(error)(f"model {spec.name!r}: {error}") from error
+
+
+def refuse_existing(configs: Sequence[RunConfig]) -> None:
+    """Raise StoreError if a store of a new sweep exists already."""
+    for out in dict.fromkeys(str(config.out) for config in configs):
+        place = Place(out)
+        if place.exists() and not half_made(place):
+            raise StoreError(
+                f"{out}: exists already; continue the sweep with --resume, or remove the store"
+            )
+
+
+def _refuse_part(asked: str, revision: str | None, is_adapter: bool, config: RunConfig) -> None:
+    path = Path(asked).expanduser()
+    if not (path.exists() or asked.startswith(("/", ".", "~")) or asked.count("/") > 1):
+        # Small, wanted anyway, and gated as the weights are.
+        fetch_file(asked, revision, "adapter_config.json" if is_adapter else "config.json")
+        return
+    source = find_source(asked, revision, config.allow_pickle, config.trust_remote_code)
+    files = source.adapter_files() if is_adapter else source.weight_files()
+    if not files or not all(file.is_file() for file in files):
+        check = source.check_adapter if is_adapter else source.check
+        check(config.allow_pickle)
