@@ -350,4 +350,4 @@ def _share(i_block: int, num_blocks: int, number: int) -> int:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     plain = tensor.detach().contiguous().cpu()
-    return memoryview(plain.view(-1).view(torch.uint8).numpy())
+    return plain.view(-1).view(torch.uint8).numpy().data

@@ -62,7 +62,7 @@ class StoredTensor:
     def __getitem__(self, _everything: object) -> Tensor:
         """Read it."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        place = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        place = tensor.view(-1).view(torch.uint8).numpy().data
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             while place:
@@ -287,8 +287,8 @@ class StreamedBlocks:
         info, _ = convert_and_load_state_dict_in_model(shell, dict(tensors), self._load_config)
         left = [name for name, tensor in block.named_parameters() if tensor.is_meta]
         if left:
-            why = next(iter(info.conversion_errors.values()), "they are not in the files")
-            raise ModelError(f"block.{i_block}: {left[0]} cannot be read: {first_line(why)}")
+            why = "; ".join(info.conversion_errors.values()) or "it is not in the files"
+            raise ModelError(f"block.{i_block}: {left[0]} cannot be read: {' '.join(why.split())}")
         for adapter in self._adapters:
             adapter.merge(i_block, block)
         block.to(dtype=self._dtype).eval().requires_grad_(False)

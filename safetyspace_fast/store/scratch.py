@@ -133,7 +133,7 @@ class Scratch:
         start = slot.offset + _HEADER.size
         states = self._bytes(start, slot.state_bytes)
         averages = self._bytes(start + slot.state_bytes, n_bytes)
-        whole = zlib.crc32(states) == states_crc and zlib.crc32(averages) == averages_crc
+        whole = zlib.crc32(states.data) == states_crc and zlib.crc32(averages.data) == averages_crc
         return _Progress(level, averages_crc, n_bytes) if whole else _Progress()
 
     def _bytes(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
