@@ -13,6 +13,7 @@ Pooling = Literal["mean", "mean_all", "last", "last_text"]
 TemplateMode = Literal["auto", "chat", "none"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Implementation = Literal["auto", "reference", "cpu", "triton", "cuda"]
+Weights = Literal["auto", "load", "stream"]
 Quoting = Literal["auto", "csv", "none"]
 Data = str | Path | Sequence[str | Path]
 Names = str | float | Sequence[str | float]
@@ -22,6 +23,7 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 TEMPLATES: tuple[TemplateMode, ...] = get_args(TemplateMode)
 DTYPES: tuple[DType, ...] = get_args(DType)
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 QUOTINGS: tuple[Quoting, ...] = get_args(Quoting)
 SEVERAL_NAMES = ("text_column", "label_column", "harmful", "harmless")
 """Fields that take one name or several."""
@@ -145,6 +147,16 @@ class RunConfig:
         "length.",
     ] = None
     impl: Annotated[Implementation, "Force one kernel implementation."] = "auto"
+    weights: Annotated[
+        Weights,
+        "`load`: the whole model into memory. `stream`: its blocks stay on disk, and each is read, "
+        "applied to all texts and released. `auto`: stream if the model does not fit.",
+    ] = "auto"
+    scratch: Annotated[
+        int | None,
+        "With streamed weights: bytes of the file that keeps the states between two blocks. The "
+        "weights are read once for each time that it is filled. None: half of the free disk.",
+    ] = None
     resume: Annotated[
         bool,
         "Finish an interrupted run. Also adds further models to a store, and further texts and "
@@ -198,6 +210,15 @@ class RunConfig:
         _at_least("limit", self.limit, 2)
         _at_least("token_budget", self.token_budget, 1)
         _at_least("max_tokens", self.max_tokens, 1)
+        _at_least("scratch", self.scratch, 1)
+        _one_of("weights", self.weights, WEIGHTS)
+        if self.weights == "stream":
+            for field in ("compile", "verify"):
+                if getattr(self, field):
+                    raise ConfigError(
+                        f"{field} needs the whole model in memory; leave it out, or choose weights "
+                        "'load'"
+                    )
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
 
@@ -237,6 +258,8 @@ class RunFields(DataFields, total=False):
     token_budget: int | None
     max_tokens: int | None
     impl: Implementation
+    weights: Weights
+    scratch: int | None
     resume: bool
     overwrite: bool
     basis: str | Path | Sequence[str | Path]

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -19,6 +20,7 @@ from .config import MEAN_ALL, MEAN_WITHOUT_FIRST, RunConfig, data_fields, names_
 from .data import NUM_FOLDS, Samples, lexical_scores, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
+from .extract.blocks import StreamedExtraction
 from .extract.chance import AXES as CHANCE_AXES
 from .extract.finish import Basis
 from .extract.plan import Batching
@@ -340,7 +342,8 @@ def _run_model(
         other: foreign[other].read if other in foreign else partial(Basis.read, run, other)
         for other in bases
     }
-    extraction = Extraction(
+    extraction = _extraction(
+        config,
         model,
         samples,
         work,
@@ -361,6 +364,13 @@ def _run_model(
     ):
         yield from extraction
     yield _finish(model, config, samples, session, extraction)
+
+
+def _extraction(config: RunConfig, model: LoadedModel, *work: Any, **options: Any) -> Extraction:
+    """What runs a model's batches: all blocks at once, or one after the other from disk."""
+    if model.streamed is None:
+        return Extraction(model, *work, **options)
+    return StreamedExtraction(model, *work, scratch=config.scratch, **options)
 
 
 def _as_today(manifest: Attributes) -> Attributes:
@@ -525,6 +535,7 @@ def _load(
         allow_pickle=config.allow_pickle,
         trust_remote_code=config.trust_remote_code,
         chat_template=chat_template,
+        weights=config.weights,
         on_note=on_note,
     )
 

@@ -12,6 +12,7 @@ from ..config import (
     POOLINGS,
     QUOTINGS,
     TEMPLATES,
+    WEIGHTS,
     DataFields,
     RunConfig,
     field_docs,
@@ -98,6 +99,18 @@ def up_to(high: int) -> Callable[[str], int]:
     return number
 
 
+def size(text: str) -> int:
+    """The type of an option that takes bytes: a number, alone or with kB, MB, GB or TB."""
+    units = {"tb": 10**12, "gb": 10**9, "mb": 10**6, "kb": 10**3, "": 1}
+    for unit, factor in units.items():
+        if text.lower().endswith(unit):
+            try:
+                return int(float(text[: len(text) - len(unit)]) * factor)
+            except ValueError:
+                break
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected bytes such as 500000000 or 500MB")
+
+
 def listed(text: str) -> tuple[str, ...]:
     """The type of an option that takes several names, with commas between them."""
     return tuple(part.strip() for part in text.split(","))
@@ -134,6 +147,8 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "token_budget": {"type": int, "metavar": "N"},
     "max_tokens": {"type": int, "metavar": "N"},
     "impl": {"choices": IMPLEMENTATIONS},
+    "weights": {"choices": WEIGHTS},
+    "scratch": {"type": size, "metavar": "BYTES|50GB"},
     "verify": {"action": "store_true"},
     "resume": {"action": "store_true"},
     "overwrite": {"action": "store_true"},

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 
-class _DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
+class LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
     """Ends the forward pass: all wanted layers have run."""
 
 
@@ -73,7 +73,7 @@ class Capture:
         """Attach the hooks."""
         deepest = len(self._hookpoints) - 1
         for i_layer, name in enumerate(self._hookpoints):
-            stop = i_layer == deepest and name != "final_norm"
+            stop = i_layer == deepest and self._ends_at(name)
             handle = self._model.watch(name, partial(self._reduce, i_layer, stop))
             self._open.callback(handle.remove)
         if self._model.device.type == "cuda":
@@ -83,6 +83,10 @@ class Capture:
 
             self._open.enter_context(packing(self._model))
         return self
+
+    def _ends_at(self, name: str) -> bool:
+        """Whether the forward pass ends at the deepest wanted layer, which has this name."""
+        return name != "final_norm"  # there it has ended
 
     def __exit__(
         self,
@@ -105,18 +109,22 @@ class Capture:
             `[L, S, B, D + P] float32` on the device: pooled states and, behind them, their
             projection.
         """
+        return self._pooled(tokens, batch).finish()
+
+    def _pooled(self, tokens: Tokenized, batch: Batch) -> PoolProject:
+        """Run one batch; returns what has averaged the states of all hookpoints."""
         if self._packed:
             inputs, spans = packed(self._model, tokens, batch)
         else:
             input_ids, spans, attention_mask = padded(self._model, tokens, batch)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._reading}
-        self._pool = PoolProject(
+        pool = self._pool = PoolProject(
             spans, self._projection, len(self._hookpoints), self._impl, batch.length
         )
         try:
-            with suppress(_DeepestLayerReached):
+            with suppress(LastLayerReached):
                 self._model.backbone(**inputs)
-            return self._pool.finish()
+            return pool
         finally:
             self._pool = None  # a batch that failed leaves nothing on the device
 
@@ -124,7 +132,7 @@ class Capture:
         if self._pool is not None:
             self._pool(i_layer, hidden_states)
         if stop:
-            raise _DeepestLayerReached
+            raise LastLayerReached
 
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -5,6 +5,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -156,23 +157,13 @@ class Extraction:
         """
         writer = OrderedThread("safetyspace-writer")
         finisher = OrderedThread("safetyspace-finisher", QUEUED)
-        copy = HostCopy(self._model.device, kept_budget())
-        work = self._work
         try:
-            with Capture(
-                self._model,
-                work.hookpoints,
-                work.projection,
-                self._impl,
-                work.cache,
-                packed=work.packed,
-            ) as capture:
+            with self._forward(writer) as run_language:
                 for i_lang in range(len(self._ranges)):
                     if self._session.is_written(i_lang):
                         continue
                     if i_lang not in self._kept:
-                        for part in work.plan.languages[i_lang]:
-                            yield from self._extract(part, capture, copy, writer)
+                        yield from run_language(i_lang)
                     finish = partial(self._finish, i_lang)
                     if self._beside:  # behind the language's last write
                         writer.put(partial(finisher.put, finish))
@@ -191,6 +182,26 @@ class Extraction:
             finisher.stop()  # a resumed run finds the states of its languages
             writer.close()
             finisher.close()
+
+    @contextmanager
+    def _forward(self, writer: OrderedThread) -> Iterator[Callable[[int], Iterator[Event]]]:
+        """Get ready to run batches; gives a function that runs those of a language."""
+        work = self._work
+        copy = HostCopy(self._model.device, kept_budget())
+        with Capture(
+            self._model,
+            work.hookpoints,
+            work.projection,
+            self._impl,
+            work.cache,
+            packed=work.packed,
+        ) as capture:
+
+            def run_language(i_lang: int) -> Iterator[Event]:
+                for part in work.plan.languages[i_lang]:
+                    yield from self._extract(part, capture, copy, writer)
+
+            yield run_language
 
     def _languages_done(self) -> Iterator[Event]:
         while not self._done.empty():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from ..errors import ModelError, first_line
 from .source import Source, read_json
@@ -34,6 +35,72 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
     Raises:
         ModelError: the adapter does not belong to the model, or cannot be merged.
     """
+    adapted = _adapted(model, adapter, base)
+    for layer in _tuners(adapted).values():
+        layer.merge = partial(_merge_in_float32, layer.get_base_layer(), layer.merge)
+    adapted.merge_and_unload()
+
+
+class AddedWeights:
+    """What an adapter adds to the weights of each block, for blocks that are read one by one."""
+
+    def __init__(
+        self, model: Any, backbone: Any, adapter: Source, blocks: nn.ModuleList, base: str
+    ) -> None:
+        """Read an adapter; what it adds beside the blocks is added at once.
+
+        Args:
+            model, base: as in `merge_adapter`; its blocks have no weights yet.
+            backbone: of the model.
+            adapter: checked before.
+            blocks: of the backbone.
+
+        Raises:
+            ModelError: it does not belong to the model, or does more than add to weights.
+        """
+        with safe_open(adapter.adapter_files()[0], framework="pt") as opened:
+            others = [name for name in opened.keys() if ".lora_" not in name]  # noqa: SIM118
+        if others or not adds_to_weights(adapter):
+            raise ModelError(
+                f"{adapter.asked}: this adapter does more than add to weights, so it cannot be "
+                "merged block by block; use --weights load"
+            )
+        adapted = _adapted(model, adapter, base)
+        self._of_block: list[dict[str, Any]] = [{} for _ in blocks]
+        number = {
+            id(module): (i, path)
+            for i, block in enumerate(blocks)
+            for path, module in block.named_modules()
+        }
+        for layer in _tuners(adapted).values():
+            if found := number.get(id(layer)):
+                self._of_block[found[0]][found[1]] = layer
+            elif not layer.get_base_layer().weight.is_meta:
+                _merge_in_float32(layer.get_base_layer(), layer.merge)
+        adapted.unload()
+
+    def merge(self, i_block: int, block: nn.Module) -> None:
+        """Add to the weights of a block that has been read."""
+        for path, layer in self._of_block[i_block].items():
+            empty, base = layer.base_layer, block.get_submodule(path)
+            layer.base_layer = base
+            layer.to(base.weight.device)
+            _merge_in_float32(base, layer.merge)
+            layer.merged_adapters.clear()
+            layer.base_layer = empty
+
+
+def _tuners(adapted: Any) -> dict[str, Any]:
+    """The layers of an adapter by path."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {
+        name: layer for name, layer in adapted.named_modules() if isinstance(layer, BaseTunerLayer)
+    }
+
+
+def _adapted(model: Any, adapter: Source, base: str) -> Any:
+    """A model with an adapter put on, not merged; errors are those of `merge_adapter`."""
     import peft
 
     config, saved = _read(adapter)
@@ -75,10 +142,7 @@ def merge_adapter(model: Any, adapter: Source, base: str) -> None:  # peft has n
         )
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise _unmergeable(adapter, config)
-    for layer in adapted.modules():
-        if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
-            layer.merge = partial(_merge_in_float32, layer.get_base_layer(), layer.merge)
-    adapted.merge_and_unload()
+    return adapted
 
 
 def adds_to_weights(adapter: Source) -> bool:

@@ -3,9 +3,11 @@
 What is asked of torch about a GPU is also right for a slice of one (MIG): its own name and memory.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -86,6 +88,35 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
         raise ConfigError(f"dtype 'bfloat16': {_words(device)} has none; use float16 or float32")
     return DTYPES[dtype]
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take on the host."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = page * os.sysconf("SC_AVPHYS_PAGES")
+    limits = [free]
+    try:
+        import resource
+
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        entries = dict(line.split(":") for line in lines)
+        limits[0] = 1024 * int(entries["MemAvailable"].split()[0])
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            limits.append(soft - page * int(Path("/proc/self/statm").read_text().split()[0]))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            limits.append(int(limit) - used)
+    except (ImportError, OSError, KeyError, ValueError):
+        pass  # another system: what is known has to do
+    return max(0, min(limits))
+
+
+def fits(numbers: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether there is memory for so many weights of a dtype on a device."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    return numbers * dtype.itemsize <= free
 
 
 def check_room(asked: str, numbers: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -264,6 +264,11 @@ def fuse(model: nn.Module) -> None:
     _replace(model, fused, {})
 
 
+def has_fused(model: nn.Module) -> bool:
+    """Whether a layer of a model was replaced."""
+    return any(isinstance(module, FUSED) for module in model.modules())
+
+
 def unfuse(model: nn.Module) -> None:
     """Undo `fuse`."""
 

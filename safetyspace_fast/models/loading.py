@@ -6,7 +6,7 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..config import Weights
 from ..errors import ModelError, first_line
 from . import layers
 from .adapters import adds_to_weights, merge_adapter
-from .device import check_room, find_device, find_dtype
-from .fused import try_fusing
+from .device import check_room, find_device, find_dtype, fits
+from .fused import has_fused, try_fusing
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
+from .streamed import StreamedBlocks, open_streamed, why_not_streamed
 from .weights import (
     RANDOM_SEED,
     find_backbone,
@@ -65,6 +67,8 @@ class LoadedModel:
     pad_token_id: an ordinary token to fill rows with; no text's hidden state depends on it.
     device, dtype: of the weights.
     identify: returns what `identity` gives.
+    streamed: the blocks, if they stay on disk. Until a run begins, one of each kind is in its place
+        in the backbone, and all others hand on the states that they get.
     """
 
     name: str
@@ -79,6 +83,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     identify: Callable[[], dict[str, Json]] = field(repr=False)
+    streamed: StreamedBlocks | None = field(default=None, repr=False)
 
     @cached_property
     def identity(self) -> dict[str, Json]:
@@ -98,6 +103,7 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     chat_template: str | None = None,
+    weights: Weights = "load",
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapters, and find its hookpoints.
@@ -112,6 +118,7 @@ def load_model(
         allow_pickle: also open pickled weights, which can run code.
         trust_remote_code: run Python files that come with the model.
         chat_template: Jinja text that replaces the tokenizer's own.
+        weights: `load`; `stream`: blocks stay on disk; `auto`: so if they do not fit into memory.
         on_note: called with notes of one line, warnings of transformers among them.
 
     Raises:
@@ -122,18 +129,22 @@ def load_model(
     target = find_device(device, note)
     working = find_dtype(dtype, target)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
-    if target.type == "cuda" and (tensors := stored(source)) is not None:
-        numbers = sum(math.prod(shape) for shape, _ in tensors)
-        check_room(spec.base, numbers, working, target)
+    streams = _streams(spec, source, weights, working, target, note)
     files = {} if spec.random else _weight_files(source, adapters)
     with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
-        if spec.random:
+        streamed = None
+        at_first, home = working, target
+        if adapters and not _merges_by_layer(source, adapters, working):
+            at_first, home = torch.float32, torch.device("cpu")
+        if streams:
+            model, streamed = open_streamed(
+                source, adapters, at_first, working, target, trust_remote_code, note
+            )
+            quantization = None
+        elif spec.random:
             model, quantization = random_weights(source, trust_remote_code), None
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
         else:
-            at_first, home = working, target
-            if adapters and not _merges_by_layer(source, adapters, working):
-                at_first, home = torch.float32, torch.device("cpu")
             model, quantization = load_weights(
                 source, at_first, home, allow_pickle, trust_remote_code, note
             )
@@ -143,7 +154,7 @@ def load_model(
                 f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
                 "merged into them would be rounded away; expected plain weights"
             )
-        _merge_adapters(model, spec, adapters, note)
+        _merge_adapters(model, spec, () if streams else adapters, note)
         if quantization is not None and not packed:
             form = "GGUF" if source.gguf else quantization
             type_name = str(working).removeprefix("torch.")
@@ -159,11 +170,15 @@ def load_model(
         if not packed:
             backbone.to(dtype=working)
         backbone.to(target).eval().requires_grad_(False)
+        samples = streamed.place_samples() if streamed is not None else []
         _check_vocabulary(tokenizer, backbone, spec)
         text_config = backbone.config.get_text_config()
         blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
         if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
             note(f"its layers run without the compiled kernels: {reason}")
+        if streamed is not None:
+            streamed.fused = has_fused(backbone)
+            streamed.try_alone(backbone, samples, spec.name)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
@@ -176,6 +191,7 @@ def load_model(
         pad_token_id=_filler(config, tokenizer),
         device=target,
         dtype=working,
+        streamed=streamed,
         identify=lambda: {
             **_identity(spec, source, adapters, config, hashes() or _RANDOM_WEIGHTS),
             "tokenizer": tokenizer_home.asked,
@@ -258,11 +274,43 @@ def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtyp
     )
 
 
+def _streams(
+    spec: ModelSpec,
+    source: Source,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> bool:
+    """Whether a model's blocks stay on disk.
+
+    Raises:
+        ModelError: they cannot, though it was asked for; or the model does not fit on the GPU.
+    """
+    reason = None if weights == "load" else why_not_streamed(source, random=spec.random)
+    if weights == "stream":
+        if reason is not None:
+            raise ModelError(
+                f"{spec.base}: its weights cannot be streamed: {reason}; use --weights load"
+            )
+        return True
+    tensors = stored(source) if device.type == "cuda" or weights == "auto" else None
+    if tensors is None:
+        return False
+    numbers = sum(math.prod(shape) for shape, _ in tensors)
+    if weights == "auto" and reason is None and not fits(numbers, dtype, device):
+        note("its weights do not fit into memory, so they are streamed from disk")
+        return True
+    if device.type == "cuda":
+        check_room(spec.base, numbers, dtype, device)
+    return False
+
+
 def _merge_adapters(
-    model: Any, spec: ModelSpec, adapters: list[Source], note: Callable[[str], None]
+    model: Any, spec: ModelSpec, adapters: Sequence[Source], note: Callable[[str], None]
 ) -> None:
     base = spec.base
-    for asked, adapter in zip(spec.adapters, adapters, strict=True):
+    for asked, adapter in zip(spec.adapters, adapters, strict=False):
         merge_adapter(model, adapter, base)
         note(f"adapter {asked} merged into {base} in float32")
         base = f"{base}+{asked}"

@@ -60,7 +60,7 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
         """Use the layers of a cache that holds the prefix: keys and values [1, heads, P, dim]."""
         super().__init__(layers=layers)
         for layer in layers:
-            layer.keys, layer.values = layer.keys.contiguous(), layer.values.contiguous()
+            _make_contiguous(layer)
         # All layers of a forward pass get the same mask, so it is examined once.
         self._is_causal: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
 
@@ -92,6 +92,12 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
             raise ModelError("hidden states after the prefix would change")
         return prefix
 
+    def set_layer(self, number: int, layer: DynamicLayer) -> None:
+        """Replace what a layer keeps of the prefix, for models whose blocks are streamed."""
+        self.layers += [DynamicLayer() for _ in range(len(self.layers), number + 1)]
+        _make_contiguous(layer)
+        self.layers[number] = layer
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
@@ -121,3 +127,8 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
             self._is_causal[mask] = causal
         layer = self.layers[layer_idx]
         return (layer.keys[0], layer.values[0]) if causal else None
+
+
+def _make_contiguous(layer: DynamicLayer) -> None:
+    if layer.is_initialized:  # of a block that is not in memory nothing is kept yet
+        layer.keys, layer.values = layer.keys.contiguous(), layer.values.contiguous()

@@ -115,7 +115,7 @@ def load_weights(
             f"{source.asked}: transformers cannot load it as a language model: {reason}"
         ) from error
     method = "gguf" if source.gguf else quantization
-    _check_report(source, model, report, method is not None, note)
+    check_report(source, model, report, method is not None, note)
     return model, method
 
 
@@ -131,21 +131,43 @@ def random_weights(source: Source, trust_remote_code: bool) -> Any:  # transform
     Raises:
         ModelError: transformers cannot make it.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return _from_config(source, torch.float32, trust_remote_code, packed=True)
+
+
+def empty_model(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Make a model with its head on torch's device `meta`, where weights take no memory.
+
+    Raises:
+        ModelError: transformers cannot make it, or its weights are quantised.
+    """
+    _check_numbers(source)
+    with torch.device("meta"):
+        return _from_config(source, dtype, trust_remote_code, packed=False).eval()
+
+
+def _from_config(source: Source, dtype: torch.dtype, trust_remote_code: bool, packed: bool) -> Any:
+    """Make a model from its configuration; `packed`: it may describe quantised weights."""
     import transformers
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is None and not trust_remote_code:
         _check_own_code(source)
     try:
-        with without_adapter(source.directory) as directory, torch.random.fork_rng(devices=[]):
+        with without_adapter(source.directory) as directory:
             config = transformers.AutoConfig.from_pretrained(
                 directory, local_files_only=True, gguf_file=source.gguf, **where
             )
             _check_config(config, source)
+            if not packed and (method := _quantization(config)) is not None:
+                raise ModelError(
+                    f"{source.asked}: its weights are quantised ({method}) and are unpacked as a "
+                    "whole, so they cannot be streamed; use --weights load"
+                )
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
-            torch.manual_seed(RANDOM_SEED)
-            return _auto_class(config).from_config(config, dtype=torch.float32, **where)
+            return _auto_class(config).from_config(config, dtype=dtype, **where)
     except ModelError:
         raise
     except Exception as error:
@@ -168,7 +190,7 @@ def without_adapter(directory: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _check_report(
+def check_report(
     source: Source,
     model: Any,
     report: dict[str, Any],

@@ -27,7 +27,7 @@ from ._pairwise import (
     pairwise_reduce,
     pairwise_update,
 )
-from ._pool import PoolProject, pool_project
+from ._pool import PoolProject, pool_project, project_averages
 from ._select import implementations, written
 from .labelled import (
     STATISTICS,
@@ -80,6 +80,7 @@ __all__ = [
     "pairwise_reduce",
     "pairwise_update",
     "pool_project",
+    "project_averages",
     "rms_norm",
     "robust_scale",
     "rotary_attention",

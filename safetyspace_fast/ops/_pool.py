@@ -99,10 +99,11 @@ class PoolProject:
 
     def finish(self) -> Tensor:
         """Averages and projections of all layers: [L, S, B, D + P] float32."""
-        rows, width = self._out.flatten(0, 2), len(self._projection)
-        with _full_float32():
-            torch.mm(rows[:, :width], self._projection, out=rows[:, width:])
-        return self._out
+        return project_averages(self._out, self._projection)
+
+    def averages(self) -> Tensor:
+        """Averages of all layers: [L, S, B, D] float32, not projected."""
+        return self._out[..., : len(self._projection)]
 
     def _chosen(self, hidden_states: Tensor) -> tuple[Callable[..., None], int]:
         """The kernel for hidden states like these, and the most tokens of a sample."""
@@ -113,6 +114,14 @@ class PoolProject:
         longest = hidden_states.shape[1] if self._longest is None else self._longest
         args = (hidden_states, spans, self._pooled[0], longest)
         return _select.choose("pool_into", self._impl, *args), longest
+
+
+def project_averages(out: Tensor, projection: Tensor) -> Tensor:
+    """Fill the last P columns of `out` [L, S, B, D + P] with the projection of the first D."""
+    rows, width = out.flatten(0, 2), len(projection)
+    with _full_float32():
+        torch.mm(rows[:, :width], projection, out=rows[:, width:])
+    return out
 
 
 @contextmanager

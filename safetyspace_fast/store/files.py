@@ -46,6 +46,34 @@ def append(path: Path, *pieces: Bytes) -> None:
         _write(path, os.O_APPEND, pieces, sync=False)
 
 
+def reserve(path: Path, n_bytes: int) -> None:
+    """Make a file of this size whose place on the disk is taken.
+
+    Raises:
+        StoreError: there is no room for it.
+    """
+    with _named(path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            os.posix_fallocate(descriptor, 0, n_bytes)
+        finally:
+            os.close(descriptor)
+
+
+def write_at(path: Path, offset: int, content: Bytes) -> None:
+    """Write over a part of a file that is there; not durable."""
+    with _named(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            rest = memoryview(content).cast("B")
+            while rest:
+                n_bytes = os.pwrite(descriptor, rest, offset)
+                rest, offset = rest[n_bytes:], offset + n_bytes
+        finally:
+            os.close(descriptor)
+
+
 def sync(path: Path) -> None:
     """Make a file and its name durable."""
     with _named(path):

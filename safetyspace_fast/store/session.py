@@ -21,7 +21,7 @@ from pathlib import Path
 import zarr
 
 from ..errors import StoreError
-from . import files, segments
+from . import files, scratch, segments
 from .layout import Array, ArraySpec, Attributes, shards_of
 from .place import Place
 from .segments import Segments
@@ -58,7 +58,8 @@ class Session:
         Raises:
             StoreError: the manifests differ; or another model has the same name but for capitals.
         """
-        self._folder = place.work / name
+        self.folder = place.work / name
+        """For what is kept until the model is complete."""
         self._sizes = sizes
         self._languages = languages
         self._parts = parts
@@ -67,13 +68,13 @@ class Session:
         if earlier:
             _refuse_other(f"{place}: model {name!r}", attributes["manifest"], earlier)
         self.arrays.create(attributes)
-        files.make_folder(self._folder)
-        for folder in (self._folder, self._folder.parent):  # `Claim` makes them, but not durably
+        files.make_folder(self.folder)
+        for folder in (self.folder, self.folder.parent):  # `Claim` makes them, but not durably
             files.sync(folder)
         row_shape = (sizes["layer"], sizes["pooling"], sizes["hidden"] + sizes["proj"])
-        self.segments = Segments(self._folder, row_shape)
+        self.segments = Segments(self.folder, row_shape)
         """The pooled states of unfinished languages."""
-        self._journal = Journal(self._folder)
+        self._journal = Journal(self.folder)
         self._journal.mend()
         self._written = self._journal.shards()
         self.arrays.skip_shards(self._written)
@@ -124,7 +125,7 @@ class Session:
             StoreError: a shard has not got all its rows; nothing is marked.
         """
         self.arrays.finish(attributes)
-        clear(self._folder)
+        clear(self.folder)
 
 
 class Journal:
@@ -169,7 +170,7 @@ class Journal:
 def clear(folder: Path) -> None:
     """Delete segments and journal from a model's folder; the claim to the model is kept."""
     for path in folder.iterdir() if folder.exists() else ():
-        if path.suffix in (segments.SUFFIX, Path(Journal.NAME).suffix, ".tmp"):
+        if path.suffix in (segments.SUFFIX, scratch.SUFFIX, Path(Journal.NAME).suffix, ".tmp"):
             files.remove(path)
 
 
