@@ -505,6 +505,7 @@ def _load(
         allow_pickle=config.allow_pickle,
         trust_remote_code=config.trust_remote_code,
         chat_template=chat_template,
+        tensor_parallel=config.tensor_parallel,
         on_note=on_note,
     )
 
@@ -640,6 +641,7 @@ def _finish(
         {
             "versions": info.package_versions(),
             "device": str(model.device),
+            "tensor_parallel": config.tensor_parallel,
             "impl": config.impl,
             "forward_seconds": extraction.forward_seconds,
             "finish_seconds": extraction.finish_seconds,

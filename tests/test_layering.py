@@ -30,7 +30,9 @@ ALLOWED = {
     "verification": {"data", "errors", "models", "extract"},
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
-    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
+    "ranks": {"config", "errors", "extract", "models", "runner", "threads"},
+    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
+    | {"runner"}
     | {"store", "verification"},
     "terminal": {"api", "errors", "info"},
     "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"},

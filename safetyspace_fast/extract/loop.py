@@ -100,7 +100,7 @@ class Extraction:
         self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
         self._bases = bases
-        self._most_tokens = math.inf
+        self._most_tokens = model.most_tokens
         """In a batch, padding included, once the device's memory was too small for more."""
         self._beside = finishes_beside(model.device)
         self._in_memory: dict[int, list[_InMemory]] = {}

@@ -1,24 +1,33 @@
 """Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
-from .device import device_errors
+from .device import ATTENTION, device_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
-from .layers import hookpoint_names, resolve_layers
-from .loading import LoadedModel, load_model, weights_changed
+from .layers import DeepestLayerReached, hookpoint_names, resolve_layers
+from .loading import LoadedModel, find_sources, load_model, weights_changed
+from .sharded import PATIENCE, RankOutOfMemoryError, check_plan, follow, join
 from .spec import ModelSpec, parse_model
 from .templates import choose_templates
 from .tokens import Template, Tokenized, share_prefix, to_device, tokenize
 
 __all__ = [
+    "ATTENTION",
+    "PATIENCE",
+    "DeepestLayerReached",
     "GatedLinear",
     "LoadedModel",
     "ModelSpec",
     "PackedLinear",
+    "RankOutOfMemoryError",
     "Template",
     "Tokenized",
+    "check_plan",
     "choose_templates",
     "device_errors",
+    "find_sources",
+    "follow",
     "fuse",
     "hookpoint_names",
+    "join",
     "load_model",
     "parse_model",
     "resolve_layers",

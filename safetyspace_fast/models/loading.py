@@ -24,6 +24,7 @@ from . import layers
 from .adapters import adds_to_weights, merge_adapter
 from .device import check_room, find_device, find_dtype
 from .fused import try_fusing
+from .sharded import Leader, Loading, Ranks, check_plan, joined
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
 from .weights import (
@@ -65,6 +66,7 @@ class LoadedModel:
     pad_token_id: an ordinary token to fill rows with; no text's hidden state depends on it.
     device, dtype: of the weights.
     identify: returns what `identity` gives.
+    leader: announces forward passes to the other devices of a model that is shared out.
     """
 
     name: str
@@ -79,6 +81,12 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     identify: Callable[[], dict[str, Json]] = field(repr=False)
+    leader: Leader | None = field(default=None, repr=False)
+
+    @property
+    def most_tokens(self) -> float:
+        """In a batch, padding included, as larger ones have failed; infinite: none has."""
+        return math.inf if self.leader is None else self.leader.most_tokens
 
     @cached_property
     def identity(self) -> dict[str, Json]:
@@ -98,6 +106,7 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     chat_template: str | None = None,
+    tensor_parallel: int = 1,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapters, and find its hookpoints.
@@ -112,6 +121,7 @@ def load_model(
         allow_pickle: also open pickled weights, which can run code.
         trust_remote_code: run Python files that come with the model.
         chat_template: Jinja text that replaces the tokenizer's own.
+        tensor_parallel: devices that share the weights; this process is one of as many ranks.
         on_note: called with notes of one line, warnings of transformers among them.
 
     Raises:
@@ -122,10 +132,18 @@ def load_model(
     target = find_device(device, note)
     working = find_dtype(dtype, target)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
+    ranks: Ranks | None = None
+    if tensor_parallel > 1:
+        check_plan(source, tensor_parallel, alone=not (adapters or spec.random))
+        ranks = joined(tensor_parallel)
+        ranks.announce(
+            Loading(spec, device, dtype, allow_pickle, trust_remote_code, tensor_parallel)
+        )
     if target.type == "cuda" and (tensors := stored(source)) is not None:
-        numbers = sum(math.prod(shape) for shape, _ in tensors)
+        numbers = sum(math.prod(shape) for shape, _ in tensors) // tensor_parallel
         check_room(spec.base, numbers, working, target)
-    files = {} if spec.random else _weight_files(source, adapters)
+    follows = ranks is not None and ranks.rank > 0
+    files = {} if spec.random or follows else _weight_files(source, adapters)
     with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         if spec.random:
             model, quantization = random_weights(source, trust_remote_code), None
@@ -135,8 +153,10 @@ def load_model(
             if adapters and not _merges_by_layer(source, adapters, working):
                 at_first, home = torch.float32, torch.device("cpu")
             model, quantization = load_weights(
-                source, at_first, home, allow_pickle, trust_remote_code, note
+                source, at_first, home, allow_pickle, trust_remote_code, note, tensor_parallel
             )
+        if ranks is not None:
+            ranks.meet()
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
             raise ModelError(
@@ -162,7 +182,9 @@ def load_model(
         _check_vocabulary(tokenizer, backbone, spec)
         text_config = backbone.config.get_text_config()
         blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
-        if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
+        if ranks is not None:
+            note(f"its weights are shared out over {ranks.size} devices")
+        elif target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
             note(f"its layers run without the compiled kernels: {reason}")
     return LoadedModel(
         name=spec.name,
@@ -183,6 +205,7 @@ def load_model(
             "dtype": str(working).removeprefix("torch."),
             "quantization": quantization,
         },
+        leader=None if ranks is None or follows else Leader(ranks, backbone),
     )
 
 
