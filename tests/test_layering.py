@@ -32,8 +32,10 @@ ALLOWED = {
     | {"verification"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
+    "sweep": {"config", "data", "errors", "extract", "models", "names", "runner", "store"},
     "terminal": {"api", "errors", "info"},
-    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"},
+    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "sweep"}
+    | {"terminal"},
     "__init__": {"api", "ops"},
 }
 
