@@ -34,8 +34,11 @@ ALLOWED = {
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
     | {"runner"}
     | {"store", "verification"},
+    "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
+    | {"store"},
     "terminal": {"api", "errors", "info"},
-    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"},
+    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "sweep"}
+    | {"terminal"},
     "__init__": {"api", "ops"},
 }
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from .. import __version__
 from ..config import RunConfig
 from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError, first_line
 from ..extract import Event, Note
+from ..info import package_versions
 from ..store import Place
 from .units import work
 
@@ -181,12 +181,18 @@ class _Worker:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def work(
-        self, configs: Sequence[RunConfig], folder: str, probes: Sequence[str], version: str
+        self,
+        configs: Sequence[RunConfig],
+        workers: int,
+        folder: str,
+        probes: Sequence[str],
+        version: str,
     ) -> SafetySpaceError | None:
         """Work until nothing is left to do.
 
         Args:
             configs: what to run.
+            workers: how many there are.
             folder: the driver's current one; relative paths begin there.
             probes: files that the driver has written beside the stores.
             version: of this package, at the driver.
@@ -200,7 +206,7 @@ class _Worker:
             self._refuse_other_place(folder, probes, version)
             if self._threads is not None:
                 torch.set_num_threads(self._threads)
-            with closing(work(configs, loading=self._loading)) as events:
+            with closing(work(configs, self._number, workers, loading=self._loading)) as events:
                 for event in events:
                     self._board.tell.remote(self._number, event)
                     if self._stopped.is_set():
@@ -215,9 +221,9 @@ class _Worker:
 
     def _refuse_other_place(self, folder: str, probes: Sequence[str], version: str) -> None:
         """Raise an error if this node does not see what the driver sees."""
-        if version != __version__:
+        if version != _version():
             raise ConfigError(
-                f"has safetyspace-fast {__version__}, but the driver {version}; install the same"
+                f"has safetyspace-fast {_version()}, but the driver {version}; install the same"
             )
         with suppress(OSError):  # the probes tell
             os.chdir(folder)
@@ -250,6 +256,10 @@ class _Worker:
 
 
 _BEAT = 5.0
+
+
+def _version() -> str:
+    return package_versions()["safetyspace-fast"]
 
 
 def _here() -> str:
@@ -303,7 +313,9 @@ class _Cluster:
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
         self._board = board.remote(self._patience.loading)
-        number, resources = _devices(self._ray, self._configs)
+        self._ray.get(self._board.take.remote(), timeout=self._patience.start)
+        devices, resources = _devices(self._ray, self._configs)
+        workers = self._workers or devices
         threads = None if "num_gpus" in resources else int(resources["num_cpus"])
         actor = self._ray.remote(_Worker).options(
             max_restarts=_RESTARTS,
@@ -312,9 +324,9 @@ class _Cluster:
             scheduling_strategy="SPREAD",
             **resources,
         )
-        for i_worker in range(self._workers or number):
+        for i_worker in range(workers):
             worker = actor.remote(i_worker, name, threads)
-            task = worker.work.remote(self._configs, str(Path.cwd()), probes, __version__)
+            task = worker.work.remote(self._configs, workers, str(Path.cwd()), probes, _version())
             self._running.append(_Running(i_worker, worker, task))
 
     def _watch(self) -> Iterator[Event]:

@@ -1,0 +1,1 @@
+"""Many models over several data sets, devices and machines."""
