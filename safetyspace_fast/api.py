@@ -32,6 +32,7 @@ from .extract import (
     Verified,
 )
 from .models import device_errors, load_model, parse_model
+from .ranks import run_ranks
 from .runner import run_models
 from .store import Report, Run, check
 from .store import save_results as store_results
@@ -107,7 +108,7 @@ def run(
             `resume=True`.
     """
     config = _config(config, fields)
-    with closing(run_models(config)) as events:  # also if `on_event` raises
+    with closing(iter_run(config)) as events:  # also if `on_event` raises
         for event in events:
             if on_event is not None:
                 on_event(event)
@@ -127,7 +128,8 @@ def iter_run(config: RunConfig | None = None, **fields: object) -> Generator[Eve
 
     Closing the iterator stops the run; run again with `resume=True` to go on.
     """
-    return run_models(_config(config, fields))
+    config = _config(config, fields)
+    return run_ranks(config) if config.tensor_parallel > 1 else run_models(config)
 
 
 def _config(config: RunConfig | None, fields: dict[str, object]) -> RunConfig:

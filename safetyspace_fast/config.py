@@ -127,6 +127,11 @@ class RunConfig:
         bool, "Stop at a row that cannot be used, instead of leaving it out and counting it."
     ] = False
     device: Annotated[str, "`auto`, `cpu`, `cuda` or `cuda:N`."] = "auto"
+    tensor_parallel: Annotated[
+        int,
+        "Devices of this machine that share a model's weights, by transformers' tensor parallel "
+        "plan. Numbers change by rounding only.",
+    ] = 1
     dtype: Annotated[
         DType,
         "Working type of the model; `auto` is float32 on CPUs, bfloat16 on GPUs that have it and "
@@ -219,6 +224,21 @@ class RunConfig:
                         f"{field} needs the whole model in memory; leave it out, or choose weights "
                         "'load'"
                     )
+        _at_least("tensor_parallel", self.tensor_parallel, 1)
+        if self.tensor_parallel > 1:
+            if self.weights == "stream":
+                raise ConfigError("tensor_parallel: leave it out, or choose weights 'load'")
+            for field, why in (
+                ("compile", "compiled blocks do not announce themselves to the other devices"),
+                ("verify", "transformers' own states are computed on one device"),
+            ):
+                if getattr(self, field):
+                    raise ConfigError(f"tensor_parallel: leave out {field}; {why}")
+            if ":" in self.device:
+                raise ConfigError(
+                    f"tensor_parallel: got device {self.device!r}, expected 'cpu', 'cuda' or "
+                    "'auto'; choose GPUs with CUDA_VISIBLE_DEVICES"
+                )
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite exclude each other; give one of them")
 
@@ -253,6 +273,7 @@ class RunFields(DataFields, total=False):
     seed: int
     verify: bool
     device: str
+    tensor_parallel: int
     dtype: DType
     compile: bool
     token_budget: int | None

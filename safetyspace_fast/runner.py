@@ -16,13 +16,21 @@ import numpy as np
 import zarr
 
 from . import info
-from .config import MEAN_ALL, MEAN_WITHOUT_FIRST, RunConfig, data_fields, names_of
+from .config import (
+    MEAN_ALL,
+    MEAN_WITHOUT_FIRST,
+    RunConfig,
+    TemplateMode,
+    data_fields,
+    names_of,
+)
 from .data import NUM_FOLDS, Samples, lexical_scores, read_samples
 from .errors import ConfigError, ModelError, StoreError
 from .extract import Event, Extraction, ModelDone, Note, Planned, Verified
 from .extract.blocks import StreamedExtraction
 from .extract.chance import AXES as CHANCE_AXES
 from .extract.finish import Basis
+from .extract.loop import Output
 from .extract.plan import Batching
 from .extract.prepare import Prepared, prepare
 from .models import (
@@ -47,6 +55,7 @@ from .store import (
     Place,
     Run,
     Session,
+    Shared,
     alone,
     clear,
     consolidate,
@@ -57,6 +66,7 @@ from .store import (
     settle,
 )
 from .store.layout import COMPONENTS, Array, Attributes
+from .store.session import refuse_other
 from .verification import verify_model
 
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -342,13 +352,14 @@ def _run_model(
         other: foreign[other].read if other in foreign else partial(Basis.read, run, other)
         for other in bases
     }
+    computed = Shared(output.place, name).computed(samples.languages)
     extraction = _extraction(
         config,
         model,
         samples,
         work,
         session,
-        kept=kept.with_bases(bases),
+        kept={**kept.with_bases(bases), **computed},
         impl=impl,
         bases=[reads[other] for other in bases],
     )
@@ -536,6 +547,7 @@ def _load(
         trust_remote_code=config.trust_remote_code,
         chat_template=chat_template,
         weights=config.weights,
+        tensor_parallel=config.tensor_parallel,
         on_note=on_note,
     )
 
@@ -547,6 +559,7 @@ def _prepare(
     samples: Samples,
     batching: Batching | None,
     on_note: Callable[[str], None],
+    packed: bool | None = None,
 ) -> Prepared:
     return prepare(
         model,
@@ -560,6 +573,7 @@ def _prepare(
         seed=config.seed,
         token_budget=config.token_budget,
         batching=batching,
+        packed=packed,
         compiled=config.compile,
         impl=_implementation(config),
         encode=steps.tokenize,
@@ -638,14 +652,20 @@ def _manifest(
     }
 
 
-def _planned(name: str, samples: Samples, work: Prepared, extraction: Extraction) -> Planned:
+def _planned(
+    name: str,
+    samples: Samples,
+    work: Prepared,
+    extraction: Extraction,
+    texts_done: int | None = None,
+) -> Planned:
     return Planned(
         name,
         hookpoints=len(work.hookpoints),
         hidden_size=len(work.projection),
         texts=len(samples),
         unique_texts=work.plan.unique_texts,
-        texts_done=extraction.texts_done,
+        texts_done=extraction.texts_done if texts_done is None else texts_done,
         prefix_tokens=work.prefix_tokens,
         tokens=work.plan.tokens,
         padded_tokens=work.plan.padded_tokens,
@@ -671,13 +691,11 @@ def _finish(
     """Mark the model complete; returns the last event."""
     session.finish(
         {
-            "versions": info.package_versions(),
-            "device": str(model.device),
-            "impl": config.impl,
+            **how_it_ran(str(model.device), config.impl),
+            "tensor_parallel": config.tensor_parallel,
             "forward_seconds": extraction.forward_seconds,
             "finish_seconds": extraction.finish_seconds,
             "tokens": extraction.tokens,
-            "ended": time.strftime(_TIME_FORMAT, time.gmtime()),
         }
     )
     return ModelDone(
@@ -688,3 +706,191 @@ def _finish(
         finish_seconds=extraction.finish_seconds,
         peak_device_bytes=extraction.peak_device_bytes,
     )
+
+
+def how_it_ran(device: str, impl: str) -> Attributes:
+    """Attributes of a model that is complete now."""
+    return {
+        "versions": info.package_versions(),
+        "device": device,
+        "impl": impl,
+        "ended": time.strftime(_TIME_FORMAT, time.gmtime()),
+    }
+
+
+class OneModel:
+    """The steps of a run on one model, one by one, for workers that share the model.
+
+    All take what `run_models` takes, and give what it gives.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        samples: Samples,
+        templates: Mapping[str, str | None],
+        claimed: Sequence[str],
+    ) -> None:
+        """Check what can be checked before a model is loaded.
+
+        Args:
+            config: of one model; a store that exists is added to.
+            samples: what the store holds, or is to hold.
+            templates: of `choose_templates`, for all models of the store.
+            claimed: these models' names; the caller has claimed them.
+
+        Raises:
+            StoreError: the store has the model from other files, or run in another way; or it has
+                other texts: only a run in one process makes a store grow.
+        """
+        (self.spec,) = _models(config)
+        self.name = self.spec.name
+        self.samples = samples
+        if config.weights == "stream":
+            raise ConfigError(
+                "weights: one process reads streamed weights, once for all texts; leave out "
+                "--devices, --rank, --world-size and --ray, or choose weights 'load'"
+            )
+        self._config, self._template = config, templates.get(self.name)
+        none = templates.get(self.name, "") is None
+        template: TemplateMode = "none" if none else config.template
+        self._used = replace(config, weights="load", template=template)
+        self._output = _Output(replace(config, resume=True), claimed, samples)
+        self._foreign = _foreign_bases(self.name, config)
+        self._refuse_other_texts()
+        _refuse_other(self.spec, config, self._stored(), self._foreign)
+
+    @property
+    def place(self) -> Place:
+        """The store."""
+        return self._output.place
+
+    def _stored(self) -> Attributes:
+        """The attributes of the model in the store, as they are now."""
+        if not self.place.exists() or half_made(self.place):
+            return {}
+        root = self.place.group(read_only=True)
+        group = f"models/{self.name}"
+        return dict(root[group].attrs) if group in root else {}
+
+    def _refuse_other_texts(self) -> None:
+        if not self.place.exists() or half_made(self.place):
+            return
+        if Run(str(self.place)).attrs["data_sha256"] != self.samples.sha256:
+            raise StoreError(
+                f"{self.place}: has other texts; a store grows in one process: leave out "
+                "--devices, --rank and --world-size, or write a new store"
+            )
+
+    def is_complete(self) -> bool:
+        """Whether the model is complete in the store."""
+        return bool(self._stored().get("complete"))
+
+    def verify(self) -> Iterator[Event]:
+        """Compare a few texts with transformers, if that was asked for."""
+        if self._config.verify:
+            yield _verified(self.spec, self._used, self.samples, self._template)
+
+    def load(self, on_note: Callable[[str], None]) -> LoadedModel:
+        """Load the model."""
+        return _load(self.spec, self._used, Steps(), self._template, on_note)
+
+    def prepare(
+        self, model: LoadedModel, plan: Attributes | None, on_note: Callable[[str], None]
+    ) -> tuple[Prepared, Attributes]:
+        """Prepare the batches; returns them and the manifest.
+
+        Args:
+            model: loaded.
+            plan: of the worker that began the model; None: measure what an earlier run has not.
+            on_note: called with each message for the user.
+
+        Raises:
+            StoreError: this worker's model, texts or settings are not those of the plan.
+        """
+        earlier = plan["attributes"]["manifest"] if plan else self._stored().get("manifest", {})
+        packed = plan["packed"] if plan else None
+        work = _prepare(
+            model, self._used, Steps(), self.samples, _batching(earlier), on_note, packed
+        )
+        manifest = _manifest(model, self._config, self.samples, work)
+        if plan:
+            refuse_other(f"{self.place}: model {self.name!r}", manifest, earlier)
+        for basis in self._foreign.values():
+            notes = basis.check(work, self.samples.languages)
+            for note in [] if plan else notes:
+                on_note(note)
+        return work, manifest
+
+    def begin(
+        self,
+        model: LoadedModel,
+        work: Prepared,
+        manifest: Attributes,
+        begun: Mapping[str, Attributes],
+    ) -> Attributes:
+        """Begin the model in the store, which is made if it is missing.
+
+        Args:
+            model, work, manifest: loaded and prepared.
+            begun: plans of the models before this one in the list that are not complete yet; those
+                that fit become bases, as if they were.
+
+        Returns:
+            The plan: all that another process needs to merge the model without loading it.
+        """
+        with alone(self.place.work):
+            self._refuse_other_texts()
+            root = self._output.open()
+        stored = self._stored()
+        _refuse_other_mean(self._output, self.name, manifest)
+        own = {"hookpoints": list(work.hookpoints), "poolings": list(work.tokens.poolings)}
+        alike = (
+            name
+            for name, plan in begun.items()
+            if plan["sizes"]["hidden"] == len(work.projection)
+            and all(plan["attributes"][key] == own[key] for key in own)
+        )
+        bases = [*sorted({*_bases(self.place, work), *alike}), *self._foreign]
+        if "manifest" in stored:
+            bases = stored.get("bases", [])
+            _refuse_other_bases(self._output, self.name, bases, self._foreign)
+        session = begin(
+            model,
+            self.samples,
+            work,
+            self.place,
+            root,
+            manifest=manifest,
+            earlier=_as_today(stored.get("manifest", {})),
+            bases=bases,
+        )
+        ranges = self.samples.lang_ranges
+        spans = work.tokens.spans
+        return {
+            "attributes": session.attributes,
+            "sizes": axis_sizes(self.samples, work, len(bases)),
+            "languages": [[samples.start, samples.stop] for samples in ranges],
+            "parts": [[part.number for part in parts] for parts in work.plan.languages],
+            "written": [session.is_written(i_lang) for i_lang in range(len(ranges))],
+            "pooled": int((spans[..., 0] < spans[..., 1]).sum()),
+            "packed": work.packed,
+            "dtype": manifest["dtype"],
+            **how_it_ran(str(model.device), self._config.impl),
+        }
+
+    def extraction(
+        self, model: LoadedModel, work: Prepared, output: Output, bases: Sequence[str]
+    ) -> Extraction:
+        """The extraction of a model that was begun."""
+        run = Run(str(self.place))
+        reads: list[Callable[[str], Basis]] = [
+            self._foreign[other].read if other in self._foreign else partial(Basis.read, run, other)
+            for other in bases
+        ]
+        impl = _implementation(self._config)
+        return Extraction(model, self.samples, work, output, impl=impl, bases=reads)
+
+    def planned(self, work: Prepared, extraction: Extraction, texts_done: int) -> Planned:
+        """The event that says what is to be done."""
+        return _planned(self.name, self.samples, work, extraction, texts_done)

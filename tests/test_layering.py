@@ -31,9 +31,11 @@ ALLOWED = {
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
     "report": {"analysis", "errors", "names", "store", "threads", "config"},
-    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
-    | {"store", "verification"},
-    "sweep": {"config", "data", "errors", "extract", "models", "names", "runner", "store"},
+    "ranks": {"config", "errors", "extract", "models", "runner", "threads"},
+    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
+    | {"runner", "store", "verification"},
+    "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
+    | {"store"},
     "terminal": {"api", "errors", "info", "sweep"},
     "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "report", "sweep"}
     | {"terminal"},

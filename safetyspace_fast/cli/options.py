@@ -142,6 +142,7 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "proj_dim": {"type": int, "metavar": "P"},
     "seed": {"type": int, "metavar": "N"},
     "device": {"metavar": "auto|cpu|cuda[:N]"},
+    "tensor_parallel": {"type": int, "metavar": "N"},
     "dtype": {"choices": DTYPES},
     "compile": {"action": "store_true"},
     "token_budget": {"type": int, "metavar": "N"},

@@ -16,7 +16,7 @@ from .events import (
     Verification,
     Verified,
 )
-from .loop import Extraction
+from .loop import Extraction, Unit
 from .plan import Batching, Plan, make_plan
 from .tune import compile_blocks, find_batching, packing_pays
 
@@ -32,6 +32,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Progressed",
+    "Unit",
     "Verification",
     "Verified",
     "compile_blocks",

@@ -21,14 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelError
-from ..models import StreamedBlocks, block_output, quiet_transformers, starting_with
+from ..models import (
+    DeepestLayerReached,
+    StreamedBlocks,
+    block_output,
+    quiet_transformers,
+    starting_with,
+)
 from ..models.tokens import Tokenized
 from ..ops import project_averages
+from ..store import Session
 from ..store.scratch import SUFFIX, Scratch, left_slots, slot_bytes
-from .capture import Capture, LastLayerReached
+from .capture import Capture
 from .events import Event, Note, Progressed
-from .loop import Extraction
-from .plan import Batch
+from .loop import Extraction, Unit
+from .plan import Batch, Part
 from .transfer import OrderedThread
 
 Item = TypeVar("Item")
@@ -59,7 +66,7 @@ class BlockCapture(Capture):
         if self._pool is not None:
             self._after = block_output(output)
             if self._stops:
-                raise LastLayerReached
+                raise DeepestLayerReached
 
     @torch.inference_mode()
     def advance(
@@ -99,6 +106,7 @@ class StreamedExtraction(Extraction):
         """
         super().__init__(*arguments, **options)
         assert self._model.streamed is not None
+        assert isinstance(self._session, Session)
         self._streamed: StreamedBlocks = self._model.streamed
         self._num_blocks = self._needed()
         self._path = self._session.folder / f"states{SUFFIX}"
@@ -117,17 +125,19 @@ class StreamedExtraction(Extraction):
             )
 
     @contextmanager
-    def _forward(self, writer: OrderedThread) -> Iterator[Callable[[int], Iterator[Event]]]:
+    def _forward(
+        self, writer: OrderedThread, budget: int
+    ) -> Iterator[Callable[[Unit, Part], Iterator[Event]]]:
         for i_block in range(len(self._streamed)):  # the samples of `load_model`
             self._streamed.remove(i_block, hold=i_block < self._num_blocks)
         with quiet_transformers():
-            yield partial(self._language, writer)
+            yield partial(self._until, writer)
 
-    def _language(self, writer: OrderedThread, i_lang: int) -> Iterator[Event]:
-        last = {part.number for part in self._work.plan.languages[i_lang]}
+    def _until(self, writer: OrderedThread, _unit: Unit, part: Part) -> Iterator[Event]:
+        """Run passes until one has ended that holds the last batch of a part."""
         if self._waiting and self.tokens == 0:
             yield Note(self._name, self._what_is_read())
-        while any(number in last for number, _ in self._waiting):
+        while any(number == part.number for number, _ in self._waiting):
             batches = self._next_pass(self._waiting)
             yield from self._pass(batches, writer)
             done = {int(batch.rows[0]) for _, batch in batches}
@@ -253,7 +263,7 @@ class StreamedExtraction(Extraction):
             if self._is_finished(i_lang):
                 continue
             for part in parts:
-                done = self._rows_done[part.number]
+                done = self._session.segments.rows_done(part.number)
                 for batch in part.batches:
                     if not done.issuperset(batch.rows.tolist()):
                         yield part.number, batch

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 from ..errors import ModelError
-from ..models import LoadedModel, Tokenized, to_device
+from ..models import ATTENTION, DeepestLayerReached, LoadedModel, Tokenized, to_device
 from ..ops import PoolProject
 from .plan import Batch
 
 if TYPE_CHECKING:
     from transformers import Cache
-
-
-class LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
-    """Ends the forward pass: all wanted layers have run."""
 
 
 class Capture:
@@ -76,6 +72,8 @@ class Capture:
             stop = i_layer == deepest and self._ends_at(name)
             handle = self._model.watch(name, partial(self._reduce, i_layer, stop))
             self._open.callback(handle.remove)
+            if stop and self._model.leader is not None:
+                self._open.enter_context(self._model.leader.ending(name))
         if self._model.device.type == "cuda":
             self._open.enter_context(sdpa_kernel(ATTENTION, set_priority=True))
         if self._packed:
@@ -122,7 +120,7 @@ class Capture:
             spans, self._projection, len(self._hookpoints), self._impl, batch.length
         )
         try:
-            with suppress(LastLayerReached):
+            with suppress(DeepestLayerReached):
                 self._model.backbone(**inputs)
             return pool
         finally:
@@ -132,12 +130,7 @@ class Capture:
         if self._pool is not None:
             self._pool(i_layer, hidden_states)
         if stop:
-            raise LastLayerReached
-
-
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Kernels for attention on a GPU, the first that can. New cards' default is cuDNN's, which plans
-anew for every shape of a batch (23 to 440 ms by public readings), and shapes abound."""
+            raise DeepestLayerReached
 
 
 def padded(

@@ -1,24 +1,25 @@
-"""The loop over all batches of one model, language by language."""
+"""The loop over all batches of one model: language by language, or the units that are claimed."""
 
 import math
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..data import Samples
-from ..errors import ModelError
+from ..errors import ModelError, StoreError
 from ..models import LoadedModel
-from ..store import Session
+from ..store import ModelWriter, Session
 from ..store.layout import Array, shards_of
-from ..store.segments import Record
+from ..store.segments import Record, Segments
 from ..threads import cores
 from .capture import Capture
 from .chance import Chance
@@ -51,6 +52,29 @@ class _InMemory:
         return values
 
 
+@dataclass(frozen=True)
+class Unit:
+    """One thing to do for a model: extract a part, or compute the arrays of a language."""
+
+    i_lang: int
+    part: Part | None = None
+    """None: compute the arrays of the language, whose states are all in segments."""
+    done: Callable[[float, int], None] = lambda _seconds, _tokens: None
+    """Called when all of it is durable, perhaps on another thread: seconds and tokens."""
+
+
+class Output(Protocol):
+    """Where an extraction writes: a `Session`, or what workers share."""
+
+    segments: Segments
+
+    def is_written(self, i_lang: int) -> bool:
+        """Whether the arrays of a language are there."""
+
+    def write_language(self, i_lang: int, arrays: Mapping[str, Array]) -> None:
+        """Write all arrays of a language."""
+
+
 def finishes_beside(device: torch.device) -> bool:
     """Whether something is idle during forward passes: a GPU's host, or all cores but one."""
     return device.type == "cuda" or torch.get_num_threads() == 1 < cores()
@@ -73,7 +97,7 @@ class Extraction:
         model: LoadedModel,
         samples: Samples,
         work: Prepared,
-        session: Session,
+        session: Output,
         *,
         kept: Mapping[str, Callable[[], dict[str, Array]]] | None = None,
         impl: str | None = None,
@@ -101,7 +125,7 @@ class Extraction:
         self._kept = {names.index(lang): arrays for lang, arrays in (kept or {}).items()}
         self._impl = impl
         self._bases = bases
-        self._most_tokens = math.inf
+        self._most_tokens = model.most_tokens
         """In a batch, padding included, once the device's memory was too small for more."""
         self._beside = finishes_beside(model.device)
         self._in_memory: dict[int, list[_InMemory]] = {}
@@ -112,17 +136,21 @@ class Extraction:
         """Tokens that have run, without padding."""
         self.forward_seconds = 0.0
         self.finish_seconds = 0.0
-
-        self._rows_done = {
-            part.number: session.segments.rows_done(part.number)
-            for i_lang, parts in enumerate(work.plan.languages)
-            for part in parts
-            if not self._is_finished(i_lang)
-        }
+        self._rows_done: dict[int, set[int]] = {}
+        """By part, samples whose states an earlier run has written; filled by `texts_done`."""
 
     @property
     def texts_done(self) -> int:
-        """Samples that an earlier run has done: in the store, in segments, or to be copied."""
+        """Samples that an earlier run has done: in the store, in segments, or to be copied.
+
+        Nobody else may write to the segments.
+        """
+        self._rows_done = {
+            part.number: self._session.segments.rows_done(part.number)
+            for i_lang, parts in enumerate(self._work.plan.languages)
+            for part in parts
+            if not self._is_finished(i_lang)
+        }
         finished = (
             samples.stop - samples.start
             for i_lang, samples in enumerate(self._ranges)
@@ -150,21 +178,36 @@ class Extraction:
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Event]:
-        """Run all that is not done yet.
+        """Run all that is not done yet, in order; the output is a `Session`."""
+        session = self._session
+        assert isinstance(session, Session)
+        yield from self.run(self._all_units(), kept_budget())
+        lost = write_rest(session.arrays, self.pooled)
+        if lost.any():
+            yield Note(self._name, what_is_lost(lost, self._work.hookpoints, self._model.dtype))
 
-        The arrays of a language are computed beside the forward passes of the next ones, if
+    def run(self, units: Iterable[Unit], budget: int = 0) -> Iterator[Event]:
+        """Run units in their order.
+
+        The arrays of a language are computed beside the forward passes of the next parts, if
         something would be idle otherwise, and in between if not.
+
+        Args:
+            units: the next one is asked for when the one before has been started, not when it is
+                done.
+            budget: bytes of pooled states that may stay in pinned memory until the arrays of their
+                language are computed, which must be one of the units then.
         """
+        self._closing = False
         writer = OrderedThread("safetyspace-writer")
         finisher = OrderedThread("safetyspace-finisher", QUEUED)
         try:
-            with self._forward(writer) as run_language:
-                for i_lang in range(len(self._ranges)):
-                    if self._session.is_written(i_lang):
+            with self._forward(writer, budget) as extract:
+                for unit in units:
+                    if unit.part is not None:
+                        yield from extract(unit, unit.part)
                         continue
-                    if i_lang not in self._kept:
-                        yield from run_language(i_lang)
-                    finish = partial(self._finish, i_lang)
+                    finish = partial(self._finish, unit)
                     if self._beside:  # behind the language's last write
                         writer.put(partial(finisher.put, finish))
                     else:
@@ -174,9 +217,6 @@ class Extraction:
             writer.flush()
             finisher.flush()
             yield from self._languages_done()
-            lost = self._write_rest()
-            if lost.any():
-                yield Note(self._name, self._what_is_lost(lost))
         finally:
             self._closing = True
             finisher.stop()  # a resumed run finds the states of its languages
@@ -184,10 +224,11 @@ class Extraction:
             finisher.close()
 
     @contextmanager
-    def _forward(self, writer: OrderedThread) -> Iterator[Callable[[int], Iterator[Event]]]:
-        """Get ready to run batches; gives a function that runs those of a language."""
+    def _forward(
+        self, writer: OrderedThread, budget: int
+    ) -> Iterator[Callable[[Unit, Part], Iterator[Event]]]:
+        """Get ready to run batches; gives a function that runs those of a unit."""
         work = self._work
-        copy = HostCopy(self._model.device, kept_budget())
         with Capture(
             self._model,
             work.hookpoints,
@@ -196,12 +237,23 @@ class Extraction:
             work.cache,
             packed=work.packed,
         ) as capture:
+            copy = HostCopy(self._model.device, budget)
+            yield partial(self._extract, writer, capture, copy)
 
-            def run_language(i_lang: int) -> Iterator[Event]:
-                for part in work.plan.languages[i_lang]:
-                    yield from self._extract(part, capture, copy, writer)
+    def _all_units(self) -> Iterator[Unit]:
+        for i_lang, parts in enumerate(self._work.plan.languages):
+            if self._session.is_written(i_lang):
+                continue
+            if i_lang not in self._kept:
+                for part in parts:
+                    yield Unit(i_lang, part)
+            yield Unit(i_lang)
 
-            yield run_language
+    @property
+    def pooled(self) -> int:
+        """Pooled states of each hookpoint, finite or not."""
+        spans = self._work.tokens.spans
+        return int((spans[..., 0] < spans[..., 1]).sum())
 
     def _languages_done(self) -> Iterator[Event]:
         while not self._done.empty():
@@ -211,9 +263,12 @@ class Extraction:
         return i_lang in self._kept or self._session.is_written(i_lang)
 
     def _extract(
-        self, part: Part, capture: Capture, copy: HostCopy, writer: OrderedThread
+        self, writer: OrderedThread, capture: Capture, copy: HostCopy, unit: Unit, part: Part
     ) -> Iterator[Event]:
-        done = self._rows_done.pop(part.number)
+        done = self._rows_done.pop(part.number, None)
+        if done is None:
+            done = self._session.segments.rows_done(part.number)
+        seconds, tokens_before = self.forward_seconds, self.tokens
         waiting = [b for b in reversed(part.batches) if not done.issuperset(b.rows.tolist())]
         while waiting:
             batch = waiting.pop()
@@ -244,6 +299,7 @@ class Extraction:
             yield Progressed(self._name, len(batch.rows), tokens)
             yield from self._languages_done()
         writer.put(partial(self._session.segments.sync, part.number))
+        writer.put(partial(unit.done, self.forward_seconds - seconds, self.tokens - tokens_before))
 
     def _append(self, number: int, batch: Batch, result: HostResult) -> None:
         """Write a batch to its segment; keep it in memory too, if there is room."""
@@ -256,13 +312,14 @@ class Extraction:
             if not result.kept:
                 result.free()
 
-    def _finish(self, i_lang: int) -> None:
+    def _finish(self, unit: Unit) -> None:
         """Compute and write the arrays of a language whose states are all in segments."""
-        started = time.perf_counter()
+        started, i_lang = time.perf_counter(), unit.i_lang
         arrays = self._kept.get(i_lang, partial(self._finished, i_lang))
         self._session.write_language(i_lang, arrays())
         seconds = time.perf_counter() - started
         self.finish_seconds += seconds
+        unit.done(seconds, 0)
         self._done.put(LanguageDone(self._name, self._samples.languages[i_lang], seconds))
 
     def _finished(self, i_lang: int) -> dict[str, Array]:
@@ -278,6 +335,12 @@ class Extraction:
             *in_memory,
             *(r for r in on_disk if int(r.rows[0]) not in known),
         ]
+        rows_known = sum(len(record.rows) for record in records)
+        if rows_known < samples.stop - samples.start:
+            raise StoreError(
+                f"{self._name}: states of {self._samples.languages[i_lang]!r} are missing in the "
+                "work folder; run again with --resume"
+            )
         pinned = self._model.device.type == "cuda"
 
         def states(i_layer: int, i_pooling: int) -> torch.Tensor:
@@ -314,31 +377,34 @@ class Extraction:
             for kept in in_memory:
                 kept.free()
 
-    def _write_rest(self) -> NDArray[np.int64]:
-        """Write the arrays over all languages, from those of each.
 
-        Returns:
-            [L] pooled states of each hookpoint that are not finite.
-        """
-        arrays = self._session.arrays
-        spans = self._work.tokens.spans
-        counts = arrays.read("count").sum(4)  # [L, S, lang, label]
-        pooled = (spans[..., 0] < spans[..., 1]).sum()
-        lost: NDArray[np.int64] = pooled - counts.sum((1, 2, 3))
-        arrays.write("nonfinite", lost)
-        others = map(arrays.read, ("class_mean", "pca_explained", "pca_components"))
-        arrays.write("pca_basis", merge_bases(counts, *others))
-        return lost
+def write_rest(arrays: ModelWriter, pooled: int) -> NDArray[np.int64]:
+    """Write a model's arrays over all languages, from those of each.
 
-    def _what_is_lost(self, lost: NDArray[np.int64]) -> str:
-        dtype = str(self._model.dtype).removeprefix("torch.")
-        first = self._work.hookpoints[int(np.flatnonzero(lost)[0])]
-        return (
-            f"up to {lost.max()} pooled states of a layer (first: {first}) are not finite in "
-            f"{dtype} and count in no number; "
-            + (
-                "dtype bfloat16 or float32 may hold them"
-                if self._model.dtype == torch.float16
-                else "the model's weights may be damaged"
-            )
+    Args:
+        arrays: of the model; those of all languages are written.
+        pooled: pooled states of each hookpoint, finite or not.
+
+    Returns:
+        [L] pooled states of each hookpoint that are not finite.
+    """
+    counts = arrays.read("count").sum(4)  # [L, S, lang, label]
+    lost: NDArray[np.int64] = pooled - counts.sum((1, 2, 3))
+    arrays.write("nonfinite", lost)
+    others = map(arrays.read, ("class_mean", "pca_explained", "pca_components"))
+    arrays.write("pca_basis", merge_bases(counts, *others))
+    return lost
+
+
+def what_is_lost(lost: NDArray[np.int64], hookpoints: Sequence[str], dtype: torch.dtype) -> str:
+    """A note on states that are not finite, of which `lost [L]` says how many there are."""
+    first = hookpoints[int(np.flatnonzero(lost)[0])]
+    return (
+        f"up to {lost.max()} pooled states of a layer (first: {first}) are not finite in "
+        f"{str(dtype).removeprefix('torch.')} and count in no number; "
+        + (
+            "dtype bfloat16 or float32 may hold them"
+            if dtype == torch.float16
+            else "the model's weights may be damaged"
         )
+    )

@@ -59,6 +59,7 @@ def prepare(
     seed: int = 0,
     token_budget: int | None = None,
     batching: Batching | None = None,
+    packed: bool | None = None,
     compiled: bool = False,
     impl: str | None = None,
     encode: Callable[..., Tokenized] = tokenize,
@@ -73,6 +74,7 @@ def prepare(
         layers, poolings, template, max_tokens, proj_dim, seed: as in `RunConfig`.
         token_budget: largest number of padded tokens in a batch; None: measure which is fast.
         batching: of an earlier run that goes on; None: measure it.
+        packed: whether batches run without padding, as another worker found; None: measure it.
         compiled: compile the model's blocks, which changes `model`.
         impl: the implementation of kernels that will be forced.
         encode: what turns texts into tokens, as `tokenize` does.
@@ -114,7 +116,8 @@ def prepare(
             "texts of one length"
         )
     plan = make_plan(tokens, languages, batching=batching, padding=padding)
-    packed = prefix is None and not compiled and packing_pays(model, tokens, plan, cache)
+    if packed is None:
+        packed = prefix is None and not compiled and packing_pays(model, tokens, plan, cache)
     return Prepared(hookpoints, projection, prompts, tokens, cache, batching, plan, packed)
 
 

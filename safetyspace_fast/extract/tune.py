@@ -83,7 +83,7 @@ def find_batching(
     """
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     usual = USUAL[kind]
-    budgets = () if token_budget else LARGER[kind]
+    budgets = () if token_budget else tuple(b for b in LARGER[kind] if b <= model.most_tokens)
     num_blocks = min(TRIAL_BLOCKS, len(model.blocks))
     share = _ROUNDS * num_blocks / len(model.blocks)
     if len(tokens.ids) < WORTHWHILE * share * (usual.token_budget + sum(budgets)):
@@ -149,7 +149,7 @@ def packing_pays(
         plan: their batches.
         cache: as for `Capture` of padded batches.
     """
-    if model.device.type != "cuda" or not model.causal or not plan.padded_tokens:
+    if model.device.type != "cuda" or not model.causal or not plan.padded_tokens or model.leader:
         return False
     batch = max(plan, key=lambda batch: batch.padded_tokens)
     num_blocks = min(TRIAL_BLOCKS, len(model.blocks))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from ..errors import ConfigError, ModelError, first_line
 
@@ -19,6 +20,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels for attention on a GPU, the first that can. New cards' default is cuDNN's, which plans
+anew for every shape of a batch (23 to 440 ms by public readings), and shapes abound."""
 _GIB = 1 << 30
 _ARCH = re.compile(r"(?:sm|compute)_(\d+)")  # not those of AMD (gfx942)
 # Errors of a GPU that come as plain RuntimeErrors.

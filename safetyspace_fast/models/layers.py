@@ -64,6 +64,10 @@ def resolve_layers(asked: str | Sequence[str], hookpoints: Sequence[str]) -> tup
     return tuple(name for name in hookpoints if name in chosen)
 
 
+class DeepestLayerReached(Exception):  # noqa: N818 - a signal, not an error
+    """Ends the forward pass: all wanted layers have run."""
+
+
 def watch(
     backbone: nn.Module,
     blocks: nn.ModuleList,

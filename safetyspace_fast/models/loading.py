@@ -25,6 +25,7 @@ from . import layers
 from .adapters import adds_to_weights, merge_adapter
 from .device import check_room, find_device, find_dtype, fits
 from .fused import has_fused, try_fusing
+from .sharded import Leader, Loading, Ranks, check_plan, joined
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
 from .streamed import StreamedBlocks, open_streamed, why_not_streamed
@@ -69,6 +70,7 @@ class LoadedModel:
     identify: returns what `identity` gives.
     streamed: the blocks, if they stay on disk. Until a run begins, one of each kind is in its place
         in the backbone, and all others hand on the states that they get.
+    leader: announces forward passes to the other devices of a model that is shared out.
     """
 
     name: str
@@ -84,6 +86,12 @@ class LoadedModel:
     dtype: torch.dtype
     identify: Callable[[], dict[str, Json]] = field(repr=False)
     streamed: StreamedBlocks | None = field(default=None, repr=False)
+    leader: Leader | None = field(default=None, repr=False)
+
+    @property
+    def most_tokens(self) -> float:
+        """In a batch, padding included, as larger ones have failed; infinite: none has."""
+        return math.inf if self.leader is None else self.leader.most_tokens
 
     @cached_property
     def identity(self) -> dict[str, Json]:
@@ -104,6 +112,7 @@ def load_model(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
     weights: Weights = "load",
+    tensor_parallel: int = 1,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a language model or an encoder, merge its adapters, and find its hookpoints.
@@ -119,6 +128,7 @@ def load_model(
         trust_remote_code: run Python files that come with the model.
         chat_template: Jinja text that replaces the tokenizer's own.
         weights: `load`; `stream`: blocks stay on disk; `auto`: so if they do not fit into memory.
+        tensor_parallel: devices that share the weights; this process is one of as many ranks.
         on_note: called with notes of one line, warnings of transformers among them.
 
     Raises:
@@ -129,8 +139,16 @@ def load_model(
     target = find_device(device, note)
     working = find_dtype(dtype, target)
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
-    streams = _streams(spec, source, weights, working, target, note)
-    files = {} if spec.random else _weight_files(source, adapters)
+    ranks: Ranks | None = None
+    if tensor_parallel > 1:
+        check_plan(source, tensor_parallel, alone=not (adapters or spec.random))
+        ranks = joined(tensor_parallel)
+        ranks.announce(
+            Loading(spec, device, dtype, allow_pickle, trust_remote_code, tensor_parallel)
+        )
+    streams = _streams(spec, source, weights, working, target, tensor_parallel, note)
+    follows = ranks is not None and ranks.rank > 0
+    files = {} if spec.random or follows else _weight_files(source, adapters)
     with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         streamed = None
         at_first, home = working, target
@@ -146,8 +164,10 @@ def load_model(
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
         else:
             model, quantization = load_weights(
-                source, at_first, home, allow_pickle, trust_remote_code, note
+                source, at_first, home, allow_pickle, trust_remote_code, note, tensor_parallel
             )
+        if ranks is not None:
+            ranks.meet()
         packed = getattr(model.config, "quantization_config", None) is not None
         if adapters and packed:
             raise ModelError(
@@ -174,7 +194,9 @@ def load_model(
         _check_vocabulary(tokenizer, backbone, spec)
         text_config = backbone.config.get_text_config()
         blocks = layers.find_blocks(backbone, text_config.num_hidden_layers, spec.name)
-        if target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
+        if ranks is not None:
+            note(f"its weights are shared out over {ranks.size} devices")
+        elif target.type == "cpu" and (reason := try_fusing(backbone)) is not None:
             note(f"its layers run without the compiled kernels: {reason}")
         if streamed is not None:
             streamed.fused = has_fused(backbone)
@@ -199,6 +221,7 @@ def load_model(
             "dtype": str(working).removeprefix("torch."),
             "quantization": quantization,
         },
+        leader=None if ranks is None or follows else Leader(ranks, backbone),
     )
 
 
@@ -280,6 +303,7 @@ def _streams(
     weights: Weights,
     dtype: torch.dtype,
     device: torch.device,
+    tensor_parallel: int,
     note: Callable[[str], None],
 ) -> bool:
     """Whether a model's blocks stay on disk.
@@ -287,6 +311,8 @@ def _streams(
     Raises:
         ModelError: they cannot, though it was asked for; or the model does not fit on the GPU.
     """
+    if tensor_parallel > 1:
+        weights = "load"
     reason = None if weights == "load" else why_not_streamed(source, random=spec.random)
     if weights == "stream":
         if reason is not None:
@@ -297,7 +323,7 @@ def _streams(
     tensors = stored(source) if device.type == "cuda" or weights == "auto" else None
     if tensors is None:
         return False
-    numbers = sum(math.prod(shape) for shape, _ in tensors)
+    numbers = sum(math.prod(shape) for shape, _ in tensors) // tensor_parallel
     if weights == "auto" and reason is None and not fits(numbers, dtype, device):
         note("its weights do not fit into memory, so they are streamed from disk")
         return True

@@ -56,6 +56,7 @@ def load_weights(
     allow_pickle: bool,
     trust_remote_code: bool,
     note: Callable[[str], None],
+    tensor_parallel: int = 1,
 ) -> tuple[Any, str | None]:  # transformers has no types
     """Load a model with its head.
 
@@ -65,6 +66,7 @@ def load_weights(
         device: where they are put. On the way to a GPU the host holds a few tensors at a time.
         allow_pickle, trust_remote_code: as in `load_model`.
         note: called with notes of one line.
+        tensor_parallel: ranks that share the weights, by transformers' plan; each calls this.
 
     Returns:
         The model, and the method by which its files are quantised, None for plain weights.
@@ -77,7 +79,12 @@ def load_weights(
 
     where: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True}
-    how |= placed_on(device)
+    if tensor_parallel > 1:
+        how["distributed_config"] = transformers.distributed.DistributedConfig(
+            tp_size=tensor_parallel
+        )
+    else:
+        how |= placed_on(device)
     if dtype == torch.float64:  # grouped products of experts do not take float64
         how["experts_implementation"] = "eager"
     if source.gguf is not None:

@@ -2,11 +2,13 @@
 
 from .check import Damage, Report, check
 from .growth import Growth, Kept, discard, settle
+from .leases import Leases
 from .lock import Claim, alone
 from .place import Place
 from .reader import ModelStore, Run, SampleTable
 from .results import save_results
 from .session import Journal, Session, clear
+from .shared import Shared
 from .writer import Contents, ModelWriter, consolidate, create_run, half_made, resume_run
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Growth",
     "Journal",
     "Kept",
+    "Leases",
     "ModelStore",
     "ModelWriter",
     "Place",
@@ -23,6 +26,7 @@ __all__ = [
     "Run",
     "SampleTable",
     "Session",
+    "Shared",
     "alone",
     "check",
     "clear",

@@ -1,4 +1,7 @@
-"""One writer for each model: a locked file that names its process, and is free when it ends."""
+"""One writer for each model: a locked file that names its process, and is free when it ends.
+
+Workers that write a model together share the claim; `leases` says which of them does what.
+"""
 
 import fcntl
 import json
@@ -23,7 +26,7 @@ _ATTEMPTS = 100
 class Claim:
     """The right to write one model, for as long as a `with` block or the process lasts."""
 
-    def __init__(self, folder: Path, what: str) -> None:
+    def __init__(self, folder: Path, what: str, *, shared: bool = False) -> None:
         """Take the claim; the system gives back that of a process that has ended, on any host.
 
         Where a file system has no locks, the file says who has the claim: a process of this host
@@ -32,24 +35,27 @@ class Claim:
         Args:
             folder: the model's folder in the store's work folder; made if it is missing.
             what: the model's name in an error.
+            shared: others may have it too, if they share it.
 
         Raises:
             StoreError: another process has the claim.
         """
         _refuse_link(folder.parent)
         self._path = folder / "owner.json"
-        self._descriptor, locked = _locked(self._path, what)
+        self._shared = shared
+        self._descriptor, locked = _locked(self._path, what, shared=shared)
         self.left_by = _owner(self._descriptor)
         """The owner that ended without giving it up; None if there is none."""
         host = socket.gethostname()
-        if self.left_by and not locked and _may_live(self.left_by, host):
+        together = shared and bool(self.left_by and self.left_by["shared"])
+        if self.left_by and not locked and not together and _may_live(self.left_by, host):
             os.close(self._descriptor)
             raise StoreError(
                 f"{what}: {_held_by(self.left_by)}, and there are no file locks to ask; if that "
                 f"process has ended, delete {self._path} and try again"
             )
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        owner = json.dumps({"pid": os.getpid(), "host": host, "started": started})
+        owner = json.dumps({"pid": os.getpid(), "host": host, "started": started, "shared": shared})
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, owner.encode(), 0)
 
@@ -59,6 +65,9 @@ class Claim:
 
     def __exit__(self, *_: object) -> None:
         """Give it up; delete the folder and the work folder if they are empty."""
+        if self._shared and not _is_last(self._descriptor):
+            os.close(self._descriptor)
+            return
         _unlock(self._path, self._descriptor)
         with suppress(OSError):
             self._path.parent.parent.rmdir()
@@ -78,12 +87,13 @@ def alone(folder: Path) -> Iterator[None]:
         _unlock(path, descriptor)
 
 
-def _locked(path: Path, what: str | None = None) -> tuple[int, bool]:
+def _locked(path: Path, what: str | None = None, *, shared: bool = False) -> tuple[int, bool]:
     """Lock a file, which is made if it is missing.
 
     Args:
         path: the file.
         what: its name in the error that is raised if another process has the lock; None: wait.
+        shared: others may have the lock too, if they share it.
 
     Returns:
         Descriptor of the file, and whether it is locked: some network file systems have no locks.
@@ -101,7 +111,8 @@ def _locked(path: Path, what: str | None = None) -> tuple[int, bool]:
                 continue
             raise StoreError(f"{path}: cannot be locked: {error.strerror or error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | (fcntl.LOCK_NB if what else 0))
             locked = True
         except BlockingIOError as error:
             owner = _owner(descriptor)
@@ -128,12 +139,24 @@ def _unlock(path: Path, descriptor: int) -> None:
         path.parent.rmdir()
 
 
+def _is_last(descriptor: int) -> bool:
+    """Whether nobody shares a lock any more; it is given up if somebody does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no file locks
+        pass
+    return True
+
+
 def _owner(descriptor: int) -> dict[str, object] | None:
-    """What a locked file says of its owner: pid, host and start."""
+    """What a locked file says of its owner: pid, host, start, and whether others share it."""
     content = os.pread(descriptor, 4096, 0)
     try:
         owner = json.loads(content)
-        return {key: owner[key] for key in ("pid", "host", "started")}
+        known = {key: owner[key] for key in ("pid", "host", "started")}
+        return {**known, "shared": owner.get("shared", False)}
     except (ValueError, KeyError, TypeError):
         return None
 

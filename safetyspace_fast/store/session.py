@@ -25,6 +25,7 @@ from . import files, scratch, segments
 from .layout import Array, ArraySpec, Attributes, shards_of
 from .place import Place
 from .segments import Segments
+from .shared import clear_shared
 from .writer import ModelWriter
 
 
@@ -66,7 +67,9 @@ class Session:
         self.arrays = ModelWriter(root, name, sizes)
         """The model's arrays; those without samples and languages the caller writes by itself."""
         if earlier:
-            _refuse_other(f"{place}: model {name!r}", attributes["manifest"], earlier)
+            refuse_other(f"{place}: model {name!r}", attributes["manifest"], earlier)
+        self.attributes = attributes
+        """Of the model, as it was begun."""
         self.arrays.create(attributes)
         files.make_folder(self.folder)
         for folder in (self.folder, self.folder.parent):  # `Claim` makes them, but not durably
@@ -168,13 +171,15 @@ class Journal:
 
 
 def clear(folder: Path) -> None:
-    """Delete segments and journal from a model's folder; the claim to the model is kept."""
+    """Delete segments, journal and the files of workers in a model's folder; keep the claim."""
     for path in folder.iterdir() if folder.exists() else ():
         if path.suffix in (segments.SUFFIX, scratch.SUFFIX, Path(Journal.NAME).suffix, ".tmp"):
             files.remove(path)
+    clear_shared(folder)
 
 
-def _refuse_other(model: str, manifest: Attributes, earlier: Attributes) -> None:
+def refuse_other(model: str, manifest: Attributes, earlier: Attributes) -> None:
+    """Raise StoreError if a manifest is not that which a model was begun with."""
     if differing := [key for key in manifest if earlier.get(key) != manifest[key]]:
         raise StoreError(
             f"{model} was begun with another {', '.join(differing)}; "

@@ -1,4 +1,4 @@
-"""Many models over several data sets: sweep files, their runs, and what they will cost."""
+"""Many models, data sets, devices and machines: sweep files, workers, and what runs will cost."""
 
 from .access import refuse_existing, refuse_missing
 from .drive import run_sweep

@@ -1,0 +1,475 @@
+"""A run on a Ray cluster: one actor a device, each a worker on the units of the stores.
+
+Ray starts the actors, restarts those that die, places them on nodes that come, and tells what has
+gone. Which unit is whose is no business of Ray: workers claim units through the store (`units`), on
+a file system that all nodes share, and a unit whose worker has gone is claimed again. So the bytes
+of the store do not depend on the number of workers, nor on who died.
+
+The driver (this process) waits for nothing without an end: see the seconds of `Patience`.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ..config import RunConfig
+from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError, first_line
+from ..extract import Event, Note
+from ..info import package_versions
+from ..store import Place
+from .units import work
+
+_RESTARTS = 5
+"""Of an actor that dies; Ray does not count those of nodes that were preempted."""
+_LOCAL_STORE = 80 * 1024**2
+"""Bytes of Ray's object store, if Ray is started here: actors get paths and give events."""
+_POLL = 0.2
+_AGAIN = "finished units are kept: repeat the command with --resume to go on"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds until the driver gives up."""
+
+    start: float = 900.0
+    """No worker is there: devices are busy, or nodes are being added."""
+    silence: float = 300.0
+    """Workers were there, and nothing has been heard of any: their nodes are lost, and no others
+    come. A worker says every few seconds that it lives, also while it loads or computes."""
+    head: float = 60.0
+    """Ray's head does not answer."""
+    stopping: float = 60.0
+    """Workers that were told to stop write down their work."""
+    loading: float = 3600.0
+    """A worker that loads a model keeps others of its node from it; longer, and they load too."""
+
+
+def run_on_ray(
+    configs: Sequence[RunConfig],
+    address: str | None = None,
+    *,
+    workers: int | None = None,
+    patience: Patience = Patience(),
+) -> Generator[Event, None, None]:
+    """Run configs on a Ray cluster; yields the events of all workers.
+
+    Args:
+        configs: each with one model; several may have one store, which all nodes see.
+        address: of the cluster, `auto` or `HOST:PORT`; None: what the variable RAY_ADDRESS names,
+            or else Ray is started on this machine alone.
+        workers: how many; None: one for each GPU that the cluster has now or, without any, one for
+            each node. Give it for a cluster that grows.
+        patience: when to give up.
+
+    Raises:
+        SafetySpaceError: the reason, in one line; finished work is kept.
+    """
+    _refuse_unsuitable(configs, workers)
+    ray = _ray()
+    started_here = not ray.is_initialized()
+    if started_here:
+        _connect(ray, address)
+    try:
+        with closing(_Cluster(ray, configs, workers, patience).events()) as events:
+            yield from events
+    finally:
+        if started_here:
+            _within(patience.head, ray.shutdown)
+
+
+def _refuse_unsuitable(configs: Sequence[RunConfig], workers: int | None) -> None:
+    """Refuse what no cluster can run, before Ray is started."""
+    if workers is not None and workers < 1:
+        raise ConfigError(f"ray: got {workers} workers, expected at least 1")
+    for config in configs:
+        if ":" in config.device:
+            raise ConfigError(
+                f"ray: got device {config.device!r}, but Ray chooses the device; expected 'auto', "
+                "'cpu' or 'cuda'"
+            )
+        if config.tensor_parallel > 1:
+            raise ConfigError(
+                "ray: a worker has one device, so tensor_parallel cannot be used; run such a model "
+                "with --tensor-parallel on one machine, or use --weights stream"
+            )
+
+
+def _ray() -> Any:  # Ray's types say little
+    """Ray, without its usage reports."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "--ray needs Ray; pip install 'safetyspace-fast[ray]' on all nodes"
+        ) from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start Ray here.
+
+    Raises:
+        ConfigError: there is no cluster at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    how: dict[str, Any] = {"address": address}
+    if address is None:
+        how = {"include_dashboard": False, "object_store_memory": _LOCAL_STORE}
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **how)
+    except Exception as error:
+        where = f"no cluster at {address}" if address else "Ray cannot be started here"
+        raise ConfigError(f"ray: {where}: {first_line(error)}") from error
+
+
+class _Board:
+    """An actor beside the driver, where workers leave their events and ask before they load."""
+
+    def __init__(self, loading: float) -> None:
+        """`loading`: seconds after which a worker that loads keeps no other from it."""
+        self._patience = loading
+        self._events: list[Event] = []
+        self._heard: dict[int, float] = {}
+        self._loading: dict[str, tuple[int, float]] = {}
+
+    def tell(self, worker: int, *events: Event) -> None:
+        """Worker `worker` lives, and has events."""
+        self._heard[worker] = time.monotonic()
+        self._events += events
+
+    def take(self) -> tuple[list[Event], float]:
+        """All new events, and how long ago a worker was heard; infinite: never."""
+        events, self._events = self._events, []
+        heard = max(self._heard.values(), default=-float("inf"))
+        return events, time.monotonic() - heard
+
+    def may_load(self, worker: int, node: str) -> bool:
+        """Whether a worker may load a model: nobody else on its node is loading one."""
+        holder, since = self._loading.get(node, (worker, 0.0))
+        if holder != worker and time.monotonic() - since < self._patience:
+            return False
+        self._loading[node] = (worker, time.monotonic())
+        return True
+
+    def loaded(self, worker: int) -> None:
+        """A worker loads no longer, or has gone."""
+        for node, (holder, _) in tuple(self._loading.items()):
+            if holder == worker:
+                del self._loading[node]
+
+
+class _Worker:
+    """An actor on one device."""
+
+    def __init__(self, number: int, board: str, threads: int | None) -> None:
+        """`board`: the name of the `_Board`; `threads`: of torch, on a CPU."""
+        import ray
+
+        self._number = number
+        self._board = ray.get_actor(board)  # a handle would not outlive a restart
+        self._threads = threads
+        self._stopped = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def work(
+        self,
+        configs: Sequence[RunConfig],
+        workers: int,
+        folder: str,
+        probes: Sequence[str],
+        version: str,
+    ) -> SafetySpaceError | None:
+        """Work until nothing is left to do.
+
+        Args:
+            configs: what to run.
+            workers: how many there are.
+            folder: the driver's current one; relative paths begin there.
+            probes: files that the driver has written beside the stores.
+            version: of this package, at the driver.
+
+        Returns:
+            Why this worker cannot go on; None: all is complete, or it was stopped.
+        """
+        import torch
+
+        try:
+            self._refuse_other_place(folder, probes, version)
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)
+            with closing(work(configs, self._number, workers, loading=self._loading)) as events:
+                for event in events:
+                    self._board.tell.remote(self._number, event)
+                    if self._stopped.is_set():
+                        return None
+        except SafetySpaceError as error:
+            return type(error)(f"{_here()}: {error}")
+        return None
+
+    def stop(self) -> None:
+        """Stop behind the batch in hand; its work is kept."""
+        self._stopped.set()
+
+    def _refuse_other_place(self, folder: str, probes: Sequence[str], version: str) -> None:
+        """Raise an error if this node does not see what the driver sees."""
+        if version != _version():
+            raise ConfigError(
+                f"has safetyspace-fast {_version()}, but the driver {version}; install the same"
+            )
+        with suppress(OSError):  # the probes tell
+            os.chdir(folder)
+        for probe in probes:
+            if not Path(probe).is_file():
+                raise StoreError(
+                    f"cannot see {Path(probe).parent}; use a path on a file system that all nodes "
+                    "share"
+                )
+
+    def _beat(self) -> None:
+        while True:
+            self._board.tell.remote(self._number)
+            time.sleep(_BEAT)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """While this lasts, no other worker of this node loads a model.
+
+        Otherwise Ray's memory monitor may see the peaks of several, and kill one.
+        """
+        import ray
+
+        while not ray.get(self._board.may_load.remote(self._number, _here())):
+            time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            self._board.loaded.remote(self._number)
+
+
+_BEAT = 5.0
+
+
+def _version() -> str:
+    return package_versions()["safetyspace-fast"]
+
+
+def _here() -> str:
+    """The node of this actor, for messages."""
+    import ray
+
+    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
+
+
+@dataclass
+class _Running:
+    """An actor, and what it was asked."""
+
+    number: int
+    actor: Any
+    result: Any = field(repr=False)
+
+
+class _Cluster:
+    """The actors of one run, as the driver sees them."""
+
+    def __init__(
+        self, ray: Any, configs: Sequence[RunConfig], workers: int | None, patience: Patience
+    ) -> None:
+        self._ray = ray
+        self._configs = [replace(config, resume=True, overwrite=False) for config in configs]
+        self._workers = workers
+        self._patience = patience
+        self._board: Any = None
+        self._head = _Head(ray)
+        self._running: list[_Running] = []
+        self._failures: list[SafetySpaceError] = []
+
+    def events(self) -> Generator[Event, None, None]:
+        """Start the actors, and yield their events until all is done."""
+        with _probes(self._configs) as probes:
+            try:
+                self._start(probes)
+                yield from self._watch()
+            finally:
+                self._end()
+
+    def _start(self, probes: Sequence[str]) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        name = f"safetyspace-{uuid4().hex[:12]}"
+        here = self._ray.get_runtime_context().get_node_id()
+        board = self._ray.remote(_Board).options(
+            name=name,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )
+        self._board = board.remote(self._patience.loading)
+        self._ray.get(self._board.take.remote(), timeout=self._patience.start)
+        devices, resources = _devices(self._ray, self._configs)
+        workers = self._workers or devices
+        threads = None if "num_gpus" in resources else int(resources["num_cpus"])
+        actor = self._ray.remote(_Worker).options(
+            max_restarts=_RESTARTS,
+            max_task_retries=-1,
+            max_concurrency=4,
+            scheduling_strategy="SPREAD",
+            **resources,
+        )
+        for i_worker in range(workers):
+            worker = actor.remote(i_worker, name, threads)
+            task = worker.work.remote(self._configs, workers, str(Path.cwd()), probes, _version())
+            self._running.append(_Running(i_worker, worker, task))
+
+    def _watch(self) -> Iterator[Event]:
+        """Pass on events until a worker has seen that all is complete, or all workers failed."""
+        started, heard_any, complete = time.monotonic(), False, False
+        while self._running and not complete:
+            results = {running.result: running for running in self._running}
+            ready, _ = self._ray.wait(list(results), num_returns=1, timeout=_POLL)
+            events, silence = self._heard()
+            yield from events
+            heard_any |= silence < float("inf")
+            for result in ready:
+                complete |= self._ended(results[result])
+            if self._failures:
+                yield from self._told()
+            waited = min(silence, time.monotonic() - started)
+            if waited > (self._patience.silence if heard_any else self._patience.start):
+                raise ModelError(self._why_silent(waited, heard_any))
+        if not complete:
+            raise self._failures[0]
+        yield from self._heard()[0]
+
+    def _heard(self) -> tuple[list[Event], float]:
+        """New events; and how long nothing was heard.
+
+        Raises:
+            ModelError: the cluster does not answer.
+        """
+        self._head.refuse_lost(self._patience.head)
+        try:
+            events, silence = self._ray.get(self._board.take.remote(), timeout=self._patience.head)
+        except self._ray.exceptions.RayError as error:
+            raise ModelError(f"ray: the cluster is lost: {first_line(error)}; {_AGAIN}") from error
+        return events, silence
+
+    def _ended(self, running: _Running) -> bool:
+        """Take note of a worker that has ended; returns whether it found all complete."""
+        self._running.remove(running)
+        try:
+            error = self._ray.get(running.result)
+        except self._ray.exceptions.RayError as failure:
+            error = ModelError(
+                f"ray: worker {running.number} was lost {_RESTARTS + 1} times or cannot be "
+                f"started: {first_line(failure)}; {_AGAIN}"
+            )
+        self._board.loaded.remote(running.number)
+        if error is None:
+            return True
+        self._failures.append(error)
+        return False
+
+    def _told(self) -> Iterator[Event]:
+        """Notes on the last failure, if others go on."""
+        if self._running:
+            yield Note("", f"{self._failures[-1]}; the other workers go on")
+
+    def _why_silent(self, waited: float, heard_any: bool) -> str:
+        if heard_any:
+            return f"ray: no worker has been heard of for {waited:.0f} s; {_AGAIN}"
+        asked = f"{len(self._running)} workers"
+        has = {
+            name: amount
+            for name, amount in self._ray.available_resources().items()
+            if name in ("CPU", "GPU")
+        }
+        free = ", ".join(f"{amount:g} {name}" for name, amount in sorted(has.items())) or "nothing"
+        return (
+            f"ray: none of {asked} was started in {waited:.0f} s; free in the cluster: {free}; "
+            "wait for its other jobs, or add nodes"
+        )
+
+    def _end(self) -> None:
+        """Let workers write down their work, then end them."""
+        if self._head.is_lost:
+            return
+        with suppress(Exception):  # whatever it is, the actors end with the driver
+            for running in self._running:
+                running.actor.stop.remote()
+            left = [running.result for running in self._running]
+            self._ray.wait(left, num_returns=len(left), timeout=self._patience.stopping)
+        for actor in (*(running.actor for running in self._running), self._board):
+            if actor is not None:
+                with suppress(Exception):
+                    self._ray.kill(actor)
+
+
+class _Head:
+    """Asks Ray's head every now and then whether it is there, in a thread: calls to it may hang."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._pool = ThreadPoolExecutor(1, "safetyspace-ray-head")
+        self._asked = time.monotonic()
+        self._answer: Future[Any] = self._pool.submit(ray.nodes)
+        self.is_lost = False
+
+    def refuse_lost(self, patience: float) -> None:
+        """Raise ModelError if the head has not answered for `patience` seconds."""
+        waited = time.monotonic() - self._asked
+        if self._answer.done():
+            if self._answer.exception() is None and waited > _BEAT:
+                self._asked = time.monotonic()
+                self._answer = self._pool.submit(self._ray.nodes)
+            if self._answer.done() and self._answer.exception() is None:
+                return
+        if waited > patience or (self._answer.done() and self._answer.exception() is not None):
+            self.is_lost = True
+            raise ModelError(f"ray: the head does not answer; {_AGAIN}")
+
+
+def _devices(ray: Any, configs: Sequence[RunConfig]) -> tuple[int, dict[str, Any]]:
+    """How many workers a cluster has room for, and what each takes of it."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if any(config.device == "cuda" for config in configs) or (
+        gpus and not all(config.device == "cpu" for config in configs)
+    ):
+        return max(1, gpus), {"num_gpus": 1, "num_cpus": 1}
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    smallest = min(cpus, default=1)
+    return max(1, sum(cpus) // smallest), {"num_cpus": smallest}
+
+
+@contextmanager
+def _probes(configs: Sequence[RunConfig]) -> Iterator[list[str]]:
+    """Files beside the stores, by which a node knows that it sees the driver's file system."""
+    folders = dict.fromkeys(Path(Place(config.out).work).absolute().parent for config in configs)
+    probes = [folder / f".safetyspace-{uuid4().hex[:12]}.probe" for folder in folders]
+    try:
+        for probe in probes:
+            try:
+                probe.parent.mkdir(parents=True, exist_ok=True)
+                probe.touch()
+            except OSError as error:
+                raise StoreError(f"{probe.parent}: cannot be written: {error.strerror}") from error
+        yield list(map(str, probes))
+    finally:
+        for probe in probes:
+            probe.unlink(missing_ok=True)
+
+
+def _within(seconds: float, function: Callable[[], object]) -> None:
+    """Call a function that may never return, and wait for it for some time."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(seconds)

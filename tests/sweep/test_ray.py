@@ -1,0 +1,297 @@
+"""Runs on a real Ray cluster of several nodes on this machine, whose parts are killed.
+
+All nodes see one file system and one list of processes; a node that sees less has a stand-in for
+`Path.is_file`, see `short_sighted`.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import save_tiny
+
+from safetyspace_fast import RunConfig, run
+from safetyspace_fast.api import Event, ModelDone, Note, Progressed
+from safetyspace_fast.errors import ConfigError, ModelError
+from safetyspace_fast.sweep.ray_cluster import Patience, run_on_ray
+
+ray = pytest.importorskip("ray")
+
+NODE: dict[str, Any] = {"object_store_memory": 80 * 1024**2}
+PATIENCE = Patience(start=90, silence=60, head=20, stopping=20)
+
+
+class Nodes:
+    """A cluster on this machine: a head without work, and nodes of one core."""
+
+    def __init__(self, blind: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster()
+        self._blind = blind
+        # The driver and the board are on the head.
+        self.cluster.add_node(num_cpus=0, include_dashboard=False, **NODE)
+        self.address = self.cluster.address
+        ray.init(self.address, log_to_driver=False, logging_level="ERROR")
+        self.first = self.add()
+
+    @property
+    def cluster(self) -> Any:
+        return self._cluster
+
+    def add(self, *, short_sighted: bool = False) -> Any:
+        """Add a node; a short-sighted one does not see files whose path holds what is in a file."""
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
+        if short_sighted:
+            path = f"{self._blind.parent}{os.pathsep}{path}"
+        node = self.cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, **NODE)
+        self.cluster.wait_for_nodes()
+        return node
+
+
+def processes(name: bytes) -> list[int]:
+    """Processes of this machine whose command begins with a name."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (entry / "cmdline").read_bytes().startswith(name):
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a short-sighted node does not see; Python reads its stand-in when it starts."""
+    folder = tmp_path_factory.mktemp("python")
+    (folder / "sitecustomize.py").write_text(
+        "import pathlib\n"
+        f"hidden = pathlib.Path({str(folder / 'hidden')!r})\n"
+        "is_file = pathlib.Path.is_file\n"
+        "def sees(path):\n"
+        "    return is_file(path) and not (is_file(hidden) and hidden.read_text() in str(path))\n"
+        "pathlib.Path.is_file = sees\n"
+    )
+    return folder / "hidden"
+
+
+@pytest.fixture(scope="module")
+def nodes(blind: Path) -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        nodes = Nodes(blind)
+        try:
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.cluster.shutdown()
+    deadline = time.monotonic() + 20
+    while processes(b"ray::") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes(b"ray::") == []
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run in this process, in a few dozen batches."""
+    config = RunConfig(
+        models=[str(model)],
+        data="sample:polite",
+        languages=("en", "de", "es"),
+        limit=12,
+        layers="embed,block.1",
+        token_budget=128,
+        device="cpu",
+        out=tmp_path_factory.mktemp("alone") / "run.zarr",
+    )
+    run(config)
+    return config
+
+
+@pytest.fixture
+def config(alone: RunConfig, tmp_path: Path) -> RunConfig:
+    return replace(alone, out=tmp_path / "shared" / "run.zarr")
+
+
+def contents(config: RunConfig) -> dict[str, bytes]:
+    """Every chunk of a store; metadata hold times."""
+    store = Path(config.out)
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != "zarr.json"
+    }
+
+
+def on_ray(
+    configs: Sequence[RunConfig],
+    at_first_batch: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> list[Event]:
+    """Run on the cluster that this process is connected to."""
+    events: list[Event] = []
+    with closing(run_on_ray(configs, **{"patience": PATIENCE} | options)) as running:
+        for event in running:
+            if isinstance(event, Progressed) and not any(isinstance(e, Progressed) for e in events):
+                at_first_batch()
+            events.append(event)
+    return events
+
+
+def test_one_worker_gives_the_bytes_of_a_run_without_ray(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    events = on_ray([config], workers=1)
+    assert contents(config) == contents(alone)
+    assert [event.model for event in events if isinstance(event, ModelDone)] == ["llama"]
+    assert not list(Path(config.out).parent.glob("*.probe"))
+
+
+def test_a_killed_actor_is_started_again_and_the_bytes_are_the_same(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        for pid in processes(b"ray::_Worker")[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    on_ray([config], kill, workers=1)
+    assert killed
+    assert contents(config) == contents(alone)
+
+
+def test_a_node_that_does_not_see_the_store_or_the_model_is_named_and_the_others_go_on(
+    nodes: Nodes, config: RunConfig, alone: RunConfig, blind: Path
+) -> None:
+    odd = nodes.add(short_sighted=True)
+    try:
+        blind.write_text(".probe")
+        events = on_ray([config], workers=2)
+        assert contents(config) == contents(alone)
+        notes = [event.message for event in events if isinstance(event, Note)]
+        assert [n for n in notes if "file system that all nodes share" in n and "node " in n], notes
+        nodes.cluster.remove_node(nodes.first)
+        other = replace(config, out=Path(config.out).with_name("other.zarr"))
+        blind.write_text("model.safetensors")
+        with pytest.raises(ModelError, match=r"node \d.*llama"):
+            on_ray([other], workers=1)
+    finally:
+        blind.unlink(missing_ok=True)
+        nodes.cluster.remove_node(odd)
+        nodes.first = nodes.add()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 7])
+def test_the_number_of_workers_changes_no_byte(
+    nodes: Nodes, config: RunConfig, alone: RunConfig, workers: int
+) -> None:
+    added = [nodes.add() for _ in range(workers - 1)]
+    try:
+        on_ray([config], workers=workers)
+    finally:
+        for node in added:
+            nodes.cluster.remove_node(node)
+    assert contents(config) == contents(alone)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_removed_leaves_its_units_to_the_others(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    added = nodes.add()
+    on_ray([config], lambda: nodes.cluster.remove_node(added, allow_graceful=False), workers=2)
+    assert contents(config) == contents(alone)
+
+
+@pytest.mark.slow
+def test_when_all_nodes_are_lost_the_run_ends_and_resume_finishes_it(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    impatient = replace(PATIENCE, silence=8.0)
+
+    def lose_it() -> None:
+        nodes.cluster.remove_node(nodes.first, allow_graceful=False)
+
+    with pytest.raises(ModelError, match="no worker has been heard of"):
+        on_ray([config], lose_it, workers=1, patience=impatient)
+    nodes.first = nodes.add()
+    on_ray([replace(config, resume=True)], workers=1)
+    assert contents(config) == contents(alone)
+
+
+def test_what_no_cluster_can_run_is_refused_before_ray_starts(config: RunConfig) -> None:
+    for wrong, options, reason in (
+        (replace(config, device="cuda:1"), {}, "Ray chooses the device"),
+        (replace(config, tensor_parallel=2), {}, "--weights stream"),
+        (config, {"workers": 0}, "got 0 workers, expected at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            next(run_on_ray([wrong], "127.0.0.1:1", **options))
+
+
+def test_without_ray_one_line_says_how_to_install_it(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'safetyspace-fast\[ray\]'"):
+        next(run_on_ray([config]))
+
+
+DRIVER = """
+import dataclasses, pickle, sys
+from pathlib import Path
+from safetyspace_fast.errors import SafetySpaceError
+from safetyspace_fast.sweep.ray_cluster import run_on_ray
+config, patience = pickle.loads(Path(sys.argv[2]).read_bytes())
+try:
+    for event in run_on_ray([config], sys.argv[1], workers=1, patience=patience):
+        print(type(event).__name__, flush=True)
+except SafetySpaceError as error:
+    print(error, flush=True)
+    sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_when_the_head_is_lost_the_run_ends_with_one_line_and_resume_finishes_it(
+    config: RunConfig, alone: RunConfig, tmp_path: Path, blind: Path
+) -> None:
+    if ray.is_initialized():
+        pytest.skip("another cluster is in use")
+    nodes = Nodes(blind)
+    ray.shutdown()
+    (tmp_path / "config").write_bytes(pickle.dumps((config, replace(PATIENCE, head=6))))
+    command = [sys.executable, "-c", DRIVER, nodes.address, str(tmp_path / "config")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            while driver.stdout.readline().strip() != "Progressed":
+                assert driver.poll() is None
+            nodes.cluster.head_node.kill_gcs_server()
+            said, _ = driver.communicate(timeout=60)
+        finally:
+            driver.kill()
+            nodes.cluster.shutdown()
+    assert driver.returncode == 1
+    assert said.splitlines()[-1].startswith("ray: the head does not answer"), said
+    run(replace(config, resume=True))
+    assert contents(config) == contents(alone)
