@@ -41,7 +41,7 @@ demo: $(VENV)/.package ## install, fetch a small real model, run it over the pac
 	$(BIN)/safetyspace-fast separation demo.zarr
 
 test: $(VENV)/.test models ## run all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check-slow: $(VENV)/.test models ## run the slow tests: minutes to hours
 	$(BIN)/python -m pytest -m slow
