@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         transfer,
         verify,
     )
+    from .report.write import report
 
     __version__: str
 
@@ -69,6 +70,7 @@ __all__ = [
     "ops",
     "parallel",
     "power",
+    "report",
     "run",
     "sensitivity",
     "separation",
@@ -83,8 +85,8 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and reports any 
             from importlib.metadata import version
 
             value = version("safetyspace-fast")
-        elif name == "ops":
-            value = import_module(f"{__name__}.ops")
+        elif name in ("ops", "report"):  # `report` is a room that may be called
+            value = import_module(f"{__name__}.{name}")
         elif name in __all__:
             value = getattr(import_module(f"{__name__}.api"), name)
         else:

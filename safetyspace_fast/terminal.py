@@ -126,6 +126,22 @@ def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr for one stage after the other: what is done, its steps, and all."""
+    from tqdm import tqdm
+
+    with tqdm(unit="step", file=sys.stderr, disable=None, leave=False) as tqdm_bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            tqdm_bar.set_description(what, refresh=False)
+            tqdm_bar.total = total
+            tqdm_bar.n = done
+            tqdm_bar.refresh()
+
+        yield show
+
+
 def show_done(done: Iterable["ModelDone"], out: object) -> None:
     """Print a line for every model, the store, and what to type next."""
     for event in done:

@@ -34,9 +34,9 @@ ALLOWED = {
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
     "terminal": {"api", "errors", "info"},
-    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "terminal"}
-    | {"report"},
-    "__init__": {"api", "ops"},
+    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "report"}
+    | {"terminal"},
+    "__init__": {"api", "ops", "report"},
 }
 
 
@@ -100,7 +100,7 @@ def test_imports_are_light(part: str) -> None:
 
 def test_no_module_hides_a_public_function() -> None:
     """A module that is imported becomes an attribute of the package, under its own name."""
-    modules = {room(path) for path in FILES} - {"ops"}
+    modules = {room(path) for path in FILES} - {"ops", "report"}  # the second may be called
     assert not modules & set(safetyspace_fast.__all__)
 
 

@@ -10,7 +10,7 @@ from .. import terminal
 from ..errors import ConfigError, SafetySpaceError
 from .data import add_data
 from .questions import add_curve, add_explain, add_languages, add_power, add_transfer
-from .report import add_plot
+from .report import add_plot, add_report
 from .run import add_run
 from .sampled import add_bench, add_verify
 from .statistics import add_compare, add_separation
@@ -18,10 +18,11 @@ from .upkeep import add_check, add_info
 
 GUIDE = """\
 safetyspace-fast measures how far apart a language model holds harmful and harmless text, for every
-layer and language. Three commands to begin with:
+layer and language. Four commands to begin with:
 
   safetyspace-fast run --model gpt2 --data sample:polite --out try.zarr   run a model, fill a store
   safetyspace-fast separation try.zarr                                    read the numbers
+  safetyspace-fast report try.zarr -o try.html                            look at them
   safetyspace-fast explain rho                                            what a number means
 
 Then: `run --help` for your own data and models, `compare --help` for a model before and after
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add_power(commands)
     add_curve(commands)
     add_transfer(commands)
+    add_report(commands)
     add_plot(commands)
     add_explain(commands)
     add_verify(commands)

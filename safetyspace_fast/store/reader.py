@@ -227,6 +227,11 @@ class Run:
                     complete.append(name)
         return tuple(complete)
 
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Names of the models that are not complete: of a run that goes on or has stopped."""
+        return tuple(x for x in names_in(self._root, "models") if x not in self.models)
+
     @cached_property
     def samples(self) -> SampleTable:
         """Source, label, language, pair and fold of every sample.

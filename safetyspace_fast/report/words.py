@@ -1,0 +1,324 @@
+"""The answer in words: what changed where, with intervals, and what the data cannot tell."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..analysis.columns import CHANCE, Style
+
+if TYPE_CHECKING:
+    import xarray
+
+Kind = Literal["grew", "fell", "mixed", "unknown", "note", "caution"]
+FEW_TEXTS = 50
+"""Texts of a class below which the page warns of wide intervals."""
+CONFOUNDED = 0.1
+"""An AUC of length this far from 1/2, with an interval that excludes 1/2, is worth a warning."""
+RULED = 0.5
+"""Correlation with length, or share of one dimension, beyond which it rules the states."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence or two of the answer."""
+
+    kind: Kind
+    head: str
+    text: str
+
+
+def changes(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding]:
+    """Where tuning moved the classes apart or together, by language.
+
+    Args:
+        dataset: of `compare`.
+        metric, pooling: the measure and the pooling that the words are about.
+    """
+    view = dataset.sel(metric=metric, pooling=pooling)
+    findings, unmoved = [], []
+    for lang in map(str, view["lang"].to_numpy()):
+        finding = _change(view.sel(lang=lang), lang)
+        if finding is None:
+            unmoved.append(lang)
+        else:
+            findings.append(finding)
+    if unmoved:
+        findings.append(_unmoved(view.sel(lang=unmoved), unmoved, others=bool(findings)))
+    return findings + _less(view)
+
+
+def _change(view: "xarray.Dataset", lang: str) -> Finding | None:
+    """Of one language, over its layers; None if no layer differs significantly."""
+    layers = _names(view, "layer")
+    difference, p = (view[name].to_numpy() for name in ("difference", "p_family"))
+    moved = p <= CHANCE
+    if not moved.any():
+        return None
+    grew, fell = moved & (difference > 0), moved & (difference < 0)
+    parts = [
+        f"{word} at {_share(where, layers)}"
+        for where, word in ((grew, "further apart"), (fell, "closer together"))
+        if where.any()
+    ]
+    i = int(np.nanargmax(np.where(moved, np.abs(difference), np.nan)))
+    ends = [
+        tuple(float(view[name].to_numpy()[i]) for name in names)
+        for names in (("difference", "low", "high"), ("base", "base", "base"), ("aligned",) * 3)
+    ]
+    style = Style.of(ends[:1])
+    before, after = (style.number(value[0]) for value in ends[1:])
+    kind: Kind = "mixed" if grew.any() and fell.any() else "grew" if grew.any() else "fell"
+    return Finding(
+        kind,
+        f"{isolated(lang)}:",
+        f"{', '.join(parts)}. Largest change at {layers[i]}: {_signed(style, *ends[0])}, from "
+        f"{before} to {after}.",
+    )
+
+
+def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> Finding:
+    """Of the languages without a significant difference, all in one."""
+    low, high = (view[name].to_numpy() for name in ("low", "high"))
+    if not np.isfinite(low).any():
+        reasons = sorted({str(x) for x in view["refused"].to_numpy().ravel() if x})
+        why = "; ".join(reasons) or "no interval is known"
+        return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
+    style = Style.of([(0.0, float(a), float(b)) for a, b in zip(low.ravel(), high.ravel(),
+                     strict=True)])  # fmt: skip
+    reach = " As far as these texts show, tuning did not reach them." if others else ""
+    return Finding(
+        "unknown",
+        f"{listed(langs)}:",
+        "no layer changed by more than chance explains. This does not show that nothing changed: "
+        f"the 95 % intervals reach from {style.number(float(np.nanmin(low)))} to "
+        f"{style.number(float(np.nanmax(high)))}.{reach}",
+    )
+
+
+def elsewhere(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding]:
+    """Whether the other metrics and poolings of the results say the same."""
+    lines = []
+    for other in _names(dataset, "metric"):
+        for place in _names(dataset, "pooling"):
+            if (other, place) == (metric, pooling):
+                continue
+            view = dataset.sel(metric=other, pooling=place)
+            moved = view["p_family"] <= CHANCE
+            lines.append(f"{other}, pooling {place}: {_summed(view, moved)}")
+    if not lines:
+        return []
+    return [Finding("note", "Other choices.", "; ".join(lines) + ".")]
+
+
+def _summed(view: "xarray.Dataset", moved: "xarray.DataArray") -> str:
+    """`further apart in en, closer in de`."""
+    parts = []
+    for where, word in ((view["difference"] > 0, "further apart"), (view["difference"] < 0,
+                        "closer together")):  # fmt: skip
+        flags = (moved & where).any("layer").to_numpy()
+        langs = [lang for lang, flag in zip(_names(view, "lang"), flags, strict=True) if flag]
+        if langs:
+            parts.append(f"{word} in {listed(langs)}")
+    return ", ".join(parts) or "no change beyond chance"
+
+
+def _less(view: "xarray.Dataset") -> list[Finding]:
+    """Languages that changed otherwise than the reference language, where that changed most."""
+    reference = view.attrs.get("reference", "")
+    if "excess" not in view or reference not in _names(view, "lang"):
+        return []
+    own = view.sel(lang=reference)
+    size = np.where(own["p_family"].to_numpy() <= CHANCE, abs(own["difference"].to_numpy()), np.nan)
+    if np.isnan(size).all():
+        return []
+    i = int(np.nanargmax(size))
+    at = view.isel(layer=i)
+    rows = [
+        (lang, float(at["excess"].sel(lang=lang)), float(at["excess_low"].sel(lang=lang)),
+         float(at["excess_high"].sel(lang=lang)))
+        for lang in _names(view, "lang")
+        if lang != reference and float(at["excess_p_family"].sel(lang=lang)) <= CHANCE
+    ]  # fmt: skip
+    if not rows:
+        return []
+    style = Style.of([row[1:] for row in rows])
+    each = "; ".join(f"{isolated(row[0])} {_signed(style, *row[1:])}" for row in rows)
+    return [
+        Finding(
+            "mixed",
+            f"Not like {isolated(reference)}:",
+            f"at {_names(view, 'layer')[i]}, where {isolated(reference)} changed most, these "
+            f"languages differ from its change by: {each}.",
+        )
+    ]
+
+
+def levels(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding]:
+    """Of one model without a partner: where the classes are further apart than chance explains.
+
+    Args:
+        dataset: of `separation`, of one model.
+        metric, pooling: as in `changes`.
+    """
+    view = dataset.sel(metric=metric, pooling=pooling)
+    layers, findings, chance = _names(view, "layer"), [], []
+    for lang in _names(view, "lang"):
+        one = view.sel(lang=lang)
+        value, p = one["value"].to_numpy(), one["p_family"].to_numpy()
+        if not (p <= CHANCE).any():
+            chance.append(lang)
+            continue
+        i = int(np.nanargmax(np.where(p <= CHANCE, value, np.nan)))
+        ends = tuple(float(one[name].to_numpy()[i]) for name in ("value", "low", "high"))
+        floor = float(one["floor"].to_numpy()[i])
+        style = Style.of([ends])
+        expected = f", where chance gives {style.number(floor)}" if math.isfinite(floor) else ""
+        text = (
+            f"apart at {_share(p <= CHANCE, layers)}. Largest at {layers[i]}: "
+            f"{style.entry(*ends)}{expected}."
+        )
+        findings.append(Finding("grew", f"{isolated(lang)}:", text))
+    if chance:
+        reasons = sorted({str(x) for x in view["refused"].sel(lang=chance).to_numpy().ravel() if x})
+        why = f" Refused: {'; '.join(reasons)}." if reasons else ""
+        text = f"no layer is further apart than chance explains.{why}"
+        findings.append(Finding("unknown", f"{listed(chance)}:", text))
+    return findings
+
+
+NO_CONTROL = Finding(
+    "caution",
+    "An untrained model",
+    "is not in this store: run random:MODEL too, to see how much of a separation the words alone "
+    "give a model that has learnt nothing.",
+)
+
+
+def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
+    """What the data cannot tell: few texts, length, words, one dimension, other settings.
+
+    Args:
+        dataset: of `separation` or `compare`; both hold the same variables of confounds.
+        pooling: the one that the words are about.
+    """
+    found: list[tuple[str, str]] = []
+    langs = _names(dataset, "lang")
+    first = dataset.isel(model=0)
+
+    def where(flags: Iterable[bool]) -> list[str]:
+        return [lang for lang, flag in zip(langs, flags, strict=True) if flag]
+
+    harmful = first["harmful"].to_numpy()
+    texts = _texts(dataset)
+    rarer = texts * np.minimum(harmful, 1 - harmful)
+    if few := where(rarer < FEW_TEXTS):
+        counts = ", ".join(f"{isolated(x)} {rarer[langs.index(x)]:.0f}" for x in few)
+        found.append(
+            ("Few texts", f"of the rarer class: {counts}. Their intervals are wide, and a "
+             "difference that is not shown may well be there.")
+        )  # fmt: skip
+    value, low, high = (first[f"auc_length{end}"].to_numpy() for end in ("", "_low", "_high"))
+    if long := where((abs(value - 0.5) > CONFOUNDED) & ((low > 0.5) | (high < 0.5))):
+        each = ", ".join(f"{isolated(x)} {value[langs.index(x)]:.2f}" for x in long)
+        found.append(
+            ("Length", f"alone tells the classes apart (AUC {each}; 0.5 is chance): part of a "
+             "separation may be length. rho_equal_length and auc_equal_length leave it out.")
+        )  # fmt: skip
+    value, low = (first[f"auc_lexical{end}"].to_numpy() for end in ("", "_low"))
+    if words := where((value > 0.5 + CONFOUNDED) & (low > 0.5)):
+        each = ", ".join(f"{isolated(x)} {value[langs.index(x)]:.2f}" for x in words)
+        found.append(
+            ("Words", f"alone tell the classes apart (AUC of character n-grams {each}): a "
+             "separation that is no larger need not be more than vocabulary.")
+        )  # fmt: skip
+    found += _rulers(dataset.sel(pooling=pooling), langs)
+    if "rounding_share" in dataset:
+        share = dataset["rounding_share"].sel(pooling=pooling).to_numpy()
+        if np.isfinite(share).any() and (share[np.isfinite(share)] >= 1).all():
+            found.append(("Rounding", "explains all differences between the two models."))
+    if settings := dataset.attrs.get("settings_differ"):
+        found.append(("Settings", f"of the models differ: {settings}."))
+    copies = first["elsewhere"].to_numpy()
+    if copied := where(copies > 0.1):
+        found.append(
+            ("Shared texts", f"{listed(copied)} hold texts that are also in another language; "
+             "differences between languages take texts as independent.")
+        )  # fmt: skip
+    if len(langs) > 1:
+        found.append(
+            ("Sources", "of the languages may differ in more than the language. Compare how "
+             "models differ across languages, not the languages' own values.")
+        )  # fmt: skip
+    return [Finding("caution", head, text) for head, text in found]
+
+
+def _texts(dataset: "xarray.Dataset") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """[lang], number of texts: from the counts of cells or, in `compare`, from `n_texts`."""
+    if "n0" in dataset:
+        total = (dataset["n0"] + dataset["n1"]).max(("model", "layer", "pooling"))
+        return np.asarray(total.to_numpy(), np.float64)
+    return np.asarray(dataset["units"].isel(model=0).to_numpy(), np.float64)
+
+
+def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str]]:
+    """Whether length, as an attention sink gives it, or one huge dimension rules the states."""
+    found = []
+    tokens = np.maximum(*(abs(view[f"pc1_{name}"].to_numpy()) for name in ("tokens",
+                        "inverse_tokens")))  # fmt: skip
+    share = view["largest_share"].to_numpy()
+    for values, head, text in (
+        (tokens, "Length in the states", "the first principal component follows the number of "
+         "tokens, as an attention sink at the first token gives it"),
+        (share, "One dimension", "a single hidden dimension holds more than half of the variance; "
+         "rho_standardized weighs all dimensions alike"),
+    ):  # fmt: skip
+        beyond = np.nan_to_num(values) > RULED  # [model, layer, lang]
+        ruled = [lang for lang, flag in zip(langs, beyond.any((0, 1)), strict=True) if flag]
+        if ruled:
+            cells = beyond.any(0).sum()
+            found.append(
+                (head, f"in {listed(ruled)}, in {cells} of {beyond[0].size} layers and languages: "
+                 f"{text}.")
+            )  # fmt: skip
+    return found
+
+
+def _share(where: "np.ndarray[tuple[int], np.dtype[np.bool_]]", layers: Sequence[str]) -> str:
+    """`3 of 20 layers (embed, block.3 to block.4)`."""
+    flags = [*where.tolist(), False]
+    ranges, start = [], None
+    for i, flag in enumerate(flags):
+        if flag and start is None:
+            start = i
+        elif not flag and start is not None:
+            ranges.append((layers[start], layers[i - 1]))
+            start = None
+    if where.all():
+        return f"all {len(layers)} layers" if len(layers) > 1 else layers[0]
+    shown = ranges[:4]
+    each = ", ".join(one if one == last else f"{one} to {last}" for one, last in shown)
+    more = ", and others" if len(ranges) > len(shown) else ""
+    return f"{where.sum()} of {len(layers)} layers ({each}{more})"
+
+
+def _signed(style: Style, value: float, low: float, high: float) -> str:
+    sign = "+" if value > 0 else ""
+    return f"{sign}{style.entry(value, low, high)}"
+
+
+def _names(view: "xarray.Dataset", dim: str) -> list[str]:
+    return [str(name) for name in np.atleast_1d(view[dim].to_numpy())]
+
+
+def isolated(name: str) -> str:
+    """A name that does not change the direction of the words around it (Unicode isolates)."""
+    return f"\u2068{name}\u2069"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas, each isolated; beyond twelve their number."""
+    shown = ", ".join(map(isolated, names[:12]))
+    return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"

@@ -1,0 +1,158 @@
+"""Writing the page: one HTML file that loads nothing, with a policy that forbids the rest."""
+
+import base64
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .plot import require
+from .results import METRICS, Results
+
+if TYPE_CHECKING:
+    from ..analysis.metric import Metrics
+    from ..analysis.selection import Names
+    from ..store import Run
+
+_POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def report(
+    run: "Run | Sequence[Run]",
+    path: str | Path,
+    *,
+    metrics: "Metrics" = METRICS,
+    models: "Names" = None,
+    layers: "Names" = None,
+    poolings: "Names" = None,
+    languages: "Names" = None,
+    texts: Iterable[str] | None = None,
+    command: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Write one self-contained HTML page of one store or several.
+
+    Args:
+        run: an open store, or several.
+        path: the file; it is replaced only when the page is complete.
+        metrics: the first one leads; a reader may choose the others.
+        models, layers, poolings, languages: names; None shows all.
+        texts: texts of the data, which the page then shows; anybody who has the page can read them.
+        command: what to type to make the page again.
+        progress: called with what is computed, the steps that are done, and of all.
+
+    Raises:
+        ConfigError: a store has no complete model, a name is unknown, or the file cannot be
+            written.
+        StoreError: an array cannot be read.
+    """
+    target = Path(path)
+    _require_writable(target)
+    runs = list(run) if isinstance(run, Sequence) else [run]
+    stores = {
+        _name(one, i, runs): Results(
+            one, models=models, layers=layers, poolings=poolings, languages=languages,
+            metrics=metrics, progress=progress,
+        )
+        for i, one in enumerate(runs)
+    }  # fmt: skip
+    by_hash = {hashlib.sha256(text.encode()).digest(): text for text in texts or ()}
+    if command is None:
+        words = ["safetyspace-fast", "report", *stores, "-o", target.name]
+        command = " ".join(map(shlex.quote, words))
+    content = html(stores, command, by_hash, progress)
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def html(
+    stores: dict[str, Results],
+    command: str,
+    texts: dict[bytes, str],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> str:
+    """The page as text; arguments as in `page.page`."""
+    import jinja2
+
+    from .page import page
+
+    def step(what: str) -> None:
+        if progress is not None:
+            progress(what, 0, 1)
+
+    library = _library()
+    content = page(stores, command, texts, step)
+    style, script = (_static(f"page.{kind}") for kind in ("css", "js"))
+    policy = _POLICY.format(
+        scripts=" ".join(map(_hashed, (library, script))), styles=_hashed(style)
+    )
+    safe = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return safe.from_string(_static("page.html")).render(
+        page=content,
+        policy=policy,
+        style=_markup(style),
+        script=_markup(script),
+        library=_markup(library),
+        version=version("safetyspace-fast"),
+    )
+
+
+def _name(run: "Run", i: int, runs: "Sequence[Run]") -> str:
+    """The name of a store's folder; with its number where two have the same."""
+    names = [str(one.place).rstrip("/").rsplit("/", 1)[-1] for one in runs]
+    return names[i] if names.count(names[i]) == 1 else f"{names[i]} ({i + 1})"
+
+
+def _require_writable(target: Path) -> None:
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else "its folder does not exist"
+        raise ConfigError(f"{target}: {what}; name a file to write, such as report.html")
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script.
+
+    Raises:
+        SafetySpaceError: it is not installed.
+    """
+    require("altair", "vl_convert")
+    import vl_convert
+
+    return (
+        str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub forgets a default
+        .replace("\r\n", "\n")
+        .replace("</script", "<\\/script")
+    )
+
+
+def _static(name: str) -> str:
+    return files(__package__).joinpath("static", name).read_text("utf-8")
+
+
+def _hashed(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _markup(text: str) -> str:
+    """Our own files, which the template does not escape."""
+    import markupsafe
+
+    return markupsafe.Markup(text)

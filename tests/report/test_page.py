@@ -1,0 +1,287 @@
+"""The page as people use it: in a browser, from disk, with mouse, keyboard, phone and printer."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from browser import CHROMIUM, Browser
+
+import safetyspace_fast as ssf
+from safetyspace_fast.cli import main
+
+RTL, LONG = "عربي\u202eabc", "x" * 200
+HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2">'
+
+
+def write_texts(path: Path, languages: tuple[str, ...], number: int = 24) -> None:
+    """As many texts of each language, half of them harmful, of words that differ."""
+    rng = np.random.default_rng(0)
+    with path.open("w", encoding="utf-8") as file:
+        for lang in languages:
+            for i in range(number):
+                words = ["fine", "tea", "dog"] if i % 2 else ["bad", "hate", "fox"]
+                text = " ".join([*rng.choice([*words, "the", "and"], 3 + i % 5), f"{i} {lang}"])
+                file.write(json.dumps({"text": text, "label": 1 - i % 2, "lang": lang}) + "\n")
+
+
+def save_pair(folder: Path) -> tuple[Path, Path]:
+    """A tiny model, and the same with other weights in its last block."""
+    base = tiny_models.save_tiny("llama", folder / "base")
+    model = tiny_models.tiny_model("llama")
+    with torch.no_grad():
+        for weight in model.model.layers[-1].parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(folder / "aligned")
+    tiny_models.tiny_tokenizer().save_pretrained(folder / "aligned")
+    return base, folder / "aligned"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Path:
+    write_texts(folder / "texts.jsonl", ("en", "de", "ar"))
+    base, aligned = save_pair(folder)
+    out = folder / "pair.zarr"
+    models = (f"base={base}", f"aligned={aligned}")
+    ssf.run(models=models, data=folder / "texts.jsonl", out=out, proj_dim=16)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(store: Path, folder: Path) -> Path:
+    path = folder / "page.html"
+    assert main(["report", str(store), "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium: apt-get install chromium")
+        pytest.skip("no chromium here: apt-get install chromium")
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(window: Browser, page: Path) -> Browser:
+    window.open(page)
+    return window
+
+
+def rows_of(browser: Browser, figure: str) -> list[dict[str, str]]:
+    """Open the table of a figure, and read it back."""
+    browser.js(f"document.querySelector('#{figure} details').open = true")
+    browser.until(f"!!document.querySelector('#{figure} tbody')")
+    cells = f"""(() => {{
+        const table = document.querySelector('#{figure} details table');
+        const texts = (row) => [...row.cells].map((cell) => cell.textContent);
+        return [...table.rows].map(texts);
+    }})()"""
+    head, *rows = browser.js(cells)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def choose(browser: Browser, figure: str, title: str, value: Any) -> None:
+    """Set a control of a figure, and wait until it is drawn again."""
+    drawn = f"Number(document.getElementById('{figure}').dataset.drawn)"
+    before = browser.js(drawn)
+    browser.js(f"""(() => {{
+        const labels = [...document.querySelectorAll('#{figure} .controls label')];
+        const label = labels.find((one) => one.textContent.startsWith('{title}'));
+        const input = label.querySelector('select, input');
+        const options = [...(input.options || [])];
+        const option = options.find((one) => one.textContent === {json.dumps(value)});
+        input.value = option ? option.value : {json.dumps(value)};
+        input.dispatchEvent(new Event('input'));
+    }})()""")
+    browser.until(f"{drawn} > {before}")
+
+
+def test_the_page_opens_without_a_message_or_a_request(opened: Browser, page: Path) -> None:
+    assert opened.messages == []
+    assert opened.requests == [page.resolve().as_uri()]
+    drawn = opened.js("document.querySelectorAll('section[data-figure] .chart svg').length")
+    assert drawn >= 8
+
+
+def test_the_policy_allows_no_source_but_the_page_itself(opened: Browser, page: Path) -> None:
+    policy = opened.js("document.querySelector('meta[http-equiv]').content")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    text = page.read_text("utf-8")
+    assert not re.search(r"<[^>]+ (src|href)=[\"']?(https?:)?//", text)
+    refused = opened.js(
+        "(() => { const one = document.createElement('script'); one.textContent = 'window.ran = 1';"
+        "document.body.append(one); return window.ran; })()"
+    )
+    assert refused is None
+
+
+def test_figures_show_the_numbers_of_the_tables_that_are_printed(
+    opened: Browser, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["separation", str(store), "--metric", "auc_direction", "--metric", "rho_adjusted",
+          "--json"])  # fmt: skip
+    printed = json.loads(capsys.readouterr().out)
+    rows = rows_of(opened, "layers")
+    assert len(rows) == 2 * 3 * len(ssf.open_run(store).model("base").hookpoints)
+    known = {
+        (cell["model"], cell["layer"], cell["lang"]): cell
+        for cell in printed["rows"]
+        if cell["metric"] == "auc_direction" and cell["pooling"] == "mean"
+    }
+    for row in rows:
+        cell = known[row["model"], row["layer"], row["lang"]]
+        for name in ("value", "low", "high", "floor", "p"):
+            assert float(row[name]) == pytest.approx(cell[name], rel=1e-4), (row, name)
+
+
+def test_a_metric_is_chosen_and_the_table_follows(opened: Browser) -> None:
+    first = rows_of(opened, "layers")
+    choose(opened, "layers", "Metric", "rho_adjusted")
+    second = rows_of(opened, "layers")
+    assert {row["metric"] for row in second} == {"rho_adjusted"}
+    assert [row["value"] for row in first] != [row["value"] for row in second]
+
+
+def test_the_slider_shows_the_texts_of_another_layer(opened: Browser) -> None:
+    marks = (
+        "[...document.querySelectorAll('#scatter .chart:first-child .mark-symbol.role-mark path')]"
+        ".map((one) => one.getAttribute('transform'))"
+    )
+    before = opened.js(marks)
+    assert len(before) == 24
+    choose(opened, "scatter", "Layer", 0)
+    assert opened.js(marks) != before
+    label = opened.js("document.querySelector('#scatter .slider').textContent")
+    assert label == "Layer: embed"
+    rows = rows_of(opened, "scatter")
+    assert {row["layer"] for row in rows} == {"embed"}
+    assert len(rows) == 4  # two models, two labels
+
+
+def test_marks_lie_where_the_store_has_the_texts(opened: Browser, store: Path) -> None:
+    model = ssf.open_run(store).model("base")
+    span = ssf.open_run(store).lang_range("en")
+    stored = model.read("pca_coords", layer=len(model.hookpoints) - 1, pooling=0, samples=span)
+    label = ssf.open_run(store).samples.label[span]
+    for row in rows_of(opened, "scatter"):
+        if row["model"] == "base":
+            own = stored[label == (row["text"] == "harmful"), :2].mean(0)
+            assert [float(row["mean 1"]), float(row["mean 2"])] == pytest.approx(own, rel=1e-3)
+
+
+def test_a_table_is_sorted_by_its_heads(opened: Browser) -> None:
+    unsorted = [float(row["value"]) for row in rows_of(opened, "layers")]
+    column = (
+        "[...document.querySelectorAll('#layers th button')].find((x) => x.textContent === 'value')"
+    )
+    for order, reverse in (("ascending", False), ("descending", True)):
+        opened.js(f"{column}.click()")
+        values = [float(row["value"]) for row in rows_of(opened, "layers")]
+        assert values == sorted(unsorted, reverse=reverse)
+        assert opened.js(f"{column}.parentElement.getAttribute('aria-sort')") == order
+
+
+def test_everything_is_reached_by_the_keyboard(opened: Browser) -> None:
+    opened.js("document.querySelector('#layers details').open = true")
+    opened.until("!!document.querySelector('#layers tbody')")
+    wanted = opened.js(
+        "[...document.querySelectorAll('a[href], button, select, input, summary')]"
+        ".filter((one) => one.offsetParent !== null).length"
+    )
+    opened.js("window.seen = new Set(); document.body.tabIndex = -1; document.body.focus()")
+    for _ in range(3 * wanted):
+        opened.key("Tab")
+        if opened.js(
+            "window.seen.add(document.activeElement); document.activeElement === document.body"
+        ):
+            break
+    missed = opened.js(
+        "[...document.querySelectorAll('a[href], button, select, input, summary')]"
+        ".filter((one) => one.offsetParent !== null && !window.seen.has(one))"
+        ".map((one) => one.outerHTML.slice(0, 80))"
+    )
+    assert missed == []
+
+
+def test_the_slider_moves_by_the_keyboard(opened: Browser) -> None:
+    opened.js("document.querySelector('#scatter .slider input').focus()")
+    before = opened.js("document.querySelector('#scatter .slider').textContent")
+    opened.key("ArrowLeft")
+    opened.until(f"document.querySelector('#scatter .slider').textContent !== {json.dumps(before)}")
+    spoken = opened.js("document.querySelector('#scatter .slider input').ariaValueText")
+    assert opened.js("document.querySelector('#scatter .slider').textContent") == f"Layer: {spoken}"
+
+
+def test_a_column_is_defined_on_focus_and_escape_closes_it(opened: Browser) -> None:
+    rows_of(opened, "layers")
+    opened.js(
+        "[...document.querySelectorAll('#layers th button')]"
+        ".find((one) => one.textContent === 'p_family').focus()"
+    )
+    tip = opened.js("document.getElementById('tip').textContent")
+    assert tip.startswith("p corrected over all numbers of the results")
+    opened.key("Escape")
+    assert opened.js("document.getElementById('tip').hidden")
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(window: Browser, page: Path) -> None:
+    window.open(page, width=360, height=740)
+    assert window.js("document.documentElement.scrollWidth") == 360
+    assert window.messages == []
+
+
+def contrast(browser: Browser) -> float:
+    """Between text and paper (WCAG)."""
+    value: float = browser.js("""(() => {
+        const shine = (color) => {
+            const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((part) => {
+                const share = part / 255;
+                return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+            });
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const style = getComputedStyle(document.body);
+        const chart = getComputedStyle(document.querySelector('.chart svg text'));
+        const paper = shine(style.backgroundColor);
+        const ratios = [style.color, chart.fill].map((color) => {
+            const ink = shine(color);
+            return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+        });
+        return Math.min(...ratios);
+    })()""")
+    return value
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_of_page_and_charts_is_read_in_light_and_dark(
+    window: Browser, page: Path, dark: bool
+) -> None:
+    window.open(page, dark=dark)
+    assert contrast(window) > 7
+    paper = window.js("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") is not dark
+
+
+def test_print_is_black_on_white_with_all_figures(window: Browser, page: Path) -> None:
+    window.open(page, dark=True)
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    window.call("Emulation.setEmulatedMedia", media="print", features=features)
+    assert contrast(window) > 20
+    assert not window.js("[...document.querySelectorAll('.controls')].some((x) => x.offsetParent)")
+    assert window.pdf().startswith(b"%PDF")
