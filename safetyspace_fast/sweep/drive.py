@@ -44,9 +44,9 @@ def run_sweep(
                 with closing(run_models(config, shared.steps)) as events:
                     yield from events
             except Exception as caught:  # also what nobody foresaw: the other models count
-                error = caught.with_traceback(None) if isinstance(
-                    caught, SafetySpaceError
-                ) else caught
+                error = (
+                    caught.with_traceback(None) if isinstance(caught, SafetySpaceError) else caught
+                )
             stays = number + 1 < len(configs) and configs[number + 1].models == config.models
             if error is not None or config.compile or not stays:
                 shared.forget_model()

@@ -82,9 +82,7 @@ class Sweep:
     def _config(self, model: ModelEntry, data: DataEntry) -> RunConfig:
         chosen = {**self.shared, **data.changes, **model.changes}
         try:
-            return RunConfig(
-                models=model.text, data=data.data, out=data.out, resume=True, **chosen
-            )
+            return RunConfig(models=model.text, data=data.data, out=data.out, resume=True, **chosen)
         except ConfigError as error:
             field = str(error).partition(":")[0]
             where = next((f"{e.where}." for e in (model, data) if field in e.changes), "")
@@ -171,9 +169,7 @@ def _data_sets(entries: Sequence[object], folder: str, name: str) -> Iterator[Da
         first = data.data if isinstance(data.data, str) else next(iter(data.data), "")
         store = data.name if data.name is not msgspec.UNSET else _store_name(first)
         if not store or "/" in store:
-            raise ConfigError(
-                f"{name}: {where}.name: got {store!r}, expected a name for its store"
-            )
+            raise ConfigError(f"{name}: {where}.name: got {store!r}, expected a name for its store")
         out = f"{folder.rstrip('/')}/{store}.zarr"
         yield DataEntry(data.data, out, _given(data, DATA_FIELDS), where)
 
@@ -238,15 +234,13 @@ def _plain(hint: Any) -> Any:  # any type hint
     if origin is Literal or hint is Path:
         return str
     if inner:
-        return tuple[_plain(inner[0]), ...]
+        return tuple[_plain(inner[0]), ...]  # type: ignore[misc]  # made at run time
     return int | float if hint is float else hint
 
 
 def _struct(name: str, own: Sequence[Any], names: Collection[str]) -> Any:
     hints = get_type_hints(RunConfig, include_extras=True)
-    options = [
-        (field, _plain(hints[field]) | msgspec.UnsetType, msgspec.UNSET) for field in names
-    ]
+    options = [(field, _plain(hints[field]) | msgspec.UnsetType, msgspec.UNSET) for field in names]
     return msgspec.defstruct(name, [*own, *options], frozen=True, kw_only=True)
 
 
