@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from .errors import SafetySpaceError, first_line
 if TYPE_CHECKING:
     from .api import Bench, DataSummary, Event, ModelDone, Report, Verification
     from .info import Environment
+    from .sweep import RunForecast, Truth
 
 
 def warn(message: Warning | str, *_: object, **__: object) -> None:
@@ -209,6 +210,76 @@ class SweepDisplay:
             f"{self._details[row]}"
             for row in kept
         ]
+
+
+def show_forecast(forecasts: "Sequence[RunForecast]") -> None:
+    """Print a row for each run of a sweep, and their sum."""
+    rows: list[tuple[str, ...]] = [
+        ("model", "store", "parameters", "texts", "tokens", "time", "disk")
+    ]
+    for run in forecasts:
+        if run.why is not None:
+            print(f"{run.model}: no estimate: {run.why}")
+            continue
+        counts = (run.parameters, run.texts, run.tokens)
+        numbers = ("-" if count is None else f"{count:,}" for count in counts)
+        took = (duration(run.seconds), size(run.store_bytes or 0))
+        rows.append((run.model, run.out, *numbers, *took))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left, right = row[:2], row[2:]
+        cells = [f"{cell:{n}}" for cell, n in zip(left, widths, strict=False)]
+        cells += [f"{cell:>{n}}" for cell, n in zip(right, widths[2:], strict=True)]
+        print("  ".join(cells))
+    print(forecast_line(forecasts))
+
+
+def forecast_line(forecasts: "Sequence[RunForecast]") -> str:
+    """One line: what a sweep will take."""
+    seconds = sum(run.seconds or 0 for run in forecasts)
+    disk = sum(run.store_bytes or 0 for run in forecasts)
+    without = sum(run.seconds is None for run in forecasts)
+    missing = f"; no estimate for {without} of them" if without else ""
+    return f"{len(forecasts)} runs: about {duration(seconds)} and {size(disk)} of disk{missing}"
+
+
+def show_sweep(
+    forecasts: "Sequence[RunForecast]",
+    truths: "Mapping[tuple[str, str], Truth]",
+    failed: Mapping[tuple[str, str], str],
+) -> None:
+    """Print how a sweep ended: counts, estimate beside truth, failures, and what to type next."""
+    known = [run for run in forecasts if (run.model, run.out) in truths and run.seconds is not None]
+    before = len(forecasts) - len(truths) - len(failed)
+    already = f", {before} complete before" if before else ""
+    print(f"{len(truths)} runs done{already}, {len(failed)} failed")
+    if known:
+        took = [truths[run.model, run.out] for run in known]
+        expected_s = sum(run.seconds or 0 for run in known)
+        seconds, disk = sum(t.seconds for t in took), sum(t.store_bytes for t in took)
+        print(
+            f"time: estimated {duration(expected_s)}, took {duration(seconds)} "
+            f"({seconds / expected_s - 1:+.0%})"
+        )
+        expected = sum(run.store_bytes or 0 for run in known)
+        print(f"disk: estimated {size(expected)}, wrote {size(disk)} ({disk / expected - 1:+.0%})")
+    for (model, out), why in failed.items():
+        print(f"failed: {model} -> {out}: {why}")
+    for out in dict.fromkeys(run.out for run in forecasts if (run.model, run.out) not in failed):
+        print(f"next:  safetyspace-fast separation {out}")
+
+
+def duration(seconds: float | None) -> str:
+    """A time in words of its size; `-`: not known."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 SWEEP_STATES = ("done", "running", "failed", "waiting")

@@ -4,13 +4,18 @@ from .access import refuse_existing, refuse_missing
 from .drive import run_sweep
 from .events import RunBegun, RunEnded
 from .file import Sweep, read_sweep
+from .forecast import RunForecast, Truth, Truths, forecast
 from .shared import SharedWork
 
 __all__ = [
     "RunBegun",
     "RunEnded",
+    "RunForecast",
     "SharedWork",
     "Sweep",
+    "Truth",
+    "Truths",
+    "forecast",
     "read_sweep",
     "refuse_existing",
     "refuse_missing",

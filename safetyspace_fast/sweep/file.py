@@ -234,7 +234,7 @@ def _plain(hint: Any) -> Any:  # any type hint
     if origin is Literal or hint is Path:
         return str
     if inner:
-        return tuple[_plain(inner[0]), ...]
+        return tuple[_plain(inner[0]), ...]  # type: ignore[misc]  # made at run time
     return int | float if hint is float else hint
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a sweep share: data sets, tokenised texts, and one model in memory."""
+"""What the runs of a sweep share: data sets, tokens, and the model in memory."""
 
 import hashlib
 from collections.abc import Callable, Sequence
