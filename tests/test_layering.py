@@ -32,7 +32,8 @@ ALLOWED = {
     | {"verification"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
     | {"store", "verification"},
-    "sweep": {"config", "data", "errors", "extract", "models", "names", "runner", "store"},
+    "sweep": {"config", "data", "errors", "extract", "models", "names", "runner", "store"}
+    | {"threads"},
     "terminal": {"api", "errors", "info"},
     "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "sweep"}
     | {"terminal"},
