@@ -35,7 +35,7 @@ ALLOWED = {
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
     | {"runner", "store", "verification"},
     "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
-    | {"store"},
+    | {"store", "threads"},
     "terminal": {"api", "errors", "info", "sweep"},
     "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "report", "sweep"}
     | {"terminal"},

@@ -20,6 +20,7 @@ from .options import (
     command,
     given,
 )
+from .workers import add_worker_options, events_of
 
 RUN_EXAMPLES = """\
 examples:
@@ -71,6 +72,7 @@ def add_run(commands: Commands) -> None:
         help="of a sweep: say what would run, how long it takes and how much it writes, and stop",
     )
     add_options(run, RUN_OPTIONS)
+    add_worker_options(run)
     add_preset(run)
     run.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -104,7 +106,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from .. import api
 
     done: list[api.ModelDone] = []
-    with terminal.RunDisplay() as progress, closing(api.iter_run(config)) as events:
+    running = events_of([config], arguments) or api.iter_run(config)
+    with terminal.RunDisplay() as progress, closing(running) as events:
         for event in events:
             progress.show(event)
             if isinstance(event, api.ModelDone):
