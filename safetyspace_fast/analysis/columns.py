@@ -107,9 +107,9 @@ def fixed(number: float, form: str) -> str:
     return f"{number:{form}}" if math.isfinite(number) else "-"
 
 
-def fitting(columns: list[list[str]], taken: int) -> Iterator[list[list[str]]]:
+def fitting(columns: Sequence[Sequence[str]], taken: int) -> Iterator[list[Sequence[str]]]:
     """Split columns into groups that fit `WIDTH` beside the columns that take `taken`."""
-    part: list[list[str]] = []
+    part: list[Sequence[str]] = []
     width = taken
     for column in columns:
         if part and width + width_of(column) + 2 > WIDTH:
@@ -135,3 +135,48 @@ def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
 def width_of(column: Sequence[str]) -> int:
     """Characters of the longest entry."""
     return max(len(cell) for cell in column)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it is written in some format."""
+
+    title: str
+    leading: Sequence[Sequence[str]]
+    """Columns at the left of every part: head, then entries."""
+    columns: Sequence[Sequence[str]] = ()
+    """Other columns; those that do not fit go into another part below."""
+    heads: int = 1
+    """Entries of a column that are its head."""
+    notes: Sequence[str] = ()
+    """Lines under the last part."""
+    one: bool = False
+    """Whether all parts are under one title, without a blank line between them."""
+
+    def parts(self) -> list[list[Sequence[str]]]:
+        """Columns of each part, as wide as `WIDTH`."""
+        taken = sum(width_of(column) + 2 for column in self.leading)
+        parts = [[*self.leading, *part] for part in fitting(list(self.columns), taken)]
+        return parts or [list(self.leading)]
+
+    def text(self) -> list[list[str]]:
+        """Lines of each part."""
+        title = [self.title] * bool(self.title)
+        blocks = [aligned(part) for part in self.parts()]
+        if self.one:
+            blocks = [[line for block in blocks for line in block]]
+        blocks = [[*title, *block] for block in blocks]
+        return [*blocks[:-1], [*blocks[-1], *self.notes]]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All that is printed of a result."""
+
+    tables: Sequence[Table]
+    legend: Sequence[str]
+    """What rows, columns and marks mean: lines under the first table."""
+    hints: Sequence[str] = ()
+    """Lines at the very end: what to type to see more."""
+    settings: Sequence[str] = ()
+    """Lines under the last table: how the models were run."""

@@ -28,8 +28,8 @@ from .glossary import (
     UNITS,
 )
 from .metric import NONE, InComponents, Metric
+from .metric_tables import MARK_RESAMPLES
 from .rounding import ROUNDOFF
-from .tables import MARK_RESAMPLES
 
 FOLDER = Path(__file__).parent
 WIDTH = 100

@@ -11,14 +11,13 @@ from .columns import (
     MOST_LAYERS,
     WIDTH,
     Style,
-    aligned,
-    fitting,
+    Table,
+    Tables,
     fixed,
     names_along,
     numbers_of,
     reason_marks,
     reasons_of,
-    width_of,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 # Power ---------------------------------------------------------------------------------------
 
 
-def power_tables(dataset: "xarray.Dataset") -> list[list[str]]:
+def power_tables(dataset: "xarray.Dataset") -> Tables:
     """Tables of `power`: a row for each language, or for each layer of one language."""
     langs, layers = names_along(dataset, "lang"), names_along(dataset, "layer")
     asked, versus = dataset.attrs["asked_difference"], dataset.attrs["versus"]
@@ -44,7 +43,7 @@ def power_tables(dataset: "xarray.Dataset") -> list[list[str]]:
                     view = dataset.sel(place)
                     minus = f"{model} - {versus}" if versus else model
                     title = f"{minus} | pooling {pooling} | {across} {other} | {metric}"
-                    tables.append([title, *_power_lines(view, by)])
+                    tables.append(_power_table(view, by, title))
     share, level = dataset.attrs["power"], dataset.attrs["level"]
     legend = (
         f"needed: texts, harmless + harmful, that show a difference of {asked:g} in {share:.0%} of "
@@ -57,13 +56,12 @@ def power_tables(dataset: "xarray.Dataset") -> list[list[str]]:
         else "Shown: the interval of the value excludes a number that is this far away, such as "
         "the floor. >: the value is nearer than that to its floor, and the number is rough."
     )
-    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
-    if by == "lang" and len(visible) < len(layers):
-        tables.append([f"Only the last of {len(layers)} layers is shown; see --layers."])
-    return tables
+    hidden = by == "lang" and len(visible) < len(layers)
+    hints = [f"Only the last of {len(layers)} layers is shown; see --layers."] * hidden
+    return Tables(tables, textwrap.wrap(legend, WIDTH, break_on_hyphens=False), hints)
 
 
-def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
+def _power_table(view: "xarray.Dataset", by: str, title: str) -> Table:
     """The table of one metric: a row for each name along `by`."""
     notes: dict[str, str] = {}
     marks = reason_marks(view["refused"].to_numpy().tolist(), notes)
@@ -84,13 +82,13 @@ def _power_lines(view: "xarray.Dataset", by: str) -> list[str]:
         [name, *(fixed(x, form) for x in view[name].to_numpy())]
         for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
     ]
-    return [*aligned(columns), *reasons_of(notes)]
+    return Table(title, columns, notes=reasons_of(notes))
 
 
 # Curves --------------------------------------------------------------------------------------
 
 
-def curve_tables(dataset: "xarray.Dataset") -> list[list[str]]:
+def curve_tables(dataset: "xarray.Dataset") -> Tables:
     """Tables of `curve`: a row for each size, a column for each language."""
     sizes, langs = names_along(dataset, "size"), names_along(dataset, "lang")
     leading = ["texts", *sizes]
@@ -110,22 +108,19 @@ def curve_tables(dataset: "xarray.Dataset") -> list[list[str]]:
                 entries = zip(marks, numbers, strict=True)
                 columns.append([lang, *(mark or style.entry(*row) for mark, row in entries)])
             title = f"{axis[0]} | pooling {axis[1]} | layer {axis[2]} | {metric}"
-            parts = fitting(columns, width_of(leading) + 2)
-            tables += [[title, *aligned([leading, *part])] for part in parts]
-            tables[-1] += reasons_of(notes)
+            tables.append(Table(title, [leading], columns, notes=reasons_of(notes)))
     legend = (
         "texts: of the rarer label. Value and 95 % interval of sub-samples of so many, the mean of "
         f"{dataset.attrs['draws']}, in the random projection; full width: all texts, as in "
         "`separation`."
     )
-    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
-    return tables
+    return Tables(tables, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
 
 
 # Sensitivity ---------------------------------------------------------------------------------
 
 
-def sensitivity_tables(dataset: "xarray.Dataset") -> list[list[str]]:
+def sensitivity_tables(dataset: "xarray.Dataset") -> Tables:
     """Tables of `sensitivity`: a row for each set of choices, a column for each language."""
     compared = "base" in dataset.attrs
     if compared:
@@ -140,9 +135,8 @@ def sensitivity_tables(dataset: "xarray.Dataset") -> list[list[str]]:
             column = view.sel(lang=lang)
             parts = numbers_of(column, ("direction", "agree", "choices", "shown", "against"))
             columns.append([lang, *(_agreement(*part) for part in parts)])
-        for part in fitting(columns, width_of(leading) + 2):
-            title = f"{name} | choices of metric, layer and pooling that agree"
-            tables.append([title, *aligned([leading, *part])])
+        title = f"{name} | choices of metric, layer and pooling that agree"
+        tables.append(Table(title, [leading], columns))
     what = (
         "the classes are further apart in the aligned model"
         if compared
@@ -153,8 +147,7 @@ def sensitivity_tables(dataset: "xarray.Dataset") -> list[list[str]]:
         "the other way round. !2: in 2 choices the interval says the opposite of most. The choices "
         "are of the same texts: they are not so many pieces of evidence."
     )
-    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
-    return tables
+    return Tables(tables, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
 
 
 def _agreement(direction: float, agree: float, choices: float, shown: float, against: float) -> str:
@@ -168,14 +161,13 @@ def _agreement(direction: float, agree: float, choices: float, shown: float, aga
 # Transfer ------------------------------------------------------------------------------------
 
 
-def transfer_tables(dataset: "xarray.Dataset") -> list[list[str]]:
+def transfer_tables(dataset: "xarray.Dataset") -> Tables:
     """Tables of `transfer`: a row for each language."""
     tables = []
     for model in names_along(dataset, "model"):
         for pooling in names_along(dataset, "pooling"):
-            lines = _transfer_lines(dataset.sel(model=model, pooling=pooling))
             title = f"{model} | pooling {pooling} | AUC along the direction of the first store"
-            tables.append([title, *lines])
+            tables.append(_transfer_table(dataset.sel(model=model, pooling=pooling), title))
     legend = (
         f"First: {dataset.attrs['source']}. Second: {dataset.attrs['target']}. layer: the one with "
         "the largest AUC on the first. chosen: this AUC, too high because it is the largest of "
@@ -188,11 +180,10 @@ def transfer_tables(dataset: "xarray.Dataset") -> list[list[str]]:
             " space projection: approximate; run the second store with --basis of the first for "
             "the full width."
         )
-    tables.insert(1, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
-    return tables
+    return Tables(tables, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
 
 
-def _transfer_lines(view: "xarray.Dataset") -> list[str]:
+def _transfer_table(view: "xarray.Dataset", title: str) -> Table:
     """The table of one model and pooling."""
     notes: dict[str, str] = {}
     style = Style("z.3f")
@@ -212,4 +203,4 @@ def _transfer_lines(view: "xarray.Dataset") -> list[str]:
         ["removed", *(fixed(x, ".0f") for x in view["removed"].to_numpy())],
         ["space", *(space or "-" for space in names_along(view, "space"))],
     ]
-    return [*aligned(columns), *reasons_of(notes)]
+    return Table(title, columns, notes=reasons_of(notes))

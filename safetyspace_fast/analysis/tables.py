@@ -1,9 +1,9 @@
-"""Results as tables for the terminal; `write` also writes JSON, CSV and Parquet."""
+"""Results as tables for the terminal; `write` also writes all other formats."""
 
-import math
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,30 +15,36 @@ from .columns import (
     MOST_LAYERS,
     WIDTH,
     Style,
+    Table,
+    Tables,
     aligned,
-    fitting,
     fixed,
-    median,
     names_along,
     numbers_of,
-    reason_marks,
-    reasons_of,
-    width_of,
 )
-from .glossary import ENDS, LEAST_LANGUAGES, SPACES
+from .glossary import ENDS, LEAST_LANGUAGES
+from .markup import to_latex, to_markdown
+from .metric_tables import (
+    ANY,
+    DISAGREE,
+    ELSEWHERE,
+    LIKE,
+    MARK_RESAMPLES,
+    ROW_MARKS,
+    WITHOUT,
+    about_others,
+    can_leave_out,
+    disagrees,
+    is_close,
+    layer_tables,
+    metric_table,
+    row_marks,
+)
 from .rows import to_csv, to_json, to_parquet
 from .study_tables import curve_tables, power_tables, sensitivity_tables, transfer_tables
 
 if TYPE_CHECKING:
     import xarray
-    from numpy.typing import NDArray
-
-FORMATS = ("table", "json", "csv", "parquet")
-DOMINANT = 0.5
-"""Rows are marked where the largest dimension has a larger share, or the first component a larger
-correlation with the length of texts."""
-MARK_RESAMPLES = math.ceil(1 / CHANCE) - 1
-"""With fewer resamples, of which the smallest p is 1/(1 + R), no number is marked."""
 
 
 def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = None) -> None:
@@ -56,15 +62,14 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
         raise ConfigError(f"format: got {form!r}, expected one of {', '.join(FORMATS)}")
     if form == "parquet" and output is None:
         raise ConfigError("format: parquet is binary; name a file to write it to")
-    as_text = {"table": to_table, "json": to_json, "csv": to_csv}
     if output is None:
-        sys.stdout.write(as_text[form](dataset))
+        sys.stdout.write(_AS_TEXT[form](dataset))
         return
     try:
         if form == "parquet":
             to_parquet(dataset, output)
         else:
-            output.write_text(as_text[form](dataset), encoding="utf-8")
+            output.write_text(_AS_TEXT[form](dataset), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
 
@@ -76,16 +81,33 @@ def to_table(dataset: "xarray.Dataset") -> str:
     language there is one table with a row for each layer. Metrics that do not fit go into another
     table below.
     """
+    result = tables_of(dataset)
+    blocks = [block for table in result.tables for block in table.text()]
+    blocks = [*blocks[:1], list(result.legend), *blocks[1:], list(result.settings)]
+    lines = [line for block in blocks for line in (*block, "")]
+    hint = "`safetyspace-fast explain NAME` defines a metric or a column."
+    return "\n".join([*lines, *result.hints, hint]) + "\n"
+
+
+def tables_of(dataset: "xarray.Dataset") -> Tables:
+    """All tables of a result, in no format yet."""
     if "needed0" in dataset:
-        return _text([*power_tables(dataset), *_settings(dataset)])
-    if "size" in dataset.dims:
-        return _text([*curve_tables(dataset), *_settings(dataset)])
-    if "against" in dataset:
-        return _text([*sensitivity_tables(dataset), *_settings(dataset)])
-    if "target_auc" in dataset:
-        return _text([*transfer_tables(dataset), *_settings(dataset)])
-    if "metric" not in dataset.dims:
-        return _text([*_matrices(dataset), *_confounds(dataset), *_settings(dataset)])
+        result = power_tables(dataset)
+    elif "size" in dataset.dims:
+        result = curve_tables(dataset)
+    elif "against" in dataset:
+        result = sensitivity_tables(dataset)
+    elif "target_auc" in dataset:
+        result = transfer_tables(dataset)
+    elif "metric" not in dataset.dims:
+        result = _matrices(dataset)
+    else:
+        result = _metrics(dataset)
+    return replace(result, settings=_settings(dataset))
+
+
+def _metrics(dataset: "xarray.Dataset") -> Tables:
+    """Tables of `separation` and `compare`."""
     langs, layers = names_along(dataset, "lang"), names_along(dataset, "layer")
     visible = layers if len(langs) == 1 or len(layers) <= MOST_LAYERS else layers[-1:]
     compared = "difference" in dataset
@@ -93,33 +115,26 @@ def to_table(dataset: "xarray.Dataset") -> str:
         views = {f"{dataset.attrs['base']} -> {dataset.attrs['aligned']}": dataset}
     else:
         views = {model: dataset.sel(model=model) for model in names_along(dataset, "model")}
-    tables: list[list[str]] = []
+    tables: list[Table] = []
     for name, of_model in views.items():
         for pooling in names_along(dataset, "pooling"):
             view = of_model.sel(pooling=pooling)
             title = f"{name} | pooling {pooling}"
             if len(langs) == 1:
-                tables += _metrics(view.isel(lang=0), "layer", f"{title} | language {langs[0]}")
+                of_lang = view.isel(lang=0)
+                tables.append(metric_table(of_lang, "layer", f"{title} | language {langs[0]}"))
             else:
                 for layer in visible:
-                    tables += _layer(view.sel(layer=layer), f"{title} | layer {layer}")
+                    tables += layer_tables(view.sel(layer=layer), f"{title} | layer {layer}")
             if compared:
-                tables += _geometry(view, visible)
-    tables.insert(1, _legend(dataset) + _what_rules(dataset.sel(layer=visible)))
-    hints = []
-    if len(visible) < len(layers):
-        hints.append(
-            f"Only the last of {len(layers)} layers is shown; choose others with --layers, or one "
-            "language with --languages."
-        )
-    return _text([*tables, *_confounds(dataset), *_settings(dataset)], hints)
-
-
-def _text(tables: Iterable[list[str]], hints: Sequence[str] = ()) -> str:
-    """Tables with a blank line after each, then hints."""
-    hints = [*hints, "`safetyspace-fast explain NAME` defines a metric or a column."]
-    lines = [line for table in tables for line in (*table, "")]
-    return "\n".join([*lines, *hints]) + "\n"
+                tables.append(_geometry(view, visible))
+    legend = _legend(dataset) + _what_rules(dataset.sel(layer=visible))
+    hidden = len(visible) < len(layers)
+    hints = [
+        f"Only the last of {len(layers)} layers is shown; choose others with --layers, or one "
+        "language with --languages."
+    ] * hidden
+    return Tables([*tables, *_confounds(dataset)], legend, hints)
 
 
 def _legend(dataset: "xarray.Dataset") -> list[str]:
@@ -154,7 +169,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             )
         if any(" pc" in space for space in names_along(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
-        if others := [name for name in ELSEWHERE if _disagrees(dataset, name).any()]:
+        if others := [name for name in ELSEWHERE if disagrees(dataset, name).any()]:
             parts.append(
                 f"{DISAGREE}: in other components the difference has the other sign (explain "
                 f"{', '.join(others)}): the choice of components decides."
@@ -203,7 +218,7 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     """What to think of marks that other permutations could change, or that intervals contradict."""
     parts = []
     p, resamples = dataset["p"].to_numpy(), dataset["resamples"].to_numpy()
-    if any(_is_close(x, n) for row, n in zip(p, resamples, strict=True) for x in row.flat):
+    if any(is_close(x, n) for row, n in zip(p, resamples, strict=True) for x in row.flat):
         parts.append(f"?: p is so near {CHANCE} that other permutations could change the mark.")
     permuted = dataset.sel(metric=np.isfinite(dataset["resamples"]))
     chance, star = permuted["p"] > CHANCE, permuted["p_family"] <= CHANCE
@@ -215,35 +230,6 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
             "from permutations, which hold for any number of texts, so believe the marks."
         )
     return parts
-
-
-def _is_close(p: float, resamples: float) -> bool:
-    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`.
-
-    Args:
-        p: of a number.
-        resamples: behind it; infinite if p comes from none.
-    """
-    return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
-
-
-ANY = "+"
-"""Mark in place of `*` where p asks for any difference of the classes, not for one of means."""
-DISAGREE = "^"
-"""Mark of a difference that has another sign in other components."""
-ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
-
-
-def _disagrees(view: "xarray.Dataset", name: str) -> "NDArray[np.bool_]":
-    """Whether a difference and that in other components, where it is known, differ in sign.
-
-    Differences of the level of rounding have no sign.
-    """
-    if name not in view:
-        return np.zeros(view["difference"].shape, bool)
-    opposite = (view["difference"] * view[name] < 0) & ~(view["rounding_share"] >= 1)
-    signs: NDArray[np.bool_] = opposite.transpose(*view["difference"].dims).to_numpy()
-    return signs
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:
@@ -259,7 +245,7 @@ def _groups(dataset: "xarray.Dataset") -> list[str]:
             "These rows and high - low are about exactly these languages and show nothing about "
             "others.",
         ]
-        if _about_others(dataset):
+        if about_others(dataset):
             parts.append(
                 f"{LIKE}: high - low for all languages like these, with a 95 % interval that "
                 "allows for other languages (`explain group_like_value`)."
@@ -269,7 +255,7 @@ def _groups(dataset: "xarray.Dataset") -> list[str]:
                 f"There is no row for languages like these: it needs {LEAST_LANGUAGES} in each "
                 "group."
             )
-        if _can_leave_out(dataset):
+        if can_leave_out(dataset):
             parts.append(
                 f"{WITHOUT}: high - low when any one language is left out, and which moves it most."
             )
@@ -278,51 +264,9 @@ def _groups(dataset: "xarray.Dataset") -> list[str]:
     return [f"No means over groups: no language is in {empty}; see --high and --low.{neither}"]
 
 
-LIKE, WITHOUT = "like these", "without one"
-"""Rows under `high - low`."""
-
-
-def _members(dataset: "xarray.Dataset") -> list[int]:
-    """How many languages each group has."""
-    return [dataset.attrs[f"group_{name}"].count(",") + 1 for name in ("high", "low")]
-
-
-def _about_others(dataset: "xarray.Dataset") -> bool:
-    return min(_members(dataset)) >= LEAST_LANGUAGES
-
-
-def _can_leave_out(dataset: "xarray.Dataset") -> bool:
-    return max(_members(dataset)) > 1
-
-
-ROW_MARKS = {
-    "!": "one dimension holds more than half of the variance; see rho_standardized, or another "
-    "pooling (`explain largest_share`)",
-    "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
-    "another pooling (`explain pc1_tokens`)",
-}
-"""Marks behind the name of a row, and what they say."""
-
-
-def _row_marks(view: "xarray.Dataset") -> list[str]:
-    """The marks of each row, in any of the models of a view (.., row)."""
-
-    def largest(*names: str) -> list[float]:
-        columns = [view[name].to_numpy() for name in names]
-        size = np.nan_to_num(np.abs(columns)).reshape(-1, columns[0].shape[-1]).max(0)
-        return [float(x) for x in size]
-
-    marks = {"!": largest("largest_share"), "#": largest("pc1_tokens", "pc1_inverse_tokens")}
-    rows = zip(*marks.values(), strict=True)
-    return [
-        "".join(mark for mark, size in zip(marks, row, strict=True) if size > DOMINANT)
-        for row in rows
-    ]
-
-
 def _what_rules(dataset: "xarray.Dataset") -> list[str]:
     """What the marks of rows say, of those that are there."""
-    there = set("".join(_row_marks(dataset)))
+    there = set("".join(row_marks(dataset)))
     return [
         line
         for mark, text in ROW_MARKS.items()
@@ -331,153 +275,10 @@ def _what_rules(dataset: "xarray.Dataset") -> list[str]:
     ]
 
 
-# Metrics -------------------------------------------------------------------------------------
-
-
-def _layer(view: "xarray.Dataset", title: str) -> list[list[str]]:
-    """All metrics of one layer, and how differences differ from those of the reference."""
-    tables = _metrics(view, "lang", title)
-    if reference := view.attrs.get("reference"):
-        tables += _excess(view, f"{title} | difference minus that of {reference}")
-    return tables
-
-
-def _metrics(view: "xarray.Dataset", row_dim: str, title: str) -> list[list[str]]:
-    """A row for each name along `row_dim`, a column for each metric."""
-    compared = "difference" in view
-    names = names_along(view, row_dim)
-    below = [] if compared else ["floor"]
-    if "group" in view.dims and row_dim == "lang":
-        below += names_along(view, "group")
-        below += [LIKE] * _about_others(view) + [WITHOUT] * _can_leave_out(view)
-    marked = [f"{name} {mark}".rstrip() for name, mark in zip(names, _row_marks(view), strict=True)]
-    leading = [[row_dim, "", *marked, *below]]
-    if not compared:
-        counts = zip(view["n0"].to_numpy().tolist(), view["n1"].to_numpy().tolist(), strict=True)
-        leading.append(["", "n0+n1", *(f"{n0}+{n1}" for n0, n1 in counts), *("" for _ in below)])
-    notes: dict[str, str] = {}
-    columns = []
-    for metric in names_along(view, "metric"):
-        column = view.sel(metric=metric)
-        head = str(column["space"].item())
-        if not compared and (alias := str(column["alias_of"].item())):
-            head = f"= {alias}"
-        columns.append([metric, head, *_entries(column, grouped=len(below) > 1, notes=notes)])
-    tables = [
-        [title, *aligned([*leading, *part])]
-        for part in fitting(columns, sum(width_of(column) + 2 for column in leading))
-    ]
-    tables[-1] += reasons_of(notes)
-    if not compared:
-        tables[-1] += _without_the_model(view)
-    return tables
-
-
-def _without_the_model(view: "xarray.Dataset") -> list[str]:
-    """AUC of length and of characters, under a table that has an AUC of states."""
-    if not any(name.startswith("auc_") for name in names_along(view, "metric")):
-        return []
-    langs, length, lexical = (
-        np.atleast_1d(view[name].to_numpy()) for name in ("lang", "auc_length", "auc_lexical")
-    )
-    each = (
-        f"{lang} {fixed(of_length, '.3f')}, {fixed(of_characters, '.3f')}"
-        for lang, of_length, of_characters in zip(langs, length, lexical, strict=True)
-    )
-    text = f"AUC without the model, of length and of characters: {'; '.join(each)}."
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
-
-
-def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) -> list[str]:
-    """Entries of one metric: of the names along the rows, its floor, and means over groups.
-
-    Args:
-        column: one metric of one layer or one language.
-        grouped: whether to show means over groups.
-        notes: mark of each reason for which a number is refused; new ones are added.
-    """
-    compared = "difference" in column
-    refused = column["refused"].to_numpy().tolist()
-    marks = reason_marks(refused, notes)
-    middle = "difference" if compared else "value"
-    numbers = numbers_of(column, (middle, "low", "high", "p", "p_family"))
-    resamples = float(column["resamples"].item())
-    marked = resamples >= MARK_RESAMPLES
-    style = Style.of(numbers)
-    star = ANY if "p_asks" in column.coords and column["p_asks"].item() != "means" else "*"
-    entries = [style.entry(*(row if marked else row[:3]), star=star) for row in numbers]
-    if marked and not compared:
-        close = [_is_close(row[3], resamples) for row in numbers]
-        entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
-    if compared:
-        apart = np.any([_disagrees(column, name) for name in ELSEWHERE], 0)
-        entries = [DISAGREE * int(x) + entry for x, entry in zip(apart, entries, strict=True)]
-        both = numbers_of(column, ("base", "aligned"))
-        entries = [
-            f"{style.number(base)} > {style.number(aligned)}, {entry}"
-            for (base, aligned), entry in zip(both, entries, strict=True)
-        ]
-    entries = [mark or entry for mark, entry in zip(marks, entries, strict=True)]
-    if not compared:
-        entries.append(style.number(median(column["floor"].to_numpy().tolist())))
-    entries = _padded([*entries, *(_group_entries(column, style) if grouped else [])])
-    if "verdict" in column:
-        verdicts = [
-            word.replace("no change larger than", "within")
-            for word in column["verdict"].to_numpy().tolist()
-        ]
-        verdicts += [""] * (len(entries) - len(verdicts))
-        words = max(map(len, verdicts))
-        entries = [f"{x} {word:>{words}}" for x, word in zip(entries, verdicts, strict=True)]
-    return entries
-
-
-def _group_entries(column: "xarray.Dataset", style: Style) -> list[str]:
-    """Entries of one metric for the rows of groups."""
-    means = numbers_of(column, ("group_value", "group_low", "group_high"))
-    entries = [style.entry(*mean) for mean in means]
-    gap = column.sel(group="high - low")
-    if _about_others(column):
-        parts = ("group_like_value", "group_like_low", "group_like_high", "group_like_p")
-        entries.append(style.entry(*(float(gap[part]) for part in parts)))
-    if _can_leave_out(column):
-        ends = (float(gap[f"group_without_{end}"]) for end in ("low", "high"))
-        most = str(gap["group_without"].item())
-        entries.append(" to ".join(map(style.number, ends)) + f" ({most})" if most else "-")
-    return entries
-
-
-def _excess(view: "xarray.Dataset", title: str) -> list[list[str]]:
-    """Differences of differences of one layer: a row for each language."""
-    langs = [lang for lang in names_along(view, "lang") if lang != view.attrs["reference"]]
-    columns = []
-    for metric in names_along(view, "metric"):
-        column = view.sel(metric=metric, lang=langs)
-        names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
-        numbers = numbers_of(column, names)
-        style = Style.of(numbers)
-        marked = int(column["resamples"].item()) >= MARK_RESAMPLES
-        entries = [
-            "-" if reason else style.entry(*(row if marked else row[:3]))
-            for row, reason in zip(numbers, column["refused"].to_numpy().tolist(), strict=True)
-        ]
-        if any(entry != "-" for entry in entries):
-            columns.append([metric, *_padded(entries)])
-    leading = ["lang", *langs]
-    return [[title, *aligned([leading, *part])] for part in fitting(columns, width_of(leading) + 2)]
-
-
-def _padded(entries: list[str]) -> list[str]:
-    """Add a blank where another entry of the column ends with a star."""
-    if not any(entry.endswith(("*", ANY)) for entry in entries):
-        return entries
-    return [entry if entry.endswith(("*", ANY)) else f"{entry} " for entry in entries]
-
-
 # Beside the metrics --------------------------------------------------------------------------
 
 
-def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[list[str]]:
+def _geometry(view: "xarray.Dataset", layers: list[str]) -> Table:
     """Variables of `GEOMETRY`: a row for each layer and language."""
     names = [
         str(name)
@@ -491,13 +292,10 @@ def _geometry(view: "xarray.Dataset", layers: list[str]) -> list[list[str]]:
         ["lang", *(lang for _ in layers for lang in langs)],
     ]
     columns = [[name, *(fixed(x, ".3f") for x in part[name].to_numpy().flat)] for name in names]
-    return [
-        aligned([*leading, *some])
-        for some in fitting(columns, sum(width_of(column) + 2 for column in leading))
-    ]
+    return Table("", leading, columns)
 
 
-def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
+def _matrices(dataset: "xarray.Dataset") -> Tables:
     """Tables of `directions` and `parallel`: matrices of languages, silhouettes of all layers."""
     layers, langs = names_along(dataset, "layer"), names_along(dataset, "lang")
     tables = []
@@ -511,17 +309,16 @@ def _matrices(dataset: "xarray.Dataset") -> list[list[str]]:
                     for i, other in enumerate(langs):
                         columns.append([other, *(fixed(x, ".2f") for x in numbers[:, i])])
                     title = f"{model} | pooling {pooling} | layer {layer} | {name}"
-                    tables.append([title, *aligned(columns)])
+                    tables.append(Table(title, columns))
             if bool(view["semantic"].notnull().any()):
                 columns = [["layer", *layers]]
                 for name in ("semantic", "language"):
                     parts = numbers_of(view, [f"{name}{end}" for end in ("", "_low", "_high")])
                     columns.append([name, *(Style("z.3f").entry(*part) for part in parts)])
                 title = f"{model} | pooling {pooling} | silhouette by content and by language"
-                tables.append([title, *aligned(columns)])
+                tables.append(Table(title, columns))
     legend = "Rows: language of the texts. Columns: language that the direction was fitted to."
-    tables.insert(1, [legend])
-    return tables
+    return Tables([*tables, *_confounds(dataset)], [legend])
 
 
 _CONFOUND_FORMS = {
@@ -541,26 +338,23 @@ _CONFOUND_FORMS = {
 """Columns of the table, and how their numbers are written; those with an interval show it."""
 
 
-def _confounds(dataset: "xarray.Dataset") -> list[list[str]]:
+def _confounds(dataset: "xarray.Dataset") -> list[Table]:
     """Variables of `CONFOUNDS`; models with the same numbers share a table."""
     langs = names_along(dataset, "lang")
-    tables: dict[str, list[str]] = {}
+    alike: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for i, model in enumerate(names_along(dataset, "model")):
         view = dataset.isel(model=i)  # a model may be compared with itself
-        columns = [
-            [name, *_confound_entries(view, name, form)] for name, form in _CONFOUND_FORMS.items()
-        ]
-        leading = ["lang", *langs]
-        lines = [
-            line
-            for part in fitting(columns, width_of(leading) + 2)
-            for line in aligned([leading, *part])
-        ]
-        tables.setdefault("\n".join(lines), []).append(model)
+        columns = tuple(
+            (name, *_confound_entries(view, name, form)) for name, form in _CONFOUND_FORMS.items()
+        )
+        alike.setdefault(columns, []).append(model)
     what = "other differences between the languages" if len(langs) > 1 else "about the texts"
     together = bool(((dataset["duplicates"] > 0) | (dataset["clustered"] > 0)).any())
     note = ["Texts that belong together are one unit of evidence: see `explain units`."] * together
-    return [[f"{', '.join(models)} | {what}", table, *note] for table, models in tables.items()]
+    return [
+        Table(f"{', '.join(models)} | {what}", [["lang", *langs]], columns, notes=note, one=True)
+        for columns, models in alike.items()
+    ]
 
 
 def _confound_entries(view: "xarray.Dataset", name: str, form: str) -> list[str]:
@@ -570,7 +364,7 @@ def _confound_entries(view: "xarray.Dataset", name: str, form: str) -> list[str]
     return [Style(form).entry(*row) for row in numbers_of(view, [name + end for end in ENDS])]
 
 
-def _settings(dataset: "xarray.Dataset") -> list[list[str]]:
+def _settings(dataset: "xarray.Dataset") -> list[str]:
     """How the models were run, and in what their runs differ."""
     shared, differ = (dataset.attrs[name] for name in ("run_as", "settings_differ"))
     lines = [f"Run with {shared}."] if shared else []
@@ -582,7 +376,25 @@ def _settings(dataset: "xarray.Dataset") -> list[list[str]]:
             "permutations of these texts (an earlier version, or --unpaired); run again for exact "
             "ones."
         )
-    return [textwrap.wrap(" ".join(lines), WIDTH, break_on_hyphens=False)]
+    return textwrap.wrap(" ".join(lines), WIDTH, break_on_hyphens=False)
+
+
+def _markdown(dataset: "xarray.Dataset") -> str:
+    return to_markdown(tables_of(dataset))
+
+
+def _latex(dataset: "xarray.Dataset") -> str:
+    return to_latex(tables_of(dataset))
+
+
+_AS_TEXT: "dict[str, Callable[[xarray.Dataset], str]]" = {
+    "table": to_table,
+    "json": to_json,
+    "csv": to_csv,
+    "markdown": _markdown,
+    "latex": _latex,
+}
+FORMATS = (*_AS_TEXT, "parquet")
 
 
 def beside_published(

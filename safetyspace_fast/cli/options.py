@@ -156,9 +156,9 @@ def add_selection(parser: argparse.ArgumentParser, other: str | None = None) -> 
     )
     parser.add_argument(
         "--format",
-        choices=("table", "json", "csv", "parquet"),
+        choices=("table", "json", "csv", "parquet", "markdown", "latex"),
         default="table",
-        help="output format (default: table; parquet needs -o)",
+        help="output format (default: table; parquet needs -o; latex needs the package booktabs)",
     )
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="same as --format json"
