@@ -18,11 +18,12 @@ ALLOWED = {
     "presets": {"entries", "errors", "names"},
     "threads": set(),
     "names": set(),
+    "notebook": set(),
     "entries": set(),
     "ops": {"errors"},
     "data": {"config", "entries", "errors", "names"},
     "models": {"config", "errors", "names", "ops"},
-    "store": {"errors", "names"},
+    "store": {"errors", "names", "notebook"},
     "extract": {"config", "errors", "ops", "threads", "data", "models", "store"},
     "analysis": {"config", "errors", "names", "ops", "threads", "data", "store"},
     "info": {"ops"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "verification": {"data", "errors", "models", "extract"},
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
-    "report": {"analysis", "errors", "names", "store", "threads", "config"},
+    "report": {"analysis", "config", "errors", "names", "notebook", "store", "threads"},
     "ranks": {"config", "errors", "extract", "models", "runner", "threads"},
     "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
     | {"runner", "store", "verification"},

@@ -12,6 +12,7 @@ from ..analysis.metric import MetricName, Metrics
 from ..analysis.selection import Names, listed, select
 from ..config import layer_name
 from ..errors import ConfigError, StoreError
+from ..notebook import Section, html
 
 if TYPE_CHECKING:
     import xarray
@@ -25,7 +26,7 @@ Pair = tuple[str, str]
 """Names of a model before and after tuning."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
     """The results of one store, for one selection of it.
 
@@ -68,6 +69,32 @@ class Results:
         asked = self.selection.poolings if self.poolings is None else listed(self.poolings)
         self.pooling = asked[0]
         self.layer = self.selection.layers[-1]
+
+    def __repr__(self) -> str:
+        """What is selected, what is shown, and what has been computed."""
+        chosen = self.selection
+        done = ", ".join(str(key) for key in self._computed) or "nothing"
+        return (
+            f"<Results of {self.run.place}: {len(chosen.models)} models, {len(chosen.layers)} "
+            f"layers, {len(chosen.languages)} languages; shows {self.metric.name}, pooling "
+            f"{self.pooling}, layer {self.layer}; computed: {done}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        shown = {"metric": self.metric.name, "pooling": self.pooling, "layer": self.layer}
+        chosen = vars(self.selection)
+        return html(
+            repr(self),
+            f"Results of {self.run.place}",
+            [
+                Section("shown", ("what", "name"), list(shown.items())),
+                Section(
+                    "selected", ("what", "names"), [(k, ", ".join(v)) for k, v in chosen.items()]
+                ),
+                Section("computed", ("result",), [(key,) for key in self._computed]),
+            ],
+        )
 
     def showing(
         self,

@@ -15,6 +15,7 @@ import zarr
 
 from ..errors import StoreError
 from ..names import nearest
+from ..notebook import Section, html
 from .access import (
     Index,
     axis_names,
@@ -80,6 +81,10 @@ class ModelStore:
             if axis in self._sizes
         ]
         return f"<ModelStore {self.name!r}: {''.join(sizes)}{_described(self)}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return html(repr(self), f"ModelStore {self.name}", [Section("about", *_about(self))])
 
     @cached_property
     def attrs(self) -> Attributes:
@@ -202,6 +207,29 @@ class Run:
                 model = "damaged"
             parts.append(f"model {name!r}: {model}")
         return f"<Run {self.place}: {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: models, and texts of each language."""
+        models = []
+        for name in names_in(self._root, "models"):
+            try:
+                row = _in_table(ModelStore(subgroup(self._root, f"models/{name}"), name))
+            except (StoreError, KeyError):
+                row = ("damaged", "", "", "", "")
+            models.append((name, *row))
+        head = ("model", "state", "layers", "poolings", "dtype", "device")
+        sections = [Section(f"{len(models)} models", head, models)]
+        try:
+            label = np.asarray(self.samples.label)
+            texts = [
+                (lang, int((own == 0).sum()), int((own == 1).sum()))
+                for lang, own in ((lang, label[self.lang_range(lang)]) for lang in self.languages)
+            ]
+            title = f"{len(label):,} texts in {len(texts)} languages"
+            sections.append(Section(title, ("language", "harmless", "harmful"), texts))
+        except StoreError as error:
+            sections.append(Section("texts: damaged", ("error",), [(error,)]))
+        return html(repr(self), f"Run {self.place}", sections)
 
     @property
     def path(self) -> Path:
@@ -356,3 +384,26 @@ def _described(store: ModelStore) -> str:
         return f"{complete}, without names of layers and poolings"
     layers = f"{names[0]} to {names[-1]}" if len(names) > 2 else ", ".join(names)
     return f"{len(names)} layers ({layers}), poolings {poolings}, {complete}"
+
+
+def _in_table(store: ModelStore) -> tuple[object, ...]:
+    """A model in the table of its run: state, layers, poolings, dtype, device."""
+    return (
+        "complete" if store.complete else "not complete",
+        len(store.hookpoints),
+        ", ".join(store.poolings),
+        store.manifest.get("dtype", ""),
+        store.attrs.get("device", ""),
+    )
+
+
+def _about(store: ModelStore) -> tuple[tuple[str, str], list[tuple[str, object]]]:
+    """Head and rows of a model's table."""
+    model = store.attrs.get("model")
+    files = model if isinstance(model, dict) else {}
+    names = ("state", "layers", "poolings", "dtype", "device")
+    rows = list(zip(names, _in_table(store), strict=True))
+    rows += [(name, files[name]) for name in ("id", "revision", "architecture") if files.get(name)]
+    rows += [("tokens", store.attrs["tokens"])] if "tokens" in store.attrs else []
+    rows += [("identity", store.identity)]
+    return ("what", "value"), rows
