@@ -13,6 +13,7 @@ from .questions import add_curve, add_explain, add_languages, add_power, add_tra
 from .run import add_run
 from .sampled import add_bench, add_verify
 from .statistics import add_compare, add_separation
+from .sweep import add_estimate
 from .upkeep import add_check, add_info
 
 GUIDE = """\
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add_run(commands)
     add_data(commands)
+    add_estimate(commands)
     add_separation(commands)
     add_compare(commands)
     add_languages(commands)
