@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .api import Bench, DataSummary, Event, ModelDone, Report, Verification
     from .info import Environment
     from .sweep import RunForecast, Truth
+    from .sweep.hardware import Cluster, Estimate
 
 
 def warn(message: Warning | str, *_: object, **__: object) -> None:
@@ -242,6 +243,27 @@ def forecast_line(forecasts: "Sequence[RunForecast]") -> str:
     without = sum(run.seconds is None for run in forecasts)
     missing = f"; no estimate for {without} of them" if without else ""
     return f"{len(forecasts)} runs: about {duration(seconds)} and {size(disk)} of disk{missing}"
+
+
+def show_estimate(result: "Estimate", cluster: "Cluster") -> None:
+    """Print what a sweep takes on a cluster, and what was assumed."""
+    from .sweep.hardware import ASSUMPTIONS
+
+    schedule = result.schedule
+    print(f"hardware     {cluster.name}: {cluster.devices:,} devices")
+    print(
+        f"time         {duration(result.seconds)} ({duration(result.seconds_without_failures)} "
+        "without failures)"
+    )
+    cost = f", {result.cost(cluster.price)}" if cluster.price else ""
+    print(f"devices      {result.device_hours:,.1f} hours{cost}")
+    print(f"read         {size(result.read_bytes)} of weights, by each device that needs them")
+    print(f"written      {size(result.store_bytes)}")
+    shares = ("useful", "loading", "writing", "lost", "away", "idle")
+    print("their time   " + ", ".join(f"{getattr(schedule, s):.0%} {s}" for s in shares))
+    print(f"bottleneck   {result.bottleneck}")
+    for assumption in ASSUMPTIONS:
+        print(f"assumed      {assumption}")
 
 
 def show_sweep(

@@ -14,6 +14,7 @@ from .report import add_plot, add_report
 from .run import add_run
 from .sampled import add_bench, add_verify
 from .statistics import add_compare, add_separation
+from .sweep import add_estimate
 from .upkeep import add_check, add_info
 from .workers import add_merge
 
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add_run(commands)
     add_data(commands)
+    add_estimate(commands)
     add_separation(commands)
     add_compare(commands)
     add_languages(commands)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import terminal
 from ..errors import ConfigError, SafetySpaceError
+from .options import Commands, command
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -30,15 +31,25 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
         SafetySpaceError: the file is wrong, or some of its runs failed.
     """
     _refuse_options(arguments, options)
-    from ..sweep import RunEnded, Truths, forecast, refuse_existing, run_sweep
+    from ..sweep import (
+        RunEnded,
+        Truths,
+        forecast,
+        read_sweep,
+        refuse_existing,
+        refuse_missing,
+        run_sweep,
+    )
 
-    configs, shared = _read(arguments.sweep)
+    configs = read_sweep(arguments.sweep).configs()
+    refuse_missing(configs)
     if not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
+    shared = _with_data(configs)
     forecasts = forecast(configs, shared, on_step=terminal.say)
     if arguments.dry_run:
         if arguments.json:
-            print(json.dumps({"runs": [asdict(run) for run in forecasts]}))
+            print(json.dumps({"runs": [run.record() for run in forecasts]}))
         else:
             terminal.show_forecast(forecasts)
         return
@@ -73,16 +84,14 @@ def _refuse_options(arguments: argparse.Namespace, options: Mapping[str, Any]) -
         raise ConfigError(f"run: {flag} and a sweep file; write it into {arguments.sweep}")
 
 
-def _read(path: str) -> "tuple[Sequence[RunConfig], SharedWork]":
-    """The runs of a sweep file, and their data; all that can be wrong with them is said now."""
-    from ..sweep import SharedWork, read_sweep, refuse_missing
+def _with_data(configs: "Sequence[RunConfig]") -> "SharedWork":
+    """What the runs share, with all data read: what is wrong with these is said now."""
+    from ..sweep import SharedWork
 
-    configs = read_sweep(path).configs()
-    refuse_missing(configs)
     shared = SharedWork(configs)
     for config in configs:
         shared.samples(config, terminal.say)
-    return configs, shared
+    return shared
 
 
 def _records(
@@ -90,8 +99,63 @@ def _records(
 ) -> list[dict[str, object]]:
     """A record for each run: forecast, truth, and why it failed."""
     return [
-        asdict(run)
+        run.record()
         | {"truth": asdict(truth) if (truth := truths.get((run.model, run.out))) else None}
         | {"error": failed.get((run.model, run.out))}
         for run in forecasts
     ]
+
+
+def add_estimate(commands: Commands) -> None:
+    """The command `estimate`."""
+    parser = command(
+        commands,
+        "estimate",
+        _estimate,
+        "say what a sweep takes on this machine or on other hardware, without running it",
+        ESTIMATE_EXAMPLES,
+    )
+    parser.add_argument("sweep", metavar="SWEEP.toml", help="a sweep file, as `run` takes it")
+    parser.add_argument(
+        "--hardware",
+        default="this",
+        metavar="this|KINDxN,..",
+        help="`this` machine, measured now; or devices of a kind in each node, and as you need "
+        "them nodes=N, read=5GB/s (file system), store=1GB/s, price=2.50USD/h (of one device), "
+        "failure=24h (mean time until a worker fails) (default: this)",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+ESTIMATE_EXAMPLES = """\
+examples:
+  safetyspace-fast estimate sweep.toml
+  safetyspace-fast estimate sweep.toml --hardware h100x8,nodes=16,price=2.50USD/h
+"""
+
+
+def _estimate(arguments: argparse.Namespace) -> None:
+    from ..sweep import forecast, read_sweep
+    from ..sweep.hardware import parse_cluster
+
+    cluster = None if arguments.hardware == "this" else parse_cluster(arguments.hardware)
+    configs = read_sweep(arguments.sweep).configs()
+    forecasts = forecast(configs, _with_data(configs), timed=cluster is None, on_step=terminal.say)
+    if cluster is not None:
+        from ..sweep.hardware import estimate
+
+        known = [run.work for run in forecasts if run.work is not None]
+        if not known:
+            raise ConfigError(f"{arguments.sweep}: nothing to estimate: {forecasts[0].why}")
+        result = estimate(known, cluster)
+        for run in forecasts:
+            if run.why is not None:
+                terminal.say(f"{run.model}: no estimate: {run.why}")
+        if arguments.json:
+            print(json.dumps(asdict(result)))
+        else:
+            terminal.show_estimate(result, cluster)
+    elif arguments.json:
+        print(json.dumps({"runs": [run.record() for run in forecasts]}))
+    else:
+        terminal.show_forecast(forecasts)

@@ -43,7 +43,10 @@ def _refuse_part(asked: str, revision: str | None, is_adapter: bool, config: Run
         fetch_file(asked, revision, "adapter_config.json" if is_adapter else "config.json")
         return
     source = find_source(asked, revision, config.allow_pickle, config.trust_remote_code)
-    files = source.adapter_files() if is_adapter else source.weight_files()
+    if is_adapter:
+        source.check_adapter(config.allow_pickle)
+        return
+    is_model = source.gguf is not None or (source.directory / "config.json").is_file()
+    files = source.weight_files() if is_model else []
     if not files or not all(file.is_file() for file in files):
-        check = source.check_adapter if is_adapter else source.check
-        check(config.allow_pickle)
+        source.check(config.allow_pickle)  # says what is missing

@@ -31,6 +31,11 @@ class RunForecast:
     seconds: float | None = None
     store_bytes: int | None = None
     why: str | None = None
+    work: Work | None = None
+
+    def record(self) -> dict[str, object]:
+        """All but `work`, for JSON."""
+        return {key: value for key, value in vars(self).items() if key != "work"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,14 @@ def forecast(
                 seconds = seconds_of(work, rates[shape])
             forecasts.append(
                 RunForecast(
-                    name, out, texts, work.tokens, work.shape.parameters, seconds, work.store_bytes
+                    name,
+                    out,
+                    texts,
+                    work.tokens,
+                    work.shape.parameters,
+                    seconds,
+                    work.store_bytes,
+                    work=work,
                 )
             )
         except SafetySpaceError as error:  # the run itself will stop with it, alone

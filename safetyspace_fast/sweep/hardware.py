@@ -6,18 +6,27 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ..errors import ConfigError
+from ..extract.plan import Batching
 from ..names import nearest
+from .schedule import Conditions, Schedule, Unit, simulate
 from .work import Work
 
 ASSUMPTIONS = (
     "forward passes reach 40 % of a device's dense bfloat16 rate (assumed, not measured)",
     "finishing reaches 25 % of a device's float32 rate; for each cell of D dimensions it takes "
     "4,000 + 6 D operations for each pair of texts of a language, and 4,000 D for each text",
-    "weights are read once for each model of a device; all devices share the file system's rate",
-    "a model runs on as many devices as its weights need, and 20 % of their memory is kept free",
-    "nothing fails: `schedule` says what failures and preemption cost",
+    "a unit is 512 texts of one language and model; a device keeps its model as long as there are "
+    "units of it, and takes 30 s beside reading to make another one ready",
+    "all devices share the rate of the file system; one reads at most 2 GB/s",
+    "a model that needs several devices takes as much of their time as it would take of one",
+    "devices fail or are preempted at random (failure=24h: once a day each), lose the batch in "
+    "hand and are back after 5 minutes",
 )
 _FORWARD_SHARE, _FINISH_SHARE, _FREE = 0.40, 0.25, 0.8
+_START_S = 30.0
+_GOOD = 0.7
+"""Share of useful time above which the work itself is the limit."""
+PART_SAMPLES = Batching(0).part_samples
 _BY_LABELLING, _BY_DISTANCE = 4000, 6
 """Operations of 1,000 permutations of the labels, and of three distances, in products."""
 
@@ -61,6 +70,7 @@ class Cluster:
 
     read_bytes_per_s: of weights, from the file system that all nodes share.
     store_bytes_per_s: to the store.
+    hours_to_failure: mean time until one device fails or is preempted.
     """
 
     name: str
@@ -69,6 +79,7 @@ class Cluster:
     nodes: int = 1
     read_bytes_per_s: float = 5e9
     store_bytes_per_s: float = 1e9
+    hours_to_failure: float = 24.0
     price: Price | None = None
 
     @property
@@ -78,34 +89,23 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What one run takes on a cluster: seconds of its devices, and how many these are."""
-
-    load_s: float
-    forward_s: float
-    finish_s: float
-    store_s: float
-    devices: int
-
-    @property
-    def seconds(self) -> float:
-        """Until the run is complete, if nothing else runs; writing goes on beside it."""
-        return self.load_s + max(self.forward_s + self.finish_s, self.store_s)
-
-
-@dataclass(frozen=True)
 class Estimate:
     """What a sweep takes on a cluster.
 
-    bottleneck: forward passes, finishing, reading weights, writing the store, or the last model.
+    seconds: with failures; `seconds_without_failures` with none.
+    device_hours: of all devices until the end, idle or not: what is paid for.
+    read_bytes, store_bytes: of weights, each model read once by a device; of arrays.
+    schedule: where the devices' time goes.
+    bottleneck: what to change first.
     """
 
     seconds: float
+    seconds_without_failures: float
     device_hours: float
-    read_bytes: float
-    store_bytes: float
+    read_bytes: int
+    store_bytes: int
+    schedule: Schedule
     bottleneck: str
-    demands: tuple[Demand, ...]
 
     def cost(self, price: Price) -> str:
         """The price of the device hours."""
@@ -113,7 +113,7 @@ class Estimate:
 
 
 def parse_cluster(text: str) -> Cluster:
-    """Read `DEVICExN[,nodes=N][,read=GB/s][,store=GB/s][,price=2.50USD/h]`.
+    """Read `DEVICExN[,nodes=N][,read=GB/s][,store=GB/s][,failure=24h][,price=2.50USD/h]`.
 
     Raises:
         ConfigError: an unknown device or key, or a value without a unit that needs one.
@@ -135,10 +135,12 @@ def parse_cluster(text: str) -> Cluster:
             cluster = replace(cluster, read_bytes_per_s=_rate("read", value))
         elif key == "store":
             cluster = replace(cluster, store_bytes_per_s=_rate("store", value))
+        elif key == "failure":
+            cluster = replace(cluster, hours_to_failure=_hours(value))
         elif key == "price":
             cluster = replace(cluster, price=_price(value))
         else:
-            keys = ("nodes", "read", "store", "price")
+            keys = ("nodes", "read", "store", "failure", "price")
             raise ConfigError(
                 f"hardware: no key {key!r}; choose from {', '.join(keys)}{nearest(key, keys)}"
             )
@@ -158,6 +160,13 @@ def _rate(name: str, text: str) -> float:
     return float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2]]
 
 
+def _hours(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)h", text)
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"failure: got {text!r}, expected hours with their unit, such as 24h")
+    return float(match[1])
+
+
 def _price(text: str) -> Price:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]{3})/h", text)
     if match is None:
@@ -168,74 +177,70 @@ def _price(text: str) -> Price:
     return Price(float(match[1]), match[2])
 
 
-def estimate(works: Sequence[Work], cluster: Cluster) -> Estimate:
-    """What a sweep takes on a cluster whose devices take one run after the other.
+def estimate(works: Sequence[Work], cluster: Cluster, seed: int = 0) -> Estimate:
+    """What a sweep takes on a cluster whose devices take one unit after the other.
 
-    A model that is too large for a device takes several.
+    Args:
+        works: the runs of a sweep, at least one.
+        cluster: the hardware.
+        seed: of failures.
 
     Raises:
         ConfigError: a model does not fit into all devices of a node.
     """
-    demands = tuple(_demand(work, cluster) for work in works)
-    device_s = sum(d.devices * d.seconds for d in demands)
-    read = sum(work.shape.weight_bytes for work in works if work.reloads)
-    store = sum(work.store_bytes for work in works)
-    limits = {
-        "forward passes": sum(d.devices * (d.load_s + d.forward_s) for d in demands),
-        "finishing": sum(d.devices * d.finish_s for d in demands),
-    }
-    busiest = max(limits, key=limits.__getitem__)
-    bounds = {
-        busiest: device_s / cluster.devices,
-        "reading weights": read / cluster.read_bytes_per_s,
-        "writing the store": store / cluster.store_bytes_per_s,
-        "the last model": makespan([(d.devices, d.seconds) for d in demands], cluster.devices),
-    }
-    slack = 1.05  # a schedule that is almost full is limited by the work in it, not by its end
-    bottleneck = max(bounds, key=bounds.__getitem__)
-    if bottleneck == "the last model" and bounds[bottleneck] < slack * bounds[busiest]:
-        bottleneck = busiest
+    models = list(dict.fromkeys(work.config.models for work in works))
+    units: list[Unit] = []
+    forward_s = finish_s = 0.0
+    for work in works:
+        forward, finish = _seconds(work, cluster)
+        forward_s, finish_s = forward_s + forward, finish_s + sum(finish)
+        units += _units(work, models.index(work.config.models), forward, finish)
+    weights = {work.config.models: work.shape.weight_bytes for work in works}
+    conditions = Conditions(
+        workers=cluster.devices,
+        load_bytes=[weights[model] for model in models],
+        read_bytes_per_s=cluster.read_bytes_per_s,
+        store_bytes_per_s=cluster.store_bytes_per_s,
+        start_s=_START_S,
+        hours_to_failure=cluster.hours_to_failure,
+    )
+    schedule = simulate(units, conditions, seed)
+    calm = simulate(units, replace(conditions, hours_to_failure=float("inf")), seed)
+    work_done = "forward passes" if forward_s >= finish_s else "finishing"
     return Estimate(
-        max(bounds.values()),
-        device_s / 3600,
-        read,
-        store,
-        bottleneck,
-        demands,
+        seconds=schedule.seconds,
+        seconds_without_failures=calm.seconds,
+        device_hours=schedule.seconds * cluster.devices / 3600,
+        read_bytes=sum(weights.values()),
+        store_bytes=sum(work.store_bytes for work in works),
+        schedule=schedule,
+        bottleneck=work_done if schedule.useful > _GOOD else schedule.limit,
     )
 
 
-def makespan(runs: Sequence[tuple[int, float]], devices: int) -> float:
-    """Seconds until the last run ends, if each begins as soon as enough devices are free.
-
-    Args:
-        runs: devices and seconds of each, in order.
-        devices: of the cluster.
-    """
-    free_at = [0.0] * devices
-    for needed, seconds in runs:
-        free_at.sort()
-        needed = min(needed, devices)
-        begin = free_at[needed - 1]
-        free_at[:needed] = [begin + seconds] * needed
-    return max(free_at)
-
-
-def _demand(work: Work, cluster: Cluster) -> Demand:
-    device = cluster.device
+def _seconds(work: Work, cluster: Cluster) -> tuple[float, list[float]]:
+    """Seconds of one device for forward passes, and to finish each language."""
+    device, width = cluster.device, work.shape.hidden_size
     needed = ceil(2 * work.shape.parameters / (_FREE * device.memory_bytes))
     if needed > cluster.per_node:
         raise ConfigError(
             f"hardware: {work.model} has {work.shape.parameters / 1e9:.0f}e9 parameters and needs "
-            f"{needed} devices of {cluster.name}, a node has {cluster.per_node}; stream its weights"
+            f"{needed} devices, a node of {cluster.name} has {cluster.per_node}; stream its weights"
         )
-    width = work.shape.hidden_size
     per_pair, per_text = _BY_LABELLING + _BY_DISTANCE * width, _BY_LABELLING * width
-    finish_flops = work.cells * sum(n * n * per_pair + n * per_text for n in work.texts)
-    return Demand(
-        load_s=work.reloads * work.shape.weight_bytes / (cluster.read_bytes_per_s / cluster.nodes),
-        forward_s=work.flops / (_FORWARD_SHARE * device.flops * needed),
-        finish_s=finish_flops / (_FINISH_SHARE * device.flops32),
-        store_s=work.store_bytes / cluster.store_bytes_per_s,
-        devices=needed,
-    )
+    finish = [
+        work.cells * (n * n * per_pair + n * per_text) / (_FINISH_SHARE * device.flops32)
+        for n in work.texts
+    ]
+    return work.flops / (_FORWARD_SHARE * device.flops), finish
+
+
+def _units(work: Work, model: int, forward: float, finish: Sequence[float]) -> list[Unit]:
+    """The parts of a run's languages, which workers take."""
+    units: list[Unit] = []
+    for n, finish_s in zip(work.texts, finish, strict=True):
+        parts = ceil(n / PART_SAMPLES)
+        share = n / sum(work.texts)
+        seconds = (share * forward + finish_s) / parts
+        units += [Unit(model, seconds, share * work.store_bytes / parts)] * parts
+    return units

@@ -1,6 +1,7 @@
 """A simulated cluster: workers that fail, are preempted and come back, sharing a file system."""
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -32,6 +33,7 @@ class Conditions:
     load_bytes: weights of each model, which a worker reads when it changes to the model.
     read_bytes_per_s, worker_read_bytes_per_s: of the file system for all, and at most for one.
     store_bytes_per_s: of the store, for all.
+    start_s: to make a model ready, beside reading its weights.
     hours_to_failure: mean time of one worker until it fails or is preempted.
     away_s: mean time until it is back.
     batch_s: seconds of a batch. Batches are kept, so a worker that dies loses the one in hand;
@@ -43,6 +45,7 @@ class Conditions:
     read_bytes_per_s: float = 5e9
     worker_read_bytes_per_s: float = 2e9
     store_bytes_per_s: float = 1e9
+    start_s: float = 0.0
     hours_to_failure: float = 24.0
     away_s: float = 300.0
     batch_s: float = 2.0
@@ -74,8 +77,8 @@ class Schedule:
     def limit(self) -> str:
         """What takes the largest share beside useful work."""
         shares = {
-            "the file system": self.loading,
-            "the store": self.writing,
+            "loading models": self.loading,
+            "writing the store": self.writing,
             "failures": self.lost + self.away,
             "the tail": self.idle,
         }
@@ -114,8 +117,10 @@ class _Simulation:
     def __init__(self, units: Sequence[Unit], conditions: Conditions, seed: int) -> None:
         self._conditions, self._rng = conditions, np.random.default_rng(seed)
         self._waiting: dict[int, list[Unit]] = {}
+        self._left_s: dict[int, float] = {}  # of the units that wait, by model
+        self._holders: Counter[int] = Counter()  # workers, by the model that they hold
         for unit in reversed(units):
-            self._waiting.setdefault(unit.model, []).append(unit)
+            self._put(unit)
         self._left = len(units)
         self._reads = _Pipe(conditions.read_bytes_per_s, conditions.worker_read_bytes_per_s)
         self._writes = _Pipe(conditions.store_bytes_per_s, conditions.store_bytes_per_s)
@@ -134,7 +139,7 @@ class _Simulation:
         while self._left:
             now, _, who, model = heapq.heappop(self._events)
             if isinstance(who, Unit):
-                self._waiting.setdefault(who.model, []).append(who)
+                self._put(who)
                 if not idle:
                     continue
                 who, model = idle.pop(), -1
@@ -152,6 +157,7 @@ class _Simulation:
                 self._push(stop, who, unit.model)
                 continue
             failures += 1
+            self._holders[unit.model] -= 1
             back = fails_at[who] + self._drawn(conditions.away_s, 1)[0]
             self._spent["away"] += back - fails_at[who]
             self._push(back, who)
@@ -172,6 +178,7 @@ class _Simulation:
         loaded = now
         if model != unit.model:
             loaded = self._reads.end_of(now, conditions.load_bytes[unit.model])
+            loaded += conditions.start_s
         ran = loaded + unit.seconds
         if ran <= fails_at:
             stop = self._writes.end_of(ran, unit.store_bytes)
@@ -190,16 +197,26 @@ class _Simulation:
         return np.inf
 
     def _next(self, model: int) -> Unit | None:
-        """A unit of the model that a worker holds, or else of the first that has some."""
+        """A unit of the model that a worker holds; or of the one with most work for each holder.
+
+        If all began with the first model, each would read every model for a few units of it.
+        """
         if model not in self._waiting:
+            self._holders[model] -= 1
             if not self._waiting:
                 return None
-            model = min(self._waiting)
+            model = max(self._waiting, key=lambda m: self._left_s[m] / (1 + self._holders[m]))
+            self._holders[model] += 1
         units = self._waiting[model]
         unit = units.pop()
+        self._left_s[model] -= unit.seconds
         if not units:
-            del self._waiting[model]
+            del self._waiting[model], self._left_s[model]
         return unit
+
+    def _put(self, unit: Unit) -> None:
+        self._waiting.setdefault(unit.model, []).append(unit)
+        self._left_s[unit.model] = self._left_s.get(unit.model, 0.0) + unit.seconds
 
     def _push(self, time: float, who: int | Unit, model: int = -1) -> None:
         heapq.heappush(self._events, (time, next(self._number), who, model))

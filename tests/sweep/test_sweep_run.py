@@ -1,0 +1,327 @@
+"""Sweeps: shared work, failures that stop no other model, and the same bytes after any break."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from tiny_models import save_adapter, save_tiny
+
+from safetyspace_fast import api
+from safetyspace_fast.cli import main
+from safetyspace_fast.errors import ModelError, StoreError
+from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared, trial
+from safetyspace_fast.sweep.file import decode_sweep
+from safetyspace_fast.sweep.forecast import forecast
+
+SETTINGS = {"token_budget": 256, "dtype": "float32", "template": "none", "poolings": ["last"]}
+TWO_SETS = [
+    {"data": "sample:polite", "name": "one", "languages": ["en", "de"], "limit": 8},
+    {"data": "sample:polite", "name": "two", "languages": ["hi"], "limit": 6},
+]
+
+
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "RUNS", ((8, 1),))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models of one tokenizer: `a`, `broken` (its download stopped), and `b`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, kind in (("a", "llama"), ("broken", "qwen2"), ("b", "qwen2")):
+        save_tiny(kind, folder / name, num_hidden_layers=1)
+    os.truncate(folder / "broken" / "model.safetensors", 3000)
+    return folder
+
+
+def tree(folder: Path, out: Path, *names: str, **changes: object) -> dict[str, object]:
+    listed = [str(folder / name) for name in names]
+    return SETTINGS | {"models": listed, "data": TWO_SETS, "out": str(out)} | changes
+
+
+def write(file: Path, content: dict[str, object]) -> str:
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every chunk of all stores; metadata hold times."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "zarr.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What `run` with both models writes, one data set after the other."""
+    out = tmp_path_factory.mktemp("plain")
+    for data in TWO_SETS:
+        reading = {key: value for key, value in data.items() if key != "name"}
+        names = [str(models / name) for name in ("a", "b")]
+        api.run(models=names, out=out / f"{data['name']}.zarr", **reading, **SETTINGS)
+    return files(out)
+
+
+def test_one_that_fails_stops_no_other_and_the_bytes_are_those_of_plain_runs(
+    models: Path, plain: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "s.json", tree(models, tmp_path / "out", "a", "broken", "b"))
+    assert main(["run", file]) == 1
+    said = capfd.readouterr()
+    assert files(tmp_path / "out") == plain
+    assert "4 runs done, 2 failed" in said.out
+    assert "time: estimated" in said.out
+    assert "failed: broken -> " in said.out
+    assert "not a complete safetensors file" in said.out
+    assert f"safetyspace-fast run {file} --resume" in said.err.splitlines()[-1]
+    states = [line.split(": ")[1] for line in said.err.splitlines() if line.startswith("[3/6]")]
+    assert states == ["running", "failed"]
+
+
+def test_repeating_with_resume_runs_only_what_failed(
+    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = shutil.copytree(models, tmp_path / "models")
+    content = tree(own, tmp_path / "out", "a", "broken", data=TWO_SETS[1:])
+    file = write(tmp_path / "s.json", content)
+    assert main(["run", file]) == 1
+    assert main(["run", file]) == 1
+    assert "exists already; continue the sweep with --resume" in capfd.readouterr().err
+    shutil.copy(own / "b" / "model.safetensors", own / "broken")
+    assert main(["run", file, "--resume", "--json"]) == 0
+    records = {run["model"]: run for run in json.loads(capfd.readouterr().out)["runs"]}
+    assert records["a"]["seconds"] == 0
+    assert records["a"]["truth"] is None
+    assert records["broken"]["truth"]["store_bytes"] > 0
+    assert api.open_run(tmp_path / "out" / "two.zarr").models == ("a", "broken")
+
+
+def test_data_tokens_and_models_are_used_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(name: str):
+        function = getattr(shared, name)
+
+        def call(*args, **options):
+            calls.append(name)
+            return function(*args, **options)
+
+        return call
+
+    for name in ("read_samples", "tokenize", "load_model"):
+        monkeypatch.setattr(shared, name, counted(name))
+    save_tiny("llama", tmp_path / "c", num_hidden_layers=1)  # reads as many tokens as `a`
+    listed = [str(models / "a"), str(tmp_path / "c")]
+    configs = decode_sweep(tree(models, tmp_path / "out", models=listed)).configs()
+    events = list(run_sweep(configs))
+    assert all(e.error is None for e in events if isinstance(e, RunEnded))
+    assert {name: calls.count(name) for name in calls} == {
+        "read_samples": 2,
+        "tokenize": 2,
+        "load_model": 2,
+    }
+
+
+def test_texts_are_tokenised_again_where_the_tokenizer_or_the_template_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    save_tiny("llama", tmp_path / "a", num_hidden_layers=1)
+    save_tiny("llama", tmp_path / "b", num_hidden_layers=1, chat_template=template)
+    save_tiny("llama", tmp_path / "c", num_hidden_layers=1, adds_bos=False)
+    listed = [str(tmp_path / name) for name in "abc"]
+    content = tree(tmp_path, tmp_path / "out", models=listed, data=TWO_SETS[1:], template="auto")
+    list(run_sweep(decode_sweep(content).configs()))
+    run = api.open_run(tmp_path / "out" / "two.zarr")
+    for name in "abc":
+        options = SETTINGS | {"template": "auto"}
+        alone = api.run(
+            models=str(tmp_path / name), data="sample:polite", languages=["hi"], limit=6,
+            out=tmp_path / f"{name}.zarr", **options,
+        )  # fmt: skip
+        both = [store.model(name).read("projected").tobytes() for store in (run, alone)]
+        assert both[0] == both[1], name
+
+
+def test_models_of_one_base_get_one_template_as_in_one_run(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    base = save_tiny("llama", tmp_path / "base", num_hidden_layers=1)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    save_tiny("llama", tmp_path / "other", chat_template=template, num_hidden_layers=1)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tmp_path / "other" / name, adapter)
+    pair = {"pairs": {"p": [str(base), f"{base}+{adapter}"]}, "template": "auto"}
+    content = tree(tmp_path, tmp_path / "out", data=TWO_SETS[1:], **pair)
+    events = list(run_sweep(decode_sweep(content).configs()))
+    assert [e.error for e in events if isinstance(e, RunEnded)] == [None, None]
+    manifests = [
+        dict(api.open_run(tmp_path / "out" / "two.zarr").model(f"p.{role}").attrs["manifest"])
+        for role in ("base", "aligned")
+    ]
+    assert manifests[0]["template_sha256"] == manifests[1]["template_sha256"]
+
+
+@pytest.mark.parametrize("stop_after", [3, 11, 17])
+def test_a_stopped_sweep_goes_on_to_the_same_bytes(
+    models: Path, plain: dict[str, bytes], tmp_path: Path, stop_after: int
+) -> None:
+    configs = decode_sweep(tree(models, tmp_path, "a", "b")).configs()
+    events = run_sweep(configs)
+    list(islice(events, stop_after))
+    events.close()
+    list(run_sweep(configs))
+    assert files(tmp_path) == plain
+
+
+KILLED = """
+import os, sys
+from safetyspace_fast import api, terminal
+from safetyspace_fast.cli import main
+from safetyspace_fast.sweep import trial
+trial.RUNS = ((8, 1),)
+class Display(terminal.SweepDisplay):
+    left = int(sys.argv[3])
+    def show(self, event):
+        super().show(event)
+        Display.left -= isinstance(event, api.Progressed)
+        if not Display.left:
+            os.kill(os.getpid(), int(sys.argv[2]))
+terminal.SweepDisplay = Display
+sys.exit(main(["run", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGUSR1, 130)])
+def test_a_killed_sweep_is_finished_by_repeating_it(
+    models: Path, plain: dict[str, bytes], tmp_path: Path, number: int, code: int
+) -> None:
+    file = write(tmp_path / "s.json", tree(models, tmp_path / "out", "a", "b"))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, file, str(number), "7"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == code, killed.stderr
+    assert files(tmp_path / "out") != plain
+    assert main(["run", file, "--resume"]) == 0
+    assert files(tmp_path / "out") == plain
+
+
+def test_a_second_sweep_on_one_store_leaves_the_models_of_the_first_alone(
+    models: Path, tmp_path: Path
+) -> None:
+    first = run_sweep(decode_sweep(tree(models, tmp_path, "a", data=TWO_SETS[1:])).configs())
+    while not isinstance(next(first), api.Progressed):
+        pass
+    second = decode_sweep(tree(models, tmp_path, "a", "b", data=TWO_SETS[1:])).configs()
+    ended = {e.model: e.error for e in run_sweep(second) if isinstance(e, RunEnded)}
+    assert isinstance(ended["a"], StoreError)
+    assert "model 'a'" in str(ended["a"])
+    assert ended["b"] is None
+    assert [e.error for e in first if isinstance(e, RunEnded)] == [None]
+    assert api.open_run(tmp_path / "two.zarr").models == ("a", "b")
+
+
+def test_what_nobody_foresaw_stops_no_other_model(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_models = drive.run_models
+
+    def broken(config, steps):
+        if config.models == (str(models / "a"),):
+            raise ZeroDivisionError("of a test")
+        return run_models(config, steps)
+
+    monkeypatch.setattr(drive, "run_models", broken)
+    configs = decode_sweep(tree(models, tmp_path, "a", "b", data=TWO_SETS[1:])).configs()
+    ended = {e.model: e.error for e in run_sweep(configs) if isinstance(e, RunEnded)}
+    assert isinstance(ended["a"], ZeroDivisionError)
+    assert ended["b"] is None
+
+
+def test_the_next_model_is_read_ahead_while_one_runs(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, *_: asked.append(os.readlink(f"/proc/self/fd/{fd}"))
+    )
+    configs = decode_sweep(tree(models, tmp_path, "a", "b", data=TWO_SETS[1:])).configs()
+    for event in run_sweep(configs):
+        if isinstance(event, RunBegun) and event.model == "b":
+            assert asked == [str(models / "b" / "model.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nowhere", "model 'nowhere': .*nowhere: no such directory or file"),
+        ("empty", "model 'empty': .*not a model directory: it has no config.json"),
+        ("bare", "model 'bare': .*it has no weights"),
+        ("a+nowhere", "model 'nowhere': .*nowhere: no such directory or file"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_runs(
+    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], model: str, said: str
+) -> None:
+    (models / "empty").mkdir(exist_ok=True)
+    shutil.copytree(
+        models / "a", models / "bare", ignore=lambda *_: ["model.safetensors"], dirs_exist_ok=True
+    )
+    text = "+".join(str(models / part) for part in model.split("+"))
+    content = tree(models, tmp_path / "out", models=[str(models / "b"), text])
+    assert main(["run", write(tmp_path / "s.json", content)]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(said, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_read_are_said_before_anything_runs(
+    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = tree(models, tmp_path / "out", "a", data=["sample:polite", "nowhere.jsonl"])
+    assert main(["run", write(tmp_path / "s.json", content)]) != 0
+    assert "nowhere.jsonl" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_run(
+    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "s.json", tree(models, tmp_path / "out", "a", "b"))
+    assert main(["run", file, "--dry-run", "--json"]) == 0
+    runs = json.loads(capfd.readouterr().out)["runs"]
+    assert [(run["model"], Path(run["out"]).name) for run in runs] == [
+        ("a", "one.zarr"), ("a", "two.zarr"), ("b", "one.zarr"), ("b", "two.zarr"),
+    ]  # fmt: skip
+    assert all(run["seconds"] > 0 and run["store_bytes"] > 0 for run in runs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_made_has_no_estimate_and_stops_no_other(
+    models: Path, tmp_path: Path
+) -> None:
+    odd = shutil.copytree(models / "a", tmp_path / "odd")
+    (odd / "config.json").write_text('{"model_type": "unheard-of"}')
+    listed = [str(odd), str(models / "b")]
+    configs = decode_sweep(tree(models, tmp_path, models=listed, data=TWO_SETS[1:])).configs()
+    first, second = forecast(configs, shared.SharedWork(configs), timed=False)
+    assert "unheard-of" in (first.why or "")
+    assert second.why is None
+    ended = {e.model: e.error for e in run_sweep(configs) if isinstance(e, RunEnded)}
+    assert isinstance(ended["odd"], ModelError)
+    assert ended["b"] is None
