@@ -4,7 +4,8 @@ Neither transformers nor PEFT has types that mypy can read, hence `Any`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product, takewhile
 from typing import Any
@@ -65,7 +66,9 @@ class AddedWeights:
                 f"{adapter.asked}: this adapter does more than add to weights, so it cannot be "
                 "merged block by block; use --weights load"
             )
-        adapted = _adapted(model, adapter, base)
+        device = model.get_input_embeddings().weight.device
+        with _weights_without_memory(blocks, device):
+            adapted = _adapted(model, adapter, base)
         self._of_block: list[dict[str, Any]] = [{} for _ in blocks]
         number = {
             id(module): (i, path)
@@ -84,10 +87,27 @@ class AddedWeights:
         for path, layer in self._of_block[i_block].items():
             empty, base = layer.base_layer, block.get_submodule(path)
             layer.base_layer = base
-            layer.to(base.weight.device)
             _merge_in_float32(base, layer.merge)
             layer.merged_adapters.clear()
             layer.base_layer = empty
+
+
+@contextmanager
+def _weights_without_memory(blocks: nn.ModuleList, device: torch.device) -> Iterator[None]:
+    """Let weights on `meta` be on a device, one number each: peft puts its own beside them."""
+    weights = [
+        (module, name, weight)
+        for module in blocks.modules()
+        for name, weight in module.named_parameters(recurse=False)
+    ]
+    try:
+        for module, name, weight in weights:
+            number = torch.zeros((), dtype=weight.dtype, device=device).expand(weight.shape)
+            setattr(module, name, nn.Parameter(number, requires_grad=False))
+        yield
+    finally:
+        for module, name, weight in weights:
+            setattr(module, name, weight)
 
 
 def _tuners(adapted: Any) -> dict[str, Any]:

@@ -105,13 +105,15 @@ def available_bytes() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         entries = dict(line.split(":") for line in lines)
         limits[0] = 1024 * int(entries["MemAvailable"].split()[0])
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if soft != resource.RLIM_INFINITY:
-            limits.append(soft - page * int(Path("/proc/self/statm").read_text().split()[0]))
+        pages = list(map(int, Path("/proc/self/statm").read_text().split()))
+        for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+            soft, _ = resource.getrlimit(kind)
+            if soft != resource.RLIM_INFINITY:
+                limits.append(soft - page * used)
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            limits.append(int(limit) - used)
+            taken = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            limits.append(int(limit) - taken)
     except (ImportError, OSError, KeyError, ValueError):
         pass  # another system: what is known has to do
     return max(0, min(limits))

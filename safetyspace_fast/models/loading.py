@@ -26,9 +26,11 @@ from .adapters import adds_to_weights, merge_adapter
 from .device import check_room, find_device, find_dtype, fits
 from .fused import has_fused, try_fusing
 from .sharded import Leader, Loading, Ranks, check_plan, joined
+from .skeleton import open_streamed
 from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
-from .streamed import StreamedBlocks, open_streamed, why_not_streamed
+from .stored import why_not_streamed
+from .streamed import StreamedBlocks
 from .weights import (
     RANDOM_SEED,
     find_backbone,

@@ -1,13 +1,29 @@
 """Models whose blocks stay on disk: the same bytes as from memory, in any number of passes."""
 
+import errno
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from test_extraction import files, make_config
-from tiny_models import save_tiny
+from tiny_models import CHAT_TEMPLATE, save_adapter, save_tiny, tiny_tokenizer
 
 from safetyspace_fast import api
+from safetyspace_fast.errors import ConfigError, ModelError, SafetySpaceError, StoreError
+from safetyspace_fast.extract import Note, blocks
+from safetyspace_fast.models import StreamedBlocks, device, load_model, parse_model
+from safetyspace_fast.store import files as store_files
+from safetyspace_fast.store.scratch import Scratch
 
 WORDS = ["the", "dog", "лиса", "über", "fox", "quick"]
 FAMILIES = [
@@ -61,3 +77,220 @@ def test_blocks_from_disk_give_the_bytes_of_a_model_in_memory(
     whole = run(model, data, tmp_path / "whole.zarr", weights="load", dtype=dtype)
     streamed = run(model, data, tmp_path / "streamed.zarr", dtype=dtype)
     assert_same(streamed, whole)
+
+
+def test_a_shared_prefix_goes_through_each_block_once(data: Path, tmp_path: Path) -> None:
+    """Sliding windows that are shorter than the prompts take part."""
+    for family in ("llama", "gemma3_text"):
+        model = save_tiny(family, tmp_path / family, chat_template=CHAT_TEMPLATE)
+        options = {"template": "chat"}
+        whole = run(model, data, tmp_path / f"{family}.zarr", weights="load", **options)
+        out = tmp_path / f"{family}-s.zarr"
+        events = list(api.iter_run(config(model, data, out, scratch=14_000, **options)))
+        assert next(e for e in events if isinstance(e, api.Planned)).prefix_tokens > 0
+        assert passes(events) > 1
+        assert_same(api.open_run(out), whole)
+
+
+def passes(events: list[api.Event]) -> int:
+    """How often the weights were read, as a run says before it reads them."""
+    (told,) = [e.message for e in events if isinstance(e, Note) and "streamed" in e.message]
+    return int(told.partition(" time")[0].split()[-1])
+
+
+@pytest.mark.parametrize("scratch", [11_000, 25_000, None])
+def test_the_scratch_budget_changes_the_passes_and_no_byte(
+    scratch: int | None, tiny: Path, data: Path, whole: api.Run, tmp_path: Path, reads: list[int]
+) -> None:
+    out = tmp_path / "run.zarr"
+    events = list(api.iter_run(config(tiny, data, out, scratch=scratch)))
+    assert_same(api.open_run(out), whole)
+    expected = {11_000: 5, 25_000: 3, None: 1}[scratch]
+    assert passes(events) == expected
+    assert reads == [0, 1, *[2, 0, 1] * (expected - 1), 2]
+    assert not list(tmp_path.rglob("*.scratch"))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The blocks that are read from disk, in order."""
+    read: list[int] = []
+    really = StreamedBlocks._read
+
+    def counted(self: StreamedBlocks, i_block: int) -> torch.nn.Module:
+        read.append(i_block)
+        return really(self, i_block)
+
+    monkeypatch.setattr(StreamedBlocks, "_read", counted)
+    return read
+
+
+def test_blocks_behind_the_deepest_layer_are_not_read(
+    tiny: Path, data: Path, tmp_path: Path, reads: list[int]
+) -> None:
+    chosen = {"layers": "embed,block.1"}
+    whole = run(tiny, data, tmp_path / "whole.zarr", weights="load", **chosen)
+    assert_same(run(tiny, data, tmp_path / "run.zarr", **chosen), whole)
+    assert reads == [0, 1]
+
+
+def test_a_model_in_shards_with_an_adapter_gives_the_same_bytes(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "shards"
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tiny)
+    loaded.save_pretrained(model, max_shard_size="60KB")
+    tiny_tokenizer().save_pretrained(model)
+    assert len(list(model.glob("*.safetensors"))) > 2
+    adapter = save_adapter(tiny, tmp_path / "adapter")
+    spec = f"{model}+{adapter}"
+    for dtype in ("float32", "bfloat16"):
+        whole = run(spec, data, tmp_path / f"{dtype}.zarr", weights="load", dtype=dtype)
+        assert_same(run(spec, data, tmp_path / f"{dtype}-s.zarr", dtype=dtype), whole)
+
+
+@pytest.mark.parametrize("stop_after", [4, 9, 13])
+def test_a_stopped_run_goes_on_at_the_block_where_it_stopped(
+    stop_after: int,
+    tiny: Path,
+    data: Path,
+    whole: api.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    advanced: list[int] = []
+    really = blocks.BlockCapture.advance
+
+    def counted(self: blocks.BlockCapture, *arguments: Any) -> Any:
+        advanced.append(1)
+        return really(self, *arguments)
+
+    monkeypatch.setattr(blocks.BlockCapture, "advance", counted)
+    out = tmp_path / "run.zarr"
+    seen = list(islice(api.iter_run(config(tiny, data, out)), stop_after))
+    (planned,) = [event for event in seen if isinstance(event, api.Planned)]
+    begun = sum(isinstance(event, api.Progressed) for event in seen)
+    assert 0 < begun < 3 * planned.batches  # each goes through three blocks
+    advanced.clear()
+    assert_same(run(tiny, data, out, resume=True), whole)
+    assert len(advanced) == 3 * planned.batches - begun
+    assert not out.with_name("run.zarr.work").exists()
+
+
+KILLED = """
+import os, signal, sys
+from safetyspace_fast import api
+config = api.RunConfig(models=("m=" + sys.argv[1],), data=sys.argv[2], out=sys.argv[3],
+    template="none", dtype="float32", poolings=("mean",), token_budget=64, weights="stream")
+steps = 12
+for event in api.iter_run(config):
+    steps -= isinstance(event, api.Progressed)
+    if not steps:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(
+    tiny: Path, data: Path, whole: api.Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tiny), str(data), str(out)],
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL
+    (scratch,) = out.with_name("run.zarr.work").rglob("*.scratch")
+    assert scratch.stat().st_size > 0
+    assert_same(run(tiny, data, out, resume=True), whole)
+    assert not out.with_name("run.zarr.work").exists()
+
+
+def test_a_batch_whose_states_are_damaged_begins_again(tmp_path: Path) -> None:
+    path = tmp_path / "states.scratch"
+    sizes = {3: (8, 12), 7: (8, 12)}
+    scratch = Scratch(path, "key", sizes)
+    for batch in sizes:
+        for level in (1, 2):
+            scratch.save(batch, level, bytes([level] * 8), bytes([batch] * 4))
+    assert Scratch(path, "key", sizes).level(7) == 2
+    content = bytearray(path.read_bytes())
+    content[content.rindex(bytes([2] * 8))] ^= 1  # the states of the last batch
+    path.write_bytes(content)
+    again = Scratch(path, "key", sizes)
+    assert (again.level(3), again.level(7)) == (2, 0)
+    assert bytes(again.averages(3).view("uint8")) == bytes([3] * 8)
+    assert Scratch(path, "another", sizes).level(3) == 0
+
+
+def refused(error: type[SafetySpaceError], match: str, *arguments: Any, **changes: Any) -> None:
+    """Assert that a run stops with one line that matches."""
+    with pytest.raises(error, match=match) as caught:
+        run(*arguments, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scratch_budget_below_one_batch_is_refused(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    match = r"scratch: 1,000 bytes, but the largest batch of m keeps [\d,]+ between two blocks"
+    refused(ConfigError, match, tiny, data, tmp_path / "run.zarr", scratch=1000)
+
+
+def test_a_full_disk_is_one_clear_error_before_blocks_run(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_files.os, "posix_fallocate", full)
+        match = r"states\.scratch: cannot be written: No space left"
+        refused(StoreError, match, tiny, data, tmp_path / "run.zarr")
+    assert not list(tmp_path.rglob("*.scratch"))
+
+
+def test_weights_that_cannot_be_streamed_are_refused_with_the_reason(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    encoder = save_tiny("mt5", tmp_path / "mt5")
+    match = r"blocks of MT5Stack read more than the states .* use --weights load"
+    refused(ModelError, match, encoder, data, tmp_path / "a.zarr")
+    refused(ModelError, "random weights of a control", f"random:{tiny}", data, tmp_path / "b.zarr")
+    refused(ConfigError, "verify needs the whole", tiny, data, tmp_path / "c.zarr", verify=True)
+
+
+def test_a_file_that_ends_early_is_refused_before_any_block_is_read(
+    tiny: Path, data: Path, tmp_path: Path, reads: list[int]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(
+        ModelError,
+        r"model\.safetensors: not a complete safetensors file",
+        model,
+        data,
+        tmp_path / "a.zarr",
+    )
+    tensors = load_file(tiny / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    match = r"1 weights of LlamaForCausalLM are not in its files \(first: model\.layers\.1\.mlp"
+    refused(ModelError, match, model, data, tmp_path / "b.zarr")
+    assert not reads
+
+
+def test_a_model_that_does_not_fit_is_streamed_by_itself(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = parse_model(f"m={tiny}")
+    assert load_model(spec, device="cpu", weights="auto").streamed is None
+    monkeypatch.setattr(device, "available_bytes", lambda: 100_000)
+    notes: list[str] = []
+    model = load_model(spec, device="cpu", weights="auto", on_note=notes.append)
+    assert model.streamed is not None
+    assert "its weights do not fit into memory, so they are streamed from disk" in notes
+    assert load_model(spec, device="cpu").streamed is None

@@ -1,0 +1,99 @@
+"""Tensors in safetensors files, each read by itself."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from .source import Source
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file; `[...]` reads it, as transformers asks for it.
+
+    It is read, not mapped: a mapped file counts as a whole against a limit of address space.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, _everything: object) -> Tensor:
+        """Read it."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        place = tensor.view(-1).view(torch.uint8).numpy().data
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            while place:
+                n_bytes = file.readinto(place)
+                if not n_bytes:
+                    raise ModelError(f"{self.path}: ends early; copy or download it again")
+                place = place[n_bytes:]
+        return tensor
+
+    def empty(self) -> Tensor:
+        """The same without content or memory."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+def stored_tensors(source: Source) -> dict[str, StoredTensor]:
+    """All tensors of a model's files by name.
+
+    Raises:
+        ModelError: a file is cut short, or holds other types of numbers.
+    """
+    tensors = {}
+    for path in source.weight_files():
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(n_bytes))
+        header.pop("__metadata__", None)
+        size = path.stat().st_size
+        for name, entry in header.items():
+            start, stop = (8 + n_bytes + offset for offset in entry["data_offsets"])
+            if stop > size:
+                raise ModelError(
+                    f"{path}: ends early ({size} of at least {stop} bytes); copy or download it "
+                    "again"
+                )
+            if entry["dtype"] not in _DTYPES:
+                raise ModelError(
+                    f"{source.asked}: {name} holds numbers of type {entry['dtype']}, which cannot "
+                    "be streamed; use --weights load"
+                )
+            shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+            tensors[name] = StoredTensor(path, start, shape, dtype)
+    return tensors
+
+
+def why_not_streamed(source: Source, *, random: bool = False) -> str | None:
+    """Why a model's weights cannot be read block by block; None if nothing is known against it."""
+    if random:
+        return "the random weights of a control are drawn for the whole model"
+    if source.gguf is not None:
+        return "the reader of GGUF files unpacks the whole file"
+    if any(file.suffix != ".safetensors" for file in source.weight_files()):
+        return "its weights are pickled, and a pickle is read as a whole"
+    return None
