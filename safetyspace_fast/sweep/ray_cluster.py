@@ -11,7 +11,7 @@ The driver (this process) waits for nothing without an end: see the seconds of `
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -186,7 +186,7 @@ class _Worker:
         workers: int,
         folder: str,
         probes: Sequence[str],
-        version: str,
+        versions: Mapping[str, str | None],
     ) -> SafetySpaceError | None:
         """Work until nothing is left to do.
 
@@ -195,7 +195,7 @@ class _Worker:
             workers: how many there are.
             folder: the driver's current one; relative paths begin there.
             probes: files that the driver has written beside the stores.
-            version: of this package, at the driver.
+            versions: of this package and others, at the driver.
 
         Returns:
             Why this worker cannot go on; None: all is complete, or it was stopped.
@@ -203,7 +203,7 @@ class _Worker:
         import torch
 
         try:
-            self._refuse_other_place(folder, probes, version)
+            self._refuse_other_place(folder, probes, versions)
             if self._threads is not None:
                 torch.set_num_threads(self._threads)
             with closing(work(configs, self._number, workers, loading=self._loading)) as events:
@@ -219,12 +219,16 @@ class _Worker:
         """Stop behind the batch in hand; its work is kept."""
         self._stopped.set()
 
-    def _refuse_other_place(self, folder: str, probes: Sequence[str], version: str) -> None:
+    def _refuse_other_place(
+        self, folder: str, probes: Sequence[str], versions: Mapping[str, str | None]
+    ) -> None:
         """Raise an error if this node does not see what the driver sees."""
-        if version != _version():
-            raise ConfigError(
-                f"has safetyspace-fast {_version()}, but the driver {version}; install the same"
-            )
+        for package, own in package_versions().items():
+            if own != versions[package]:
+                raise ConfigError(
+                    f"has {package} {own}, but the driver {versions[package]}; install the same "
+                    "versions on all nodes"
+                )
         with suppress(OSError):  # the probes tell
             os.chdir(folder)
         for probe in probes:
@@ -256,10 +260,6 @@ class _Worker:
 
 
 _BEAT = 5.0
-
-
-def _version() -> str:
-    return package_versions()["safetyspace-fast"]
 
 
 def _here() -> str:
@@ -326,7 +326,9 @@ class _Cluster:
         )
         for i_worker in range(workers):
             worker = actor.remote(i_worker, name, threads)
-            task = worker.work.remote(self._configs, workers, str(Path.cwd()), probes, _version())
+            task = worker.work.remote(
+                self._configs, workers, str(Path.cwd()), probes, package_versions()
+            )
             self._running.append(_Running(i_worker, worker, task))
 
     def _watch(self) -> Iterator[Event]:
