@@ -70,8 +70,7 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
     specs = _models(config)
     names = [spec.name for spec in specs]
     place = Place(config.out)
-    if place.exists() and not (config.overwrite or config.resume or half_made(place)):
-        raise StoreError(f"{place}: exists already; continue with --resume, or --overwrite it")
+    refuse_existing(config)
     notes: list[str] = []
     samples = read_samples(
         config.data,
@@ -114,6 +113,25 @@ def run_models(config: RunConfig) -> Generator[Event, None, None]:
             waiting = output.growth.finish(names) if output.growth else None
         if waiting:
             yield Note("", waiting)
+
+
+def refuse_existing(config: RunConfig) -> None:
+    """Raise StoreError if the store exists, and is neither to be gone on with nor overwritten."""
+    place = Place(config.out)
+    if place.exists() and not (config.overwrite or config.resume or half_made(place)):
+        raise StoreError(f"{place}: exists already; continue with --resume, or --overwrite it")
+
+
+def start_afresh(config: RunConfig, names: Sequence[str]) -> None:
+    """Replace a store by one without models, to which workers then add these."""
+    samples = read_samples(config.data, on_note=lambda _: None, **data_fields(config))
+    place = Place(config.out)
+    with ExitStack() as claims:
+        for name in names:
+            claims.enter_context(Claim(place.work / name, f"{place}: model {name!r}"))
+        with alone(place.work):
+            settle(place)
+            _Output(config, names, samples).open()
 
 
 def _models(config: RunConfig) -> list[ModelSpec]:

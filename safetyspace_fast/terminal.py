@@ -53,16 +53,17 @@ class RunDisplay:
 
     def __init__(self) -> None:
         """Start without a bar."""
-        self._bar: Any = None  # tqdm has no types
+        self._bars: dict[str, Any] = {}  # by model; tqdm has no types
+        self._tokens: dict[str, int] = {}
 
     def __enter__(self) -> "RunDisplay":
         """Show nothing yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        """Close the bars."""
+        for shown in self._bars.values():
+            shown.close()
 
     def show(self, event: "Event") -> None:
         """Show one event."""
@@ -85,7 +86,7 @@ class RunDisplay:
                 f"{event.batches:,} batches; {event.hookpoints} hookpoints x {event.hidden_size} "
                 f"dimensions; up to {size(event.segment_bytes)} of temporary files"
             )
-            self._bar = tqdm(
+            self._bars[event.model] = tqdm(
                 total=event.texts,
                 initial=event.texts_done,
                 unit="text",
@@ -96,16 +97,16 @@ class RunDisplay:
                 dynamic_ncols=True,
                 disable=None,
             )
-            self._tokens = 0
+            self._tokens[event.model] = 0
         elif isinstance(event, api.Progressed):
-            self._tokens += event.tokens
-            self._bar.update(event.texts)
-            elapsed = self._bar.format_dict["elapsed"]
-            if elapsed:
-                rate = f"{self._tokens / elapsed:,.0f} tokens/s"
-                self._bar.set_postfix_str(rate, refresh=False)
-        elif isinstance(event, api.ModelDone):
-            self._bar.close()
+            self._tokens[event.model] += event.tokens
+            shown = self._bars[event.model]
+            shown.update(event.texts)
+            if elapsed := shown.format_dict["elapsed"]:
+                rate = f"{self._tokens[event.model] / elapsed:,.0f} tokens/s"
+                shown.set_postfix_str(rate, refresh=False)
+        elif isinstance(event, api.ModelDone) and event.model in self._bars:
+            self._bars.pop(event.model).close()
         elif isinstance(event, api.Verified):
             say(f"{event.model}: {verdict_line(event.verification)}")
         elif isinstance(event, api.Note):

@@ -30,12 +30,21 @@ ALLOWED = {
     "verification": {"data", "errors", "models", "extract"},
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
-    "ranks": {"config", "errors", "extract", "models", "runner", "threads"},
-    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
+    "tensor_parallel": {"config", "errors", "extract", "models", "runner", "threads"},
+    "api": {
+        "analysis",
+        "benchmark",
+        "config",
+        "data",
+        "errors",
+        "extract",
+        "models",
+        "tensor_parallel",
+    }
     | {"runner"}
     | {"store", "verification"},
     "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
-    | {"store"},
+    | {"store", "threads"},
     "terminal": {"api", "errors", "info"},
     "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "sweep"}
     | {"terminal"},

@@ -14,6 +14,7 @@ from .run import add_run
 from .sampled import add_bench, add_verify
 from .statistics import add_compare, add_separation
 from .upkeep import add_check, add_info
+from .workers import add_merge
 
 GUIDE = """\
 safetyspace-fast measures how far apart a language model holds harmful and harmless text, for every
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add_verify(commands)
     add_bench(commands)
     add_check(commands)
+    add_merge(commands)
     add_info(commands)
     return parser
 

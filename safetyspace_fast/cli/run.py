@@ -20,6 +20,7 @@ from .options import (
     command,
     given,
 )
+from .workers import add_worker_options, events_of
 
 RUN_EXAMPLES = """\
 examples:
@@ -59,6 +60,7 @@ def add_run(commands: Commands) -> None:
     add_data_options(run)
     run.add_argument("--out", required=True, metavar="RUN.zarr", help=docs["out"])
     add_options(run, RUN_OPTIONS)
+    add_worker_options(run)
     add_preset(run)
     run.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -83,7 +85,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from .. import api
 
     done: list[api.ModelDone] = []
-    with terminal.RunDisplay() as progress, closing(api.iter_run(config)) as events:
+    running = events_of([config], arguments) or api.iter_run(config)
+    with terminal.RunDisplay() as progress, closing(running) as events:
         for event in events:
             progress.show(event)
             if isinstance(event, api.ModelDone):

@@ -68,7 +68,7 @@ def work(
     """
     with ExitStack() as stack:
         jobs: list[_Job] = []
-        for of_store in _by_store(configs):
+        for of_store in by_store(configs):
             jobs += yield from _join(of_store, rank, world_size, loading, stack)
         failures: list[tuple[_Job, SafetySpaceError]] = []
         waiting = list(jobs)
@@ -92,7 +92,7 @@ def work(
                 raise failure
 
 
-def _by_store(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+def by_store(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     """The configs of each store, in order."""
     stores: dict[str, list[RunConfig]] = {}
     for config in configs:

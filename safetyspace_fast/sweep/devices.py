@@ -1,0 +1,264 @@
+"""All devices of a machine: one process for each; `units` says how they share the models.
+
+The parent starts the workers, passes their events on as one stream, and stops them when it is
+stopped. Each worker has its own share of the cores, so that they do not get in each other's way.
+"""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import FrameType
+
+from ..config import RunConfig
+from ..errors import ConfigError, SafetySpaceError, StoreError, first_line
+from ..extract import Event, ModelDone, Note, Planned
+from ..models import parse_model
+from ..runner import refuse_existing, start_afresh
+from ..store import Place, Run
+from ..threads import cores
+from .units import by_store, work
+
+STOP_SECONDS = 60.0
+"""A worker that was asked to stop, and has not by then, is killed."""
+_SERVE = "from safetyspace_fast.sweep.devices import serve; serve()"
+
+
+def devices_of(text: str) -> tuple[str, ...]:
+    """The devices that `--devices` names, one for each worker.
+
+    Args:
+        text: `all` GPUs; GPUs by number, as in `0-3,6`; or `cpu:2`, two workers on the CPU.
+
+    Raises:
+        ConfigError: it is none of these, or there is no such GPU.
+    """
+    wanted = "expected all, GPUs such as 0-3 or 0,2, or cpu:2"
+    if match := re.fullmatch(r"cpu:(\d+)", text):
+        if not 1 <= (number := int(match[1])) <= 1024:
+            raise ConfigError(f"devices: got {text!r}, expected 1 to 1024 workers")
+        return ("cpu",) * number
+    import torch
+
+    there = torch.cuda.device_count()
+    numbers: list[int] = list(range(there))
+    if text != "all":
+        numbers = []
+        for piece in text.split(","):
+            match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", piece.strip())
+            if match is None or (last := int(match[2] or match[1])) < int(match[1]):
+                raise ConfigError(f"devices: got {text!r}, {wanted}")
+            numbers += range(int(match[1]), last + 1)
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"devices: {text!r} names one twice")
+    if not numbers or max(numbers) >= there:
+        raise ConfigError(
+            f"devices: got {text!r}, but this machine has {there} GPUs that torch can use; "
+            "cpu:2 runs two workers on the CPU"
+        )
+    return tuple(f"cuda:{number}" for number in numbers)
+
+
+def run_on_devices(
+    configs: Sequence[RunConfig], devices: Sequence[str], rank: int = 0, world_size: int = 1
+) -> Generator[Event, None, None]:
+    """Run models on several devices at once, one worker process for each.
+
+    Units of a worker that dies go to the others. Closing the generator stops all workers cleanly.
+
+    Args:
+        configs: each with one model.
+        devices: as `devices_of` gives them.
+        rank, world_size: of this machine among several that see the store, each with as many
+            devices; then a store that exists is added to, as with `resume`.
+
+    Raises:
+        SafetySpaceError: a store exists already; or a model has failed on all workers, or all of
+            them have ended. Finished work is kept.
+    """
+    if world_size == 1:
+        for of_store in by_store(configs):
+            refuse_existing(of_store[0])
+            if of_store[0].overwrite:
+                names = [parse_model(*config.models).name for config in of_store]
+                start_afresh(of_store[0], names)
+    configs = [replace(config, resume=True, overwrite=False) for config in configs]
+    shares = _shares(len(devices))
+    workers: list[_Worker] = []
+    try:
+        for number, (device, share) in enumerate(zip(devices, shares, strict=True)):
+            ranks = (rank * len(devices) + number, world_size * len(devices))
+            job = _Job([replace(config, device=device) for config in configs], ranks, share)
+            workers.append(_Worker(number, device, job))
+        yield from _once(_events(workers))
+    finally:
+        _stop(workers)
+    failures = [worker.failure for worker in workers if worker.failure is not None]
+    if missing := _incomplete(configs):
+        if failures:
+            raise failures[0]
+        raise StoreError(
+            f"{configs[0].out}: all workers have ended, and {', '.join(missing)} is not complete; "
+            "finished batches are kept: repeat the command with --resume"
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker process is given."""
+
+    configs: list[RunConfig]
+    rank: tuple[int, int]
+    """Its rank, and how many there are."""
+    cores: list[int]
+    """The cores that it may use; empty: this system cannot say."""
+
+
+def _shares(number: int) -> list[list[int]]:
+    """Split the cores of this process among workers; with too few cores, some share one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [[] for _ in range(number)]
+    own = sorted(os.sched_getaffinity(0))
+    bounds = [i * len(own) // number for i in range(number + 1)]
+    return [own[low : max(high, low + 1)] for low, high in pairwise(bounds)]
+
+
+class _Worker:
+    """One worker process, seen from the parent."""
+
+    def __init__(self, number: int, device: str, job: _Job) -> None:
+        """Start it."""
+        self.number = number
+        self.device = device
+        self.failure: Exception | None = None
+        threads = len(job.cores) or max(1, cores() // job.rank[1])
+        with suppress(KeyError, ValueError):
+            threads = min(threads, max(1, int(os.environ["OMP_NUM_THREADS"])))
+        package = str(Path(__file__).parents[2])
+        paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ
+            | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the workers
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(BrokenPipeError):  # it has died; `ended` says so
+            pickle.dump(job, self.process.stdin)
+            self.process.stdin.close()
+        self.events = Connection(os.dup(self.process.stdout.fileno()), writable=False)
+        self.process.stdout.close()
+
+    def ended(self) -> str | None:
+        """Wait until the process has ended; returns why, if it did not say so itself."""
+        code = self.process.wait()
+        if code == 0 or self.failure is not None:
+            return None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return f"worker {self.number} ({self.device}) {how}; the others take over its units"
+
+
+def _events(workers: Sequence[_Worker]) -> Iterator[Event]:
+    """The events of all workers, in the order in which they come."""
+    living = {worker.events: worker for worker in workers}
+    while living:
+        for events in wait(list(living)):
+            assert isinstance(events, Connection)
+            worker = living[events]
+            try:
+                said = events.recv()
+            except (EOFError, OSError):
+                del living[events]
+                events.close()
+                why = worker.ended()
+                if why is not None:
+                    yield Note("", why)
+                continue
+            if isinstance(said, Event):
+                yield said
+            else:
+                worker.failure = said
+
+
+def _once(events: Iterator[Event]) -> Iterator[Event]:
+    """Events without those that a worker only repeats: each one plans a model for itself."""
+    planned: set[str] = set()
+    for event in events:
+        if isinstance(event, Planned):
+            if event.model in planned:
+                continue
+            planned.add(event.model)
+        elif isinstance(event, ModelDone):
+            planned.discard(event.model)
+        yield event
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """End all workers: they finish the batch in hand and give their leases back."""
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for worker in workers:
+        try:
+            worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.events.close()
+
+
+def _incomplete(configs: Sequence[RunConfig]) -> list[str]:
+    """The models that are not complete in their stores."""
+    missing = []
+    for of_store in by_store(configs):
+        place = Place(of_store[0].out)
+        complete = Run(str(place)).models if place.exists() else ()
+        names = [parse_model(*config.models).name for config in of_store]
+        missing += [name for name in names if name not in complete]
+    return missing
+
+
+def serve() -> None:
+    """Be a worker process: read a job from stdin, write events to stdout."""
+    job: _Job = pickle.load(sys.stdin.buffer)
+    events = Connection(os.dup(1), readable=False)
+    os.dup2(2, 1)  # whatever prints must not get among the events
+    if job.cores:
+        os.sched_setaffinity(0, job.cores)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with closing(work(job.configs, *job.rank)) as running:
+            for event in running:
+                events.send(event)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the parent has gone
+        sys.exit(1)
+    except SafetySpaceError as error:
+        events.send(error)
+        sys.exit(1)
+    except Exception as error:
+        told = RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+        told.add_note(traceback.format_exc())
+        events.send(told)
+        sys.exit(1)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: it is saving
+    raise KeyboardInterrupt

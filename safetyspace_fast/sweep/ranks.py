@@ -1,0 +1,89 @@
+"""Ranks: workers that a launcher such as Slurm or torchrun starts, on any number of machines."""
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+
+from ..config import RunConfig
+from ..errors import ConfigError
+from ..extract import Event
+from .units import work
+
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+"""Environment variables of a rank and the number of ranks, by launcher, the first that has them."""
+
+
+def rank_of(
+    rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ
+) -> tuple[int, int]:
+    """This process's rank and the number of ranks; `(0, 1)` if there is no other.
+
+    Args:
+        rank, world_size: as the user gave them; None: what the launcher says, which is `RANK` and
+            `WORLD_SIZE` (torchrun), `SLURM_PROCID` and `SLURM_NTASKS` (srun), or
+            `SLURM_ARRAY_TASK_ID` and `SLURM_ARRAY_TASK_COUNT` (a job array), in this order.
+        environment: where the launcher says it.
+
+    Raises:
+        ConfigError: the rank is not below the number of ranks; or one of the two is missing.
+    """
+    if (rank is None) != (world_size is None):
+        missing = "--rank" if rank is None else "--world-size"
+        raise ConfigError(f"run: {missing} is missing; give both, or none under Slurm or torchrun")
+    if rank is None or world_size is None:
+        rank, world_size = _of_launcher(environment)
+    if world_size < 1:
+        raise ConfigError(f"world-size: got {world_size}, expected at least 1")
+    if not 0 <= rank < world_size:
+        raise ConfigError(
+            f"rank: got {rank}, expected 0 to {world_size - 1} for a world-size of {world_size}"
+        )
+    return rank, world_size
+
+
+def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int]:
+    def number(name: str) -> int:
+        try:
+            return int(environment[name])
+        except ValueError as error:
+            raise ConfigError(
+                f"{name}: got {environment[name]!r} from the launcher, expected a whole number; "
+                "give --rank and --world-size"
+            ) from error
+
+    for rank, world_size in _LAUNCHERS:
+        if rank in environment and world_size in environment and number(world_size) != 1:
+            return number(rank), number(world_size)
+    if {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= environment.keys():
+        first = number("SLURM_ARRAY_TASK_MIN") if "SLURM_ARRAY_TASK_MIN" in environment else 0
+        step = number("SLURM_ARRAY_TASK_STEP") if "SLURM_ARRAY_TASK_STEP" in environment else 1
+        place = (number("SLURM_ARRAY_TASK_ID") - first) // max(1, step)
+        return place, number("SLURM_ARRAY_TASK_COUNT")
+    return 0, 1
+
+
+def run_as_rank(
+    configs: Sequence[RunConfig], rank: int, world_size: int
+) -> Generator[Event, None, None]:
+    """Be one rank of several, each started by itself; see `units.work`.
+
+    Raises:
+        ConfigError: a store cannot be overwritten by ranks, or its folder is not on this machine.
+    """
+    refuse_unseen(configs)
+    yield from work(configs, rank, world_size)
+
+
+def refuse_unseen(configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError if ranks cannot share the stores of these configs."""
+    for config in configs:
+        if config.overwrite:
+            raise ConfigError(
+                "run: ranks cannot overwrite a store, as they do not start together; delete "
+                f"{config.out} before, or give --rank 0 --world-size 1 if this is the only one"
+            )
+        if isinstance(config.out, Path) and not (folder := config.out.expanduser().parent).is_dir():
+            raise ConfigError(
+                f"{config.out}: this machine has no folder {folder}; ranks share a store, so give "
+                "a path on a file system that all of them see"
+            )
