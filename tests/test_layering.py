@@ -31,18 +31,8 @@ ALLOWED = {
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
     "tensor_parallel": {"config", "errors", "extract", "models", "runner", "threads"},
-    "api": {
-        "analysis",
-        "benchmark",
-        "config",
-        "data",
-        "errors",
-        "extract",
-        "models",
-        "tensor_parallel",
-    }
-    | {"runner"}
-    | {"store", "verification"},
+    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
+    | {"store", "tensor_parallel", "verification"},
     "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
     | {"store", "threads"},
     "terminal": {"api", "errors", "info"},
