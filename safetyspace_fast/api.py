@@ -32,10 +32,10 @@ from .extract import (
     Verified,
 )
 from .models import device_errors, load_model, parse_model
-from .ranks import run_ranks
 from .runner import run_models
 from .store import Report, Run, check
 from .store import save_results as store_results
+from .tensor_parallel import run_ranks
 from .verification import verify_model
 
 if TYPE_CHECKING:

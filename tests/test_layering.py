@@ -32,9 +32,9 @@ ALLOWED = {
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}
     | {"verification"},
     "report": {"analysis", "config", "errors", "names", "notebook", "store", "threads"},
-    "ranks": {"config", "errors", "extract", "models", "runner", "threads"},
-    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "ranks"}
-    | {"runner", "store", "verification"},
+    "tensor_parallel": {"config", "errors", "extract", "models", "runner", "threads"},
+    "api": {"analysis", "benchmark", "config", "data", "errors", "extract", "models", "runner"}
+    | {"store", "tensor_parallel", "verification"},
     "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
     | {"store", "threads"},
     "terminal": {"api", "errors", "info", "sweep"},

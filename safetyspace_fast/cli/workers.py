@@ -16,11 +16,22 @@ if TYPE_CHECKING:
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
-    """`--devices`, `--rank` and `--world-size`."""
+    """`--devices`, `--ray`, `--workers`, `--rank` and `--world-size`."""
     parser.add_argument(
         "--devices",
         metavar="all|0-7|cpu:N",
         help="run one worker process on each of these GPUs, or N on the CPU; they share the work",
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the work on a Ray cluster, one worker a GPU (or, without GPUs, a node); "
+        "without ADDRESS the one that RAY_ADDRESS names, or else Ray is started here",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="with --ray: workers, for a cluster that grows"
     )
     parser.add_argument(
         "--rank",
@@ -37,7 +48,7 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
 def events_of(
     configs: Sequence[RunConfig], arguments: argparse.Namespace
 ) -> "Generator[Event, None, None] | None":
-    """What `--devices` and `--rank` ask for; None: a run in this process alone.
+    """What `--devices`, `--ray` and `--rank` ask for; None: a run in this process alone.
 
     Args:
         configs: of the run, each with one model or several.
@@ -49,10 +60,14 @@ def events_of(
     from ..sweep.devices import devices_of, run_on_devices
     from ..sweep.ranks import rank_of, refuse_unseen, run_as_rank
 
+    single = [replace(config, models=(model,)) for config in configs for model in config.models]
+    if arguments.ray is not None:
+        return _on_ray(single, arguments)
+    if arguments.workers is not None:
+        raise ConfigError("run: --workers is for --ray; --devices cpu:N starts N workers here")
     rank, world_size = rank_of(arguments.rank, arguments.world_size)
     if arguments.devices is None and world_size == 1:
         return None
-    single = [replace(config, models=(model,)) for config in configs for model in config.models]
     if arguments.devices is None:
         return run_as_rank(single, rank, world_size)
     if arguments.device is not None:
@@ -60,6 +75,21 @@ def events_of(
     if world_size > 1:
         refuse_unseen(single)
     return run_on_devices(single, devices_of(arguments.devices), rank, world_size)
+
+
+def _on_ray(
+    configs: Sequence[RunConfig], arguments: argparse.Namespace
+) -> "Generator[Event, None, None]":
+    from ..sweep.ray_cluster import run_on_ray
+
+    for other in ("devices", "rank", "world_size"):
+        if getattr(arguments, other) is not None:
+            flag = other.replace("_", "-")
+            raise ConfigError(f"run: --ray and --{flag} exclude each other; give one of them")
+    address: str = arguments.ray
+    if address.endswith((".toml", ".json")):
+        raise ConfigError(f"run: --ray takes an address, got {address!r}; name the sweep before it")
+    return run_on_ray(configs, address or None, workers=arguments.workers)
 
 
 def add_merge(commands: Commands) -> None:

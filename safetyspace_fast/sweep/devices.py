@@ -22,12 +22,11 @@ from types import FrameType
 
 from ..config import RunConfig
 from ..errors import ConfigError, SafetySpaceError, StoreError, first_line
-from ..extract import Event, ModelDone, Note, Planned
+from ..extract import Event, Note
 from ..models import parse_model
-from ..runner import refuse_existing, start_afresh
 from ..store import Place, Run
 from ..threads import cores
-from .units import by_store, work
+from .units import begin_stores, by_store, once, work
 
 STOP_SECONDS = 60.0
 """A worker that was asked to stop, and has not by then, is killed."""
@@ -87,11 +86,7 @@ def run_on_devices(
             them have ended. Finished work is kept.
     """
     if world_size == 1:
-        for of_store in by_store(configs):
-            refuse_existing(of_store[0])
-            if of_store[0].overwrite:
-                names = [parse_model(*config.models).name for config in of_store]
-                start_afresh(of_store[0], names)
+        begin_stores(configs)
     configs = [replace(config, resume=True, overwrite=False) for config in configs]
     shares = _shares(len(devices))
     workers: list[_Worker] = []
@@ -100,7 +95,7 @@ def run_on_devices(
             ranks = (rank * len(devices) + number, world_size * len(devices))
             job = _Job([replace(config, device=device) for config in configs], ranks, share)
             workers.append(_Worker(number, device, job))
-        yield from _once(_events(workers))
+        yield from once(_events(workers))
     finally:
         _stop(workers)
     failures = [worker.failure for worker in workers if worker.failure is not None]
@@ -191,19 +186,6 @@ def _events(workers: Sequence[_Worker]) -> Iterator[Event]:
                 yield said
             else:
                 worker.failure = said
-
-
-def _once(events: Iterator[Event]) -> Iterator[Event]:
-    """Events without those that a worker only repeats: each one plans a model for itself."""
-    planned: set[str] = set()
-    for event in events:
-        if isinstance(event, Planned):
-            if event.model in planned:
-                continue
-            planned.add(event.model)
-        elif isinstance(event, ModelDone):
-            planned.discard(event.model)
-        yield event
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

@@ -11,8 +11,7 @@ The driver (this process) waits for nothing without an end: see the seconds of `
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError, firs
 from ..extract import Event, Note
 from ..info import package_versions
 from ..store import Place
-from .units import work
+from .units import begin_stores, once, work
 
 _RESTARTS = 5
 """Of an actor that dies; Ray does not count those of nodes that were preempted."""
@@ -73,12 +72,13 @@ def run_on_ray(
     """
     _refuse_unsuitable(configs, workers)
     ray = _ray()
+    begin_stores(configs)
     started_here = not ray.is_initialized()
     if started_here:
         _connect(ray, address)
     try:
         with closing(_Cluster(ray, configs, workers, patience).events()) as events:
-            yield from events
+            yield from once(events)
     finally:
         if started_here:
             _within(patience.head, ray.shutdown)
@@ -93,11 +93,6 @@ def _refuse_unsuitable(configs: Sequence[RunConfig], workers: int | None) -> Non
             raise ConfigError(
                 f"ray: got device {config.device!r}, but Ray chooses the device; expected 'auto', "
                 "'cpu' or 'cuda'"
-            )
-        if config.tensor_parallel > 1:
-            raise ConfigError(
-                "ray: a worker has one device, so tensor_parallel cannot be used; run such a model "
-                "with --tensor-parallel on one machine, or use --weights stream"
             )
 
 
@@ -186,7 +181,7 @@ class _Worker:
         workers: int,
         folder: str,
         probes: Sequence[str],
-        version: str,
+        versions: Mapping[str, str | None],
     ) -> SafetySpaceError | None:
         """Work until nothing is left to do.
 
@@ -195,7 +190,7 @@ class _Worker:
             workers: how many there are.
             folder: the driver's current one; relative paths begin there.
             probes: files that the driver has written beside the stores.
-            version: of this package, at the driver.
+            versions: of this package and others, at the driver.
 
         Returns:
             Why this worker cannot go on; None: all is complete, or it was stopped.
@@ -203,7 +198,7 @@ class _Worker:
         import torch
 
         try:
-            self._refuse_other_place(folder, probes, version)
+            self._refuse_other_place(folder, probes, versions)
             if self._threads is not None:
                 torch.set_num_threads(self._threads)
             with closing(work(configs, self._number, workers, loading=self._loading)) as events:
@@ -219,12 +214,16 @@ class _Worker:
         """Stop behind the batch in hand; its work is kept."""
         self._stopped.set()
 
-    def _refuse_other_place(self, folder: str, probes: Sequence[str], version: str) -> None:
+    def _refuse_other_place(
+        self, folder: str, probes: Sequence[str], versions: Mapping[str, str | None]
+    ) -> None:
         """Raise an error if this node does not see what the driver sees."""
-        if version != _version():
-            raise ConfigError(
-                f"has safetyspace-fast {_version()}, but the driver {version}; install the same"
-            )
+        for package, own in package_versions().items():
+            if own != versions[package]:
+                raise ConfigError(
+                    f"has {package} {own}, but the driver {versions[package]}; install the same "
+                    "versions on all nodes"
+                )
         with suppress(OSError):  # the probes tell
             os.chdir(folder)
         for probe in probes:
@@ -256,10 +255,6 @@ class _Worker:
 
 
 _BEAT = 5.0
-
-
-def _version() -> str:
-    return package_versions()["safetyspace-fast"]
 
 
 def _here() -> str:
@@ -326,7 +321,9 @@ class _Cluster:
         )
         for i_worker in range(workers):
             worker = actor.remote(i_worker, name, threads)
-            task = worker.work.remote(self._configs, workers, str(Path.cwd()), probes, _version())
+            task = worker.work.remote(
+                self._configs, workers, str(Path.cwd()), probes, package_versions()
+            )
             self._running.append(_Running(i_worker, worker, task))
 
     def _watch(self) -> Iterator[Event]:
@@ -400,13 +397,15 @@ class _Cluster:
 
     def _end(self) -> None:
         """Let workers write down their work, then end them."""
-        if self._head.is_lost:
-            return
+        if not self._head.is_lost:
+            _within(self._patience.stopping + self._patience.head, self._stop)
+
+    def _stop(self) -> None:
         with suppress(Exception):  # whatever it is, the actors end with the driver
             for running in self._running:
                 running.actor.stop.remote()
-            left = [running.result for running in self._running]
-            self._ray.wait(left, num_returns=len(left), timeout=self._patience.stopping)
+            if left := [running.result for running in self._running]:
+                self._ray.wait(left, num_returns=len(left), timeout=self._patience.stopping)
         for actor in (*(running.actor for running in self._running), self._board):
             if actor is not None:
                 with suppress(Exception):
@@ -418,21 +417,28 @@ class _Head:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
-        self._pool = ThreadPoolExecutor(1, "safetyspace-ray-head")
-        self._asked = time.monotonic()
-        self._answer: Future[Any] = self._pool.submit(ray.nodes)
+        self._answered = threading.Event()
+        self._ask()
         self.is_lost = False
+
+    def _ask(self) -> None:
+        self._asked = time.monotonic()
+        self._answered.clear()
+
+        def ask() -> None:
+            with suppress(Exception):  # also a refusal is no answer
+                self._ray.nodes()
+                self._answered.set()
+
+        threading.Thread(target=ask, daemon=True).start()
 
     def refuse_lost(self, patience: float) -> None:
         """Raise ModelError if the head has not answered for `patience` seconds."""
         waited = time.monotonic() - self._asked
-        if self._answer.done():
-            if self._answer.exception() is None and waited > _BEAT:
-                self._asked = time.monotonic()
-                self._answer = self._pool.submit(self._ray.nodes)
-            if self._answer.done() and self._answer.exception() is None:
-                return
-        if waited > patience or (self._answer.done() and self._answer.exception() is not None):
+        if self._answered.is_set():
+            if waited > _BEAT:
+                self._ask()
+        elif waited > patience:
             self.is_lost = True
             raise ModelError(f"ray: the head does not answer; {_AGAIN}")
 

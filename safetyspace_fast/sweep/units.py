@@ -26,12 +26,12 @@ import torch
 from ..config import RunConfig, data_fields
 from ..data import Samples, read_samples
 from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError
-from ..extract import Event, Extraction, ModelDone, Note, Unit
+from ..extract import Event, Extraction, ModelDone, Note, Planned, Unit
 from ..extract.loop import what_is_lost, write_rest
 from ..extract.plan import Part
 from ..extract.prepare import Prepared
 from ..models import LoadedModel, choose_templates, device_errors, parse_model
-from ..runner import OneModel
+from ..runner import OneModel, refuse_existing, start_afresh
 from ..store import Claim, Leases, Place, Run, Session, Shared, alone, consolidate, settle
 from ..store.layout import Array, Attributes
 from ..store.leases import WORKERS
@@ -66,6 +66,11 @@ def work(
         SafetySpaceError: why the first of the models that failed here did, when all others are
             done. A failed one that other workers have completed is no error.
     """
+    if any(config.tensor_parallel > 1 for config in configs):
+        raise ConfigError(
+            "tensor_parallel: a worker has one device; run this model by itself, without "
+            "--devices, --rank and --ray, or use --weights stream"
+        )
     with ExitStack() as stack:
         jobs: list[_Job] = []
         for of_store in by_store(configs):
@@ -90,6 +95,35 @@ def work(
         for job, failure in failures:
             if not job.one.is_complete():
                 raise failure
+
+
+def begin_stores(configs: Sequence[RunConfig]) -> None:
+    """What is done once before the workers start: overwrite stores, or refuse those that exist.
+
+    Args:
+        configs: each with one model.
+
+    Raises:
+        StoreError: a store exists, and is neither to be gone on with nor overwritten.
+    """
+    for of_store in by_store(configs):
+        refuse_existing(of_store[0])
+        if of_store[0].overwrite:
+            names = [parse_model(*config.models).name for config in of_store]
+            start_afresh(of_store[0], names)
+
+
+def once(events: Iterator[Event]) -> Iterator[Event]:
+    """Events of several workers without repetitions: each of them plans a model for itself."""
+    planned: set[str] = set()
+    for event in events:
+        if isinstance(event, Planned):
+            if event.model in planned:
+                continue
+            planned.add(event.model)
+        elif isinstance(event, ModelDone):
+            planned.discard(event.model)
+        yield event
 
 
 def by_store(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

@@ -17,7 +17,7 @@ from safetyspace_fast import Run, RunConfig, iter_run, open_run, run
 from safetyspace_fast.api import Event, Note, Progressed
 from safetyspace_fast.errors import ConfigError, ModelError
 from safetyspace_fast.models import check_plan, find_sources, parse_model
-from safetyspace_fast.ranks import run_ranks
+from safetyspace_fast.tensor_parallel import run_ranks
 
 FAMILIES = ("llama", "qwen3", "gemma3_text", "mixtral")
 
@@ -56,7 +56,7 @@ def ranks_here() -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except (OSError, IndexError):
             continue
-        if parent == str(os.getpid()) and b"safetyspace_fast.ranks" in command:
+        if parent == str(os.getpid()) and b"safetyspace_fast.tensor_parallel" in command:
             found.append(int(entry.name))
     return sorted(found)
 
