@@ -4,7 +4,6 @@ import argparse
 import json
 import signal
 import threading
-from contextlib import closing
 from dataclasses import asdict, fields
 from types import FrameType
 
@@ -20,7 +19,7 @@ from .options import (
     command,
     given,
 )
-from .workers import add_worker_options, events_of
+from .workers import add_worker_options, events_of, show_events
 
 RUN_EXAMPLES = """\
 examples:
@@ -105,13 +104,7 @@ def _run(arguments: argparse.Namespace) -> None:
     interrupt_at_signals()
     from .. import api
 
-    done: list[api.ModelDone] = []
-    running = events_of([config], arguments) or api.iter_run(config)
-    with terminal.RunDisplay() as progress, closing(running) as events:
-        for event in events:
-            progress.show(event)
-            if isinstance(event, api.ModelDone):
-                done.append(event)
+    done = show_events(events_of([config], arguments) or api.iter_run(config))
     if arguments.json:
         print(json.dumps({"out": str(config.out), "models": [asdict(event) for event in done]}))
         return

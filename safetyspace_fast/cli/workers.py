@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from ..errors import ConfigError
 from .options import Commands, command
 
 if TYPE_CHECKING:
-    from ..api import Event
+    from ..api import Event, ModelDone
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +93,19 @@ def _on_ray(
     return run_on_ray(configs, address or None, workers=arguments.workers)
 
 
+def show_events(events: "Generator[Event, None, None]") -> "list[ModelDone]":
+    """Run to the end and show what happens; returns the models that are complete now."""
+    from .. import api
+
+    done: list[api.ModelDone] = []
+    with terminal.RunDisplay() as progress, closing(events):
+        for event in events:
+            progress.show(event)
+            if isinstance(event, api.ModelDone):
+                done.append(event)
+    return done
+
+
 def add_merge(commands: Commands) -> None:
     """The command `merge`."""
     merge = command(
@@ -105,15 +119,9 @@ def add_merge(commands: Commands) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from .. import api
     from ..sweep.units import merge
 
-    done: list[api.ModelDone] = []
-    with terminal.RunDisplay() as progress:
-        for event in merge(arguments.run):
-            progress.show(event)
-            if isinstance(event, api.ModelDone):
-                done.append(event)
+    done = show_events(merge(arguments.run))
     if arguments.json:
         print(json.dumps({"out": arguments.run, "models": [asdict(event) for event in done]}))
     elif done:

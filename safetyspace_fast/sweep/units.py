@@ -571,7 +571,7 @@ def _spent(shared: Shared, plan: Attributes) -> dict[str, Any]:
     }
 
 
-def merge(location: str | Path) -> Iterator[Event]:
+def merge(location: str | Path) -> Generator[Event, None, None]:
     """Merge every model of a store whose languages are all computed; twice does no harm.
 
     Workers do this by themselves. It helps if the last of them died just before.
