@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from .. import terminal
 from ..errors import ConfigError, SafetySpaceError
 from .options import Commands, command
+from .workers import events_of, show_events
 
 if TYPE_CHECKING:
+    from ..api import Event
     from ..config import RunConfig
     from ..sweep import SharedWork
 
@@ -40,12 +42,17 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
         refuse_missing,
         run_sweep,
     )
+    from ..sweep.ranks import rank_of
 
     configs = read_sweep(arguments.sweep).configs()
     refuse_missing(configs)
-    if not (arguments.resume or arguments.dry_run):
+    alone = rank_of(arguments.rank, arguments.world_size)[1] == 1
+    if alone and not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
     shared = _with_data(configs)
+    if not arguments.dry_run and (workers := events_of(configs, arguments)) is not None:
+        _show_workers(workers, configs, arguments)
+        return
     forecasts = forecast(configs, shared, on_step=terminal.say)
     if arguments.dry_run:
         if arguments.json:
@@ -72,6 +79,21 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
             f"{len(failed)} of {len(configs)} runs failed; mend what they name, then repeat "
             f"`safetyspace-fast run {arguments.sweep} --resume`"
         )
+
+
+def _show_workers(
+    events: "Generator[Event, None, None]",
+    configs: "Sequence[RunConfig]",
+    arguments: argparse.Namespace,
+) -> None:
+    """Run a sweep that several workers share."""
+    done = show_events(events)
+    stores = list(dict.fromkeys(str(config.out) for config in configs))
+    if arguments.json:
+        print(json.dumps({"stores": stores, "models": [asdict(event) for event in done]}))
+        return
+    for out in stores:
+        print(f"next:  safetyspace-fast separation {out}")
 
 
 def _refuse_options(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
