@@ -14,6 +14,8 @@ from ..analysis import explain
 from ..analysis.glossary import NOTES
 from ..errors import ConfigError
 from . import figures, theme, words
+from .figures import scatter
+from .figures._drawn import LABELS
 from .made import Made, made
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ def page(
     for name in figures.names():
         step(f"figure {name}")
         parts.append(_part(name, stores, texts))
+        if texts and name == scatter.NAME:
+            parts.append(_texts(next(iter(stores.values())), texts))
     texts_of = sum(len(run.samples.label) for run in runs.values())
     langs = {lang for results in stores.values() for lang in results.selection.languages}
     models = [model for results in stores.values() for model in results.names]
@@ -221,15 +225,44 @@ def _moving(module: Any, stores: Stores, texts: dict[bytes, str]) -> dict[str, A
     """A figure with a slider over layers; of the first store, as others have other texts."""
     results = next(iter(stores.values()))
     moving = module.moving(results)
-    if texts and hasattr(module, "positions"):
-        digests = results.run.samples.text_sha256[module.positions(results)]
-        moving["texts"] = [texts.get(bytes(digest), "(text not in the file)") for digest in digests]
+    specs = [spec_of(module.panel(width=width), [])[0] for width in PANELS]
+    if texts and module.NAME == scatter.NAME:
+        moving["texts"] = [row["text"] for row in _drawn_texts(results, texts)]
+        for spec in specs:
+            spec["encoding"]["tooltip"] = {"field": "words", "type": "nominal"}
     return {
         "choices": moving.pop("choices"),
         **_table(module.summary(results)),
-        "specs": [spec_of(module.panel(width=width), [])[0] for width in PANELS],
+        "specs": specs,
         "moving": moving,
     }
+
+
+def _texts(results: "Results", texts: dict[bytes, str]) -> Part:
+    """A table of the texts in the scatter, for those who do not point at marks."""
+    return Part(
+        "texts",
+        "The texts",
+        "The texts of the scatter, from the file that was given. They may be offensive.",
+        {
+            "choices": [],
+            **_table(_drawn_texts(results, texts)),
+            "specs": [],
+            "charts": {"": {"caption": ""}},
+        },
+    )
+
+
+def _drawn_texts(results: "Results", texts: dict[bytes, str]) -> list[Row]:
+    samples = results.run.samples
+    return [
+        {
+            "lang": results.run.languages[samples.lang_index[i]],
+            "label": LABELS[samples.label[i]],
+            "text": texts.get(bytes(samples.text_sha256[i]), "(not in the file)"),
+        }
+        for i in scatter.positions(results)
+    ]
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
@@ -307,7 +340,7 @@ def spec_of(chart: Any, rows: Sequence[Row]) -> tuple[dict[str, Any], str]:
         chart: of one figure.
         rows: that it was made of.
     """
-    spec: dict[str, Any] = chart.to_dict()
+    spec: dict[str, Any] = chart.to_dict(validate=False)
     spec.pop("$schema", None)
     title = spec.pop("title", {})
     below = title.get("subtitle", []) if isinstance(title, dict) else []

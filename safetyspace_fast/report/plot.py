@@ -103,7 +103,7 @@ def save(results: Results, name: str, path: Path, *, width: str = "column") -> N
         content = vl_convert.svg_to_png(_sized(svg, dots), scale=1)
     else:
         content = svg.encode()
-    _write(path, content)
+    write_file(path, content)
 
 
 def _exactly(figure: figures.Figure, rows: list[figures.Row], millimetres: float) -> str:
@@ -152,13 +152,22 @@ def _sized(svg: str, factor: float) -> str:
     return _SVG_HEAD.sub(resized, svg, count=1)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file beside the named one, and put it in its place."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file beside the named one, and put it in its place.
+
+    Raises:
+        ConfigError: it cannot be written; what was there is kept.
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.chmod(file.name, 0o666 & ~_umask())
-        os.replace(file.name, path)
+            try:
+                file.write(content)
+                file.close()
+                os.chmod(file.name, 0o666 & ~_umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .plot import require
+from .plot import require, write_file
 from .results import METRICS, Results
 
 if TYPE_CHECKING:
@@ -70,13 +69,7 @@ def report(
         words = ["safetyspace-fast", "report", *stores, "-o", target.name]
         command = " ".join(map(shlex.quote, words))
     content = html(stores, command, by_hash, progress)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
+    write_file(target, content.encode())
 
 
 def html(

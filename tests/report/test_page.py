@@ -16,7 +16,7 @@ from browser import CHROMIUM, Browser
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
 
-RTL, LONG = "عربي\u202eabc", "x" * 200
+RTL, LONG = "عربي\u202eabc", "x" * 300
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2">'
 
 

@@ -123,7 +123,7 @@ def _points(data: Any, domain: Any = None) -> Any:
     scale = alt.Scale(zero=True) if domain is None else alt.Scale(domain=domain, nice=False)
     return (
         alt.Chart(data)
-        .mark_point(size=34, opacity=0.75, strokeWidth=1.3, aria=False)
+        .mark_point(size=34, opacity=0.9, strokeWidth=1.5, aria=False)
         .encode(
             x=alt.X("x:Q", title="component 1", scale=scale),
             y=alt.Y("y:Q", title="component 2", scale=scale),

@@ -246,7 +246,7 @@ class Figure {
     }
     const key = this.data.choices.map(({ name }) => this.at[name]).join(" ");
     const { specs, caption, missing } = this.data.charts[key];
-    this.caption.textContent = specs ? caption : `Nothing to show: ${missing}`;
+    this.caption.textContent = missing ? `Nothing to show: ${missing}` : caption;
     if (!specs) return [];
     return [{ spec: this.data.specs[specs[this.wide() ? 0 : 1]], rows: this.chosen(), signals: {} }];
   }
