@@ -33,6 +33,7 @@ COMMANDS = (
         "power",
         "curve",
         "transfer",
+        "plot",
         "verify",
         "bench",
     ),

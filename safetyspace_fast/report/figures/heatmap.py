@@ -99,7 +99,7 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
         .properties(
             width=panel,
             height=alt.Step(theme.HEAT_HEIGHT),
-            title=alt.TitleParams(rows[0]["model"], fontSize=11, fontWeight="normal"),
+            title=alt.TitleParams(rows[0]["model"], limit=panel, fontSize=11, fontWeight="normal"),
         )
         .resolve_scale(color="independent")
     )
