@@ -49,8 +49,9 @@ def format_of(path: Path) -> str:
     """The format that the name of a file asks for.
 
     Raises:
-        ConfigError: none that exists.
+        ConfigError: none that exists, or the file cannot be there.
     """
+    require_writable(path)
     if (suffix := path.suffix.lower()) not in FORMATS:
         raise ConfigError(
             f"{path}: got {suffix or 'no ending'!r}, expected a name that ends with "
@@ -150,6 +151,17 @@ def _sized(svg: str, factor: float) -> str:
         return re.sub(r'width="[\d.]+" height="[\d.]+"', sizes, head[0], count=1)
 
     return _SVG_HEAD.sub(resized, svg, count=1)
+
+
+def require_writable(path: Path) -> None:
+    """Check that a file can have this name, before anything is computed for it.
+
+    Raises:
+        ConfigError: it is a folder, or in none.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "its folder does not exist"
+        raise ConfigError(f"{path}: {what}; name a file to write")
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -211,7 +211,7 @@ def test_a_png_has_300_dots_an_inch(results: Results, tmp_path: Path) -> None:
         (["--figure", "layers", "-o", "x.svg", "--metric", "rho_adjustd"], "did you mean"),
         (["--figure", "layers", "-o", "x.svg", "--languages", "xx"], "no language 'xx'"),
         (["--figure", "forest", "-o", "x.svg", "--base", "base"], "belong together"),
-        (["--figure", "layers", "-o", "no/folder/x.svg"], "cannot be written"),
+        (["--figure", "layers", "-o", "no/folder/x.svg"], "its folder does not exist"),
         (["--figure", "transfer", "-o", "x.svg", "--languages", "en"], "two languages"),
     ],
 )
