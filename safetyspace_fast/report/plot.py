@@ -199,6 +199,8 @@ class Plots:
                                   the first pooling are shown if none is named
         models, languages         only these
         width                     pixels
+
+    Altair shows charts with scripts from a network; `alt.renderers.enable("svg")` draws them here.
     """
 
     def __init__(self, run: "Run") -> None:
