@@ -87,15 +87,14 @@ def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> F
         reasons = sorted({str(x) for x in view["refused"].to_numpy().ravel() if x})
         why = "; ".join(reasons) or "no interval is known"
         return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
-    style = Style.of([(0.0, float(a), float(b)) for a, b in zip(low.ravel(), high.ravel(),
-                     strict=True)])  # fmt: skip
+    ends = float(np.nanmin(low)), float(np.nanmax(high))
+    style = Style.of([(0.0, *ends)])
     reach = " As far as these texts show, tuning did not reach them." if others else ""
     return Finding(
         "unknown",
         f"{listed(langs)}:",
         "no layer changed by more than chance explains. This does not show that nothing changed: "
-        f"the 95 % intervals reach from {style.number(float(np.nanmin(low)))} to "
-        f"{style.number(float(np.nanmax(high)))}.{reach}",
+        f"the 95 % intervals reach from {style.number(ends[0])} to {style.number(ends[1])}.{reach}",
     )
 
 
