@@ -167,6 +167,8 @@ def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
     try:
         if hasattr(module, "moving"):
             part.data = _moving(module, stores, texts)
+            if len(stores) > 1:
+                part.about += f" Of {words.isolated(next(iter(stores)))} only."
         else:
             part.data = _still(module, stores)
     except ConfigError as error:
