@@ -75,6 +75,8 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
         )
     )
     color = alt.Color("value:Q", title=None).scale(scale).legend(**theme.gradient(len(langs)))
+    middle = sum(scale.domain) / 2
+    on_dark = f"datum.panel == '{VALUE}' && datum.mark == '~' && datum.value < {middle}"
     size = min(14, (panel / len(layers)) ** 2 / 6)
     return (
         alt.layer(
@@ -92,8 +94,8 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
                     domain=["*", "~"], range=["circle", theme.CROSS]
                 ),
                 color=alt.value("#ffffff"),
-                stroke=alt.value("#000000"),
-                strokeWidth=alt.value(0.5),
+                stroke=alt.condition(on_dark, alt.value("#ffffff"), alt.value("#000000")),
+                strokeWidth=alt.value(0.7),
             ),
         )
         .properties(
