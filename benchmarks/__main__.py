@@ -9,6 +9,7 @@ NAMES = {
     "separation": "all metrics with intervals and nulls, against loops over NumPy and scikit-learn",
     "store": "writing a store, against zarr-python layer by layer; memory, files, size",
     "picture": "the picture of the README, from a store with two models",
+    "report-page": "the page of a large store: size by part, opening, a step of the slider",
     "gpu-static": "what the GPU kernels compile to, without a GPU",
     "gpu": "the GPU kernels, on a GPU",
     "gpu-check": "on a GPU: the build, the tests, memory accesses, and gpu-run",

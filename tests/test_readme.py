@@ -13,7 +13,7 @@ from safetyspace_fast.cli import main
 
 REPO = Path(__file__).resolve().parent.parent
 README = REPO / "README.md"
-ROOMS = ("analysis", "data", "models", "ops", "store")
+ROOMS = ("analysis", "data", "models", "ops", "report", "store")
 PAGES = [
     README,
     *(REPO / folder / "README.md" for folder in ("benchmarks", "tests", "safetyspace_fast")),
@@ -33,6 +33,8 @@ COMMANDS = (
         "power",
         "curve",
         "transfer",
+        "plot",
+        "report",
         "verify",
         "bench",
     ),

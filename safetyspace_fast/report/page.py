@@ -26,7 +26,7 @@ Row = dict[str, Any]
 Stores = dict[str, "Results"]
 WIDTHS = (900, 320)
 """Of a figure on a wide page and on a phone, in pixels; `static/page.js` chooses."""
-PANELS = (420, 290)
+PANELS = (420, 260)
 """Of one model's panel in a figure with a slider: wide page, phone."""
 _INK, _LINE = "currentColor", "#80808040"
 """Text takes the page's colour: light, dark and in print."""
@@ -167,6 +167,8 @@ def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
     try:
         if hasattr(module, "moving"):
             part.data = _moving(module, stores, texts)
+            if len(stores) > 1:
+                part.about += f" Of {words.isolated(next(iter(stores)))} only."
         else:
             part.data = _still(module, stores)
     except ConfigError as error:

@@ -49,8 +49,9 @@ def format_of(path: Path) -> str:
     """The format that the name of a file asks for.
 
     Raises:
-        ConfigError: none that exists.
+        ConfigError: none that exists, or the file cannot be there.
     """
+    require_writable(path)
     if (suffix := path.suffix.lower()) not in FORMATS:
         raise ConfigError(
             f"{path}: got {suffix or 'no ending'!r}, expected a name that ends with "
@@ -152,6 +153,17 @@ def _sized(svg: str, factor: float) -> str:
     return _SVG_HEAD.sub(resized, svg, count=1)
 
 
+def require_writable(path: Path) -> None:
+    """Check that a file can have this name, before anything is computed for it.
+
+    Raises:
+        ConfigError: it is a folder, or in none.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "its folder does not exist"
+        raise ConfigError(f"{path}: {what}; name a file to write")
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file beside the named one, and put it in its place.
 
@@ -187,6 +199,8 @@ class Plots:
                                   the first pooling are shown if none is named
         models, languages         only these
         width                     pixels
+
+    Altair shows charts with scripts from a network; `alt.renderers.enable("svg")` draws them here.
     """
 
     def __init__(self, run: "Run") -> None:

@@ -24,6 +24,8 @@ HEAT_HEIGHT = 16
 """Of a row of a matrix, in pixels."""
 CROSS = "M-1,-1L1,1M1,-1L-1,1"
 """A mark that is told from a dot without colour."""
+MOST_IN_A_ROW = 16
+"""Letters; with a longer name each entry of a legend has its own row."""
 SPACING = 12
 LABEL_LIMIT = 130
 """Pixels; longer names are cut on axes, while tables and tooltips have them whole."""
@@ -127,7 +129,9 @@ def by_model(
         return [values[i % len(values)] for i in range(len(models))]
 
     shown = legend and len(models) > 1
-    key = alt.Legend(title=field, symbolOpacity=1, symbolStrokeWidth=2) if shown else None
+    columns = 1 if max(map(len, models)) > MOST_IN_A_ROW else 4
+    key = alt.Legend(title=field, symbolOpacity=1, symbolStrokeWidth=2, columns=columns)
+    key = key if shown else None
     names = list(models)
     return (
         alt.Color(f"{field}:N", legend=key).scale(domain=names, range=cycle(COLORS)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..analysis.columns import CHANCE, Style
 
@@ -86,15 +87,14 @@ def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> F
         reasons = sorted({str(x) for x in view["refused"].to_numpy().ravel() if x})
         why = "; ".join(reasons) or "no interval is known"
         return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
-    style = Style.of([(0.0, float(a), float(b)) for a, b in zip(low.ravel(), high.ravel(),
-                     strict=True)])  # fmt: skip
+    ends = float(np.nanmin(low)), float(np.nanmax(high))
+    style = Style.of([(0.0, *ends)])
     reach = " As far as these texts show, tuning did not reach them." if others else ""
     return Finding(
         "unknown",
         f"{listed(langs)}:",
         "no layer changed by more than chance explains. This does not show that nothing changed: "
-        f"the 95 % intervals reach from {style.number(float(np.nanmin(low)))} to "
-        f"{style.number(float(np.nanmax(high)))}.{reach}",
+        f"the 95 % intervals reach from {style.number(ends[0])} to {style.number(ends[1])}.{reach}",
     )
 
 
@@ -211,9 +211,7 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     def where(flags: Iterable[bool]) -> list[str]:
         return [lang for lang, flag in zip(langs, flags, strict=True) if flag]
 
-    harmful = first["harmful"].to_numpy()
-    texts = _texts(dataset)
-    rarer = texts * np.minimum(harmful, 1 - harmful)
+    rarer = _rarer(dataset)
     if few := where(rarer < FEW_TEXTS):
         counts = ", ".join(f"{isolated(x)} {rarer[langs.index(x)]:.0f}" for x in few)
         found.append(
@@ -255,12 +253,13 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     return [Finding("caution", head, text) for head, text in found]
 
 
-def _texts(dataset: "xarray.Dataset") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """[lang], number of texts: from the counts of cells or, in `compare`, from `n_texts`."""
-    if "n0" in dataset:
-        total = (dataset["n0"] + dataset["n1"]).max(("model", "layer", "pooling"))
-        return np.asarray(total.to_numpy(), np.float64)
-    return np.asarray(dataset["units"].isel(model=0).to_numpy(), np.float64)
+def _rarer(dataset: "xarray.Dataset") -> NDArray[np.float64]:
+    """[lang], texts of the rarer class; NaN in results of `compare`, which do not count them."""
+    if "n0" not in dataset:
+        return np.full(dataset.sizes["lang"], np.nan)
+    counts = [dataset[name].max(("model", "layer", "pooling")).to_numpy() for name in ("n0", "n1")]
+    rarer: NDArray[np.float64] = np.min(counts, axis=0).astype(np.float64)
+    return rarer
 
 
 def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str]]:
@@ -286,7 +285,7 @@ def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str
     return found
 
 
-def _share(where: "np.ndarray[tuple[int], np.dtype[np.bool_]]", layers: Sequence[str]) -> str:
+def _share(where: NDArray[np.bool_], layers: Sequence[str]) -> str:
     """`3 of 20 layers (embed, block.3 to block.4)`."""
     flags = [*where.tolist(), False]
     ranges, start = [], None

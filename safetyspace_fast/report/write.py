@@ -10,8 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
-from .plot import require, write_file
+from .plot import require, require_writable, write_file
 from .results import METRICS, Results
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def report(
         StoreError: an array cannot be read.
     """
     target = Path(path)
-    _require_writable(target)
+    require_writable(target)
     runs = list(run) if isinstance(run, Sequence) else [run]
     stores = {
         _name(one, i, runs): Results(
@@ -110,12 +109,6 @@ def _name(run: "Run", i: int, runs: "Sequence[Run]") -> str:
     """The name of a store's folder; with its number where two have the same."""
     names = [str(one.place).rstrip("/").rsplit("/", 1)[-1] for one in runs]
     return names[i] if names.count(names[i]) == 1 else f"{names[i]} ({i + 1})"
-
-
-def _require_writable(target: Path) -> None:
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a folder" if target.is_dir() else "its folder does not exist"
-        raise ConfigError(f"{target}: {what}; name a file to write, such as report.html")
 
 
 @cache

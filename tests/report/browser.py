@@ -53,7 +53,7 @@ class Browser:
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
             self.call(f"{domain}.enable")
 
     def __enter__(self) -> "Browser":
@@ -150,6 +150,11 @@ class Browser:
         kind = "keyDown" if text else "rawKeyDown"
         self.call("Input.dispatchKeyEvent", type=kind, **press, **({"text": text} if text else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **press)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What the page has cost since it was opened: names and values."""
+        metrics: list[dict[str, Any]] = self.call("Performance.getMetrics")["metrics"]
+        return metrics
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """Save what is seen, or the whole page, as PNG."""

@@ -16,6 +16,7 @@ from browser import CHROMIUM, Browser
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
 
+AXE = Path(__file__).parents[2] / ".cache" / "axe.min.js"
 RTL, LONG = "عربي\u202eabc", "x" * 300
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2">'
 
@@ -285,3 +286,22 @@ def test_print_is_black_on_white_with_all_figures(window: Browser, page: Path) -
     assert contrast(window) > 20
     assert not window.js("[...document.querySelectorAll('.controls')].some((x) => x.offsetParent)")
     assert window.pdf().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (360, False)])
+def test_axe_finds_nothing(window: Browser, page: Path, width: int, dark: bool) -> None:
+    if not AXE.exists():
+        if os.environ.get("CI"):
+            pytest.fail("no axe-core: run `make browser`")
+        pytest.skip("no axe-core here: run `make browser`")
+    window.open(page, width=width, dark=dark)
+    window.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    window.until(
+        "[...document.querySelectorAll('details')].every((one) => one.querySelector('tbody'))"
+    )
+    window.js(f"{AXE.read_text('utf-8')}; 0")
+    found = window.js(
+        "axe.run().then((result) => result.violations.map("
+        "(one) => [one.id, one.impact, one.nodes.map((node) => node.html.slice(0, 150))]))"
+    )
+    assert found == []

@@ -169,3 +169,30 @@ def test_a_page_is_refused_before_anything_is_computed(
 ) -> None:
     assert main(["report", str(tmp_path / "none.zarr")]) != 0
     assert "none.zarr" in capsys.readouterr().err
+
+
+def test_several_stores_are_chosen_on_one_page(
+    model: Path,
+    tmp_path: Path,
+    window: Browser,  # noqa: F811
+) -> None:
+    stores = []
+    for name, langs in (("one", ("en", "de")), ("two", ("en", "hi"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_texts(folder / "texts.jsonl", langs, 22)
+        stores.append(run_of(model, folder).rename(folder / f"{name}.zarr"))
+    page = tmp_path / "page.html"
+    options = ["--metric", "auc_direction", "--layers=-1", "-o", str(page)]
+    assert main(["report", *map(str, stores), *options]) == 0
+    window.open(page)
+    assert window.messages == []
+    assert {row["lang"] for row in rows_of(window, "layers")} == {"en", "de"}
+    choose(window, "layers", "Store", "two.zarr")
+    assert {row["lang"] for row in rows_of(window, "layers")} == {"en", "hi"}
+    answer = window.js("document.getElementById('answer').textContent")
+    assert "one.zarr" in answer
+    assert "two.zarr" in answer
+    assert "Of \u2068one.zarr\u2069 only" in window.js(
+        "document.getElementById('scatter').textContent"
+    )

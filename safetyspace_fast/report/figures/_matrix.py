@@ -59,6 +59,9 @@ def chart(rows: list[Row], title: Any, *, domain: tuple[float, float], width: in
     return (
         alt.layer(*layers, data=alt.Data(values=rows))
         .properties(width=side, height=height)
-        .facet(facet=alt.Facet("model:N", sort=models, title=None), columns=columns)
+        .facet(
+            facet=alt.Facet("model:N", sort=models, title=None).header(labelLimit=side),
+            columns=columns,
+        )
         .properties(title=title)
     )

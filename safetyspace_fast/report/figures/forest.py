@@ -91,7 +91,11 @@ def _panel(rows: list[Row], title: str, labels: int, *, legend: bool, width: int
         )
         .transform_calculate(label="datum.lang + ', ' + datum.model + ': ' + datum.value")
     )
-    x = alt.X("value:Q", title=title).scale(zero=zero, nice=True).axis(tickCount=width // 80)
+    x = (
+        alt.X("value:Q", title=title)
+        .scale(zero=zero, nice=True)
+        .axis(tickCount=width // 80, titleLimit=width - labels)
+    )
     if zero:
         line = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(
             color=theme.GREY, strokeDash=[4, 2], aria=False

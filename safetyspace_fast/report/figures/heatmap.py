@@ -75,6 +75,8 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
         )
     )
     color = alt.Color("value:Q", title=None).scale(scale).legend(**theme.gradient(len(langs)))
+    middle = sum(scale.domain) / 2
+    on_dark = f"datum.panel == '{VALUE}' && datum.mark == '~' && datum.value < {middle}"
     size = min(14, (panel / len(layers)) ** 2 / 6)
     return (
         alt.layer(
@@ -92,14 +94,14 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
                     domain=["*", "~"], range=["circle", theme.CROSS]
                 ),
                 color=alt.value("#ffffff"),
-                stroke=alt.value("#000000"),
-                strokeWidth=alt.value(0.5),
+                stroke=alt.condition(on_dark, alt.value("#ffffff"), alt.value("#000000")),
+                strokeWidth=alt.value(0.7),
             ),
         )
         .properties(
             width=panel,
             height=alt.Step(theme.HEAT_HEIGHT),
-            title=alt.TitleParams(rows[0]["model"], fontSize=11, fontWeight="normal"),
+            title=alt.TitleParams(rows[0]["model"], limit=panel, fontSize=11, fontWeight="normal"),
         )
         .resolve_scale(color="independent")
     )

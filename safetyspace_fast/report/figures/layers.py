@@ -48,5 +48,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
         ),
     ).properties(width=panel, height=theme.PANEL_HEIGHT)
     return layered.facet(
-        facet=alt.Facet("lang:N", sort=langs, title=None), columns=columns, spacing=theme.SPACING
+        facet=alt.Facet("lang:N", sort=langs, title=None).header(labelLimit=panel),
+        columns=columns,
+        spacing=theme.SPACING,
     ).properties(title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width))

@@ -84,8 +84,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
     langs, models = theme.distinct(rows, "lang"), theme.distinct(rows, "model")
     import altair as alt
 
-    across = min(len(models), max(1, width // 150))
-    side = theme.panel_width(width, across)
+    side = theme.panel_width(width, len(models))
     return (
         _points(alt.Data(values=rows))
         .properties(width=side, height=min(side, 200))

@@ -327,6 +327,7 @@ async function main() {
       for (const figure of figures) if (figure.drawnWide !== figure.wide()) figure.draw();
     }, 150);
   });
+  performance.mark("drawn");
   document.documentElement.dataset.ready = "yes";
 }
 main();

@@ -1,0 +1,84 @@
+"""The answer in words says what the numbers say."""
+
+import numpy as np
+import pytest
+import xarray
+
+from safetyspace_fast.report import words
+
+LAYERS = ("embed", "block.0", "block.1", "final_norm")
+
+
+def compared(difference: dict[str, list[float]], p: dict[str, list[float]]) -> xarray.Dataset:
+    """What `compare` gives, with intervals of 0.1 to both sides."""
+    langs = list(difference)
+    value = np.array([difference[lang] for lang in langs]).T[None, :, None]
+    dims = ("metric", "layer", "pooling", "lang")
+    columns = {
+        "difference": value, "low": value - 0.1, "high": value + 0.1,
+        "base": np.full_like(value, 0.5), "aligned": 0.5 + value,
+        "p_family": np.array([p[lang] for lang in langs]).T[None, :, None],
+        "refused": np.full(value.shape, "", object),
+    }  # fmt: skip
+    return xarray.Dataset(
+        {name: (dims, column) for name, column in columns.items()},
+        coords={"metric": ["rho"], "layer": list(LAYERS), "pooling": ["mean"], "lang": langs},
+    )
+
+
+def test_growth_is_named_with_its_layers_and_its_interval() -> None:
+    data = compared({"en": [0.0, 0.2, 0.3, 0.1]}, {"en": [0.9, 0.01, 0.01, 0.4]})
+    (finding,) = words.changes(data, "rho", "mean")
+    assert finding.kind == "grew"
+    assert "further apart at 2 of 4 layers (block.0 to block.1)" in finding.text
+    assert "block.1: +0.30 [0.20, 0.40], from 0.50 to 0.80" in finding.text
+
+
+def test_a_fall_is_no_growth() -> None:
+    data = compared({"en": [-0.3, 0.0, 0.0, 0.0]}, {"en": [0.01, 0.9, 0.9, 0.9]})
+    (finding,) = words.changes(data, "rho", "mean")
+    assert finding.kind == "fell"
+    assert "closer together at 1 of 4 layers (embed)" in finding.text
+    assert "-0.30 [-0.40, -0.20]" in finding.text
+
+
+def test_both_directions_are_both_named() -> None:
+    data = compared({"en": [0.3, -0.3, 0.0, 0.0]}, {"en": [0.01, 0.01, 0.9, 0.9]})
+    (finding,) = words.changes(data, "rho", "mean")
+    assert finding.kind == "mixed"
+    assert "further apart at 1" in finding.text
+    assert "closer together at 1" in finding.text
+
+
+def test_languages_without_a_change_are_not_called_unchanged() -> None:
+    data = compared(
+        {"en": [0.3, 0.3, 0.3, 0.3], "hi": [0.05, 0.0, 0.0, 0.0]},
+        {"en": [0.01] * 4, "hi": [0.9] * 4},
+    )
+    reached, other = words.changes(data, "rho", "mean")
+    assert reached.kind == "grew"
+    assert "all 4 layers" in reached.text
+    assert other.kind == "unknown"
+    assert "hi" in other.head
+    assert "This does not show that nothing changed" in other.text
+    assert "from -0.10 to 0.15" in other.text
+    assert "tuning did not reach them" in other.text
+
+
+def test_nothing_is_said_of_refused_cells() -> None:
+    data = compared({"en": [np.nan] * 4}, {"en": [np.nan] * 4})
+    data["refused"][:] = "fewer than 2 texts"
+    (finding,) = words.changes(data, "rho", "mean")
+    assert finding.kind == "unknown"
+    assert "nothing can be said: fewer than 2 texts" in finding.text
+
+
+def test_names_keep_their_direction_to_themselves() -> None:
+    assert words.isolated("عربي") == "\u2068عربي\u2069"
+
+
+@pytest.mark.parametrize("number", [12, 40])
+def test_many_names_are_counted(number: int) -> None:
+    text = words.listed([f"l{i}" for i in range(number)])
+    assert text.count("\u2068") == 12
+    assert ("and 28 more" in text) is (number == 40)
