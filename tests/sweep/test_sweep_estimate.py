@@ -205,7 +205,7 @@ def test_failures_cost_more_where_batches_are_not_kept() -> None:
 @pytest.mark.parametrize(
     ("change", "limit"),
     [
-        ({"read_bytes_per_s": 2e10}, "loading models"),
+        ({"read_bytes_per_s": 5e11}, "loading models"),
         ({"store_bytes_per_s": 1e6}, "writing the store"),
         ({"hours_to_failure": 0.02, "away_s": 600.0}, "failures"),
         ({"workers": 3900}, "the tail"),
@@ -235,7 +235,7 @@ def test_the_command_states_its_assumptions_and_the_price(
     assert "8 devices" in text
     assert " USD" in text
     assert "assumed      forward passes reach 40 %" in text
-    assert "bottleneck   loading models" in text
+    assert "bottleneck   the tail" in text  # a few seconds of work for eight devices
     capfd.readouterr()
     assert main(["estimate", str(file), "--hardware", "h100", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["schedule"]["failures"] == 0
