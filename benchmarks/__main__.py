@@ -8,6 +8,7 @@ NAMES = {
     "end-to-end": "a whole run, against the usual script",
     "separation": "all metrics with intervals and nulls, against loops over NumPy and scikit-learn",
     "store": "writing a store, against zarr-python layer by layer; memory, files, size",
+    "sweep": "a sweep of four small models, against its bare forward passes and its estimate",
     "picture": "the picture of the README, from a store with two models",
     "report-page": "the page of a large store: size by part, opening, a step of the slider",
     "gpu-static": "what the GPU kernels compile to, without a GPU",

@@ -128,6 +128,8 @@ class SweepDisplay:
         Args:
             runs: the model and the store of each run, in order.
         """
+        self.failed: dict[tuple[str, str], str] = {}
+        """Why runs failed, by model and store."""
         self._runs = list(runs)
         self._states = ["waiting"] * len(runs)
         self._details = [""] * len(runs)
@@ -142,13 +144,17 @@ class SweepDisplay:
         from . import api
         from .sweep import RunBegun, RunEnded
 
+        if isinstance(event, api.Note):
+            self._say(f"{event.model}: {event.message}" if event.model else event.message)
+            return
         row = self._row_of(event)
         if isinstance(event, RunBegun):
             self._set(row, "running", "loads")
-        elif isinstance(event, RunEnded):
-            details = "" if event.error is None else reason(event.error)
-            self._set(row, "done" if event.error is None else "failed", details)
-            del self._row[event.model]
+        elif isinstance(event, RunEnded) and event.error is not None:
+            self.failed[event.model, event.out] = reason(event.error)
+            self._set(row, "failed", self.failed[event.model, event.out])
+        elif isinstance(event, RunEnded | api.ModelDone):
+            self._set(row, "done", "")
         elif isinstance(event, api.Planned):
             self._texts[row] = [event.texts_done, event.texts]
             self._set(row, "running", f"{event.texts:,} texts, {event.tokens:,} tokens")
@@ -158,18 +164,21 @@ class SweepDisplay:
             self._details[row] = f"{texts[0]:,} of {texts[1]:,} texts"
             if self._live and time.monotonic() - self._drawn > self.REDRAWN_EVERY_S:
                 self._draw()
-        elif isinstance(event, api.Note):
-            self._say(f"{event.model}: {event.message}" if event.model else event.message)
 
     def _row_of(self, event: "Event") -> int:
-        """The row of a model's run: the one that runs, or else its next that waits."""
+        """The row of a model's run: the one that was begun last, or else the first."""
         from .sweep import RunBegun
 
         if isinstance(event, RunBegun):
             self._row[event.model] = self._runs.index((event.model, event.out))
-        return self._row.get(event.model, 0)
+        elif event.model not in self._row:
+            names = [model for model, _ in self._runs]
+            self._row[event.model] = names.index(event.model)
+        return self._row[event.model]
 
     def _set(self, row: int, state: str, details: str) -> None:
+        if (self._states[row], self._details[row]) == (state, details):
+            return
         self._states[row], self._details[row] = state, details
         if self._live:
             self._draw()

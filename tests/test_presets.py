@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from tiny_models import save_tiny
 
+from safetyspace_fast import presets as package
 from safetyspace_fast.analysis.families import metric
 from safetyspace_fast.cli import main
 from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.models import parse_model
 from safetyspace_fast.presets import preset, presets
+from safetyspace_fast.sweep import read_sweep
 
 
 @pytest.mark.parametrize("name", list(presets()))
@@ -49,7 +51,7 @@ def test_the_models_of_the_study_are_pinned() -> None:
 
 
 def test_wrong_names_list_the_right_ones() -> None:
-    with pytest.raises(ConfigError, match="hidden-space-of-safety, lin-2024, kldo"):
+    with pytest.raises(ConfigError, match="hidden-space-of-safety, kldo, lin-2024"):
         preset("nobody")
     with pytest.raises(ConfigError, match="choose from llama-2-7b, llama-3"):
         preset("hidden-space-of-safety")[0].models("gpt2")
@@ -112,3 +114,11 @@ def test_a_wrong_name_offers_the_nearest_preset_or_pair() -> None:
     chosen, pair = preset("hidden-space-of-safety:llama-2-8b")
     with pytest.raises(ConfigError, match=r"no pair 'llama-2-8b'.*did you mean 'llama-2-7b'\?"):
         chosen.models(pair)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in presets().items() if entry.pairs])
+def test_a_preset_is_a_sweep_file_with_base_before_aligned(name: str) -> None:
+    configs = read_sweep(Path(package.__file__).parent / f"{name}.toml").configs()
+    models = presets()[name].models(None)
+    assert tuple(dict.fromkeys(model for config in configs for model in config.models)) == models
+    assert all(config.poolings == presets()[name].poolings for config in configs)

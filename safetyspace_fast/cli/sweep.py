@@ -34,7 +34,6 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     """
     _refuse_options(arguments, options)
     from ..sweep import (
-        RunEnded,
         Truths,
         forecast,
         read_sweep,
@@ -63,13 +62,11 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     terminal.say(terminal.forecast_line(forecasts))
     display = terminal.SweepDisplay([(run.model, run.out) for run in forecasts])
     truths = Truths(time.monotonic)
-    failed: dict[tuple[str, str], str] = {}
     with closing(run_sweep(configs, shared)) as events:
         for event in events:
             truths.add(event)
-            if isinstance(event, RunEnded) and event.error is not None:
-                failed[event.model, event.out] = terminal.reason(event.error)
             display.show(event)
+    failed = display.failed
     if arguments.json:
         print(json.dumps({"runs": _records(forecasts, truths.of_run, failed)}))
     else:

@@ -2,13 +2,16 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError
+
+_NO_MODEL = -1
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,21 @@ class _Pipe:
     def __init__(self, bytes_per_s: float, at_most: float) -> None:
         self._rate, self._at_most, self._free_at = bytes_per_s, at_most, 0.0
 
+    def ready_in(self, now: float, n_bytes: float) -> float:
+        """Seconds until a request that came now would be answered."""
+        waits = max(self._free_at - now, 0.0)
+        return max(waits + n_bytes / self._rate, n_bytes / self._at_most)
+
     def end_of(self, now: float, n_bytes: float) -> float:
         """When a request that comes now is answered."""
+        end = now + self.ready_in(now, n_bytes)
         self._free_at = max(self._free_at, now) + n_bytes / self._rate
-        return max(self._free_at, now + n_bytes / self._at_most)
+        return end
 
 
 class _Simulation:
+    """Events in order of time; each may make later ones."""
+
     def __init__(self, units: Sequence[Unit], conditions: Conditions, seed: int) -> None:
         self._conditions, self._rng = conditions, np.random.default_rng(seed)
         self._waiting: dict[int, list[Unit]] = {}
@@ -125,87 +136,103 @@ class _Simulation:
         self._reads = _Pipe(conditions.read_bytes_per_s, conditions.worker_read_bytes_per_s)
         self._writes = _Pipe(conditions.store_bytes_per_s, conditions.store_bytes_per_s)
         self._spent = dict.fromkeys(("useful", "loading", "writing", "lost", "away"), 0.0)
-        self._events: list[tuple[float, int, int | Unit, int]] = []  # time, .., worker or unit, ..
+        self._fails_at = self._drawn(conditions.hours_to_failure * 3600, conditions.workers)
+        self._idle: list[int] = []
+        self._idle_from = self._end = 0.0
+        self._failures = 0
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = count()
 
     def run(self) -> Schedule:
-        """Handle one event after the other: a worker that is free, or a unit that waits again."""
-        conditions = self._conditions
-        fails_at = self._drawn(conditions.hours_to_failure * 3600, conditions.workers)
-        for worker in range(conditions.workers):
-            self._push(0.0, worker)
-        idle: list[int] = []
-        idle_from, failures, end = 0.0, 0, 0.0
+        """Let all workers begin, and handle events until no unit is left."""
+        for worker in range(self._conditions.workers):
+            self._at(0.0, self._take, worker, _NO_MODEL)
         while self._left:
-            now, _, who, model = heapq.heappop(self._events)
-            if isinstance(who, Unit):
-                self._put(who)
-                if not idle:
-                    continue
-                who, model = idle.pop(), -1
-            unit = self._next(model)
-            if unit is None:
-                idle_from = idle_from if idle else now
-                idle.append(who)
-                continue
-            if fails_at[who] < now:  # while it was idle, which costs nothing
-                fails_at[who] = now + self._drawn(conditions.hours_to_failure * 3600, 1)[0]
-            stop = self._work(unit, now, model, fails_at[who])
-            if stop <= fails_at[who]:
-                self._left -= 1
-                end = max(end, stop)
-                self._push(stop, who, unit.model)
-                continue
-            failures += 1
-            self._holders[unit.model] -= 1
-            back = fails_at[who] + self._drawn(conditions.away_s, 1)[0]
-            self._spent["away"] += back - fails_at[who]
-            self._push(back, who)
-            fails_at[who] = back + self._drawn(conditions.hours_to_failure * 3600, 1)[0]
-        total = end * conditions.workers
+            now, _, handle, arguments = heapq.heappop(self._events)
+            handle(now, *arguments)
+        total = self._end * self._conditions.workers
         shares = {name: spent / total for name, spent in self._spent.items()}
         return Schedule(
-            end,
+            self._end,
             **shares,
             idle=max(0.0, 1 - sum(shares.values())),
-            tail_s=max(0.0, end - idle_from) if idle else 0.0,
-            failures=failures,
+            tail_s=self._end - self._idle_from if self._idle else 0.0,
+            failures=self._failures,
         )
 
-    def _work(self, unit: Unit, now: float, model: int, fails_at: float) -> float:
-        """Let a worker do a unit, unless it fails first; returns when it would be done."""
-        conditions = self._conditions
+    def _take(self, now: float, worker: int, model: int) -> None:
+        """A worker is free, and holds a model."""
+        unit = self._next(model, now)
+        if unit is None:
+            self._idle_from = self._idle_from if self._idle else now
+            self._idle.append(worker)
+            return
+        if self._fails_at[worker] < now:  # while it was idle, which costs nothing
+            self._fails_at[worker] = now + self._lifetime()
         loaded = now
         if model != unit.model:
-            loaded = self._reads.end_of(now, conditions.load_bytes[unit.model])
-            loaded += conditions.start_s
+            loaded = self._reads.end_of(now, self._conditions.load_bytes[unit.model])
+            loaded += self._conditions.start_s
         ran = loaded + unit.seconds
-        if ran <= fails_at:
-            stop = self._writes.end_of(ran, unit.store_bytes)
-            if stop <= fails_at:
-                self._spent["loading"] += loaded - now
-                self._spent["useful"] += unit.seconds
-                self._spent["writing"] += stop - ran
-                return stop
-        kept = 0.0
-        if np.isfinite(conditions.batch_s):
-            batches = max(0.0, min(fails_at, ran) - loaded) // conditions.batch_s
-            kept = min(batches * conditions.batch_s, unit.seconds)
-        self._spent["useful"] += kept
-        self._spent["lost"] += fails_at - now - kept
-        self._push(fails_at, replace(unit, seconds=unit.seconds - kept))
-        return np.inf
+        if ran < self._fails_at[worker]:
+            self._at(ran, self._write, worker, unit, now, loaded)
+        else:
+            self._fail(worker, unit, now, min(loaded, self._fails_at[worker]))
 
-    def _next(self, model: int) -> Unit | None:
+    def _write(self, now: float, worker: int, unit: Unit, began: float, loaded: float) -> None:
+        """A worker has run its unit."""
+        stop = self._writes.end_of(now, unit.store_bytes)
+        if stop < self._fails_at[worker]:
+            self._at(stop, self._complete, worker, unit, began, loaded, now)
+        else:
+            self._fail(worker, unit, began, loaded)
+
+    def _complete(
+        self, now: float, worker: int, unit: Unit, began: float, loaded: float, ran: float
+    ) -> None:
+        self._spent["loading"] += loaded - began
+        self._spent["useful"] += unit.seconds
+        self._spent["writing"] += now - ran
+        self._left -= 1
+        self._end = now
+        self._take(now, worker, unit.model)
+
+    def _fail(self, worker: int, unit: Unit, began: float, loaded: float) -> None:
+        """A worker will die in the middle of a unit; batches that it has run are kept."""
+        fails_at, batch_s = self._fails_at[worker], self._conditions.batch_s
+        ran = min(fails_at - loaded, unit.seconds)
+        kept = ran // batch_s * batch_s if np.isfinite(batch_s) else 0.0
+        self._failures += 1
+        self._holders[unit.model] -= 1
+        self._spent["useful"] += kept
+        self._spent["lost"] += fails_at - began - kept
+        self._at(fails_at, self._requeue, replace(unit, seconds=unit.seconds - kept))
+        back = fails_at + self._drawn(self._conditions.away_s, 1)[0]
+        self._fails_at[worker] = back + self._lifetime()
+        self._at(back, self._return, worker, fails_at)
+
+    def _return(self, now: float, worker: int, failed_at: float) -> None:
+        self._spent["away"] += now - failed_at
+        self._take(now, worker, _NO_MODEL)
+
+    def _requeue(self, now: float, unit: Unit) -> None:
+        """A unit waits again, and so does somebody for one."""
+        self._put(unit)
+        if self._idle:
+            self._take(now, self._idle.pop(), _NO_MODEL)
+
+    def _next(self, model: int, now: float) -> Unit | None:
         """A unit of the model that a worker holds; or of the one with most work for each holder.
 
-        If all began with the first model, each would read every model for a few units of it.
+        If all began with the first model, each would read every model for a few units of it. So a
+        worker takes another model only if it can be ready before the work of that model is done.
         """
         if model not in self._waiting:
             self._holders[model] -= 1
-            if not self._waiting:
+            worth = [other for other in self._waiting if self._is_worth_loading(other, now)]
+            if not worth:
                 return None
-            model = max(self._waiting, key=lambda m: self._left_s[m] / (1 + self._holders[m]))
+            model = max(worth, key=lambda m: self._left_s[m] / (1 + self._holders[m]))
             self._holders[model] += 1
         units = self._waiting[model]
         unit = units.pop()
@@ -214,15 +241,23 @@ class _Simulation:
             del self._waiting[model], self._left_s[model]
         return unit
 
+    def _is_worth_loading(self, model: int, now: float) -> bool:
+        holders, n_bytes = self._holders[model], self._conditions.load_bytes[model]
+        ready_s = self._conditions.start_s + self._reads.ready_in(now, n_bytes)
+        return holders == 0 or ready_s < self._left_s[model] / holders
+
     def _put(self, unit: Unit) -> None:
         self._waiting.setdefault(unit.model, []).append(unit)
         self._left_s[unit.model] = self._left_s.get(unit.model, 0.0) + unit.seconds
 
-    def _push(self, time: float, who: int | Unit, model: int = -1) -> None:
-        heapq.heappush(self._events, (time, next(self._number), who, model))
+    def _at(self, time: float, handle: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._events, (time, next(self._number), handle, arguments))
+
+    def _lifetime(self) -> float:
+        return self._drawn(self._conditions.hours_to_failure * 3600, 1)[0]
 
     def _drawn(self, mean: float, number: int) -> list[float]:
         """Times until something that happens at a constant rate."""
-        return (
-            self._rng.exponential(mean, number).tolist() if np.isfinite(mean) else [np.inf] * number
-        )
+        if not np.isfinite(mean):
+            return [np.inf] * number
+        return [float(time) for time in self._rng.exponential(mean, number)]

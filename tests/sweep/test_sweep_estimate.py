@@ -148,12 +148,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 def test_more_devices_are_faster_until_something_else_limits(work: Work) -> None:
     works = large(work, 8e9, 400_000, 4)
     few, many, too_many = (
-        estimate(works, parse_cluster(f"h100x8,nodes={nodes},failure=9999h"))
+        estimate(works, parse_cluster(f"h100x8,nodes={nodes},failure=9999h,read=1TB/s"))
         for nodes in (1, 4, 125)
     )
     assert few.bottleneck == "forward passes"
-    assert few.seconds > 3 * many.seconds
-    assert many.seconds > 3 * too_many.seconds
+    assert few.seconds > 2.5 * many.seconds
+    assert many.seconds > 2.5 * too_many.seconds
     assert too_many.bottleneck in ("loading models", "the tail")
     assert too_many.device_hours > 1.5 * few.device_hours
     expected = sum(2 * w.shape.active * w.tokens for w in works) / (0.4 * 989e12) / 8
@@ -205,7 +205,7 @@ def test_failures_cost_more_where_batches_are_not_kept() -> None:
 @pytest.mark.parametrize(
     ("change", "limit"),
     [
-        ({"read_bytes_per_s": 2e10}, "loading models"),
+        ({"read_bytes_per_s": 5e11}, "loading models"),
         ({"store_bytes_per_s": 1e6}, "writing the store"),
         ({"hours_to_failure": 0.02, "away_s": 600.0}, "failures"),
         ({"workers": 3900}, "the tail"),
@@ -235,7 +235,7 @@ def test_the_command_states_its_assumptions_and_the_price(
     assert "8 devices" in text
     assert " USD" in text
     assert "assumed      forward passes reach 40 %" in text
-    assert "bottleneck   loading models" in text
+    assert "bottleneck   the tail" in text  # a few seconds of work for eight devices
     capfd.readouterr()
     assert main(["estimate", str(file), "--hardware", "h100", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["schedule"]["failures"] == 0

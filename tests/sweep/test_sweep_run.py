@@ -10,10 +10,11 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import hub
 import pytest
 from tiny_models import save_adapter, save_tiny
 
-from safetyspace_fast import api
+from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
 from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared, trial
@@ -325,3 +326,53 @@ def test_a_model_that_cannot_be_made_has_no_estimate_and_stops_no_other(
     ended = {e.model: e.error for e in run_sweep(configs) if isinstance(e, RunEnded)}
     assert isinstance(ended["odd"], ModelError)
     assert ended["b"] is None
+
+
+def test_a_pair_without_access_is_said_before_anything_runs(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    served = tmp_path / "served" / "models" / "org"
+    for name in ("open", "closed"):
+        shutil.copytree(models / "a", served / name / "main")
+    (served / "closed" / "GATED").touch()
+    pairs = {"p": ["org/open", "org/closed"]}
+    content = tree(models, tmp_path / "out", data=TWO_SETS[1:], pairs=pairs)
+    with hub.serve(tmp_path / "served") as url:
+        hub.point_client_at(url, tmp_path / "cache", monkeypatch)
+        assert main(["run", write(tmp_path / "s.json", content)]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "model 'p.aligned': org/closed: " in line
+        assert "ask for access on its page" in line
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+        (served / "closed" / "GATED").unlink()
+        assert main(["run", write(tmp_path / "s.json", content)]) == 0
+    assert api.open_run(tmp_path / "out" / "two.zarr").models == ("p.aligned", "p.base")
+
+
+def test_a_terminal_shows_one_table_that_is_drawn_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((60, 10)))
+    runs = [(f"m{i}", "out/a-store-with-a-long-name.zarr") for i in range(30)]
+    display = terminal.SweepDisplay(runs)
+    for model, out in runs[:2]:
+        display.show(RunBegun(model, out))
+        display.show(api.Note(model, "a note"))
+        error = ModelError("x" * 200) if model == "m0" else None
+        display.show(RunEnded(model, out, error))
+    display.show(RunBegun(*runs[2]))
+    shown = capsys.readouterr().err
+    assert shown.count("m0: a note") == 1
+    *_, last = shown.split("\x1b[J")
+    assert last.splitlines()[0] == "1 done, 1 running, 1 failed, 27 waiting"
+    assert [line.split()[:2] for line in last.splitlines()[1:4]] == [
+        ["failed", "m0"],
+        ["running", "m2"],
+        ["waiting", "m3"],
+    ]
+    assert len(last.splitlines()) <= 9
+    assert all(len(line) < 60 for line in last.splitlines())

@@ -1,14 +1,14 @@
-"""Protocols of published studies, as data: `presets.json` beside this file."""
+"""Protocols of published studies: sweep files, with what was published in their [study]."""
 
-import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .entries import entry
-from .errors import ConfigError
-from .names import nearest
+from ..entries import entry
+from ..errors import ConfigError
+from ..names import nearest
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,19 @@ class Preset:
 
 def presets() -> dict[str, Preset]:
     """All presets by name."""
-    raw = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+    files = sorted(Path(__file__).parent.glob("*.toml"))
+    return {file.stem: _read(file) for file in files}
+
+
+def _read(file: Path) -> Preset:
+    content = tomllib.loads(file.read_text("utf-8"))
+    study = content.pop("study")
+    del content["out"]
     listed = ("poolings", "metrics", "data", "published", "notes")
-    presets_by_name = {}
-    for name, fields in raw.items():
-        values: dict[str, Any] = {k: tuple(v) if k in listed else v for k, v in fields.items()}
-        presets_by_name[name] = Preset(**values)
-    return presets_by_name
+    values: dict[str, Any] = {
+        key: tuple(value) if key in listed else value for key, value in (content | study).items()
+    }
+    return Preset(**values)
 
 
 def preset(text: str) -> tuple[Preset, str | None]:
