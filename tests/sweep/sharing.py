@@ -4,10 +4,14 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from tiny_models import save_tiny
 
 from safetyspace_fast import api
@@ -142,6 +146,18 @@ class Started:
         except EOFError:
             return None, "killed"
         return texts, error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread in all processes, so that bytes are equal."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield
+    torch.set_num_threads(threads)
 
 
 def make_team(folder: Path) -> Team:

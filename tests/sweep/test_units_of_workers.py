@@ -1,14 +1,11 @@
 """Workers that share models give the bytes of one process, whoever dies when."""
 
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from sharing import STAGES, TEXTS, Team, contents, make_team
+from sharing import STAGES, TEXTS, Team, contents, make_team, one_thread
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import ConfigError, StoreError
@@ -19,13 +16,8 @@ from safetyspace_fast.sweep.units import merge, work
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with one_thread():
         yield make_team(tmp_path_factory.mktemp("team"))
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
