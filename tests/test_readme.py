@@ -13,7 +13,7 @@ from safetyspace_fast.cli import main
 
 REPO = Path(__file__).resolve().parent.parent
 README = REPO / "README.md"
-ROOMS = ("analysis", "data", "models", "ops", "report", "store")
+ROOMS = ("analysis", "data", "models", "ops", "report", "store", "sweep")
 PAGES = [
     README,
     *(REPO / folder / "README.md" for folder in ("benchmarks", "tests", "safetyspace_fast")),
@@ -38,7 +38,7 @@ COMMANDS = (
         "verify",
         "bench",
     ),
-    *("verify", "bench", "check", "info"),
+    *("verify", "bench", "check", "merge", "info"),
 )
 
 
