@@ -16,7 +16,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_extraction import files, make_config
-from tiny_models import CHAT_TEMPLATE, save_adapter, save_tiny, tiny_tokenizer
+from tiny_models import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    ENCODERS,
+    FURTHER_ARCHITECTURES,
+    PADDING_READERS,
+    save_adapter,
+    save_tiny,
+    tiny_tokenizer,
+)
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import ConfigError, ModelError, SafetySpaceError, StoreError
@@ -77,6 +86,19 @@ def test_blocks_from_disk_give_the_bytes_of_a_model_in_memory(
     whole = run(model, data, tmp_path / "whole.zarr", weights="load", dtype=dtype)
     streamed = run(model, data, tmp_path / "streamed.zarr", dtype=dtype)
     assert_same(streamed, whole)
+
+
+MORE = sorted({*ARCHITECTURES, *FURTHER_ARCHITECTURES, *ENCODERS, *PADDING_READERS} - {"mt5"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MORE)
+def test_all_families_but_t5_give_the_bytes_of_a_model_in_memory(
+    family: str, data: Path, tmp_path: Path
+) -> None:
+    model = save_tiny(family, tmp_path / "model")
+    whole = run(model, data, tmp_path / "whole.zarr", weights="load")
+    assert_same(run(model, data, tmp_path / "streamed.zarr"), whole)
 
 
 def test_a_shared_prefix_goes_through_each_block_once(data: Path, tmp_path: Path) -> None:
