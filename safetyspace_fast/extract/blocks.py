@@ -148,7 +148,7 @@ class StreamedExtraction(Extraction):
         sizes = {int(batch.rows[0]): self._sizes(batch) for _, batch in batches}
         scratch = Scratch(self._path, self._key, sizes)
         first = min(scratch.level(name) for name in sizes)
-        if self._work.prefix_tokens:
+        if self._work.prefix_tokens and first < self._num_blocks:
             first = min(first, self._prefix_blocks)
 
         def take(i_block: int) -> tuple[int, nn.Module]:

@@ -41,6 +41,8 @@ class AbsentBlock(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if "_of" not in self.__dict__ or name.startswith("__"):
+                raise
             return getattr(self._of[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +107,10 @@ class StreamedBlocks:
         Raises:
             ModelError: its weights cannot be read.
         """
-        if (held := self._held.pop(i_block, None)) is not None:
+        held = self._held.pop(i_block, None)
+        for earlier in [i for i in self._held if i < i_block]:  # a resumed run does not take them
+            del self._held[earlier]
+        if held is not None:
             return held
         block = self._read(i_block)
         if self.fused:

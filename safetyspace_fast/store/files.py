@@ -17,7 +17,8 @@ from ..errors import StoreError
 
 Bytes = bytes | bytearray | memoryview
 
-
+_NO_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems say that cannot keep room for a file."""
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 """What file systems say that cannot sync a folder or a file: some of FUSE, of networks, of NAS."""
 
@@ -56,7 +57,12 @@ def reserve(path: Path, n_bytes: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o666)
         try:
-            os.posix_fallocate(descriptor, 0, n_bytes)
+            try:
+                os.posix_fallocate(descriptor, 0, n_bytes)
+            except (AttributeError, OSError) as error:  # not on every system and file system
+                if isinstance(error, OSError) and error.errno not in _NO_RESERVE:
+                    raise
+                os.ftruncate(descriptor, n_bytes)
         finally:
             os.close(descriptor)
 

@@ -1,5 +1,6 @@
 """Models whose blocks stay on disk: the same bytes as from memory, in any number of passes."""
 
+import argparse
 import errno
 import json
 import os
@@ -16,12 +17,24 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_extraction import files, make_config
-from tiny_models import CHAT_TEMPLATE, save_adapter, save_tiny, tiny_tokenizer
+from tiny_models import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    ENCODERS,
+    FURTHER_ARCHITECTURES,
+    PADDING_READERS,
+    save_adapter,
+    save_tiny,
+    tiny_tokenizer,
+)
 
 from safetyspace_fast import api
+from safetyspace_fast.cli.options import size
 from safetyspace_fast.errors import ConfigError, ModelError, SafetySpaceError, StoreError
 from safetyspace_fast.extract import Note, blocks
 from safetyspace_fast.models import StreamedBlocks, device, load_model, parse_model
+from safetyspace_fast.models.source import Source
+from safetyspace_fast.models.stored import why_not_streamed
 from safetyspace_fast.store import files as store_files
 from safetyspace_fast.store.scratch import Scratch
 
@@ -77,6 +90,19 @@ def test_blocks_from_disk_give_the_bytes_of_a_model_in_memory(
     whole = run(model, data, tmp_path / "whole.zarr", weights="load", dtype=dtype)
     streamed = run(model, data, tmp_path / "streamed.zarr", dtype=dtype)
     assert_same(streamed, whole)
+
+
+MORE = sorted({*ARCHITECTURES, *FURTHER_ARCHITECTURES, *ENCODERS, *PADDING_READERS} - {"mt5"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MORE)
+def test_all_families_but_t5_give_the_bytes_of_a_model_in_memory(
+    family: str, data: Path, tmp_path: Path
+) -> None:
+    model = save_tiny(family, tmp_path / "model")
+    whole = run(model, data, tmp_path / "whole.zarr", weights="load")
+    assert_same(run(model, data, tmp_path / "streamed.zarr"), whole)
 
 
 def test_a_shared_prefix_goes_through_each_block_once(data: Path, tmp_path: Path) -> None:
@@ -294,3 +320,23 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(
     assert model.streamed is not None
     assert "its weights do not fit into memory, so they are streamed from disk" in notes
     assert load_model(spec, device="cpu").streamed is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "n_bytes"), [("5000", 5000), ("1.5GB", 1_500_000_000), ("20mb", 20_000_000)]
+)
+def test_a_size_may_have_a_unit(typed: str, n_bytes: int) -> None:
+    assert size(typed) == n_bytes
+
+
+@pytest.mark.parametrize("typed", ["much", "GB", "5 miles"])
+def test_what_is_no_size_is_refused(typed: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected bytes such as"):
+        size(typed)
+
+
+def test_weights_that_are_unpacked_as_a_whole_are_not_streamed(tmp_path: Path) -> None:
+    assert "GGUF" in str(why_not_streamed(Source("m", tmp_path, gguf="m.gguf")))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").touch()
+    assert "pickled" in str(why_not_streamed(Source("m", tmp_path)))
