@@ -13,7 +13,7 @@ from safetyspace_fast.cli import main
 
 REPO = Path(__file__).resolve().parent.parent
 README = REPO / "README.md"
-ROOMS = ("analysis", "data", "models", "ops", "store")
+ROOMS = ("analysis", "data", "models", "ops", "store", "sweep")
 PAGES = [
     README,
     *(REPO / folder / "README.md" for folder in ("benchmarks", "tests", "safetyspace_fast")),
