@@ -8,6 +8,7 @@ NAMES = {
     "end-to-end": "a whole run, against the usual script",
     "separation": "all metrics with intervals and nulls, against loops over NumPy and scikit-learn",
     "store": "writing a store, against zarr-python layer by layer; memory, files, size",
+    "workers": "two workers of one core each, against one",
     "picture": "the picture of the README, from a store with two models",
     "gpu-static": "what the GPU kernels compile to, without a GPU",
     "gpu": "the GPU kernels, on a GPU",

@@ -73,7 +73,9 @@ def test_the_command(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--model", "nowhere/", "--data", "sample:polite"]) == 1
 
 
-@pytest.mark.parametrize("name", ["end_to_end", "gpu", "gpu_static", "ops", "separation", "store"])
+@pytest.mark.parametrize(
+    "name", ["end_to_end", "gpu", "gpu_static", "ops", "separation", "store", "workers"]
+)
 def test_every_benchmark_finds_what_it_measures(name: str) -> None:
     """They are run by hand, so that a new name in the package would break them in silence."""
     assert callable(importlib.import_module(f"benchmarks.{name}").main)

@@ -36,7 +36,7 @@ COMMANDS = (
         "verify",
         "bench",
     ),
-    *("verify", "bench", "check", "info"),
+    *("verify", "bench", "check", "merge", "info"),
 )
 
 

@@ -68,9 +68,12 @@ class Leases:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give everything back; delete folders that are empty then."""
+        """Give everything back; delete what workers left that have gone, and empty folders."""
         self._ended.set()
         self._heart.join()
+        for path in (self._work / WORKERS).glob("*" + SUFFIX):
+            if self._alive(path) is None:
+                self._bury(path)
         for name in sorted(self._held):
             self.release(name)
         for folder in (self._work / WORKERS, self._work):

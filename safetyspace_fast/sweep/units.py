@@ -63,6 +63,7 @@ def work(
 
     Raises:
         ConfigError: a worker that is alive has other configs for one of these models.
+        StoreError: the disk cannot be written to; the worker ends at once, others go on.
         SafetySpaceError: why the first of the models that failed here did, when all others are
             done. A failed one that other workers have completed is no error.
     """
@@ -79,6 +80,8 @@ def work(
                 try:
                     busy |= yield from job.work()
                 except SafetySpaceError as error:
+                    if _is_of_the_disk(error):  # no model could be written: leave all to others
+                        raise
                     job.fail()
                     failures.append((job, error))
                     waiting.remove(job)
@@ -130,6 +133,12 @@ def once(events: Iterator[Event]) -> Iterator[Event]:
         elif isinstance(event, ModelDone):
             planned.discard(event.model)
         yield event
+
+
+def _is_of_the_disk(error: SafetySpaceError) -> bool:
+    """Whether the system refused to write, as when a disk is full."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, SafetySpaceError)
 
 
 def by_store(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
@@ -283,6 +292,7 @@ class _Job:
                 return True
             claimed = self._claim(plan)
             if claimed is None:
+                self._refuse_lost_bases(plan)
                 return False
         try:
             plan = yield from self._run(plan, claimed)
@@ -303,15 +313,32 @@ class _Job:
     def _failed(self, worker: object) -> str:
         return f"{WORKERS}/failed-{self.name}-{str(worker).rpartition('/')[2]}"
 
-    def _has_failed(self) -> bool:
-        """Whether the model runs on no worker that is alive."""
-        workers = [self._leases.worker, *(o["worker"] for o in self._leases.others())]
+    def _failed_everywhere(self) -> bool:
+        """Whether no worker that is alive can run the model."""
+        workers = [self._leases.worker]
+        for other in self._leases.others():
+            models: Any = other.get("models", ())
+            if self.name in models:
+                workers.append(str(other["worker"]))
         return all(not self._leases.is_free(self._failed(worker)) for worker in workers)
+
+    def _refuse_lost_bases(self, plan: Attributes) -> None:
+        """Raise ModelError if the model waits for another one that nobody completes."""
+        running = {job.name for job in self._earlier if not job._failed_everywhere()}
+        for other in self._leases.others():
+            theirs: Any = other.get("models", ())
+            running.update(theirs)
+        bases = {name for name in plan["attributes"]["bases"] if "@" not in name}
+        for lost in sorted(bases - running - set(Run(str(self.one.place)).models)):
+            raise ModelError(
+                f"{self.name}: its arrays wait for those of model {lost!r}, which has failed or "
+                "is not run; finished batches are kept: run both models with --resume"
+            )
 
     def _may_begin(self) -> bool:
         """Whether it is known which models before this one are its bases."""
         return all(
-            job.one.is_complete() or job._shared.plan() is not None or job._has_failed()
+            job.one.is_complete() or job._shared.plan() is not None or job._failed_everywhere()
             for job in self._earlier
         )
 
@@ -475,6 +502,11 @@ class _Job:
         try:
             if not self.one.is_complete():
                 yield from merge_model(self.one.place, self.name, plan)
+        except StoreError as error:
+            if not languages_missing(self._shared, plan):
+                raise
+            yield Note(self.name, f"computed again: {error}")
+            return False
         finally:
             self._leases.release(lease)
         self.is_complete = True

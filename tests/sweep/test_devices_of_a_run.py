@@ -1,0 +1,91 @@
+"""`--devices`: one process for each device, watched and stopped by the parent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sharing import TIMEOUT, Team, make_team, one_thread
+
+from safetyspace_fast import api
+from safetyspace_fast.errors import SafetySpaceError, StoreError
+from safetyspace_fast.store import Place
+from safetyspace_fast.sweep.devices import run_on_devices
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    with one_thread():
+        yield make_team(tmp_path_factory.mktemp("team"))
+
+
+def worker_pids(out: Path) -> list[int]:
+    """Processes of the workers on a store."""
+    pids = []
+    for lease in sorted((Place(out).work / ".workers").glob("*.lease")):
+        owner = json.loads(lease.read_text() or "{}")
+        if lease.stem == owner.get("worker"):
+            pids.append(owner["pid"])
+    return pids
+
+
+def test_units_of_a_device_whose_worker_is_killed_go_to_the_others(
+    team: Team, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    events, killed = [], False
+    for event in run_on_devices(team.at(out), ("cpu", "cpu")):
+        events.append(event)
+        if isinstance(event, api.Progressed) and not killed and len(worker_pids(out)) == 2:
+            os.kill(worker_pids(out)[0], signal.SIGKILL)
+            killed = True
+    notes = [event.message for event in events if isinstance(event, api.Note)]
+    assert any("(cpu) was killed by SIGKILL; the others take over" in note for note in notes)
+    planned = [event.model for event in events if isinstance(event, api.Planned)]
+    assert sorted(planned) == ["a", "b"]  # once each, for one display
+    assert team.is_done(out)
+
+
+def test_a_signal_stops_all_workers_and_the_run_goes_on_later(team: Team, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    config = team.at(out)[0]
+    command = [sys.executable, "-m", "safetyspace_fast.cli", "run", "--devices", "cpu:2"]
+    command += ["--model", str(config.models[0]), "--data", str(config.data[0]), "--out", str(out)]
+    command += ["--template", "none", "--dtype", "float32", "--layers", "block.0"]
+    command += ["--poolings", "mean", "--token-budget", "256"]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + TIMEOUT
+    while not list(Place(out).work.rglob("*.seg")):
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    pids = worker_pids(out)
+    parent.send_signal(signal.SIGTERM)
+    _, said = parent.communicate(timeout=TIMEOUT)
+    assert parent.returncode == 130
+    assert "interrupted; repeat a run with --resume" in said
+    assert "Traceback" not in said
+    assert not list(Place(out).work.rglob("*.lease"))
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert team.start(out).end()[1] is None
+    assert team.is_done(out)
+
+
+def test_an_error_of_all_workers_is_one_line(team: Team, tmp_path: Path) -> None:
+    config = replace(team.at(tmp_path / "run.zarr")[0], models=f"m={tmp_path / 'nothing'}")
+    with pytest.raises(SafetySpaceError, match="nothing") as caught:
+        list(run_on_devices([config], ("cpu",)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_exists_is_not_added_to_unasked(team: Team) -> None:
+    with pytest.raises(StoreError, match="exists already; continue with --resume"):
+        list(run_on_devices(team.configs, ("cpu",)))

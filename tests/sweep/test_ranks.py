@@ -1,0 +1,101 @@
+"""Ranks: where they come from, and what is refused before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from safetyspace_fast import cli
+from safetyspace_fast.config import RunConfig
+from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.sweep.devices import devices_of
+from safetyspace_fast.sweep.ranks import rank_of, run_as_rank
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (3, 8)),
+        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "6"}, (1, 4)),
+        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"}, (3, 4)),
+        (
+            ARRAY | {"SLURM_ARRAY_TASK_MIN": "6", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+            (1, 4),
+        ),
+    ],
+)
+def test_a_launcher_says_the_rank(environment: dict[str, str], rank: tuple[int, int]) -> None:
+    assert rank_of(None, None, environment) == rank
+    assert rank_of(5, 6, environment) == (5, 6)  # what is typed counts
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "environment", "said"),
+    [
+        (0, 0, {}, "world-size: got 0, expected at least 1"),
+        (2, 2, {}, "rank: got 2, expected 0 to 1 for a world-size of 2"),
+        (-1, 2, {}, "rank: got -1"),
+        (1, None, {}, "--world-size is missing"),
+        (None, 4, {}, "--rank is missing"),
+        (None, None, {"RANK": "x", "WORLD_SIZE": "2"}, "RANK: got 'x' from the launcher"),
+    ],
+)
+def test_a_wrong_rank_is_one_clear_line(
+    rank: int | None, world_size: int | None, environment: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rank_of(rank, world_size, environment)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_a_machine_does_not_see_is_refused(tmp_path: Path) -> None:
+    config = RunConfig(models="gpt2", data="sample:polite", out=tmp_path / "unmounted" / "run.zarr")
+    with pytest.raises(ConfigError, match=r"this machine has no folder .*unmounted"):
+        next(run_as_rank([config], 1, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_do_not_overwrite(tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    config = RunConfig(models="gpt2", data="sample:polite", out=out, overwrite=True)
+    with pytest.raises(ConfigError, match="ranks cannot overwrite"):
+        next(run_as_rank([config], 0, 2))
+
+
+@pytest.mark.parametrize("text", ["", "cpu", "cpu:0", "2-1", "0,0", "a", "0-9999", "cuda:0", "1;2"])
+def test_wrong_devices_are_one_clear_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^devices: ") as caught:
+        devices_of(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert devices_of("all") == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    assert devices_of("0-1, 3") == ("cuda:0", "cuda:1", "cuda:3")
+    assert devices_of("cpu:2") == ("cpu", "cpu")
+    with pytest.raises(ConfigError, match="this machine has 4 GPUs"):
+        devices_of("0-4")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rank", "0", "--world-size", "0"], "world-size: got 0"),
+        (["--devices", "cpu:0"], "devices: got 'cpu:0'"),
+        (["--devices", "cpu:2", "--device", "cpu"], "exclude each other"),
+    ],
+)
+def test_the_command_line_refuses_before_a_model_is_loaded(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.zarr"
+    command = ["run", "--model", "no/such", "--data", "no.jsonl", "--out", str(out), *options]
+    assert cli.main(command) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
