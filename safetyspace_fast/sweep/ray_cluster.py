@@ -9,6 +9,7 @@ The driver (this process) waits for nothing without an end: see the seconds of `
 """
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ _RESTARTS = 5
 _LOCAL_STORE = 80 * 1024**2
 """Bytes of Ray's object store, if Ray is started here: actors get paths and give events."""
 _POLL = 0.2
+_ANSWER = 15.0
+"""Seconds in which the head takes a connection."""
 _AGAIN = "finished units are kept: repeat the command with --resume to go on"
 
 
@@ -64,7 +67,7 @@ def run_on_ray(
         address: of the cluster, `auto` or `HOST:PORT`; None: what the variable RAY_ADDRESS names,
             or else Ray is started on this machine alone.
         workers: how many; None: one for each GPU that the cluster has now or, without any, one for
-            each node. Give it for a cluster that grows.
+            each node. Give it for a cluster that grows. Without GPUs, they share the cores.
         patience: when to give up.
 
     Raises:
@@ -117,6 +120,8 @@ def _connect(ray: Any, address: str | None) -> None:
     """
     address = address or os.environ.get("RAY_ADDRESS")
     how: dict[str, Any] = {"address": address}
+    if address is not None:
+        _refuse_deaf(address)
     if address is None:
         how = {"include_dashboard": False, "object_store_memory": _LOCAL_STORE}
     try:
@@ -124,6 +129,25 @@ def _connect(ray: Any, address: str | None) -> None:
     except Exception as error:
         where = f"no cluster at {address}" if address else "Ray cannot be started here"
         raise ConfigError(f"ray: {where}: {first_line(error)}") from error
+
+
+def _refuse_deaf(address: str) -> None:
+    """Refuse an address where nothing listens: Ray would fill the screen for a minute."""
+    if "://" in address:
+        raise ConfigError(
+            f"ray: got {address}, but Ray Client cannot be used; run the command on a node of the "
+            "cluster, with --ray auto"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon:  # `auto` or `local`
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"ray: no cluster at {address}: {first_line(error)}; give HOST:PORT of its head, or "
+            "`auto` on a node of it"
+        ) from error
 
 
 class _Board:
@@ -195,6 +219,7 @@ class _Worker:
         Returns:
             Why this worker cannot go on; None: all is complete, or it was stopped.
         """
+        import ray
         import torch
 
         try:
@@ -205,7 +230,8 @@ class _Worker:
                 for event in events:
                     self._board.tell.remote(self._number, event)
                     if self._stopped.is_set():
-                        return None
+                        break
+            ray.get(self._board.tell.remote(self._number))  # behind the last event
         except SafetySpaceError as error:
             return type(error)(f"{_here()}: {error}")
         return None
@@ -309,8 +335,7 @@ class _Cluster:
         )
         self._board = board.remote(self._patience.loading)
         self._ray.get(self._board.take.remote(), timeout=self._patience.start)
-        devices, resources = _devices(self._ray, self._configs)
-        workers = self._workers or devices
+        workers, resources = _devices(self._ray, self._configs, self._workers)
         threads = None if "num_gpus" in resources else int(resources["num_cpus"])
         actor = self._ray.remote(_Worker).options(
             max_restarts=_RESTARTS,
@@ -443,17 +468,21 @@ class _Head:
             raise ModelError(f"ray: the head does not answer; {_AGAIN}")
 
 
-def _devices(ray: Any, configs: Sequence[RunConfig]) -> tuple[int, dict[str, Any]]:
-    """How many workers a cluster has room for, and what each takes of it."""
+def _devices(
+    ray: Any, configs: Sequence[RunConfig], workers: int | None
+) -> tuple[int, dict[str, Any]]:
+    """How many workers to start, `workers` if that is given, and what each takes of a node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if any(config.device == "cuda" for config in configs) or (
         gpus and not all(config.device == "cpu" for config in configs)
     ):
-        return max(1, gpus), {"num_gpus": 1, "num_cpus": 1}
+        return workers or max(1, gpus), {"num_gpus": 1, "num_cpus": 1}
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    smallest = min(cpus, default=1)
-    return max(1, sum(cpus) // smallest), {"num_cpus": smallest}
+    share = min(cpus, default=1)
+    if workers is None:
+        return max(1, sum(cpus) // share), {"num_cpus": share}
+    return workers, {"num_cpus": max(1, min(share, sum(cpus) // workers))}
 
 
 @contextmanager

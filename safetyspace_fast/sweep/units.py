@@ -67,11 +67,7 @@ def work(
         SafetySpaceError: why the first of the models that failed here did, when all others are
             done. A failed one that other workers have completed is no error.
     """
-    if any(config.tensor_parallel > 1 for config in configs):
-        raise ConfigError(
-            "tensor_parallel: a worker has one device; run this model by itself, without "
-            "--devices, --rank and --ray, or use --weights stream"
-        )
+    _refuse_tensor_parallel(configs)
     with ExitStack() as stack:
         jobs: list[_Job] = []
         for of_store in by_store(configs):
@@ -108,12 +104,22 @@ def begin_stores(configs: Sequence[RunConfig]) -> None:
 
     Raises:
         StoreError: a store exists, and is neither to be gone on with nor overwritten.
+        ConfigError: a model needs several devices.
     """
+    _refuse_tensor_parallel(configs)
     for of_store in by_store(configs):
         refuse_existing(of_store[0])
         if of_store[0].overwrite:
             names = [parse_model(*config.models).name for config in of_store]
             start_afresh(of_store[0], names)
+
+
+def _refuse_tensor_parallel(configs: Sequence[RunConfig]) -> None:
+    if any(config.tensor_parallel > 1 for config in configs):
+        raise ConfigError(
+            "tensor_parallel: a worker has one device; run this model by itself, without "
+            "--devices, --rank and --ray, or use --weights stream"
+        )
 
 
 def once(events: Iterator[Event]) -> Iterator[Event]:

@@ -155,6 +155,7 @@ def little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_a_rank_without_memory_makes_all_go_on_with_smaller_batches(
     batches: RunConfig, tmp_path: Path

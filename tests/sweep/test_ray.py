@@ -21,7 +21,7 @@ from tiny_models import save_tiny
 
 from safetyspace_fast import RunConfig, run
 from safetyspace_fast.api import Event, ModelDone, Note, Progressed
-from safetyspace_fast.errors import ConfigError, ModelError
+from safetyspace_fast.errors import ConfigError, ModelError, StoreError
 from safetyspace_fast.sweep.ray_cluster import Patience, run_on_ray
 
 ray = pytest.importorskip("ray")
@@ -235,13 +235,21 @@ def test_when_all_nodes_are_lost_the_run_ends_and_resume_finishes_it(
     assert contents(config) == contents(alone)
 
 
-def test_what_no_cluster_can_run_is_refused_before_ray_starts(config: RunConfig) -> None:
+def test_what_no_cluster_can_run_is_refused_before_ray_starts(
+    config: RunConfig, alone: RunConfig
+) -> None:
     for wrong, options, reason in (
         (replace(config, device="cuda:1"), {}, "Ray chooses the device"),
+        (replace(config, tensor_parallel=2), {}, "a worker has one device.*--weights stream"),
         (config, {"workers": 0}, "got 0 workers, expected at least 1"),
+        (config, {}, "no cluster at 127.0.0.1:1: .*give HOST:PORT"),
     ):
         with pytest.raises(ConfigError, match=reason):
             next(run_on_ray([wrong], "127.0.0.1:1", **options))
+    with pytest.raises(ConfigError, match=r"Ray Client.*--ray auto"):
+        next(run_on_ray([config], "ray://127.0.0.1:1"))
+    with pytest.raises(StoreError, match="exists already"):
+        next(run_on_ray([alone], "127.0.0.1:1"))
 
 
 def test_without_ray_one_line_says_how_to_install_it(
@@ -250,6 +258,17 @@ def test_without_ray_one_line_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'safetyspace-fast\[ray\]'"):
         next(run_on_ray([config]))
+
+
+@pytest.mark.slow
+def test_closing_the_iterator_stops_the_workers_and_resume_finishes(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    with closing(run_on_ray([config], workers=1, patience=PATIENCE)) as events:
+        next(event for event in events if isinstance(event, Progressed))
+    assert processes(b"ray::_Worker.work") == []
+    on_ray([replace(config, resume=True)], workers=1)
+    assert contents(config) == contents(alone)
 
 
 DRIVER = """
