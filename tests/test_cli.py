@@ -119,7 +119,9 @@ def test_without_arguments_it_is_a_guide(capfd: pytest.CaptureFixture[str]) -> N
 
 
 def test_wrong_usage_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["run"], ["fly"], ["run", "--token-budget", "many"]):
+    assert main(["run"]) == 2
+    assert "--model is missing" in capfd.readouterr().err
+    for arguments in (["fly"], ["run", "--token-budget", "many"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
