@@ -9,6 +9,7 @@ one cell, and its time for the whole store is that times the number of resamples
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +23,11 @@ from sklearn.model_selection import StratifiedKFold
 from benchmarks import harness
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.api import open_run
-from safetyspace_fast.data import NUM_FOLDS
-from safetyspace_fast.extract.finish import finish_cell
-from safetyspace_fast.ops import label_sums, pack_labels
+from safetyspace_fast.data import NUM_FOLDS, read_samples
+from safetyspace_fast.extract.chance import AXES, Chance
+from safetyspace_fast.extract.finish import finish_language
+from safetyspace_fast.ops import STATISTICS, label_sums, pack_labels
+from safetyspace_fast.runner import sample_columns
 from safetyspace_fast.store import ModelWriter, create_run
 from safetyspace_fast.store.layout import COMPONENTS, ROW_ARRAYS
 
@@ -38,59 +41,57 @@ def write_store(path: Path, layers: int, languages: int, texts: int) -> None:
     """A store of one model and pooling whose states are Gaussian, with planted classes."""
     rng = np.random.default_rng(0)
     names = tuple(f"l{chr(ord('a') + i)}" for i in range(languages))
-    n = languages * texts
-    label = np.tile(np.repeat([0, 1], [texts // 2, texts - texts // 2]), languages)
-    fold = np.arange(n) % NUM_FOLDS
-    columns = {
-        "file_position": np.arange(n),
-        "text_sha256": rng.integers(0, 256, (n, 32), np.uint8),
-        "n_chars": np.full(n, 80),
-        "lang": np.repeat(np.arange(languages), texts),
-        "label": label,
-        "pair": np.full(n, -1),
-        "item": np.full(n, -1),
-        "cluster": np.arange(n),
-        "fold": fold,
-    }
+    rows = [
+        {"text": f"text {i} in {name}", "label": int(2 * i >= texts), "lang": name}
+        for name in names
+        for i in range(texts)
+    ]
+    data = path.with_name("texts.jsonl")
+    data.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    samples = read_samples(data)
     root = create_run(
         path,
         created_by="benchmarks",
         data_name="random",
-        data_sha256="0" * 64,
+        data_sha256=samples.sha256,
         languages=names,
-        samples=columns,
+        samples=sample_columns(samples),
     )
     sizes = {
-        "layer": layers, "pooling": 1, "sample": n, "lang": languages, "hidden": HIDDEN,
-        "proj": PROJ, "component": COMPONENTS, "class": 2, "label": 2, "fold": NUM_FOLDS,
+        "layer": layers, "pooling": 1, "sample": len(samples), "lang": languages, "basis": 0,
+        "hidden": HIDDEN, "proj": PROJ, "component": COMPONENTS, "class": 2, "label": 2,
+        "fold": NUM_FOLDS, **AXES,
     }  # fmt: skip
     writer = ModelWriter(root, "m", sizes)
     hookpoints = [f"block.{i}" for i in range(layers)]
-    writer.create({"hookpoints": hookpoints, "poolings": ["last"]})
-    writer.write("n_tokens", np.full(n, 20))
-    writer.write("truncated", np.zeros(n, bool))
+    about = {"hookpoints": hookpoints, "poolings": ["last"], "statistics": list(STATISTICS)}
+    writer.create(about)
+    tokens = np.full(len(samples), 20, np.int32)
+    writer.write("n_tokens", tokens)
+    writer.write("truncated", np.zeros(len(samples), bool))
     projection = rng.standard_normal((HIDDEN, PROJ)) / np.sqrt(PROJ)
     spread = np.exp(0.5 * rng.standard_normal(HIDDEN))
-    for i_lang in range(languages):
-        span = slice(i_lang * texts, (i_lang + 1) * texts)
-        rows: dict[str, list[np.ndarray]] = {}
-        for _ in range(layers):
-            x = rng.standard_normal((texts, HIDDEN)) * spread
-            x[:, :4] += 0.5 * label[span, None]
-            cell = finish_cell(
-                torch.from_numpy(x).float(),
-                torch.from_numpy(label[span]),
-                torch.from_numpy(fold[span]),
-            )
-            cell["projected"] = torch.from_numpy(x @ projection).float()
-            for name, value in cell.items():
-                rows.setdefault(name, []).append(value.numpy())
-        for name, values in rows.items():
-            whole = np.stack(values)[:, None]
-            if name in ROW_ARRAYS:
-                writer.write_rows(name, span.start, whole)
+    for i_lang, name in enumerate(names):
+        span = samples.lang_range(name)
+        x = rng.standard_normal((layers, texts, HIDDEN)) * spread
+        x[..., :4] += 0.5 * samples.labels[span, None]
+        states = torch.from_numpy(np.concatenate([x, x @ projection], -1)).float()
+        arrays = finish_language(
+            lambda i_layer, _, states=states: states[i_layer],
+            Chance(samples, name),
+            (layers, 1),
+            samples.labels[span],
+            samples.fold[span],
+            tokens[span],
+            HIDDEN,
+            [0],
+            torch.device("cpu"),
+        )
+        for array, values in arrays.items():
+            if array in ROW_ARRAYS:
+                writer.write_rows(array, span.start, values)
             else:
-                writer.write_language(name, i_lang, whole)
+                writer.write_language(array, i_lang, values)
     writer.finish({})
 
 

@@ -77,3 +77,12 @@ def test_the_command(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_benchmark_finds_what_it_measures(name: str) -> None:
     """They are run by hand, so that a new name in the package would break them in silence."""
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
+def test_the_store_that_separation_is_timed_on_holds_all_that_a_run_writes(tmp_path: Path) -> None:
+    from benchmarks.separation import write_store
+
+    write_store(tmp_path / "run.zarr", layers=1, languages=2, texts=40)
+    found = api.separation(api.open_run(tmp_path / "run.zarr"), metrics=["rho", "rho_standardized"])
+    assert set(found["refused"].to_numpy().ravel()) == {""}
+    assert (found["p"] <= 1).all()
