@@ -289,9 +289,9 @@ class StreamedExtraction(Extraction):
         n_bytes = self._streamed.n_bytes(self._num_blocks)
         kept = sum(self._slot_bytes(batch) for _, batch in self._waiting)
         return (
-            f"weights streamed from disk: {n_bytes / 1e9:.2f} GB read {passes} "
-            f"time{'s' * (passes > 1)}; states between blocks: {kept / 1e9:.2f} GB in a scratch "
-            f"file of at most {self._budget / 1e9:.2f} GB"
+            f"weights streamed from disk: {n_bytes / 1e9:.3g} GB read {passes} "
+            f"time{'s' * (passes > 1)}; states between blocks: {kept / 1e9:.3g} GB in a scratch "
+            f"file of at most {self._budget / 1e9:.3g} GB"
         )
 
     def _needed(self) -> int:
