@@ -76,6 +76,9 @@ def run_on_ray(
     _refuse_unsuitable(configs, workers)
     ray = _ray()
     begin_stores(configs)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _refuse_deaf(address)
     started_here = not ray.is_initialized()
     if started_here:
         _connect(ray, address)
@@ -118,10 +121,7 @@ def _connect(ray: Any, address: str | None) -> None:
     Raises:
         ConfigError: there is no cluster at the address.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
     how: dict[str, Any] = {"address": address}
-    if address is not None:
-        _refuse_deaf(address)
     if address is None:
         how = {"include_dashboard": False, "object_store_memory": _LOCAL_STORE}
     try:
