@@ -11,7 +11,6 @@ NAMES = {
     "sweep": "a sweep of four small models, against its bare forward passes and its estimate",
     "workers": "two workers of one core each, against one",
     "streamed": "weights that stay on disk, against memory and accelerate's disk offload",
-    "picture": "the picture of the README, from a store with two models",
     "report-page": "the page of a large store: size by part, opening, a step of the slider",
     "gpu-static": "what the GPU kernels compile to, without a GPU",
     "gpu": "the GPU kernels, on a GPU",

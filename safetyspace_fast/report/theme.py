@@ -130,7 +130,7 @@ def by_model(
 
     shown = legend and len(models) > 1
     columns = 1 if max(map(len, models)) > MOST_IN_A_ROW else 4
-    key = alt.Legend(title=field, symbolOpacity=1, symbolStrokeWidth=2, columns=columns)
+    key = alt.Legend(title=field, symbolOpacity=1, symbolStrokeWidth=0, columns=columns)
     key = key if shown else None
     names = list(models)
     return (
