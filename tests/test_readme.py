@@ -25,6 +25,7 @@ IN_CODE = re.compile(r"(?:^|[`$] ?)safetyspace-fast ([a-z]+)\b", re.MULTILINE)
 COMMANDS = (
     *(
         "run",
+        "estimate",
         "data",
         "separation",
         "compare",
@@ -32,12 +33,8 @@ COMMANDS = (
         "power",
         "curve",
         "transfer",
-        "plot",
-        "report",
-        "verify",
-        "bench",
     ),
-    *("verify", "bench", "check", "merge", "info"),
+    *("plot", "report", "verify", "bench", "check", "merge", "info"),
 )
 
 
