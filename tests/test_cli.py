@@ -112,7 +112,7 @@ def test_without_arguments_it_is_a_guide(capfd: pytest.CaptureFixture[str]) -> N
     assert main([]) == 0
     guide, nothing = capfd.readouterr()
     commands = re.findall(r"^  safetyspace-fast (\w+)", guide, re.MULTILINE)
-    assert commands == ["run", "separation", "explain"]
+    assert commands == ["run", "separation", "report", "explain"]
     assert "--help" in guide
     assert not nothing
     assert max(map(len, guide.splitlines())) <= 100
