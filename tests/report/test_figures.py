@@ -211,6 +211,10 @@ def test_a_png_has_300_dots_an_inch(results: Results, tmp_path: Path) -> None:
         (["--figure", "layers", "-o", "x.svg", "--metric", "rho_adjustd"], "did you mean"),
         (["--figure", "layers", "-o", "x.svg", "--languages", "xx"], "no language 'xx'"),
         (["--figure", "forest", "-o", "x.svg", "--base", "base"], "belong together"),
+        (
+            ["--figure", "forest", "-o", "x.svg", "--base", "base", "--aligned", "no"],
+            "no 'no' in the store",
+        ),
         (["--figure", "layers", "-o", "no/folder/x.svg"], "its folder does not exist"),
         (["--figure", "transfer", "-o", "x.svg", "--languages", "en"], "two languages"),
     ],
