@@ -50,8 +50,8 @@ def report(
         progress: called with what is computed, the steps that are done, and of all.
 
     Raises:
-        ConfigError: no open store is given, one has no complete model, a name is unknown, or the
-            file cannot be written.
+        ConfigError: no open store is given, one has no complete model, a name is unknown, no text
+            is in the first store, or the file cannot be written.
         StoreError: an array cannot be read.
     """
     target = Path(path)
@@ -64,7 +64,7 @@ def report(
         )
         for i, one in enumerate(runs)
     }  # fmt: skip
-    by_hash = {hashlib.sha256(text.encode()).digest(): text for text in texts or ()}
+    by_hash = {} if texts is None else _by_hash(texts, runs[0])
     if command is None:
         words = ["safetyspace-fast", "report", *stores, "-o", target.name]
         command = " ".join(map(shlex.quote, words))
@@ -116,6 +116,17 @@ def _runs(run: "Run | Sequence[Run]") -> "list[Run]":
     if not runs:
         raise ConfigError("report: got no store; name at least one")
     return runs
+
+
+def _by_hash(texts: Iterable[str], run: "Run") -> dict[bytes, str]:
+    """Texts by their SHA-256, as the store has them."""
+    by_hash = {hashlib.sha256(text.encode()).digest(): text for text in texts}
+    if not any(bytes(digest) in by_hash for digest in run.samples.text_sha256):
+        raise ConfigError(
+            f"texts: none of the {len(by_hash):,} is in {run.place}; give the data that it was "
+            "made of"
+        )
+    return by_hash
 
 
 def _name(run: "Run", i: int, runs: "Sequence[Run]") -> str:

@@ -89,6 +89,18 @@ def test_texts_are_shown_only_when_asked_and_confirmed(
     assert window.js("document.querySelectorAll('img').length") == 0
 
 
+def test_texts_of_other_data_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_texts(tmp_path / "texts.jsonl", ("en",), 4)
+    write_texts(tmp_path / "other.jsonl", ("hi",), 4)
+    store, page = run_of(model, tmp_path), tmp_path / "page.html"
+    texts = ["--texts", str(tmp_path / "other.jsonl"), "--show-texts"]
+    assert main(["report", str(store), "-o", str(page), *texts]) == 2
+    assert "none of the 4 is in" in capsys.readouterr().err.splitlines()[-1]
+    assert not page.exists()
+
+
 def test_no_complete_model_is_one_clear_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
