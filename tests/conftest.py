@@ -17,7 +17,8 @@ from benchmarks.small_models import small_model  # noqa: E402
 
 # Kernels need no store and no adapters: a bare machine with a GPU may lack what these need.
 if not all(map(find_spec, ("zarr", "numcodecs", "peft", "accelerate"))):
-    collect_ignore = ["analysis", "data/test_describe.py", "extract", "models", "store"]
+    collect_ignore = ["analysis", "data/test_describe.py"]
+    collect_ignore += ["extract", "models", "report", "store", "sweep"]
     collect_ignore_glob = ["test_*.py"]
 
 

@@ -21,7 +21,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
 }
 _MINUS = re.compile(r"(?<![\w.])-(?=[\d.])")
 

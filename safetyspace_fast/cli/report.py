@@ -177,3 +177,4 @@ def _plot(arguments: argparse.Namespace) -> None:
             progress=lambda _, done, total: show(done, total),
         )
         plot.save(results, arguments.figure, arguments.output, width=arguments.width)
+    print(f"figure: {arguments.output}")

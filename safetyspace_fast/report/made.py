@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ from ..analysis.settings import settings_of
 
 if TYPE_CHECKING:
     from ..store import ModelStore, Run
+
+Attributes = dict[str, Any]
+_RANDOM = "random:"
 
 
 @dataclass
@@ -23,8 +27,9 @@ class Made:
 
 
 def made(name: str, run: "Run") -> Made:
-    """Describe a store and its complete models."""
+    """Describe a store and its complete models, in the order in which they were run."""
     stores = [run.model(model) for model in run.models]
+    stores.sort(key=lambda store: len(store.attrs.get("bases") or ()))
     facts = [_facts(store) for store in stores]
     names = dict.fromkeys(key for one in facts for key in one)
     rows = [(key, [one.get(key, "-") for one in facts]) for key in names]
@@ -34,7 +39,7 @@ def made(name: str, run: "Run") -> Made:
         f"\u2068{run.attrs.get('data_name', '-')}\u2069 (SHA-256 {digest[:16]}), "
         f"{run.attrs.get('created_by', '')}."
     )
-    return Made(name, about, list(run.models), rows, _command(name, run, stores))
+    return Made(name, about, [store.name for store in stores], rows, _commands(name, run, stores))
 
 
 def _facts(store: "ModelStore") -> dict[str, str]:
@@ -43,9 +48,9 @@ def _facts(store: "ModelStore") -> dict[str, str]:
     versions = attrs.get("versions") or {}
     seconds = attrs.get("forward_seconds")
     facts = {
-        "model": _short(model.get("id")),
+        "model": _base(model),
         "revision": model.get("commit") or model.get("revision"),
-        "adapter": _short(model.get("adapter")),
+        "adapter": "+".join(_adapters(model)),
         "architecture": model.get("architecture"),
         "weights SHA-256": _digest(manifest.get("weights_sha256")),
         "tokenizer SHA-256": _digest(manifest.get("tokenizer_sha256")),
@@ -67,24 +72,55 @@ def _digest(value: Any) -> str:
     return str(value)[:16] if value else ""
 
 
-def _short(value: Any) -> str:
-    """A model's name; of a path on this machine only the last part, as a page may be shared."""
-    text = str(value or "")
-    return PurePath(text).name if text.startswith(("/", "~", ".")) else text
+def _base(model: Attributes) -> str:
+    """The base of a model as it was asked for, `random:` included."""
+    asked = str(model.get("id") or "")
+    base = asked.removeprefix(_RANDOM)
+    return asked[: len(asked) - len(base)] + _short(base, model.get("commit"))
 
 
-def _command(name: str, run: "Run", stores: "list[ModelStore]") -> str:
-    """The command that fills such a store; paths are shortened to names."""
-    parts = ["safetyspace-fast", "run"]
+def _adapters(model: Attributes) -> list[str]:
+    names = str(model.get("adapter") or "")
+    commits = str(model.get("adapter_commit") or "")
+    pairs = zip_longest(names.split("+"), commits.split("+")) if names else ()
+    return [_short(str(name or ""), commit) for name, commit in pairs]
+
+
+def _short(asked: str, commit: object) -> str:
+    """An id of the hub, which has a commit; of a path the last part, as a page may be shared."""
+    return asked if commit else PurePath(asked).name or asked
+
+
+def _commands(name: str, run: "Run", stores: "list[ModelStore]") -> str:
+    """A line for all models that were run alike; from the second on they are added to the store."""
+    alike: dict[tuple[str, ...], list[str]] = {}
     for store in stores:
-        model = store.attrs.get("model") or {}
-        adapter = f"+{_short(model['adapter'])}" if model.get("adapter") else ""
-        parts += ["--model", f"{store.name}={_short(model.get('id'))}{adapter}"]
-    manifest = stores[0].manifest
-    parts += ["--data", str(run.attrs.get("data_name", "DATA"))]
-    parts += ["--languages", ",".join(run.languages)]
-    parts += ["--poolings", ",".join(stores[0].poolings)]
-    for option, key in (("--template", "template"), ("--dtype", "dtype"), ("--seed", "seed")):
+        alike.setdefault(tuple(_options(store)), []).append(_model(store))
+    lines: list[str] = []
+    for options, models in alike.items():
+        parts = ["safetyspace-fast", "run"]
+        for model in models:
+            parts += ["--model", model]
+        parts += ["--data", str(run.attrs.get("data_name", "DATA"))]
+        parts += ["--languages", ",".join(run.languages), *options, "--out", name]
+        lines.append(" ".join(map(shlex.quote, parts + ["--resume"] * bool(lines))))
+    return "\n".join(lines)
+
+
+def _model(store: "ModelStore") -> str:
+    """What `--model` takes; of a model from the hub with its commit."""
+    model = store.attrs.get("model") or {}
+    commit = f"@{model['commit']}" if model.get("commit") else ""
+    return f"{store.name}={'+'.join([_base(model) + commit, *_adapters(model)])}"
+
+
+def _options(store: "ModelStore") -> list[str]:
+    """Options that decide the numbers of a model."""
+    manifest, layers = store.manifest, store.hookpoints
+    parts = ["--poolings", ",".join(store.poolings)]
+    if layers != ("embed", *(f"block.{i}" for i in range(len(layers) - 2)), "final_norm"):
+        parts += ["--layers", ",".join(layers)]
+    for key in ("template", "dtype", "proj_dim", "seed", "max_tokens"):
         if manifest.get(key) is not None:
-            parts += [option, str(manifest[key])]
-    return " ".join(map(shlex.quote, [*parts, "--out", name]))
+            parts += [f"--{key.replace('_', '-')}", str(manifest[key])]
+    return parts + ["--compile"] * bool(manifest.get("compile"))

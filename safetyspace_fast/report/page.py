@@ -141,7 +141,9 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
             yield Group(title, "", [words.Finding("unknown", "Not compared:", str(error))])
             continue
         findings = words.changes(dataset, *asked) + words.elsewhere(dataset, *asked)
-        yield Group(title, f"What tuning changed. {lead}", findings)
+        yield Group(
+            title, f"What tuning changed, if it made the second of the first. {lead}", findings
+        )
         compared.append(dataset)
     paired = {model for pair in results.pairs for model in pair}
     for model in results.names:

@@ -157,26 +157,36 @@ def require_writable(path: Path) -> None:
     """Check that a file can have this name, before anything is computed for it.
 
     Raises:
-        ConfigError: it is a folder, or in none.
+        ConfigError: it is no file, such as a folder or a pipe, or its folder takes none.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else "its folder does not exist"
-        raise ConfigError(f"{path}: {what}; name a file to write")
+    target = path.resolve()
+    if target.is_dir():
+        what = "is a folder"
+    elif target.exists() and not target.is_file():
+        what = "is no file, and only files are replaced"
+    elif not target.parent.is_dir():
+        what = "its folder does not exist"
+    elif not os.access(target.parent, os.W_OK):
+        what = "its folder cannot be written to"
+    else:
+        return
+    raise ConfigError(f"{path}: {what}; name a file to write")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file beside the named one, and put it in its place.
+    """Write a file beside the named one, and put it in its place; links are followed.
 
     Raises:
         ConfigError: it cannot be written; what was there is kept.
     """
+    target = path.resolve()
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
             try:
                 file.write(content)
                 file.close()
                 os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
+                os.replace(file.name, target)
             except BaseException:
                 os.unlink(file.name)
                 raise

@@ -11,7 +11,7 @@ from ..analysis.families import choose
 from ..analysis.metric import MetricName, Metrics
 from ..analysis.selection import Names, listed, select
 from ..config import layer_name
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError
 from ..notebook import Section, html
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Results:
             poolings=self.poolings,
             languages=self.languages,
         )
+        for pair in self.pairs_asked or ():
+            select(self.run, models=pair, layers=None, poolings=None, languages=None)
         self.family = choose(self.metrics)
         self.metric = self.family[0]
         asked = self.selection.poolings if self.poolings is None else listed(self.poolings)
@@ -204,13 +206,18 @@ class Results:
         return self._once(pair, compute)
 
     def comparisons(self) -> "dict[Pair, xarray.Dataset]":
-        """Those of all pairs that can be compared."""
+        """Those of all pairs that can be compared.
+
+        Raises:
+            ConfigError: a pair that was asked for cannot be compared.
+        """
         found = {}
         for pair in self.pairs:
             try:
                 found[pair] = self.comparison(pair)
             except ConfigError:
-                continue
+                if self.pairs_asked is not None:
+                    raise
         return found
 
     @property
@@ -262,8 +269,6 @@ class Results:
         if key not in self._computed:
             try:
                 self._computed[key] = compute()
-            except StoreError:
-                raise
             except ConfigError as error:
                 self._computed[key] = error
         result = self._computed[key]

@@ -7,12 +7,12 @@ from typing import Any
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D1F", "#5B5EA6")
 """Okabe & Ito 2008, without the colours that are too light on white paper; all have a contrast of
-at least 3 to white and to `DARK`."""
+at least 3 to white and to the page's dark background."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 """Beside colour: no figure depends on colour alone."""
 GREY = "#808080"
-"""Floors and zero lines: visible on white and on `DARK`."""
+"""Floors and zero lines: visible on white and on black."""
 SEQUENTIAL, DIVERGING = "viridis", "blueorange"
 
 FONT = "Liberation Sans, Arial, Helvetica, DejaVu Sans, sans-serif"
@@ -35,16 +35,20 @@ SHORT_LAYER = (
 )
 """Labels of a layer axis, as an expression of Vega."""
 
-LIGHT = {"ink": "#1a1a1a", "quiet": "#595959", "line": "#d0d0d0", "paper": None}
-DARK = {"ink": "#ececec", "quiet": "#b5b5b5", "line": "#484848", "paper": None}
-PAPER = LIGHT | {"paper": "white"}
+PAPER: dict[str, str | None] = {
+    "ink": "#1a1a1a",
+    "quiet": "#595959",
+    "line": "#d0d0d0",
+    "paper": "white",
+}
+"""Colours of a figure in a paper; those of a page are `page.COLORS`."""
 
 
 def config(colors: dict[str, str | None] = PAPER) -> dict[str, Any]:
     """The Vega-Lite configuration of a figure.
 
     Args:
-        colors: `PAPER`, `LIGHT` or `DARK`; the last two leave the background to the page.
+        colors: of text, axes and background (None: that of the page).
     """
     ink, quiet, line = colors["ink"], colors["quiet"], colors["line"]
     axis = {"labelColor": quiet, "titleColor": ink, "titleFontWeight": "normal"}

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .plot import require, require_writable, write_file
 from .results import METRICS, Results
 
@@ -49,13 +50,13 @@ def report(
         progress: called with what is computed, the steps that are done, and of all.
 
     Raises:
-        ConfigError: a store has no complete model, a name is unknown, or the file cannot be
-            written.
+        ConfigError: no open store is given, one has no complete model, a name is unknown, no text
+            is in the first store, or the file cannot be written.
         StoreError: an array cannot be read.
     """
     target = Path(path)
     require_writable(target)
-    runs = list(run) if isinstance(run, Sequence) else [run]
+    runs = _runs(run)
     stores = {
         _name(one, i, runs): Results(
             one, models=models, layers=layers, poolings=poolings, languages=languages,
@@ -63,7 +64,7 @@ def report(
         )
         for i, one in enumerate(runs)
     }  # fmt: skip
-    by_hash = {hashlib.sha256(text.encode()).digest(): text for text in texts or ()}
+    by_hash = {} if texts is None else _by_hash(texts, runs[0])
     if command is None:
         words = ["safetyspace-fast", "report", *stores, "-o", target.name]
         command = " ".join(map(shlex.quote, words))
@@ -103,6 +104,29 @@ def html(
         library=_markup(library),
         version=version("safetyspace-fast"),
     )
+
+
+def _runs(run: "Run | Sequence[Run]") -> "list[Run]":
+    from ..store import Run
+
+    runs = list(run) if isinstance(run, Sequence) and not isinstance(run, str) else [run]
+    for one in runs:
+        if not isinstance(one, Run):
+            raise ConfigError(f"report: got {one!r}, expected a store; open it with open_run first")
+    if not runs:
+        raise ConfigError("report: got no store; name at least one")
+    return runs
+
+
+def _by_hash(texts: Iterable[str], run: "Run") -> dict[bytes, str]:
+    """Texts by their SHA-256, as the store has them."""
+    by_hash = {hashlib.sha256(text.encode()).digest(): text for text in texts}
+    if not any(bytes(digest) in by_hash for digest in run.samples.text_sha256):
+        raise ConfigError(
+            f"texts: none of the {len(by_hash):,} is in {run.place}; give the data that it was "
+            "made of"
+        )
+    return by_hash
 
 
 def _name(run: "Run", i: int, runs: "Sequence[Run]") -> str:

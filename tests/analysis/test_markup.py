@@ -18,6 +18,7 @@ HOSTILE = [
     "`h`",
     "שלום\u202eabc",
     "-1.5",
+    'a "quote"',
 ]
 
 
@@ -109,3 +110,7 @@ def test_results_have_the_numbers_of_the_text_table(form, capsys):
             texts.append(capsys.readouterr().out.replace("$-$", "-"))
         numbers = [re.findall(r"\d\.\d+", text) for text in texts]
         assert sorted(numbers[0]) == sorted(numbers[1]) != []
+
+
+def test_latex_has_no_letter_that_babel_or_an_old_encoding_takes_for_a_command():
+    assert latex('a "quote"') == "a ''quote''"

@@ -185,9 +185,12 @@ def test_cosines_have_the_ceiling_on_the_diagonal() -> None:
     assert [row["value"] for row in drawn] == [0.75, 0.25, 0.25, 0.75]
 
 
-def test_a_pdf_has_its_fonts_and_is_as_wide_as_a_column(run: ssf.Run, tmp_path: Path) -> None:
+def test_a_pdf_has_its_fonts_and_is_as_wide_as_a_column(
+    run: ssf.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "figure.pdf"
     assert main(["plot", str(run.path), "--figure", "layers", "-o", str(file)]) == 0
+    assert capsys.readouterr().out == f"figure: {file}\n"
     content = file.read_bytes()
     box = re.search(rb"/MediaBox \[0 0 ([\d.]+) ", content)
     assert box is not None
@@ -211,6 +214,10 @@ def test_a_png_has_300_dots_an_inch(results: Results, tmp_path: Path) -> None:
         (["--figure", "layers", "-o", "x.svg", "--metric", "rho_adjustd"], "did you mean"),
         (["--figure", "layers", "-o", "x.svg", "--languages", "xx"], "no language 'xx'"),
         (["--figure", "forest", "-o", "x.svg", "--base", "base"], "belong together"),
+        (
+            ["--figure", "forest", "-o", "x.svg", "--base", "base", "--aligned", "no"],
+            "no 'no' in the store",
+        ),
         (["--figure", "layers", "-o", "no/folder/x.svg"], "its folder does not exist"),
         (["--figure", "transfer", "-o", "x.svg", "--languages", "en"], "two languages"),
     ],

@@ -186,6 +186,38 @@ def test_marks_lie_where_the_store_has_the_texts(opened: Browser, store: Path) -
             assert [float(row["mean 1"]), float(row["mean 2"])] == pytest.approx(own, rel=1e-3)
 
 
+def test_of_two_choices_in_a_row_the_later_one_is_drawn(opened: Browser) -> None:
+    drawn = opened.js("""(async () => {
+        const section = document.getElementById('layers');
+        const [select] = section.querySelectorAll('.controls select');
+        const drawn = () => Number(section.dataset.drawn);
+        const before = drawn();
+        for (const value of ['1', '0', '1']) {
+            select.value = value;
+            select.dispatchEvent(new Event('input'));
+        }
+        await new Promise((resume) => setTimeout(resume, 1500));
+        while (drawn() === before) await new Promise((resume) => setTimeout(resume, 50));
+        return [drawn() - before, section.querySelectorAll('.chart svg').length];
+    })()""")
+    assert drawn == [1, 1]
+    labels = opened.js("document.querySelector('#layers .chart').textContent")
+    assert "rho_adjusted" in labels
+
+
+def test_a_figure_that_cannot_be_drawn_says_so_and_the_others_are_drawn(
+    window: Browser, page: Path, folder: Path
+) -> None:
+    broken = folder / "broken.html"
+    text = page.read_text("utf-8")
+    broken.write_text(re.sub(r'(id="data-forest">)[^<]{40}', r"\1", text), "utf-8")
+    window.open(broken)
+    caption = window.js("document.querySelector('#forest figcaption').textContent")
+    assert caption.startswith("This browser cannot draw the figure")
+    assert window.js("document.querySelectorAll('#layers .chart svg').length") == 1
+    assert window.messages == []
+
+
 def test_a_table_is_sorted_by_its_heads(opened: Browser) -> None:
     unsorted = [float(row["value"]) for row in rows_of(opened, "layers")]
     column = (

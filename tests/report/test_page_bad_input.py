@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from test_page import HOSTILE, LONG, RTL, choose, rows_of, window, write_texts  
 
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
+from safetyspace_fast.errors import ConfigError
+from safetyspace_fast.report.plot import require_writable, write_file
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,18 @@ def test_texts_are_shown_only_when_asked_and_confirmed(
     assert window.js("document.querySelectorAll('img').length") == 0
 
 
+def test_texts_of_other_data_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_texts(tmp_path / "texts.jsonl", ("en",), 4)
+    write_texts(tmp_path / "other.jsonl", ("hi",), 4)
+    store, page = run_of(model, tmp_path), tmp_path / "page.html"
+    texts = ["--texts", str(tmp_path / "other.jsonl"), "--show-texts"]
+    assert main(["report", str(store), "-o", str(page), *texts]) == 2
+    assert "none of the 4 is in" in capsys.readouterr().err.splitlines()[-1]
+    assert not page.exists()
+
+
 def test_no_complete_model_is_one_clear_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +145,7 @@ def test_few_texts_give_a_page_that_says_so(
     assert "refused" in words.lower() or "nothing can be said" in words
 
 
+@pytest.mark.slow
 def test_sixty_languages_stay_readable(model: Path, tmp_path: Path, window: Browser) -> None:  # noqa: F811
     langs = tuple(f"a{a}{b}" for a in "bcdfgh" for b in "aeiouklmno")
     write_texts(tmp_path / "texts.jsonl", langs, 8)
@@ -169,6 +185,24 @@ def test_a_page_is_refused_before_anything_is_computed(
 ) -> None:
     assert main(["report", str(tmp_path / "none.zarr")]) != 0
     assert "none.zarr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["a.zarr", Path("a.zarr"), ["a.zarr"], []])
+def test_what_is_no_open_store_is_refused_in_one_line(given: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"open_run first|name at least one"):
+        ssf.report(given, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_file_is_replaced_and_a_link_to_one_stays(tmp_path: Path) -> None:
+    pipe, file, link = (tmp_path / name for name in ("pipe.html", "real.html", "link.html"))
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="is no file"):
+        require_writable(pipe)
+    link.symlink_to(file)
+    write_file(link, b"new")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"new"
 
 
 def test_several_stores_are_chosen_on_one_page(

@@ -7,7 +7,7 @@
     chart(rows, *, width) an Altair chart of these rows that is about `width` pixels wide
 
 `rows` raises `NothingToShowError` where a store lacks what the figure needs. A chart has no colours
-of its own for text, axes and background: `theme.config` gives them, for paper, light and dark.
+of its own for text, axes and background: `theme.config` gives them, for a paper or a page.
 """
 
 from importlib import import_module

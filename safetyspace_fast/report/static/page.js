@@ -253,13 +253,16 @@ class Figure {
 
   wide() { return this.section.clientWidth >= WIDE; }
 
+  /* Of two drawings at a time only the later one stays, whichever ends first. */
   async draw() {
     this.drawnWide = this.wide();
+    const turn = this.turn = 1 + (this.turn || 0);
     for (const view of this.views) view.finalize();
+    this.views = [];
     const panels = this.panels();
     const places = panels.map(() => make("div", { class: "chart" }));
     this.charts.replaceChildren(...places);
-    this.views = await Promise.all(panels.map(async ({ spec, rows, signals, title }, i) => {
+    const views = await Promise.all(panels.map(async ({ spec, rows, signals, title }, i) => {
       const whole = structuredClone(spec);
       if (title) whole.title = { text: title, limit: 300, anchor: "start" };
       whole.datasets = { rows };
@@ -269,6 +272,11 @@ class Figure {
       const { view } = await window.vegaEmbed(places[i], whole, options);
       return view;
     }));
+    if (turn !== this.turn) {
+      for (const view of views) view.finalize();
+      return;
+    }
+    this.views = views;
     for (const place of places) {
       if (place.scrollWidth > place.clientWidth + 1) {
         place.tabIndex = 0; // so that a keyboard can scroll it
@@ -315,9 +323,14 @@ class Figure {
 async function main() {
   const figures = [];
   for (const section of document.querySelectorAll("section[data-figure]")) {
-    const figure = new Figure(section, await unpacked(section.dataset.figure));
-    figures.push(figure);
-    await figure.draw();
+    try {
+      const figure = new Figure(section, await unpacked(section.dataset.figure));
+      figures.push(figure);
+      await figure.draw();
+    } catch (error) {
+      section.querySelector("figcaption").textContent =
+        `This browser cannot draw the figure (${error.message}). Open the page in a newer one.`;
+    }
     await new Promise((resume) => setTimeout(resume)); // what a reader does comes first
   }
   let waiting = 0;
