@@ -136,9 +136,13 @@ def once(events: Iterator[Event]) -> Iterator[Event]:
 
 
 def _is_of_the_disk(error: SafetySpaceError) -> bool:
-    """Whether the system refused to write, as when a disk is full."""
+    """Whether the system refused to write, as when a disk is full.
+
+    A ModelError may come from the system too: the hub, or a tokenizer that cannot be read.
+    """
     cause = error.__cause__
-    return isinstance(cause, OSError) and not isinstance(cause, SafetySpaceError)
+    is_of_system = isinstance(cause, OSError) and not isinstance(cause, SafetySpaceError)
+    return isinstance(error, StoreError) and is_of_system
 
 
 def by_store(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

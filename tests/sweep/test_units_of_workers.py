@@ -1,5 +1,6 @@
 """Workers that share models give the bytes of one process, whoever dies when."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,11 +171,16 @@ def test_a_model_that_fails_on_one_worker_only_is_run_by_the_others(
     assert team.is_done(out)
 
 
-def test_a_model_that_fails_stops_no_other(team: Team, tmp_path: Path) -> None:
+@pytest.mark.parametrize("failure", ["missing", "no tokenizer"])
+def test_a_model_that_fails_stops_no_other(team: Team, tmp_path: Path, failure: str) -> None:
     out = tmp_path / "run.zarr"
     first, second = team.at(out)
-    missing = replace(first, models=f"a={tmp_path / 'nothing'}")
-    events = work([missing, second])
+    folder = tmp_path / "nothing"
+    if failure == "no tokenizer":  # which transformers calls an error of the system
+        shutil.copytree(first.models[0].partition("=")[2], folder)
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    events = work([replace(first, models=f"a={folder}"), second])
     with pytest.raises(api.SafetySpaceError, match="nothing"):
         list(events)
     assert Run(str(out)).models == ("b",)
