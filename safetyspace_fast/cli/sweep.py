@@ -94,7 +94,11 @@ def _show_workers(
 
 
 def _refuse_options(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
-    typed = [name for name, value in options.items() if value and name not in _BESIDE_A_FILE]
+    typed = [
+        name
+        for name, value in options.items()
+        if value is not False and name not in _BESIDE_A_FILE  # 0 was typed, a flag was not
+    ]
     typed += ["preset"] if arguments.preset else []
     if typed == ["overwrite"]:
         raise ConfigError("run: --overwrite and a sweep file; remove the stores yourself")
