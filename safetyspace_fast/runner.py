@@ -92,7 +92,7 @@ def run_models(config: RunConfig, steps: Steps = Steps()) -> Generator[Event, No
     Raises:
         SafetySpaceError: the reason, in one line; finished work is kept.
     """
-    specs = _models(config)
+    specs = specs_of(config.models)
     names = [spec.name for spec in specs]
     place = Place(config.out)
     refuse_existing(config)
@@ -161,8 +161,9 @@ def start_afresh(config: RunConfig, names: Sequence[str]) -> None:
             _Output(config, names, samples).open()
 
 
-def _models(config: RunConfig) -> list[ModelSpec]:
-    specs = [parse_model(text) for text in config.models]
+def specs_of(models: Sequence[str]) -> list[ModelSpec]:
+    """The models of one store; raises ConfigError if two have the same name."""
+    specs = [parse_model(text) for text in models]
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
@@ -761,14 +762,9 @@ class OneModel:
             StoreError: the store has the model from other files, or run in another way; or it has
                 other texts: only a run in one process makes a store grow.
         """
-        (self.spec,) = _models(config)
+        (self.spec,) = specs_of(config.models)
         self.name = self.spec.name
         self.samples = samples
-        if config.weights == "stream":
-            raise ConfigError(
-                "weights: one process reads streamed weights, once for all texts; leave out "
-                "--devices, --rank, --world-size and --ray, or choose weights 'load'"
-            )
         self._config, self._template = config, templates.get(self.name)
         none = templates.get(self.name, "") is None
         template: TemplateMode = "none" if none else config.template

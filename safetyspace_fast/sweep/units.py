@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,11 +30,12 @@ from ..extract import Event, Extraction, ModelDone, Note, Planned, Unit
 from ..extract.loop import what_is_lost, write_rest
 from ..extract.plan import Part
 from ..extract.prepare import Prepared
-from ..models import LoadedModel, choose_templates, device_errors, parse_model
-from ..runner import OneModel, refuse_existing, start_afresh
+from ..models import LoadedModel, device_errors, parse_model
+from ..runner import OneModel, refuse_existing, specs_of, start_afresh
 from ..store import Claim, Leases, Place, Run, Session, Shared, alone, consolidate, settle
 from ..store.layout import Array, Attributes
 from ..store.leases import WORKERS
+from .templates import templates_of
 
 POLL_SECONDS = 0.5
 """A worker that finds nothing to do looks again so often."""
@@ -62,12 +63,13 @@ def work(
         loading: lasts as long as a model is loaded.
 
     Raises:
-        ConfigError: a worker that is alive has other configs for one of these models.
+        ConfigError: a worker that is alive has other configs for one of these models; or a model
+            cannot be shared, or two have the same name.
         StoreError: the disk cannot be written to; the worker ends at once, others go on.
         SafetySpaceError: why the first of the models that failed here did, when all others are
             done. A failed one that other workers have completed is no error.
     """
-    _refuse_tensor_parallel(configs)
+    _refuse_unshared(configs)
     with ExitStack() as stack:
         jobs: list[_Job] = []
         for of_store in by_store(configs):
@@ -96,30 +98,43 @@ def work(
                 raise failure
 
 
-def begin_stores(configs: Sequence[RunConfig]) -> None:
-    """What is done once before the workers start: overwrite stores, or refuse those that exist.
+def refuse_unsuitable(configs: Sequence[RunConfig]) -> None:
+    """Refuse what no workers can do, once before they start.
 
     Args:
         configs: each with one model.
 
     Raises:
         StoreError: a store exists, and is neither to be gone on with nor overwritten.
-        ConfigError: a model needs several devices.
+        ConfigError: a model cannot be shared, or two have the same name.
     """
-    _refuse_tensor_parallel(configs)
+    _refuse_unshared(configs)
     for of_store in by_store(configs):
         refuse_existing(of_store[0])
+
+
+def begin_stores(configs: Sequence[RunConfig]) -> None:
+    """Refuse what is unsuitable, then make those stores empty that are overwritten."""
+    refuse_unsuitable(configs)
+    for of_store in by_store(configs):
         if of_store[0].overwrite:
             names = [parse_model(*config.models).name for config in of_store]
             start_afresh(of_store[0], names)
 
 
-def _refuse_tensor_parallel(configs: Sequence[RunConfig]) -> None:
-    if any(config.tensor_parallel > 1 for config in configs):
-        raise ConfigError(
-            "tensor_parallel: a worker has one device; run this model by itself, without "
-            "--devices, --rank and --ray, or use --weights stream"
-        )
+def _refuse_unshared(configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError if workers cannot share these models."""
+    alone = "run this model by itself, without --devices, --rank, --world-size and --ray"
+    for config in configs:
+        if config.tensor_parallel > 1:
+            raise ConfigError(f"tensor_parallel: a worker has one device; {alone}")
+        if config.weights == "stream":
+            raise ConfigError(
+                f"weights: one process reads streamed weights, once for all texts; {alone}, or "
+                "choose weights 'load'"
+            )
+    for of_store in by_store(configs):
+        specs_of([model for config in of_store for model in config.models])
 
 
 def once(events: Iterator[Event]) -> Iterator[Event]:
@@ -177,7 +192,7 @@ def _join(
         key = repr((config.data, data_fields(config)))
         if key not in samples:
             samples[key] = read_samples(config.data, on_note=notes.append, **data_fields(config))
-    templates = _templates(configs, notes)
+    templates = templates_of(configs, notes.append)
     jobs: list[_Job] = []
     for config in configs:
         data = samples[repr((config.data, data_fields(config)))]
@@ -221,33 +236,6 @@ def _refuse_disagreement(
                 f"of {world_size} (process {other['pid']} on {other['host']}), and both run model "
                 f"{both[0]!r}; give all ranks the same command, or wait for the other run"
             )
-
-
-def _templates(configs: Sequence[RunConfig], notes: list[str]) -> dict[str, str | None]:
-    """The chat template of each model, as for models of one run.
-
-    A model that is missing has none here; loading it says why.
-    """
-    chosen: dict[str, str | None] = {}
-    for mode in dict.fromkeys(config.template for config in configs):
-        alike = [config for config in configs if config.template == mode]
-        there = []
-        for config in alike:
-            with suppress(ModelError):
-                _choose([config], [])
-                there.append(config)
-        chosen |= _choose(there, notes) if there else {}
-    return chosen
-
-
-def _choose(configs: Sequence[RunConfig], notes: list[str]) -> dict[str, str | None]:
-    return choose_templates(
-        [parse_model(*config.models) for config in configs],
-        configs[0].template,
-        allow_pickle=configs[0].allow_pickle,
-        trust_remote_code=configs[0].trust_remote_code,
-        on_note=notes.append,
-    )
 
 
 class _Job:
