@@ -11,7 +11,8 @@ from safetyspace_fast import api
 from safetyspace_fast.errors import ConfigError, StoreError
 from safetyspace_fast.extract import ModelDone, Note
 from safetyspace_fast.store import Place, Run, Shared
-from safetyspace_fast.sweep.units import merge, work
+from safetyspace_fast.sweep.merge import merge
+from safetyspace_fast.sweep.units import work
 
 
 @pytest.fixture(scope="module")
