@@ -203,7 +203,9 @@ def test_runs_of_a_sweep_and_workers_choose_the_templates_of_one_run(
     assert templates_of([*configs, missing], print) == together
 
 
-@pytest.mark.parametrize("stop_after", [3, 11, 17])
+@pytest.mark.parametrize(
+    "stop_after", [11, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 17))]
+)
 def test_a_stopped_sweep_goes_on_to_the_same_bytes(
     models: Path, plain: dict[str, bytes], tmp_path: Path, stop_after: int
 ) -> None:

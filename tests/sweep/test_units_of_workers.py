@@ -14,6 +14,10 @@ from safetyspace_fast.store import Place, Run, Shared
 from safetyspace_fast.sweep.merge import merge
 from safetyspace_fast.sweep.units import work
 
+SLOW = pytest.mark.slow
+KEPT = {("beginning", 0), ("in a batch", 5), ("merging", 0)}
+"""Stages in which a worker is killed also when slow tests are left out."""
+
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
@@ -21,7 +25,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         yield make_team(tmp_path_factory.mktemp("team"))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_any_number_of_workers_gives_the_same_bytes(
     team: Team, tmp_path: Path, number: int
 ) -> None:
@@ -36,7 +40,11 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("stage", "at"),
-    [(stage, at) for stage in STAGES for at in ((0,) if stage != "in a batch" else (0, 5))],
+    [
+        pytest.param(stage, at, marks=() if (stage, at) in KEPT else SLOW)
+        for stage in STAGES
+        for at in ((0,) if stage != "in a batch" else (0, 5))
+    ],
 )
 def test_a_killed_worker_loses_at_most_the_batch_in_hand(
     team: Team, tmp_path: Path, stage: str, at: int
@@ -61,7 +69,10 @@ def test_a_killed_worker_loses_at_most_the_batch_in_hand(
         assert texts < both
 
 
-@pytest.mark.parametrize("stage", ["in a batch", "finishing a language", "merging"])
+@pytest.mark.parametrize(
+    "stage",
+    ["in a batch", *(pytest.param(s, marks=SLOW) for s in ("finishing a language", "merging"))],
+)
 def test_workers_that_live_take_over_from_one_that_dies(
     team: Team, tmp_path: Path, stage: str
 ) -> None:
