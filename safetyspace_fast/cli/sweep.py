@@ -45,7 +45,8 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
     configs = read_sweep(arguments.sweep).configs()
     refuse_missing(configs)
-    alone = rank_of(arguments.rank, arguments.world_size)[1] == 1
+    # Ray places workers itself, whatever Slurm says of the process that starts them.
+    alone = arguments.ray is not None or rank_of(arguments.rank, arguments.world_size)[1] == 1
     if alone and not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
     shared = _with_data(configs)

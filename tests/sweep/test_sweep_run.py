@@ -93,13 +93,21 @@ def test_one_that_fails_stops_no_other_and_the_bytes_are_those_of_plain_runs(
 
 
 def test_repeating_with_resume_runs_only_what_failed(
-    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    models: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = shutil.copytree(models, tmp_path / "models")
     content = tree(own, tmp_path / "out", "a", "broken", data=TWO_SETS[1:])
     file = write(tmp_path / "s.json", content)
     assert main(["run", file]) == 1
     assert main(["run", file]) == 1
+    assert "exists already; continue the sweep with --resume" in capfd.readouterr().err
+    with monkeypatch.context() as slurm:  # whose ranks may add to a store, but not those of Ray
+        slurm.setenv("SLURM_PROCID", "0")
+        slurm.setenv("SLURM_NTASKS", "4")
+        assert main(["run", file, "--ray", "127.0.0.1:1"]) == 1
     assert "exists already; continue the sweep with --resume" in capfd.readouterr().err
     shutil.copy(own / "b" / "model.safetensors", own / "broken")
     assert main(["run", file, "--resume", "--json"]) == 0
