@@ -103,8 +103,10 @@ class RunDisplay:
             )
             self._tokens[event.model] = 0
         elif isinstance(event, api.Progressed):
+            # Of several workers, one may tell its last batch after another has merged the model.
+            if (shown := self._bars.get(event.model)) is None:
+                return
             self._tokens[event.model] += event.tokens
-            shown = self._bars[event.model]
             shown.update(event.texts)
             if elapsed := shown.format_dict["elapsed"]:
                 rate = f"{self._tokens[event.model] / elapsed:,.0f} tokens/s"
@@ -146,6 +148,9 @@ class SweepDisplay:
 
         if isinstance(event, api.Note):
             self._say(f"{event.model}: {event.message}" if event.model else event.message)
+            return
+        if isinstance(event, api.Verified):
+            self._say(f"{event.model}: {verdict_line(event.verification)}")
             return
         row = self._row_of(event)
         if isinstance(event, RunBegun):

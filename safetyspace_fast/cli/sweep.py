@@ -45,7 +45,8 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
     configs = read_sweep(arguments.sweep).configs()
     refuse_missing(configs)
-    alone = rank_of(arguments.rank, arguments.world_size)[1] == 1
+    # Ray places workers itself, whatever Slurm says of the process that starts them.
+    alone = arguments.ray is not None or rank_of(arguments.rank, arguments.world_size)[1] == 1
     if alone and not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
     shared = _with_data(configs)
@@ -94,7 +95,11 @@ def _show_workers(
 
 
 def _refuse_options(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
-    typed = [name for name, value in options.items() if value and name not in _BESIDE_A_FILE]
+    typed = [
+        name
+        for name, value in options.items()
+        if value is not False and name not in _BESIDE_A_FILE  # 0 was typed, a flag was not
+    ]
     typed += ["preset"] if arguments.preset else []
     if typed == ["overwrite"]:
         raise ConfigError("run: --overwrite and a sweep file; remove the stores yourself")

@@ -119,7 +119,7 @@ def add_merge(commands: Commands) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from ..sweep.units import merge
+    from ..sweep.merge import merge
 
     done = show_events(merge(arguments.run))
     if arguments.json:

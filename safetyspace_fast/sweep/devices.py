@@ -43,7 +43,7 @@ def devices_of(text: str) -> tuple[str, ...]:
         ConfigError: it is none of these, or there is no such GPU.
     """
     wanted = "expected all, GPUs such as 0-3 or 0,2, or cpu:2"
-    if match := re.fullmatch(r"cpu:(\d+)", text):
+    if match := re.fullmatch(r"cpu:(\d{1,9})", text):
         if not 1 <= (number := int(match[1])) <= 1024:
             raise ConfigError(f"devices: got {text!r}, expected 1 to 1024 workers")
         return ("cpu",) * number

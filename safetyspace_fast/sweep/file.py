@@ -103,7 +103,7 @@ def read_sweep(path: str | Path) -> Sweep:
     decode = msgspec.json.decode if file.suffix == ".json" else msgspec.toml.decode
     try:
         tree = decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         kind = "JSON" if file.suffix == ".json" else "TOML"
         raise ConfigError(f"{path}: not {kind}: {first_line(error)}") from error
     return decode_sweep(tree, name)

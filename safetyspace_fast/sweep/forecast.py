@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import RunConfig
-from ..errors import SafetySpaceError, StoreError
+from ..errors import SafetySpaceError, StoreError, first_line
 from ..extract import Event, Note
 from ..models import parse_model
 from ..store import Place, Run
@@ -96,8 +96,9 @@ def forecast(
                     work=work,
                 )
             )
-        except SafetySpaceError as error:  # the run itself will stop with it, alone
-            forecasts.append(RunForecast(name, out, texts, why=str(error)))
+        except Exception as error:  # the run itself will stop with it, alone
+            why = str(error) if isinstance(error, SafetySpaceError) else first_line(error)
+            forecasts.append(RunForecast(name, out, texts, why=why))
     return forecasts
 
 

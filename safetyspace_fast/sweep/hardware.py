@@ -26,6 +26,8 @@ _FORWARD_SHARE, _FINISH_SHARE, _FREE = 0.40, 0.25, 0.8
 _START_S = 30.0
 _GOOD = 0.7
 """Share of useful time above which the work itself is the limit."""
+MOST_DEVICES = 100_000
+"""Of a cluster on paper: each is simulated."""
 PART_SAMPLES = Batching(0).part_samples
 _BY_LABELLING, _BY_DISTANCE = 4000, 6
 """Operations of 1,000 permutations of the labels, and of three distances, in products."""
@@ -116,7 +118,8 @@ def parse_cluster(text: str) -> Cluster:
     """Read `DEVICExN[,nodes=N][,read=GB/s][,store=GB/s][,failure=24h][,price=2.50USD/h]`.
 
     Raises:
-        ConfigError: an unknown device or key, or a value without a unit that needs one.
+        ConfigError: an unknown device or key, a value without a unit that needs one, or more than
+            `MOST_DEVICES`.
     """
     kind, *options = text.split(",")
     match = re.fullmatch(r"([a-z0-9]+?)(?:x(\d+))?", kind.strip().lower())
@@ -144,11 +147,15 @@ def parse_cluster(text: str) -> Cluster:
             raise ConfigError(
                 f"hardware: no key {key!r}; choose from {', '.join(keys)}{nearest(key, keys)}"
             )
+    if cluster.devices > MOST_DEVICES:
+        raise ConfigError(
+            f"hardware: got {cluster.devices:,} devices, expected at most {MOST_DEVICES:,}"
+        )
     return cluster
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise ConfigError(f"{name}: got {text!r}, expected a whole number from 1 on")
     return int(text)
 

@@ -24,7 +24,7 @@ from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError, firs
 from ..extract import Event, Note
 from ..info import package_versions
 from ..store import Place
-from .units import begin_stores, once, work
+from .units import begin_stores, once, refuse_unsuitable, work
 
 _RESTARTS = 5
 """Of an actor that dies; Ray does not count those of nodes that were preempted."""
@@ -73,9 +73,9 @@ def run_on_ray(
     Raises:
         SafetySpaceError: the reason, in one line; finished work is kept.
     """
-    _refuse_unsuitable(configs, workers)
+    _refuse_unplaced(configs, workers)
+    refuse_unsuitable(configs)
     ray = _ray()
-    begin_stores(configs)
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         _refuse_deaf(address)
@@ -83,6 +83,7 @@ def run_on_ray(
     if started_here:
         _connect(ray, address)
     try:
+        begin_stores(configs)  # now that there is a cluster: it may overwrite
         with closing(_Cluster(ray, configs, workers, patience).events()) as events:
             yield from once(events)
     finally:
@@ -90,7 +91,7 @@ def run_on_ray(
             _within(patience.head, ray.shutdown)
 
 
-def _refuse_unsuitable(configs: Sequence[RunConfig], workers: int | None) -> None:
+def _refuse_unplaced(configs: Sequence[RunConfig], workers: int | None) -> None:
     """Refuse what no cluster can run, before Ray is started."""
     if workers is not None and workers < 1:
         raise ConfigError(f"ray: got {workers} workers, expected at least 1")

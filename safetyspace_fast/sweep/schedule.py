@@ -12,6 +12,8 @@ import numpy as np
 from ..errors import ConfigError
 
 _NO_MODEL = -1
+_IN_VAIN = 100
+"""Failures for each unit and worker after which a sweep is held to have no end."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def simulate(units: Sequence[Unit], conditions: Conditions, seed: int = 0) -> Sc
         seed: of failures.
 
     Raises:
-        ConfigError: there are no workers or no units.
+        ConfigError: there are no workers or no units; or workers fail before they do anything.
     """
     if conditions.workers < 1 or not units:
         raise ConfigError("schedule: expected at least one worker and one unit")
@@ -133,6 +135,7 @@ class _Simulation:
         for unit in reversed(units):
             self._put(unit)
         self._left = len(units)
+        self._most_failures = _IN_VAIN * (len(units) + conditions.workers)
         self._reads = _Pipe(conditions.read_bytes_per_s, conditions.worker_read_bytes_per_s)
         self._writes = _Pipe(conditions.store_bytes_per_s, conditions.store_bytes_per_s)
         self._spent = dict.fromkeys(("useful", "loading", "writing", "lost", "away"), 0.0)
@@ -203,6 +206,12 @@ class _Simulation:
         ran = min(fails_at - loaded, unit.seconds)
         kept = ran // batch_s * batch_s if np.isfinite(batch_s) else 0.0
         self._failures += 1
+        if self._failures > self._most_failures:
+            hours = self._conditions.hours_to_failure
+            raise ConfigError(
+                f"failure: got {hours:g}h, and so workers fail before they have loaded a model or "
+                "run a batch, over and over; expected a longer time"
+            )
         self._holders[unit.model] -= 1
         self._spent["useful"] += kept
         self._spent["lost"] += fails_at - began - kept

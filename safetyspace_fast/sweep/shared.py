@@ -6,19 +6,17 @@ from typing import Any
 
 from ..config import RunConfig, data_fields
 from ..data import Samples, read_samples
-from ..errors import SafetySpaceError
 from ..models import (
     LoadedModel,
     ModelSpec,
     Tokenized,
-    choose_templates,
-    find_sources,
     load_model,
     parse_model,
     tokenize,
 )
 from ..models.layers import embedding_rows
 from ..runner import Steps
+from .templates import template_of
 
 
 class SharedWork:
@@ -31,9 +29,7 @@ class SharedWork:
             configs: the runs of a sweep, in order, each with one model.
         """
         self.steps = Steps(self._read, self._choose_templates, self._load, self._tokenize)
-        self._specs = list(
-            dict.fromkeys((parse_model(*config.models), config.template) for config in configs)
-        )
+        self._configs = tuple(configs)
         self._samples: dict[str, Samples] = {}
         self._tokens: dict[object, Tokenized] = {}
         self._loaded: tuple[str, LoadedModel] | None = None
@@ -59,14 +55,12 @@ class SharedWork:
     ) -> dict[str, str | None]:
         """Choose as for a run of all models that share a base: such models get one template."""
         (spec,) = specs
-        code = (options["allow_pickle"], options["trust_remote_code"])
-        family = [
-            other
-            for other, template in self._specs
-            if (other.base, other.revision, template) == (spec.base, spec.revision, mode)
-        ]
-        together = [other for other in family if other == spec or _is_complete(other, *code)]
-        return choose_templates(together, mode, **options)
+        config = next(
+            config
+            for config in self._configs
+            if (parse_model(*config.models), config.template) == (spec, mode)
+        )
+        return template_of(config, self._configs, options["on_note"])
 
     def _load(self, spec: ModelSpec, **options: Any) -> LoadedModel:
         key = repr((spec, sorted((k, v) for k, v in options.items() if k != "on_note")))
@@ -83,14 +77,6 @@ class SharedWork:
         if key not in self._tokens:
             self._tokens[key] = tokenize(model, texts, **options)
         return self._tokens[key]
-
-
-def _is_complete(spec: ModelSpec, allow_pickle: bool, trust_remote_code: bool) -> bool:
-    try:
-        find_sources(spec, allow_pickle, trust_remote_code)
-    except SafetySpaceError:
-        return False
-    return True
 
 
 def _reads_as(model: LoadedModel) -> tuple[object, ...]:

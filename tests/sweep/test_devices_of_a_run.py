@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sharing import TIMEOUT, Team, make_team, one_thread
 
-from safetyspace_fast import api
-from safetyspace_fast.errors import SafetySpaceError, StoreError
+from safetyspace_fast import api, terminal
+from safetyspace_fast.errors import ConfigError, SafetySpaceError, StoreError
 from safetyspace_fast.store import Place
 from safetyspace_fast.sweep.devices import run_on_devices
 
@@ -84,6 +85,29 @@ def test_an_error_of_all_workers_is_one_line(team: Team, tmp_path: Path) -> None
     with pytest.raises(SafetySpaceError, match="nothing") as caught:
         list(run_on_devices([config], ("cpu",)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": "a=gpt2"}, "two have the same name in a, a"),
+        ({"weights": "stream"}, "weights: one process reads streamed weights"),
+        ({"tensor_parallel": 2}, "tensor_parallel: a worker has one device"),
+    ],
+)
+def test_models_that_workers_cannot_share_are_refused_before_one_starts(
+    team: Team, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    first, second = team.at(tmp_path / "run.zarr")
+    with pytest.raises(ConfigError, match=said):
+        next(run_on_devices([first, replace(second, **change)], ["cpu", "cpu"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_is_told_after_its_model_was_merged_breaks_no_display() -> None:
+    with terminal.RunDisplay() as display:
+        display.show(api.ModelDone("a", 4, 40, 1.0, 1.0, None))
+        display.show(api.Progressed("a", 4, 40))
 
 
 def test_a_store_that_exists_is_not_added_to_unasked(team: Team) -> None:

@@ -240,7 +240,11 @@ def test_what_no_cluster_can_run_is_refused_before_ray_starts(
 ) -> None:
     for wrong, options, reason in (
         (replace(config, device="cuda:1"), {}, "Ray chooses the device"),
-        (replace(config, tensor_parallel=2), {}, "a worker has one device.*--weights stream"),
+        (
+            replace(config, tensor_parallel=2),
+            {},
+            "a worker has one device; run this model by itself",
+        ),
         (config, {"workers": 0}, "got 0 workers, expected at least 1"),
         (config, {}, "no cluster at 127.0.0.1:1: .*give HOST:PORT"),
     ):
@@ -250,6 +254,10 @@ def test_what_no_cluster_can_run_is_refused_before_ray_starts(
         next(run_on_ray([config], "ray://127.0.0.1:1"))
     with pytest.raises(StoreError, match="exists already"):
         next(run_on_ray([alone], "127.0.0.1:1"))
+    before = contents(alone)
+    with pytest.raises(ConfigError, match="no cluster"):
+        next(run_on_ray([replace(alone, overwrite=True)], "127.0.0.1:1"))
+    assert contents(alone) == before
 
 
 def test_without_ray_one_line_says_how_to_install_it(

@@ -100,6 +100,8 @@ def test_hardware_is_read_with_its_units() -> None:
     [
         ("h10", "hardware: got 'h10', expected `this` or one of a100, h100.*did you mean 'h100'"),
         ("h100x0", "hardware: got '0', expected a whole number from 1 on"),
+        ("h100x8,nodes=20000", "hardware: got 160,000 devices, expected at most 100,000"),
+        ("h100x8,nodes=" + "9" * 5000, "nodes: got '9.*', expected a whole number"),
         ("h100x8,nodes=two", "nodes: got 'two', expected a whole number"),
         ("h100x8,price=2.5", "price: got '2.5', expected .* with the currency: 2.50USD/h"),
         ("h100x8,price=2.5USD", "price: got '2.5USD'"),
@@ -220,6 +222,12 @@ def test_a_schedule_of_nothing_is_refused() -> None:
     for units, workers in (([], 3), (UNITS, 0)):
         with pytest.raises(ConfigError, match="at least one worker and one unit"):
             simulate(units, replace(CALM, workers=workers))
+
+
+def test_workers_that_fail_before_they_do_anything_are_refused() -> None:
+    hopeless = replace(CALM, workers=4, hours_to_failure=1e-4, start_s=30.0)
+    with pytest.raises(ConfigError, match=r"failure: got 0\.0001h.*expected a longer time"):
+        simulate(UNITS[:10], hopeless)
 
 
 def test_the_command_states_its_assumptions_and_the_price(

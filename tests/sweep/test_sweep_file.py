@@ -117,6 +117,8 @@ def test_a_mistake_is_named_with_its_place(change: dict[str, object], said: str)
     [
         ("s.toml", "models = [", "not TOML"),
         ("s.json", "{", "not JSON"),
+        ("s.json", "[" * 100_000, "not JSON"),
+        ("s.toml", "a=" + "[" * 20_000, "not TOML"),
         ("s.json", "[]", "the file: expected `table`, got `list`"),
         ("s.toml", "models = ['a']", "out: missing; name a folder"),
         ("s.toml", b"\xff\xfe", "not TOML"),
@@ -142,8 +144,9 @@ def test_options_beside_a_file_are_refused(
     file = str(tmp_path / "s.toml")
     assert main(["run", file]) == 2
     assert "no sweep file can be read here" in capfd.readouterr().err
-    assert main(["run", file, "--seed", "3"]) == 2
-    assert f"--seed and a sweep file; write it into {file}" in capfd.readouterr().err
+    for seed in ("3", "0"):
+        assert main(["run", file, "--seed", seed]) == 2
+        assert f"--seed and a sweep file; write it into {file}" in capfd.readouterr().err
     assert main(["run", file, "--overwrite"]) == 2
     assert "remove the stores yourself" in capfd.readouterr().err
     assert main(["run", "--dry-run", "--model", "a", "--data", "b", "--out", "c"]) == 2

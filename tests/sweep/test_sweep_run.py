@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from tiny_models import save_adapter, save_tiny
 from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
+from safetyspace_fast.models import choose_templates, parse_model
 from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared, trial
 from safetyspace_fast.sweep.file import decode_sweep
 from safetyspace_fast.sweep.forecast import forecast
+from safetyspace_fast.sweep.templates import templates_of
 
 SETTINGS = {"token_budget": 256, "dtype": "float32", "template": "none", "poolings": ["last"]}
 TWO_SETS = [
@@ -90,13 +93,21 @@ def test_one_that_fails_stops_no_other_and_the_bytes_are_those_of_plain_runs(
 
 
 def test_repeating_with_resume_runs_only_what_failed(
-    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    models: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = shutil.copytree(models, tmp_path / "models")
     content = tree(own, tmp_path / "out", "a", "broken", data=TWO_SETS[1:])
     file = write(tmp_path / "s.json", content)
     assert main(["run", file]) == 1
     assert main(["run", file]) == 1
+    assert "exists already; continue the sweep with --resume" in capfd.readouterr().err
+    with monkeypatch.context() as slurm:  # whose ranks may add to a store, but not those of Ray
+        slurm.setenv("SLURM_PROCID", "0")
+        slurm.setenv("SLURM_NTASKS", "4")
+        assert main(["run", file, "--ray", "127.0.0.1:1"]) == 1
     assert "exists already; continue the sweep with --resume" in capfd.readouterr().err
     shutil.copy(own / "b" / "model.safetensors", own / "broken")
     assert main(["run", file, "--resume", "--json"]) == 0
@@ -174,7 +185,35 @@ def test_models_of_one_base_get_one_template_as_in_one_run(tmp_path: Path) -> No
     assert manifests[0]["template_sha256"] == manifests[1]["template_sha256"]
 
 
-@pytest.mark.parametrize("stop_after", [3, 11, 17])
+@pytest.mark.parametrize("mode", ["auto", "chat"])
+def test_runs_of_a_sweep_and_workers_choose_the_templates_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = save_tiny("llama", tmp_path / "base", num_hidden_layers=1)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    save_tiny("llama", tmp_path / "other", chat_template="{{ messages }}", num_hidden_layers=1)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tmp_path / "other" / name, adapter)
+    models = ["base", f"tuned={base}+{adapter}"]  # one base, written in two ways
+    content = tree(tmp_path, tmp_path / "out", models=models, data=TWO_SETS[1:], template=mode)
+    configs = decode_sweep(content).configs()
+    specs = [parse_model(model) for model in models]
+    together = choose_templates(specs, mode, on_note=print)
+    assert together == dict.fromkeys(
+        ("base", "tuned"), "{{ messages }}" if mode == "chat" else None
+    )
+    code = {"allow_pickle": False, "trust_remote_code": False, "on_note": print}
+    steps = shared.SharedWork(configs).steps
+    assert [steps.choose_templates([spec], mode, **code) for spec in specs] == [together] * 2
+    assert templates_of(configs, print) == together
+    missing = replace(configs[0], models="missing=no/such/model")
+    assert templates_of([*configs, missing], print) == together
+
+
+@pytest.mark.parametrize(
+    "stop_after", [11, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 17))]
+)
 def test_a_stopped_sweep_goes_on_to_the_same_bytes(
     models: Path, plain: dict[str, bytes], tmp_path: Path, stop_after: int
 ) -> None:
@@ -326,6 +365,20 @@ def test_a_model_that_cannot_be_made_has_no_estimate_and_stops_no_other(
     ended = {e.model: e.error for e in run_sweep(configs) if isinstance(e, RunEnded)}
     assert isinstance(ended["odd"], ModelError)
     assert ended["b"] is None
+
+
+def test_a_template_that_raises_has_no_estimate_and_stops_no_other(
+    models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = shutil.copytree(models / "a", tmp_path / "odd")
+    (odd / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    listed = [str(odd), str(models / "b")]
+    changes = {"models": listed, "data": TWO_SETS[1:], "template": "auto"}
+    assert main(["run", write(tmp_path / "s.json", tree(models, tmp_path / "out", **changes))]) == 1
+    said = capfd.readouterr()
+    assert "no estimate for 1 of them" in said.err
+    assert "1 runs done, 1 failed" in said.out
+    assert "no such role" in said.out
 
 
 def test_a_pair_without_access_is_said_before_anything_runs(

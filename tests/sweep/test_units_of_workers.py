@@ -11,7 +11,12 @@ from safetyspace_fast import api
 from safetyspace_fast.errors import ConfigError, StoreError
 from safetyspace_fast.extract import ModelDone, Note
 from safetyspace_fast.store import Place, Run, Shared
-from safetyspace_fast.sweep.units import merge, work
+from safetyspace_fast.sweep.merge import merge
+from safetyspace_fast.sweep.units import work
+
+SLOW = pytest.mark.slow
+KEPT = {("beginning", 0), ("in a batch", 5), ("merging", 0)}
+"""Stages in which a worker is killed also when slow tests are left out."""
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +25,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         yield make_team(tmp_path_factory.mktemp("team"))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_any_number_of_workers_gives_the_same_bytes(
     team: Team, tmp_path: Path, number: int
 ) -> None:
@@ -35,7 +40,11 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 @pytest.mark.parametrize(
     ("stage", "at"),
-    [(stage, at) for stage in STAGES for at in ((0,) if stage != "in a batch" else (0, 5))],
+    [
+        pytest.param(stage, at, marks=() if (stage, at) in KEPT else SLOW)
+        for stage in STAGES
+        for at in ((0,) if stage != "in a batch" else (0, 5))
+    ],
 )
 def test_a_killed_worker_loses_at_most_the_batch_in_hand(
     team: Team, tmp_path: Path, stage: str, at: int
@@ -60,7 +69,10 @@ def test_a_killed_worker_loses_at_most_the_batch_in_hand(
         assert texts < both
 
 
-@pytest.mark.parametrize("stage", ["in a batch", "finishing a language", "merging"])
+@pytest.mark.parametrize(
+    "stage",
+    ["in a batch", *(pytest.param(s, marks=SLOW) for s in ("finishing a language", "merging"))],
+)
 def test_workers_that_live_take_over_from_one_that_dies(
     team: Team, tmp_path: Path, stage: str
 ) -> None:
@@ -170,11 +182,14 @@ def test_a_model_that_fails_on_one_worker_only_is_run_by_the_others(
     assert team.is_done(out)
 
 
-def test_a_model_that_fails_stops_no_other(team: Team, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["./nothing", "no/nothing"])  # no folder; not on the hub
+def test_a_model_that_fails_stops_no_other(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     out = tmp_path / "run.zarr"
     first, second = team.at(out)
-    missing = replace(first, models=f"a={tmp_path / 'nothing'}")
-    events = work([missing, second])
+    events = work([replace(first, models=f"a={missing}"), second])
     with pytest.raises(api.SafetySpaceError, match="nothing"):
         list(events)
     assert Run(str(out)).models == ("b",)

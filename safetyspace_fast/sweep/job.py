@@ -1,0 +1,316 @@
+"""One model as one worker sees it: begin it, take its units, run them, merge it."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from ..errors import ModelError, StoreError
+from ..extract import Event, Extraction, Note, Unit
+from ..extract.plan import Part
+from ..extract.prepare import Prepared
+from ..models import LoadedModel, device_errors
+from ..runner import OneModel
+from ..store import Leases, Run, Shared
+from ..store.layout import Array, Attributes
+from ..store.leases import WORKERS
+from .merge import languages_missing, merge_model
+
+POLL_SECONDS = 0.5
+"""A worker that finds nothing to do looks again so often."""
+
+
+class Job:
+    """One model, as one worker sees it."""
+
+    def __init__(
+        self,
+        one: OneModel,
+        leases: Leases,
+        rank: tuple[int, int],
+        earlier: Sequence["Job"],
+        loading: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Do nothing yet.
+
+        Args:
+            one: the model.
+            leases: of the worker on the model's store.
+            rank: the worker's rank, and how many there are.
+            earlier: the models before it in the same store, which may become its bases.
+            loading: of `work`.
+        """
+        self.one = one
+        self.name = one.name
+        self.is_complete = False
+        self._leases = leases
+        self._rank, self._world_size = rank
+        self._earlier = earlier
+        self._loading = loading
+        self._shared = Shared(one.place, one.name)
+        self._pending: set[str] = set()
+        """Units that this worker has begun, and whose states may not be durable yet."""
+
+    def work(self) -> Generator[Event, None, bool]:
+        """Do all that can be done now; returns whether there was anything."""
+        if self.one.is_complete():
+            self.is_complete = True
+            return False
+        plan = self._shared.plan()
+        claimed = None
+        if plan is None:
+            if not self._may_begin():
+                return False
+        else:
+            if (yield from self._merge(plan)):
+                return True
+            claimed = self._claim(plan)
+            if claimed is None:
+                self._refuse_lost_bases(plan)
+                return False
+        try:
+            plan = yield from self._run(plan, claimed)
+        finally:
+            self._give_back()
+        if plan is not None:
+            yield from self._merge(plan)
+        return True
+
+    def fail(self) -> None:
+        """Tell the other workers that the model does not run here."""
+        self._leases.claim(self._failed(self._leases.worker))
+
+    def close(self) -> None:
+        """Delete the folder of units if it is empty."""
+        self._shared.remove_folder()
+
+    def _failed(self, worker: object) -> str:
+        return f"{WORKERS}/failed-{self.name}-{str(worker).rpartition('/')[2]}"
+
+    def _failed_everywhere(self) -> bool:
+        """Whether no worker that is alive can run the model."""
+        workers = [self._leases.worker]
+        for other in self._leases.others():
+            models: Any = other.get("models", ())
+            if self.name in models:
+                workers.append(str(other["worker"]))
+        return all(not self._leases.is_free(self._failed(worker)) for worker in workers)
+
+    def _refuse_lost_bases(self, plan: Attributes) -> None:
+        """Raise ModelError if the model waits for another one that nobody completes."""
+        running = {job.name for job in self._earlier if not job._failed_everywhere()}
+        for other in self._leases.others():
+            theirs: Any = other.get("models", ())
+            running.update(theirs)
+        bases = {name for name in plan["attributes"]["bases"] if "@" not in name}
+        for lost in sorted(bases - running - set(Run(str(self.one.place)).models)):
+            raise ModelError(
+                f"{self.name}: its arrays wait for those of model {lost!r}, which has failed or "
+                "is not run; finished batches are kept: run both models with --resume"
+            )
+
+    def _may_begin(self) -> bool:
+        """Whether it is known which models before this one are its bases."""
+        return all(
+            job.one.is_complete() or job._shared.plan() is not None or job._failed_everywhere()
+            for job in self._earlier
+        )
+
+    def _run(
+        self, plan: Attributes | None, claimed: tuple[int, int | None] | None
+    ) -> Generator[Event, None, Attributes | None]:
+        """Load the model and run units until none is left; returns the plan."""
+        notes: list[str] = []
+        if plan is None:
+            yield from self.one.verify()
+        with self._loading():
+            model = self.one.load(notes.append)
+        begun = self._begin(model, notes) if plan is None else None
+        if plan is None:
+            if begun is None:
+                return None
+            plan, work = begun
+        else:
+            work, _ = self.one.prepare(model, plan, notes.append)
+        if self._rank == 0:
+            for note in notes:
+                yield Note(self.name, note)
+        output = _Output(self._shared, plan)
+        bases: list[str] = plan["attributes"]["bases"]
+        extraction = self.one.extraction(model, work, output, bases)
+        yield self.one.planned(work, extraction, self._texts_done(plan))
+        with device_errors(self.name, "finished batches are kept, and other workers go on"):
+            claimed = claimed or self._claim(plan)
+            while claimed is not None:
+                yield from self._run_units(extraction, plan, work, output, claimed)
+                claimed = self._claim(plan)
+        return plan
+
+    def _run_units(
+        self,
+        extraction: Extraction,
+        plan: Attributes,
+        work: Prepared,
+        output: "_Output",
+        claimed: tuple[int, int | None],
+    ) -> Iterator[Event]:
+        try:
+            yield from extraction.run(self._units(plan, work, output, claimed))
+        except StoreError:
+            if all(map(self._leases.holds, self._pending)):
+                raise
+            self._give_back()
+            yield Note(self.name, "this worker slept for long; others have taken its units over")
+
+    def _begin(self, model: LoadedModel, notes: list[str]) -> tuple[Attributes, Prepared] | None:
+        """Begin the model, or wait for the worker that does; None: it is complete meanwhile."""
+        lease = f"{WORKERS}/begin-{self.name}"
+        self._shared.make_folder()
+        while not self._leases.claim(lease):
+            if self._shared.plan() is not None or self.one.is_complete():
+                break
+            time.sleep(POLL_SECONDS / 10)
+        try:
+            plan = self._shared.plan()
+            if plan is not None:
+                return plan, self.one.prepare(model, plan, notes.append)[0]
+            if self.one.is_complete():
+                return None
+            work, manifest = self.one.prepare(model, None, notes.append)
+            begun = {job.name: job._shared.plan() for job in self._earlier}
+            known = {name: plan for name, plan in begun.items() if plan is not None}
+            plan = self.one.begin(model, work, manifest, known)
+            self._shared.begin(plan)
+            return plan, work
+        finally:
+            self._leases.release(lease)
+
+    def _claim(self, plan: Attributes) -> tuple[int, int | None] | None:
+        """Take the lease of the next unit: a language and its part, or None for its arrays.
+
+        Arrays come first, so that the states of few languages wait on the disk.
+        """
+        n_languages = len(plan["languages"])
+        first = self._rank * n_languages // self._world_size
+        order = [*range(first, n_languages), *range(first)]
+        todo = [i for i in order if not plan["written"][i] and not self._shared.is_computed(i)]
+        if todo and self._bases_are_complete(plan):
+            for i_lang in todo:
+                parts = [self._shared.part(number) for number in plan["parts"][i_lang]]
+                if all(map(self._shared.done, parts)) and self._take(self._shared.language(i_lang)):
+                    return i_lang, None
+        for i_lang in todo:
+            for number in plan["parts"][i_lang]:
+                unit = self._shared.part(number)
+                if self._shared.done(unit) is None and self._take(unit):
+                    return i_lang, number
+        return None
+
+    def _take(self, unit: str) -> bool:
+        """Take the lease of a unit, unless it was done meanwhile."""
+        if not self._leases.claim(unit):
+            return False
+        if self._shared.done(unit) is not None:
+            self._leases.release(unit)
+            return False
+        self._pending.add(unit)
+        return True
+
+    def _bases_are_complete(self, plan: Attributes) -> bool:
+        own = {name for name in plan["attributes"]["bases"] if "@" not in name}
+        return not own or own <= set(Run(str(self.one.place)).models)
+
+    def _units(
+        self,
+        plan: Attributes,
+        work: Prepared,
+        output: "_Output",
+        claimed: tuple[int, int | None] | None,
+    ) -> Iterator[Unit]:
+        parts = {part.number: part for parts in work.plan.languages for part in parts}
+        while claimed is not None:
+            i_lang, number = claimed
+            if number is not None:
+                done = partial(self._done, self._shared.part(number))
+                yield Unit(i_lang, parts[number], done)
+            else:
+                unit = self._shared.language(i_lang)
+                if output.is_whole(work.plan.languages[i_lang]):
+                    yield Unit(i_lang, done=partial(self._done, unit))
+                else:
+                    self._shared.forget(i_lang, plan["parts"][i_lang])
+                    self._pending.discard(unit)
+                    self._leases.release(unit)
+            claimed = self._claim(plan)
+
+    def _done(self, unit: str, seconds: float, tokens: int) -> None:
+        """Mark a unit as done; not if another worker has its lease by now."""
+        if self._leases.holds(unit):
+            self._shared.set_done(unit, seconds=seconds, tokens=tokens)
+        self._pending.discard(unit)
+        self._leases.release(unit)
+
+    def _give_back(self) -> None:
+        for unit in tuple(self._pending):
+            self._pending.discard(unit)
+            self._leases.release(unit)
+
+    def _texts_done(self, plan: Attributes) -> int:
+        done = 0
+        for i_lang, (start, stop) in enumerate(plan["languages"]):
+            parts = plan["parts"][i_lang]
+            if plan["written"][i_lang] or self._shared.is_computed(i_lang):
+                done += stop - start
+            elif parts:
+                whole = sum(self._shared.done(self._shared.part(n)) is not None for n in parts)
+                done += (stop - start) * whole // len(parts)
+        return int(done)
+
+    def _merge(self, plan: Attributes) -> Generator[Event, None, bool]:
+        """Merge the model, if all its languages are computed and nobody else does."""
+        if languages_missing(self._shared, plan):
+            return False
+        lease = f"{WORKERS}/merge-{self.name}"
+        if not self._leases.claim(lease):
+            return False
+        try:
+            if not self.one.is_complete():
+                yield from merge_model(self.one.place, self.name, plan)
+        except StoreError as error:
+            if not languages_missing(self._shared, plan):
+                raise
+            yield Note(self.name, f"computed again: {error}")
+            return False
+        finally:
+            self._leases.release(lease)
+        self.is_complete = True
+        return True
+
+
+class _Output:
+    """Where a worker writes; stands in for a `Session`."""
+
+    def __init__(self, shared: Shared, plan: Attributes) -> None:
+        """Give the model and its plan."""
+        sizes = plan["sizes"]
+        row_shape = (sizes["layer"], sizes["pooling"], sizes["hidden"] + sizes["proj"])
+        self.segments = shared.segments(row_shape)
+        self._shared, self._plan = shared, plan
+
+    def is_written(self, i_lang: int) -> bool:
+        """Whether the arrays of a language are computed."""
+        return self._plan["written"][i_lang] or self._shared.is_computed(i_lang)
+
+    def is_whole(self, parts: Sequence[Part]) -> bool:
+        """Whether all states of these parts are in segments, undamaged."""
+        return all(
+            self.segments.rows_done(part.number).issuperset(range(part.rows.start, part.rows.stop))
+            for part in parts
+        )
+
+    def write_language(self, i_lang: int, arrays: Mapping[str, Array]) -> None:
+        """Keep the arrays of a language, and delete its states."""
+        self._shared.write_language(i_lang, arrays)
+        for number in self._plan["parts"][i_lang]:
+            self.segments.drop(number)
