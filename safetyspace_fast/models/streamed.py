@@ -125,13 +125,18 @@ class StreamedBlocks:
         self._list[i_block] = AbsentBlock(self._bare[i_block], self._as_result)
 
     def place_samples(self) -> list[int]:
-        """Place one block of each kind, and the second block; returns their numbers."""
+        """Place one block of each kind, and the second block, for what is tried before a run.
+
+        Returns:
+            Their numbers.
+        """
         first: dict[Any, int] = {}
         for i_block, block in enumerate(self._bare):
             first.setdefault(_kind(block), i_block)
         chosen = sorted({*first.values(), min(1, len(self) - 1)})
         for i_block in chosen:
-            self.place(i_block, self.take(i_block))
+            if isinstance(self._list[i_block], AbsentBlock):  # else it is there already
+                self.place(i_block, self.take(i_block))
         return chosen
 
     def try_alone(self, backbone: Any, chosen: Sequence[int], name: str) -> None:

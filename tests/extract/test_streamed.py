@@ -35,6 +35,7 @@ from safetyspace_fast.extract import Note, blocks
 from safetyspace_fast.models import StreamedBlocks, device, load_model, parse_model
 from safetyspace_fast.models.source import Source
 from safetyspace_fast.models.stored import why_not_streamed
+from safetyspace_fast.runner import Steps, run_models
 from safetyspace_fast.store import files as store_files
 from safetyspace_fast.store.scratch import Scratch
 
@@ -103,6 +104,21 @@ def test_all_families_but_t5_give_the_bytes_of_a_model_in_memory(
     model = save_tiny(family, tmp_path / "model")
     whole = run(model, data, tmp_path / "whole.zarr", weights="load")
     assert_same(run(model, data, tmp_path / "streamed.zarr"), whole)
+
+
+def test_a_model_that_runs_twice_is_tried_again_before_the_second_run(
+    data: Path, tmp_path: Path
+) -> None:
+    """As a sweep runs it; padding changes the states of this one."""
+    model = save_tiny("convbert", tmp_path / "model")
+    whole = run(model, data, tmp_path / "whole.zarr", weights="load")
+    loaded = load_model(parse_model(f"m={model}"), dtype="float32", weights="stream")
+    steps = Steps(load=lambda _spec, **_options: loaded)
+    for name in ("first", "second"):
+        out = tmp_path / f"{name}.zarr"
+        for _ in run_models(config(model, data, out), steps):
+            pass
+        assert_same(api.open_run(out), whole)
 
 
 def test_a_shared_prefix_goes_through_each_block_once(data: Path, tmp_path: Path) -> None:
