@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,36 @@ def test_a_file_that_ends_early_is_refused_before_any_block_is_read(
     match = r"1 weights of LlamaForCausalLM are not in its files \(first: model\.layers\.1\.mlp"
     refused(ModelError, match, model, data, tmp_path / "b.zarr")
     assert not reads
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (Path.unlink, r"model\.safetensors: cannot be read \(No such file"),
+        (Path.touch, r"model\.safetensors: has changed since the model was opened"),
+    ],
+)
+def test_weights_that_change_during_the_run_end_it(
+    change: Callable[[Path], None], match: str, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    events = api.iter_run(config(model, data, tmp_path / "run.zarr"))
+    next(event for event in events if isinstance(event, api.Progressed))
+    change(model / "model.safetensors")
+    with pytest.raises(ModelError, match=match):
+        list(events)
+
+
+def test_an_adapter_in_a_pickle_is_refused_in_one_line(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    adapter = save_adapter(tiny, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    torch.save(load_file(file), adapter / "adapter_model.bin")
+    file.unlink()
+    spec, out = f"{tiny}+{adapter}", tmp_path / "run.zarr"
+    refused(ModelError, "cannot be merged block by block", spec, data, out, allow_pickle=True)
 
 
 def test_a_model_that_does_not_fit_is_streamed_by_itself(
