@@ -143,7 +143,12 @@ def load_model(
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
     ranks: Ranks | None = None
     if tensor_parallel > 1:
-        check_plan(source, tensor_parallel, alone=not (adapters or spec.random))
+        check_plan(
+            source,
+            tensor_parallel,
+            alone=not (adapters or spec.random),
+            trust_remote_code=trust_remote_code,
+        )
         ranks = joined(tensor_parallel)
         ranks.announce(
             Loading(spec, device, dtype, allow_pickle, trust_remote_code, tensor_parallel)
