@@ -369,6 +369,14 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(
     assert load_model(spec, device="cpu").streamed is None
 
 
+def test_compiled_blocks_are_refused_if_a_model_is_streamed_by_itself(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "available_bytes", lambda: 100_000)
+    match, out = "compile needs the whole model in memory", tmp_path / "run.zarr"
+    refused(ModelError, match, tiny, data, out, weights="auto", compile=True)
+
+
 @pytest.mark.parametrize(
     ("typed", "n_bytes"), [("5000", 5000), ("1.5GB", 1_500_000_000), ("20mb", 20_000_000)]
 )
@@ -376,7 +384,7 @@ def test_a_size_may_have_a_unit(typed: str, n_bytes: int) -> None:
     assert size(typed) == n_bytes
 
 
-@pytest.mark.parametrize("typed", ["much", "GB", "5 miles"])
+@pytest.mark.parametrize("typed", ["much", "GB", "5 miles", "inf", "nanMB"])
 def test_what_is_no_size_is_refused(typed: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected bytes such as"):
         size(typed)
