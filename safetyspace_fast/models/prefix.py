@@ -7,6 +7,7 @@ This module imports transformers, which takes seconds: import it inside function
 """
 
 from collections.abc import MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +78,9 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
             ModelError: the model keeps more than keys and values, or its hidden states after the
                 prefix differ from those of the full prompt by more than rounding.
         """
-        cache = getattr(backbone(input_ids=ids[None], use_cache=True), "past_key_values", None)
-        if cache is None or not keeps_keys_and_values(cache):
+        result = backbone(input_ids=ids[None], use_cache=True)
+        cache: Any = getattr(result, "past_key_values", None)
+        if not keeps_keys_and_values(cache):
             raise ModelError("the model keeps more than their keys and values")
         prefix = cls(cache.layers)
         ends = torch.tensor(_PROBES, device=ids.device)
@@ -127,7 +129,7 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
         return (layer.keys[0], layer.values[0]) if causal else None
 
 
-def keeps_keys_and_values(cache: Cache) -> bool:
+def keeps_keys_and_values(cache: Cache | None) -> bool:
     """Whether a model keeps nothing else of the tokens that it has read."""
     return isinstance(cache, DynamicCache) and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers

@@ -325,8 +325,8 @@ class _Follower:
                 stack.callback(self._model.watch(what.until, _stop).remove)
             result = self._model.backbone(input_ids=ids, **how)
             if what.reads == _Reads.KEEPS:
-                cache = getattr(result, "past_key_values", None)
-                usable = cache is not None and keeps_keys_and_values(cache)  # as on rank 0
+                cache: Any = getattr(result, "past_key_values", None)
+                usable = keeps_keys_and_values(cache)  # else rank 0 will not read it
                 self._prefix = SharedPrefix(cache.layers) if usable else None
 
 
