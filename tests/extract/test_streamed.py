@@ -369,6 +369,19 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(
     assert load_model(spec, device="cpu").streamed is None
 
 
+def test_memory_limits_of_a_job_count_and_pages_of_files_do_not(tmp_path: Path) -> None:
+    def limit(group: Path, most: str) -> None:
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text("700\n")
+        (group / "memory.stat").write_text("anon 100\nactive_file 200\ninactive_file 400\n")
+
+    step = tmp_path / "job" / "step"
+    step.mkdir(parents=True)
+    limit(step, "max")
+    limit(step.parent, "1000")
+    assert list(device._left_of_limits(step)) == [900]
+
+
 def test_compiled_blocks_are_refused_if_a_model_is_streamed_by_itself(
     tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
