@@ -3,6 +3,7 @@
 transformers, peft and huggingface_hub are imported inside functions: they take seconds.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -150,6 +151,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
         ranks = joined(tensor_parallel)
+        gc.collect()  # a model and its `Leader` know each other, and its memory is for this one
         ranks.announce(
             Loading(spec, device, dtype, allow_pickle, trust_remote_code, tensor_parallel)
         )
