@@ -177,15 +177,18 @@ def test_blocks_behind_the_deepest_layer_are_not_read(
     assert reads == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"use_dora": True}, marks=pytest.mark.slow)], ids=["lora", "dora"]
+)
 def test_a_model_in_shards_with_an_adapter_gives_the_same_bytes(
-    tiny: Path, data: Path, tmp_path: Path
+    options: dict[str, bool], tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "shards"
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tiny)
     loaded.save_pretrained(model, max_shard_size="60KB")
     tiny_tokenizer().save_pretrained(model)
     assert len(list(model.glob("*.safetensors"))) > 2
-    adapter = save_adapter(tiny, tmp_path / "adapter")
+    adapter = save_adapter(tiny, tmp_path / "adapter", **options)
     spec = f"{model}+{adapter}"
     for dtype in ("float32", "bfloat16"):
         whole = run(spec, data, tmp_path / f"{dtype}.zarr", weights="load", dtype=dtype)
@@ -278,7 +281,9 @@ def test_a_scratch_budget_below_one_batch_is_refused(
     tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     match = r"scratch: 1,000 bytes, but the largest batch of m keeps [\d,]+ between two blocks"
-    refused(ConfigError, match, tiny, data, tmp_path / "run.zarr", scratch=1000)
+    out = tmp_path / "run.zarr"
+    refused(ConfigError, match, tiny, data, out, scratch=1000)
+    run(tiny, data, out, scratch=8000, token_budget=16, overwrite=True)  # as the line says
 
 
 def test_a_full_disk_is_one_clear_error_before_blocks_run(
