@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from .threads import cores
 _RANK = f"from {__name__} import main; main()"
 _STOPPING = 60.0
 """Seconds that rank 0 has to write down its work when the run is stopped."""
+_BEHIND = 2.0
+"""Seconds that a rank waits before it says that others are gone: that which failed comes first."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class _Group:
             for rank in range(self._config.tensor_parallel):
                 self._start(rank, Path(folder))
             open_pipes = list(self._pipes)
-            while self._pipes[0] in open_pipes:
+            while open_pipes:
                 for pipe in wait(open_pipes):
                     assert isinstance(pipe, Connection)
                     try:
@@ -122,6 +125,8 @@ class _Group:
                         continue
                     if isinstance(said, SafetySpaceError):
                         raise said
+                    if said is None:  # rank 0 has done all
+                        return
                     yield said
 
     def _start(self, rank: int, folder: Path) -> None:
@@ -190,6 +195,7 @@ def main() -> None:
     except SafetySpaceError as error:
         pipe.send(error)
     except RuntimeError as error:  # of torch, when another rank has died or is late
+        time.sleep(_BEHIND)
         size = start.config.tensor_parallel
         pipe.send(
             ModelError(
@@ -235,3 +241,6 @@ def _be(start: _Start, pipe: Connection) -> None:
     with closing(run_models(config)) as events:
         for event in events:
             pipe.send(event)
+    pipe.send(None)
+    while True:  # until the parent has read it: the others would take an end for a failure
+        time.sleep(0.05)

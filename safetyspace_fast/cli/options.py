@@ -106,7 +106,7 @@ def size(text: str) -> int:
         if text.lower().endswith(unit):
             try:
                 return int(float(text[: len(text) - len(unit)]) * factor)
-            except ValueError:
+            except (ValueError, OverflowError):  # a word; infinity
                 break
     raise argparse.ArgumentTypeError(f"got {text!r}, expected bytes such as 500000000 or 500MB")
 

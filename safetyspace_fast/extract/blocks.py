@@ -121,7 +121,8 @@ class StreamedExtraction(Extraction):
         if largest > self._budget:
             raise ConfigError(
                 f"scratch: {self._budget:,} bytes, but the largest batch of {self._name} keeps "
-                f"{largest:,} between two blocks; give more, or a smaller --token-budget"
+                f"{largest:,} between two blocks; give more and --resume, or a smaller "
+                "--token-budget and --overwrite"
             )
 
     @contextmanager

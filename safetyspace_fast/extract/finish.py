@@ -491,7 +491,7 @@ def merge_cell_bases(
         `[D, K] float32`: orthonormal columns, and columns of zeros beyond the rank of the data.
     """
     weights = torch.tensor(counts, dtype=torch.float64)
-    grand = (weights[:, None] * centres).sum(0) / weights.sum()
+    grand = (weights[:, None] * centres).sum(0) / weights.sum().clamp_min(1)
     spread = ((weights - 1).clamp_min(0)[:, None] * variances).sqrt()[:, :, None] * components
     shift = weights.sqrt()[:, None] * (centres - grand)
     k, width = components.shape[1:]

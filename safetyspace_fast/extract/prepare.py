@@ -86,6 +86,8 @@ def prepare(
             depend on the other texts of its batch.
         ImplementationError: `impl` cannot be used here.
     """
+    if model.streamed is not None:
+        model.streamed.place_samples()  # an earlier run over other texts has removed them
     hookpoints = resolve_layers(layers, model.hookpoints)
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)
     if impl is not None:

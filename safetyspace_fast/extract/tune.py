@@ -43,8 +43,13 @@ def compile_blocks(model: LoadedModel, tokens: Tokenized, cache: "Cache | None" 
         cache: as for `Capture`.
 
     Raises:
-        ModelError: torch.compile fails on this machine or model.
+        ModelError: torch.compile fails on this machine or model, or its blocks are streamed.
     """
+    if model.streamed is not None:
+        raise ModelError(
+            f"{model.name}: compile needs the whole model in memory, and its blocks are streamed "
+            "from disk; leave it out, or choose weights 'load'"
+        )
     import torch._dynamo
 
     # Blocks differ in their number, an attribute; it must not make a graph of its own for each.

@@ -59,9 +59,7 @@ class AddedWeights:
         Raises:
             ModelError: it does not belong to the model, or does more than add to weights.
         """
-        with safe_open(adapter.adapter_files()[0], framework="pt") as opened:
-            others = [name for name in opened.keys() if ".lora_" not in name]  # noqa: SIM118
-        if others or not adds_to_weights(adapter):
+        if not adds_to_weights(adapter) or any(".lora_" not in name for name in _names(adapter)):
             raise ModelError(
                 f"{adapter.asked}: this adapter does more than add to weights, so it cannot be "
                 "merged block by block; use --weights load"
@@ -172,21 +170,25 @@ def adds_to_weights(adapter: Source) -> bool:
     adapters change weights already when they are put on (PiSSA), or bring the weights to add to.
     """
     config = read_json(adapter.directory / "adapter_config.json")
-    (file,) = adapter.adapter_files()
     if (
         not isinstance(config, dict)
         or config.get("peft_type") != "LORA"
         or config.get("init_lora_weights", True) not in (True, False, "gaussian")
         or config.get("bias", "none") != "none"
         or config.get("lora_bias")
-        or file.suffix != ".safetensors"
+        or adapter.adapter_files()[0].suffix != ".safetensors"
     ):
         return False
-    with safe_open(file, framework="pt") as opened:
-        names = list(opened.keys())
+    names = _names(adapter)
     adapted = {module for name in names for module, lora, _ in [name.partition(".lora_")] if lora}
     others = (name for name in names if ".lora_" not in name)
     return not any(name.startswith(f"{module}.") for name in others for module in adapted)
+
+
+def _names(adapter: Source) -> list[str]:
+    """The names of an adapter's weights in its safetensors file."""
+    with safe_open(adapter.adapter_files()[0], framework="pt") as opened:
+        return list(opened.keys())
 
 
 def _merge_in_float32(base: Any, merge: Callable[..., None], **options: Any) -> None:

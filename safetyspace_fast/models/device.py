@@ -110,13 +110,28 @@ def available_bytes() -> int:
             soft, _ = resource.getrlimit(kind)
             if soft != resource.RLIM_INFINITY:
                 limits.append(soft - page * used)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            taken = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            limits.append(int(limit) - taken)
+        groups = Path("/proc/self/cgroup").read_text().split()
+        own = next((group[3:] for group in groups if group.startswith("0::")), "/")
+        limits += _left_of_limits(Path(f"/sys/fs/cgroup{own}"))
     except (ImportError, OSError, KeyError, ValueError):
         pass  # another system: what is known has to do
     return max(0, min(limits))
+
+
+def _left_of_limits(group: Path) -> Iterator[int]:
+    """What each memory limit of a control group and of those around it leaves (Slurm, containers).
+
+    Pages of files count as left: the system takes them back when memory is short.
+    """
+    for folder in (group, *group.parents):
+        if not (folder / "memory.max").is_file():
+            continue
+        limit = (folder / "memory.max").read_text().strip()
+        if limit != "max":
+            taken = int((folder / "memory.current").read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            parts = dict(line.split() for line in lines)
+            yield int(limit) - taken + int(parts["active_file"]) + int(parts["inactive_file"])
 
 
 def fits(numbers: int, dtype: torch.dtype, device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 transformers, peft and huggingface_hub are imported inside functions: they take seconds.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -143,8 +144,14 @@ def load_model(
     source, adapters = find_sources(spec, allow_pickle, trust_remote_code, note)
     ranks: Ranks | None = None
     if tensor_parallel > 1:
-        check_plan(source, tensor_parallel, alone=not (adapters or spec.random))
+        check_plan(
+            source,
+            tensor_parallel,
+            alone=not (adapters or spec.random),
+            trust_remote_code=trust_remote_code,
+        )
         ranks = joined(tensor_parallel)
+        gc.collect()  # a model and its `Leader` know each other, and its memory is for this one
         ranks.announce(
             Loading(spec, device, dtype, allow_pickle, trust_remote_code, tensor_parallel)
         )

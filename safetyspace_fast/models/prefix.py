@@ -7,6 +7,7 @@ This module imports transformers, which takes seconds: import it inside function
 """
 
 from collections.abc import MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +78,9 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
             ModelError: the model keeps more than keys and values, or its hidden states after the
                 prefix differ from those of the full prompt by more than rounding.
         """
-        cache = getattr(backbone(input_ids=ids[None], use_cache=True), "past_key_values", None)
-        if not isinstance(cache, DynamicCache) or not all(
-            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
-        ):
+        result = backbone(input_ids=ids[None], use_cache=True)
+        cache: Any = getattr(result, "past_key_values", None)
+        if not keeps_keys_and_values(cache):
             raise ModelError("the model keeps more than their keys and values")
         prefix = cls(cache.layers)
         ends = torch.tensor(_PROBES, device=ids.device)
@@ -127,6 +127,13 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
             self._is_causal[mask] = causal
         layer = self.layers[layer_idx]
         return (layer.keys[0], layer.values[0]) if causal else None
+
+
+def keeps_keys_and_values(cache: Cache | None) -> bool:
+    """Whether a model keeps nothing else of the tokens that it has read."""
+    return isinstance(cache, DynamicCache) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
+    )
 
 
 def _make_contiguous(layer: DynamicLayer) -> None:

@@ -304,7 +304,7 @@ class _Follower:
     @torch.inference_mode()
     def run(self, what: _Pass) -> None:
         """Run this rank's part of a forward pass; its states are read on rank 0."""
-        from .prefix import NoCache, SharedPrefix
+        from .prefix import NoCache, SharedPrefix, keeps_keys_and_values
 
         device = self._model.device
         how: dict[str, Any] = {"use_cache": what.reads != _Reads.NONE}
@@ -325,7 +325,9 @@ class _Follower:
                 stack.callback(self._model.watch(what.until, _stop).remove)
             result = self._model.backbone(input_ids=ids, **how)
             if what.reads == _Reads.KEEPS:
-                self._prefix = SharedPrefix(result.past_key_values.layers)
+                cache: Any = getattr(result, "past_key_values", None)
+                usable = keeps_keys_and_values(cache)  # else rank 0 will not read it
+                self._prefix = SharedPrefix(cache.layers) if usable else None
 
 
 def _stop(_hidden_states: Tensor) -> None:

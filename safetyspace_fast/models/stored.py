@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class StoredTensor:
     offset: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    mtime_ns: int
+    """When the file was changed last: what is read later must be what was hashed."""
 
     @property
     def nbytes(self) -> int:
@@ -41,16 +44,28 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, _everything: object) -> Tensor:
-        """Read it."""
+        """Read it.
+
+        Raises:
+            ModelError: the file cannot be read, or has changed.
+        """
         tensor = torch.empty(self.shape, dtype=self.dtype)
         place = tensor.view(-1).view(torch.uint8).numpy().data
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            while place:
-                n_bytes = file.readinto(place)
-                if not n_bytes:
-                    raise ModelError(f"{self.path}: ends early; copy or download it again")
-                place = place[n_bytes:]
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_mtime_ns != self.mtime_ns:
+                    raise ModelError(f"{self.path}: has changed since the model was opened")
+                file.seek(self.offset)
+                while place:
+                    n_bytes = file.readinto(place)
+                    if not n_bytes:
+                        raise ModelError(f"{self.path}: ends early; copy or download it again")
+                    place = place[n_bytes:]
+        except OSError as error:
+            raise ModelError(
+                f"{self.path}: cannot be read ({error.strerror or error}); finished batches are "
+                "kept: repeat the command with --resume when it is there again"
+            ) from error
         return tensor
 
     def empty(self) -> Tensor:
@@ -70,7 +85,7 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
             n_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(n_bytes))
         header.pop("__metadata__", None)
-        size = path.stat().st_size
+        size, mtime_ns = path.stat().st_size, path.stat().st_mtime_ns
         for name, entry in header.items():
             start, stop = (8 + n_bytes + offset for offset in entry["data_offsets"])
             if stop > size:
@@ -84,7 +99,7 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
                     "be streamed; use --weights load"
                 )
             shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-            tensors[name] = StoredTensor(path, start, shape, dtype)
+            tensors[name] = StoredTensor(path, start, shape, dtype, mtime_ns)
     return tensors
 
 

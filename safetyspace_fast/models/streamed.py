@@ -10,7 +10,6 @@ is imported inside functions.
 """
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -84,10 +83,8 @@ class StreamedBlocks:
         self._adapters = adapters
         self._held: dict[int, nn.Module] = {}
         self._results = 0  # how many things a block returns; 0: its states alone
-        self._lock = threading.Lock()
         self.fused = False
         """Whether layers of each block are replaced when it is read; see `fused`."""
-        self.bytes_read = 0
         self.state_dtype = dtype
         """Of the states between blocks."""
         for i_block in range(len(blocks)):
@@ -128,13 +125,18 @@ class StreamedBlocks:
         self._list[i_block] = AbsentBlock(self._bare[i_block], self._as_result)
 
     def place_samples(self) -> list[int]:
-        """Place one block of each kind, and the second block; returns their numbers."""
+        """Place one block of each kind, and the second block, for what is tried before a run.
+
+        Returns:
+            Their numbers.
+        """
         first: dict[Any, int] = {}
         for i_block, block in enumerate(self._bare):
             first.setdefault(_kind(block), i_block)
         chosen = sorted({*first.values(), min(1, len(self) - 1)})
         for i_block in chosen:
-            self.place(i_block, self.take(i_block))
+            if isinstance(self._list[i_block], AbsentBlock):  # else it is there already
+                self.place(i_block, self.take(i_block))
         return chosen
 
     def try_alone(self, backbone: Any, chosen: Sequence[int], name: str) -> None:
@@ -196,8 +198,6 @@ class StreamedBlocks:
         block: nn.Module = copy.deepcopy(bare, configs)
         tensors = self._tensors[i_block]
         shell = self._shell(i_block, block)
-        with self._lock:
-            self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
         info, _ = convert_and_load_state_dict_in_model(shell, dict(tensors), self._load_config)
         left = [name for name, tensor in block.named_parameters() if tensor.is_meta]
         if left:

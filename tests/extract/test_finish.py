@@ -237,6 +237,11 @@ def test_merged_basis_is_the_basis_of_all_languages() -> None:
     np.testing.assert_allclose(overlap.diagonal(), 1, atol=1e-5)
 
 
+def test_a_layer_without_any_finite_state_has_a_basis_of_zeros() -> None:
+    empty = torch.zeros(2, 3, dtype=torch.float64)
+    assert not merge_cell_bases([0, 0], empty, empty[:, :2], torch.zeros(2, 2, 3)).any()
+
+
 class FakeStreams:
     """Stands in for `torch.cuda`: counts the streams and the waits for them."""
 

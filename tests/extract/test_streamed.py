@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from safetyspace_fast.extract import Note, blocks
 from safetyspace_fast.models import StreamedBlocks, device, load_model, parse_model
 from safetyspace_fast.models.source import Source
 from safetyspace_fast.models.stored import why_not_streamed
+from safetyspace_fast.runner import Steps, run_models
 from safetyspace_fast.store import files as store_files
 from safetyspace_fast.store.scratch import Scratch
 
@@ -105,6 +107,21 @@ def test_all_families_but_t5_give_the_bytes_of_a_model_in_memory(
     assert_same(run(model, data, tmp_path / "streamed.zarr"), whole)
 
 
+def test_a_model_that_runs_twice_is_tried_again_before_the_second_run(
+    data: Path, tmp_path: Path
+) -> None:
+    """As a sweep runs it; padding changes the states of this one."""
+    model = save_tiny("convbert", tmp_path / "model")
+    whole = run(model, data, tmp_path / "whole.zarr", weights="load")
+    loaded = load_model(parse_model(f"m={model}"), dtype="float32", weights="stream")
+    steps = Steps(load=lambda _spec, **_options: loaded)
+    for name in ("first", "second"):
+        out = tmp_path / f"{name}.zarr"
+        for _ in run_models(config(model, data, out), steps):
+            pass
+        assert_same(api.open_run(out), whole)
+
+
 def test_a_shared_prefix_goes_through_each_block_once(data: Path, tmp_path: Path) -> None:
     """Sliding windows that are shorter than the prompts take part."""
     for family in ("llama", "gemma3_text"):
@@ -160,15 +177,18 @@ def test_blocks_behind_the_deepest_layer_are_not_read(
     assert reads == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"use_dora": True}, marks=pytest.mark.slow)], ids=["lora", "dora"]
+)
 def test_a_model_in_shards_with_an_adapter_gives_the_same_bytes(
-    tiny: Path, data: Path, tmp_path: Path
+    options: dict[str, bool], tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "shards"
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tiny)
     loaded.save_pretrained(model, max_shard_size="60KB")
     tiny_tokenizer().save_pretrained(model)
     assert len(list(model.glob("*.safetensors"))) > 2
-    adapter = save_adapter(tiny, tmp_path / "adapter")
+    adapter = save_adapter(tiny, tmp_path / "adapter", **options)
     spec = f"{model}+{adapter}"
     for dtype in ("float32", "bfloat16"):
         whole = run(spec, data, tmp_path / f"{dtype}.zarr", weights="load", dtype=dtype)
@@ -261,7 +281,9 @@ def test_a_scratch_budget_below_one_batch_is_refused(
     tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     match = r"scratch: 1,000 bytes, but the largest batch of m keeps [\d,]+ between two blocks"
-    refused(ConfigError, match, tiny, data, tmp_path / "run.zarr", scratch=1000)
+    out = tmp_path / "run.zarr"
+    refused(ConfigError, match, tiny, data, out, scratch=1000)
+    run(tiny, data, out, scratch=8000, token_budget=16, overwrite=True)  # as the line says
 
 
 def test_a_full_disk_is_one_clear_error_before_blocks_run(
@@ -309,6 +331,36 @@ def test_a_file_that_ends_early_is_refused_before_any_block_is_read(
     assert not reads
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (Path.unlink, r"model\.safetensors: cannot be read \(No such file"),
+        (Path.touch, r"model\.safetensors: has changed since the model was opened"),
+    ],
+)
+def test_weights_that_change_during_the_run_end_it(
+    change: Callable[[Path], None], match: str, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    events = api.iter_run(config(model, data, tmp_path / "run.zarr"))
+    next(event for event in events if isinstance(event, api.Progressed))
+    change(model / "model.safetensors")
+    with pytest.raises(ModelError, match=match):
+        list(events)
+
+
+def test_an_adapter_in_a_pickle_is_refused_in_one_line(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    adapter = save_adapter(tiny, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    torch.save(load_file(file), adapter / "adapter_model.bin")
+    file.unlink()
+    spec, out = f"{tiny}+{adapter}", tmp_path / "run.zarr"
+    refused(ModelError, "cannot be merged block by block", spec, data, out, allow_pickle=True)
+
+
 def test_a_model_that_does_not_fit_is_streamed_by_itself(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +374,27 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(
     assert load_model(spec, device="cpu").streamed is None
 
 
+def test_memory_limits_of_a_job_count_and_pages_of_files_do_not(tmp_path: Path) -> None:
+    def limit(group: Path, most: str) -> None:
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text("700\n")
+        (group / "memory.stat").write_text("anon 100\nactive_file 200\ninactive_file 400\n")
+
+    step = tmp_path / "job" / "step"
+    step.mkdir(parents=True)
+    limit(step, "max")
+    limit(step.parent, "1000")
+    assert list(device._left_of_limits(step)) == [900]
+
+
+def test_compiled_blocks_are_refused_if_a_model_is_streamed_by_itself(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "available_bytes", lambda: 100_000)
+    match, out = "compile needs the whole model in memory", tmp_path / "run.zarr"
+    refused(ModelError, match, tiny, data, out, weights="auto", compile=True)
+
+
 @pytest.mark.parametrize(
     ("typed", "n_bytes"), [("5000", 5000), ("1.5GB", 1_500_000_000), ("20mb", 20_000_000)]
 )
@@ -329,7 +402,7 @@ def test_a_size_may_have_a_unit(typed: str, n_bytes: int) -> None:
     assert size(typed) == n_bytes
 
 
-@pytest.mark.parametrize("typed", ["much", "GB", "5 miles"])
+@pytest.mark.parametrize("typed", ["much", "GB", "5 miles", "inf", "nanMB"])
 def test_what_is_no_size_is_refused(typed: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected bytes such as"):
         size(typed)

@@ -72,16 +72,31 @@ def assert_equal_to_rounding(one: Run, other: Run, name: str) -> None:
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (name, array)
 
 
-def test_two_processes_give_the_states_of_one(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "families",
+    [("llama", "gemma3_text"), pytest.param(("qwen3", "mixtral"), marks=pytest.mark.slow)],
+)
+def test_two_processes_give_the_states_of_one(
+    families: tuple[str, ...], models: Path, tmp_path: Path
+) -> None:
     """Shared prefixes, sliding windows and experts included; and the store has the same layout."""
-    two = config_of(models, tmp_path / "two.zarr", *FAMILIES)
+    two = config_of(models, tmp_path / "two.zarr", *families)
     run(two)
     run(replace(two, out=tmp_path / "one.zarr", tensor_parallel=1))
     one, two_ranks = open_run(tmp_path / "one.zarr"), open_run(tmp_path / "two.zarr")
-    for name in FAMILIES:
+    for name in families:
         assert_equal_to_rounding(two_ranks, one, name)
     assert files_of(tmp_path / "one.zarr") == files_of(tmp_path / "two.zarr")
     assert ranks_here() == []
+
+
+@pytest.mark.slow
+def test_a_model_that_keeps_more_than_keys_runs_whole_prompts_on_all_ranks(tmp_path: Path) -> None:
+    save_tiny("qwen3_next", tmp_path / "qwen3_next", chat_template=CHAT_TEMPLATE)
+    two = config_of(tmp_path, tmp_path / "run.zarr", "qwen3_next", languages=("en",))
+    notes = [event.message for event in iter_run(two) if isinstance(event, Note)]
+    assert any("keeps more than their keys and values" in note for note in notes), notes
+    assert open_run(two.out).model("qwen3_next").complete
 
 
 def files_of(store: Path) -> set[str]:
