@@ -62,7 +62,7 @@ def prepare(
     packed: bool | None = None,
     compiled: bool = False,
     impl: str | None = None,
-    encode: Callable[..., Tokenized] = tokenize,
+    encode: Callable[..., Tokenized] | None = None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Prepare the forward passes of a model over texts.
@@ -77,7 +77,7 @@ def prepare(
         packed: whether batches run without padding, as another worker found; None: measure it.
         compiled: compile the model's blocks, which changes `model`.
         impl: the implementation of kernels that will be forced.
-        encode: what turns texts into tokens, as `tokenize` does.
+        encode: turns texts into tokens; None: `tokenize`.
         on_note: called with each message for the user.
 
     Raises:
@@ -92,6 +92,7 @@ def prepare(
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)
     if impl is not None:
         _try_kernels(model, projection, impl)
+    encode = encode or tokenize
     prompts = encode(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
     if "mean" in poolings and (number := int(prompts.only_first.sum())):
         on_note(
