@@ -98,7 +98,9 @@ def open_streamed(
     def shell(i_block: int, block: nn.Module) -> nn.Module:
         return _shell(model, f"{path}{i_block}", block)
 
-    return model, StreamedBlocks(blocks, of_blocks, shell, resident, working, added)
+    streamed = StreamedBlocks(blocks, of_blocks, shell, resident, working, added)
+    streamed.bytes_read += sum(tensor.nbytes for tensor in others.values())
+    return model, streamed
 
 
 def _names_in_model(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ is imported inside functions.
 """
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,8 +84,10 @@ class StreamedBlocks:
         self._adapters = adapters
         self._held: dict[int, nn.Module] = {}
         self._results = 0  # how many things a block returns; 0: its states alone
+        self._lock = threading.Lock()
         self.fused = False
         """Whether layers of each block are replaced when it is read; see `fused`."""
+        self.bytes_read = 0
         self.state_dtype = dtype
         """Of the states between blocks."""
         for i_block in range(len(blocks)):
@@ -198,6 +201,8 @@ class StreamedBlocks:
         block: nn.Module = copy.deepcopy(bare, configs)
         tensors = self._tensors[i_block]
         shell = self._shell(i_block, block)
+        with self._lock:
+            self.bytes_read += sum(tensor.nbytes for tensor in tensors.values())
         info, _ = convert_and_load_state_dict_in_model(shell, dict(tensors), self._load_config)
         left = [name for name, tensor in block.named_parameters() if tensor.is_meta]
         if left:
