@@ -228,11 +228,16 @@ def planned(
     )
 
 
+def now() -> str:
+    """The time in UTC, as a model's attribute `ended` has it."""
+    return time.strftime(TIME_FORMAT, time.gmtime())
+
+
 def how_it_ran(device: str, impl: str) -> Attributes:
     """Attributes of a model that is complete now."""
     return {
         "versions": info.package_versions(),
         "device": device,
         "impl": impl,
-        "ended": time.strftime(TIME_FORMAT, time.gmtime()),
+        "ended": now(),
     }

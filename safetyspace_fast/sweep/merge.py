@@ -1,6 +1,5 @@
 """Languages that workers have computed become a complete model of the store."""
 
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from ..errors import StoreError
 from ..extract import Event, ModelDone, Note
 from ..extract.loop import what_is_lost, write_rest
+from ..runner.steps import now
 from ..store import Claim, Leases, Place, Session, Shared, alone, consolidate
 from ..store.layout import Attributes
 from ..store.leases import WORKERS
@@ -94,8 +94,7 @@ def merge_model(place: Place, name: str, plan: Attributes) -> Iterator[Event]:
     lost = write_rest(session.arrays, plan["pooled"])
     spent = _spent(shared, plan)
     how = {key: plan[key] for key in ("versions", "device", "impl")}
-    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    session.finish({**how, "ended": ended, **spent})
+    session.finish({**how, "ended": now(), **spent})
     with alone(place.work):
         consolidate(str(place))
     if lost.any():
