@@ -33,9 +33,10 @@ from .errors import DataError, ModelError, first_line
 from .extract import Capture, CellCheck, Verification
 from .extract.prepare import Prepared, prepare
 from .models import LoadedModel, ModelSpec, load_model, tokenize
+from .models.quiet import quiet_transformers
 from .models.spec import split_revision
 from .models.tokens import FIXED_DATE
-from .models.weights import placed_on, quiet_transformers, without_adapter
+from .models.weights import placed_on, without_adapter
 
 _PLACEHOLDER = "placeholder8"
 _Prompt = tuple[list[int], list[list[int]]]  # token ids, and a span [start, stop] for each pooling

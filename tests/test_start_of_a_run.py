@@ -272,7 +272,7 @@ def test_a_finished_model_is_hashed_again_only_if_it_could_be_another(
     right = {"data": "sample:polite", "languages": ["en"], "limit": 5, "resume": True}
     right["out"] = tmp_path / "o.zarr"
     api.run(models=str(tmp_path / "m"), **right)
-    monkeypatch.setattr("safetyspace_fast.models.loading.sha256", counting)
+    monkeypatch.setattr("safetyspace_fast.models.identity.sha256", counting)
     api.run(models=str(tmp_path / "m"), **right)
     assert hashed == []
     (tmp_path / "m").rename(tmp_path / "moved")  # the same files elsewhere are the same model

@@ -2,14 +2,17 @@
 
 from .device import ATTENTION, device_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
+from .identity import weights_changed
 from .layers import DeepestLayerReached, block_output, hookpoint_names, resolve_layers
-from .loading import LoadedModel, find_sources, load_model, weights_changed
+from .loading import load_model
+from .model import LoadedModel
+from .quiet import quiet_transformers
 from .sharded import PATIENCE, RankOutOfMemoryError, check_plan, follow, join
+from .source import find_sources
 from .spec import ModelSpec, parse_model
 from .streamed import StreamedBlocks, starting_with
 from .templates import choose_templates
 from .tokens import Template, Tokenized, share_prefix, to_device, tokenize
-from .weights import quiet_transformers
 
 __all__ = [
     "ATTENTION",

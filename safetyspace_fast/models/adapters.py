@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import nn
 
 from ..errors import ModelError, first_line
+from .backbone import belongs, find_backbone, path_of
 from .source import Source, read_json
-from .weights import belongs, find_backbone, path_of
 
 _PREFIX = "base_model.model."  # before all names of weights in an adapter
 

@@ -4,106 +4,34 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 """
 
 import gc
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from ..config import Weights
 from ..errors import ModelError
 from . import layers
 from .adapters import adds_to_weights, merge_adapter
+from .backbone import find_backbone
 from .device import check_room, find_device, find_dtype, fits
 from .fused import has_fused, try_fusing
+from .identity import RANDOM_WEIGHTS, hashing, identity_of, weight_files
+from .model import LoadedModel
+from .quiet import quiet_transformers
 from .sharded import Leader, Loading, Ranks, check_plan, joined
 from .skeleton import open_streamed
-from .source import Source, find_source, sha256
-from .spec import ModelSpec, split_revision
-from .stored import why_not_streamed
-from .streamed import StreamedBlocks
+from .source import Source, find_sources
+from .spec import ModelSpec
+from .stored import plain_numbers, why_not_streamed
 from .tokenizer import load_tokenizer, tokenizer_sha256, tokenizer_source
-from .weights import (
-    RANDOM_SEED,
-    find_backbone,
-    load_weights,
-    quiet_transformers,
-    random_weights,
-    stored,
-)
+from .weights import RANDOM_SEED, load_weights, random_weights
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
-_RANDOM_WEIGHTS = {"random": f"seed {RANDOM_SEED}"}
-"""What takes the place of the hashes of files in a control."""
 DEFAULT_WINDOW = 8192
 """Tokens, for a model that names no window (ALiBi models). Longer texts are cut and counted."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model without its head, ready to run.
-
-    Call it as `backbone(input_ids=ids, use_cache=False)` with `ids: [B, T] int64`, padded on the
-    right with any token. A causal model needs no attention mask: a hidden state never sees tokens
-    to its right. An encoder needs `attention_mask: [B, T]`, 1 at tokens and 0 at padding.
-
-    name: the spec's name.
-    backbone: in evaluation mode, without gradients; its result has `last_hidden_state: [B, T, D]`.
-    blocks: the backbone's list of transformer blocks, in order.
-    causal: no hidden state depends on a token to its right (tested on loading). Only then can a
-        shared prefix run once for all texts.
-    hookpoints: names of the points where hidden states can be read, in depth order. `final_norm` is
-        the last hidden state; without a norm after the last block (BERT) the two are equal.
-    hidden_size: D.
-    tokenizer: a transformers fast tokenizer, which gives character offsets. Any: transformers has
-        no type that mypy can read.
-    max_tokens: the longest prompt that the model takes.
-    pad_token_id: an ordinary token to fill rows with; no text's hidden state depends on it.
-    device, dtype: of the weights.
-    identify: returns what `identity` gives.
-    streamed: the blocks, if they stay on disk. Until a run begins, one of each kind is in its place
-        in the backbone, and all others hand on the states that they get.
-    leader: announces forward passes to the other devices of a model that is shared out.
-    """
-
-    name: str
-    backbone: nn.Module = field(repr=False)
-    blocks: nn.ModuleList = field(repr=False)
-    causal: bool
-    hookpoints: tuple[str, ...]
-    hidden_size: int
-    tokenizer: Any = field(repr=False)
-    max_tokens: int
-    pad_token_id: int
-    device: torch.device
-    dtype: torch.dtype
-    identify: Callable[[], dict[str, Json]] = field(repr=False)
-    streamed: StreamedBlocks | None = field(default=None, repr=False)
-    leader: Leader | None = field(default=None, repr=False)
-
-    @property
-    def most_tokens(self) -> float:
-        """In a batch, padding included, as larger ones have failed; infinite: none has."""
-        return math.inf if self.leader is None else self.leader.most_tokens
-
-    @cached_property
-    def identity(self) -> dict[str, Json]:
-        """What the store's manifest says about the model; waits until its files are hashed."""
-        return self.identify()
-
-    def watch(self, hookpoint: str, callback: Callable[[Tensor], None]) -> RemovableHandle:
-        """Call `callback` with a hookpoint's `hidden_states: [B, T, D]` in every forward pass."""
-        return layers.watch(self.backbone, self.blocks, hookpoint, callback)
 
 
 def load_model(
@@ -157,8 +85,8 @@ def load_model(
         )
     streams = _streams(spec, source, weights, working, target, tensor_parallel, note)
     follows = ranks is not None and ranks.rank > 0
-    files = {} if spec.random or follows else _weight_files(source, adapters)
-    with _hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
+    files = {} if spec.random or follows else weight_files(source, adapters)
+    with hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         streamed = None
         at_first, home = working, target
         if adapters and not _merges_by_layer(source, adapters, working):
@@ -224,7 +152,7 @@ def load_model(
         dtype=working,
         streamed=streamed,
         identify=lambda: {
-            **_identity(spec, source, adapters, config, hashes() or _RANDOM_WEIGHTS),
+            **identity_of(spec, source, adapters, config, hashes() or RANDOM_WEIGHTS),
             "tokenizer": tokenizer_home.asked,
             "tokenizer_sha256": tokenizer_sha256(tokenizer_home, tokenizer),
             "dtype": str(working).removeprefix("torch."),
@@ -232,56 +160,6 @@ def load_model(
         },
         leader=None if ranks is None or follows else Leader(ranks, backbone),
     )
-
-
-@contextmanager
-def _hashing(files: Mapping[str, Path], wait: bool) -> Iterator[Callable[[], dict[str, str]]]:
-    """Hash files in threads while they load: both read the same pages, and hashlib frees the GIL.
-
-    Args:
-        files: by name.
-        wait: for the hashes, at the end of the block. Beside a GPU they may take longer than
-            loading; on a CPU they would slow down what follows.
-
-    Yields:
-        A function that waits for the hashes, and returns them by name.
-    """
-    pool = ThreadPoolExecutor(4)
-    hashes = {name: pool.submit(sha256, file) for name, file in files.items()}
-    try:
-        yield lambda: {name: digest.result() for name, digest in hashes.items()}
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown(wait)
-
-
-def find_sources(
-    spec: ModelSpec,
-    allow_pickle: bool,
-    trust_remote_code: bool,
-    note: Callable[[str], None] = lambda _: None,
-) -> tuple[Source, list[Source]]:
-    """Find and check the files of the base and of its adapters.
-
-    Raises:
-        ModelError: one is not there, or not complete.
-    """
-    source = find_source(spec.base, spec.revision, allow_pickle, trust_remote_code)
-    source.check(allow_pickle)
-    if source.holds_two_models():
-        names = ", ".join(file.name for file in source.weight_files())
-        note(f"{spec.base} holds a whole and a split model; transformers reads {names} only")
-    if not spec.adapters:
-        source.check_alone()
-    adapters = []
-    for asked in spec.adapters:
-        adapter = find_source(*split_revision(asked), allow_pickle, trust_remote_code)
-        adapter.check_adapter(allow_pickle)
-        adapters.append(adapter)
-    if source.holds_adapter() and all(a.directory != source.directory for a in adapters):
-        note(f"the adapter that lies in {spec.base} is not merged")
-    return source, adapters
 
 
 def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtype) -> bool:
@@ -292,7 +170,7 @@ def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtyp
     """
     if working == torch.float32:
         return True
-    tensors = stored(source)
+    tensors = plain_numbers(source)
     return (
         len(adapters) == 1
         and adds_to_weights(adapters[0])
@@ -324,7 +202,7 @@ def _streams(
                 f"{spec.base}: its weights cannot be streamed: {reason}; use --weights load"
             )
         return True
-    tensors = stored(source) if device.type == "cuda" or weights == "auto" else None
+    tensors = plain_numbers(source) if device.type == "cuda" or weights == "auto" else None
     if tensors is None:
         return False
     numbers = sum(math.prod(shape) for shape, _ in tensors) // tensor_parallel
@@ -344,60 +222,6 @@ def _merge_adapters(
         merge_adapter(model, adapter, base)
         note(f"adapter {asked} merged into {base} in float32")
         base = f"{base}+{asked}"
-
-
-def _weight_files(source: Source, adapters: list[Source]) -> dict[str, Path]:
-    """All files that hold weights, by their names in the store's manifest."""
-    files = {file.name: file for file in source.weight_files()}
-    for number, adapter in enumerate(adapters, 1):
-        for file in adapter.adapter_files():
-            files[file.name if number == 1 else f"{number}/{file.name}"] = file
-    return files
-
-
-def weights_changed(
-    spec: ModelSpec,
-    identity: Mapping[str, Any],
-    ended: float,
-    *,
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-) -> bool:
-    """Whether a model is not the one that was run under its name.
-
-    Its weight files are hashed only if they could be others: if the model was named in another way,
-    or a file is newer than the run.
-
-    Args:
-        spec: the model.
-        identity: of the model that was run, as a store keeps it.
-        ended: when that run ended, in seconds since 1970.
-        allow_pickle, trust_remote_code: as in `load_model`.
-
-    Raises:
-        ModelError: a file of the model is not there, or not complete.
-    """
-    source, adapters = find_sources(spec, allow_pickle, trust_remote_code)
-    files = _weight_files(source, adapters)
-    if spec.random:
-        control = (spec.asked, _listing_sha256(_RANDOM_WEIGHTS))
-        return control != (identity.get("id"), identity.get("weights_sha256"))
-    same_name = (spec.base, "+".join(spec.adapters) or None, source.commit) == (
-        identity.get("id"),
-        identity.get("adapter"),
-        identity.get("commit"),
-    )
-    if same_name and all(file.stat().st_mtime < ended for file in files.values()):
-        return False
-    with ThreadPoolExecutor(4) as pool:
-        digests = dict(zip(files, pool.map(sha256, files.values()), strict=True))
-    return _listing_sha256(digests) != identity.get("weights_sha256")
-
-
-def _listing_sha256(weights: Mapping[str, str]) -> str:
-    """Hash of what `sha256sum` prints for files: their hashes by name."""
-    listing = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
-    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
@@ -444,31 +268,3 @@ def _filler(config: Any, tokenizer: Any) -> int:
     text_config = config.get_text_config(decoder=True)
     special = {*tokenizer.all_special_ids, getattr(text_config, "pad_token_id", None)}
     return next(token_id for token_id in count() if token_id not in special)
-
-
-def _identity(
-    spec: ModelSpec,
-    source: Source,
-    adapters: list[Source],
-    config: Any,
-    weights: Mapping[str, str],
-) -> dict[str, Json]:
-    """The facts that identify a model's weights: names and hashes.
-
-    weights_sha256 is the hash of what `sha256sum` prints for all weight files: the base's in name
-    order, then the adapters'.
-    """
-    config_file = source.directory / "config.json"
-    commits = [adapter.commit for adapter in adapters]
-    return {
-        "id": spec.asked,
-        "revision": spec.revision,
-        "commit": source.commit,
-        "architecture": (config.architectures or [None])[0],
-        "model_type": config.model_type,
-        "config_sha256": sha256(config_file) if source.gguf is None else None,
-        "weights_sha256": _listing_sha256(weights),
-        "weights": dict(weights),
-        "adapter": "+".join(spec.adapters) or None,
-        "adapter_commit": "+".join(commit or "" for commit in commits) if any(commits) else None,
-    }

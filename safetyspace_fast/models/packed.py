@@ -17,7 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from ..errors import ModelError, first_line
-from .loading import LoadedModel
+from .model import LoadedModel
 from .tokens import to_device
 
 NAME = "safetyspace_packed"

@@ -14,10 +14,11 @@ from torch import nn
 
 from ..errors import ModelError
 from .adapters import AddedWeights
+from .backbone import check_report, find_backbone, path_of
 from .source import Source
 from .stored import StoredTensor, stored_tensors
 from .streamed import StreamedBlocks
-from .weights import check_report, empty_model, find_backbone, path_of
+from .weights import empty_model
 
 
 def open_streamed(

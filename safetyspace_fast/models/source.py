@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, first_line
+from .spec import ModelSpec, split_revision
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")  # as transformers prefers them
@@ -176,6 +178,34 @@ def find_source(
     if asked.startswith(("/", ".", "~")) or asked.count("/") > 1 or path.suffix == ".gguf":
         raise ModelError(f"{asked}: no such directory or file")
     return _download(asked, revision, allow_pickle, trust_remote_code)
+
+
+def find_sources(
+    spec: ModelSpec,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[Source, list[Source]]:
+    """Find and check the files of the base and of its adapters.
+
+    Raises:
+        ModelError: one is not there, or not complete.
+    """
+    source = find_source(spec.base, spec.revision, allow_pickle, trust_remote_code)
+    source.check(allow_pickle)
+    if source.holds_two_models():
+        names = ", ".join(file.name for file in source.weight_files())
+        note(f"{spec.base} holds a whole and a split model; transformers reads {names} only")
+    if not spec.adapters:
+        source.check_alone()
+    adapters = []
+    for asked in spec.adapters:
+        adapter = find_source(*split_revision(asked), allow_pickle, trust_remote_code)
+        adapter.check_adapter(allow_pickle)
+        adapters.append(adapter)
+    if source.holds_adapter() and all(a.directory != source.directory for a in adapters):
+        note(f"the adapter that lies in {spec.base} is not merged")
+    return source, adapters
 
 
 def _download(

@@ -23,6 +23,13 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -100,6 +107,22 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
                 )
             shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
             tensors[name] = StoredTensor(path, start, shape, dtype, mtime_ns)
+    return tensors
+
+
+def plain_numbers(source: Source) -> list[tuple[tuple[int, ...], torch.dtype]] | None:
+    """Shape and dtype of every tensor in a model's files; None if some are no plain numbers."""
+    from safetensors import safe_open
+
+    tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
+    for file in source.weight_files():
+        if file.suffix != ".safetensors":
+            return None
+        with safe_open(file, framework="pt") as opened:
+            parts = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - no dict
+        if any(part.get_dtype() not in _FLOATS for part in parts):
+            return None
+        tensors += [(tuple(part.get_shape()), _FLOATS[part.get_dtype()]) for part in parts]
     return tensors
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelError
-from .loading import find_sources
-from .source import Source, read_json
+from .source import Source, find_sources, read_json
 from .spec import ModelSpec
 from .tokenizer import load_tokenizer, tokenizer_source
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..config import POOLINGS, TEMPLATES
 from ..errors import ConfigError, ModelError, first_line
 from .layers import embedding_rows
-from .loading import LoadedModel
+from .model import LoadedModel
 
 if TYPE_CHECKING:
     from .prefix import SharedPrefix

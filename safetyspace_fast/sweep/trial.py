@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from ..config import RunConfig
 from ..errors import ModelError
 from ..extract import ModelDone, Planned
+from ..models.quiet import quiet_transformers
 from ..models.tokenizer import load_tokenizer
-from ..models.weights import quiet_transformers
 from ..runner import run_models
 from .shared import SharedWork
 from .work import Work

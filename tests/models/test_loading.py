@@ -23,8 +23,9 @@ from benchmarks.small_models import small_gguf
 from safetyspace_fast.errors import ConfigError, ModelError
 from safetyspace_fast.models import (
     ModelSpec,
+    find_sources,
+    identity,
     load_model,
-    loading,
     parse_model,
     unfuse,
     weights,
@@ -87,9 +88,9 @@ def test_sharded_weights_give_the_same_states(llama, tmp_path):
 
 def test_beside_a_gpu_hashing_goes_on_after_loading(tmp_path, monkeypatch):
     goes_on = threading.Event()
-    monkeypatch.setattr(loading, "sha256", lambda file: (goes_on.wait(60), file.name)[1])
+    monkeypatch.setattr(identity, "sha256", lambda file: (goes_on.wait(60), file.name)[1])
     files = {"first": tmp_path / "a", "second": tmp_path / "b"}
-    with loading._hashing(files, wait=False) as hashes:
+    with identity.hashing(files, wait=False) as hashes:
         pass
     assert not goes_on.is_set()  # the block has ended without them
     goes_on.set()
@@ -98,9 +99,9 @@ def test_beside_a_gpu_hashing_goes_on_after_loading(tmp_path, monkeypatch):
 
 def test_a_model_that_cannot_be_loaded_is_not_hashed_to_its_end(tmp_path, monkeypatch):
     goes_on, seen = threading.Event(), []
-    monkeypatch.setattr(loading, "sha256", lambda file: (goes_on.wait(60), seen.append(file)))
+    monkeypatch.setattr(identity, "sha256", lambda file: (goes_on.wait(60), seen.append(file)))
     files = {str(i): tmp_path / str(i) for i in range(40)}
-    with pytest.raises(ModelError), loading._hashing(files, wait=True):
+    with pytest.raises(ModelError), identity.hashing(files, wait=True):
         raise ModelError("no")
     goes_on.set()
     time.sleep(0.2)  # enough for all 40
@@ -111,7 +112,7 @@ def test_a_model_that_cannot_be_loaded_is_not_hashed_to_its_end(tmp_path, monkey
 def test_on_a_cpu_a_loaded_model_is_hashed(llama, monkeypatch, random):
     """What follows is measured, and has the processor for itself."""
     done = []
-    monkeypatch.setattr(loading, "sha256", lambda file: (time.sleep(0.3), done.append(file))[1])
+    monkeypatch.setattr(identity, "sha256", lambda file: (time.sleep(0.3), done.append(file))[1])
     load_model(ModelSpec("m", str(llama), random=random))
     assert len(done) == (0 if random else 1)
 
@@ -119,7 +120,7 @@ def test_on_a_cpu_a_loaded_model_is_hashed(llama, monkeypatch, random):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_put_on_the_device_as_they_are_read(llama, dtype):
     """A device without memory stands in for a GPU: no weight may be left on the host."""
-    source, _ = loading.find_sources(ModelSpec("m", str(llama)), False, False)
+    source, _ = find_sources(ModelSpec("m", str(llama)), False, False)
     meta = torch.device("meta")
     model, _ = load_weights(source, dtype, meta, False, False, pytest.fail)
     tensors = [*model.parameters(), *model.buffers()]

@@ -16,7 +16,7 @@ from loaded import IDS, last_states, load, refused
 from safetensors.torch import load_file, save_file
 
 from safetyspace_fast.models import tokenize
-from safetyspace_fast.models.weights import quiet_transformers
+from safetyspace_fast.models.quiet import quiet_transformers
 
 
 def rewrite(path, change):
