@@ -3,13 +3,29 @@
 transformers is imported inside functions: it takes seconds.
 """
 
+import copy
+import gc
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, first_line
-from .source import Source, sha256
+from .source import Source, read_json, sha256
+from .weights import quiet_transformers
+
+KEPT_TOKENIZERS = 4
+"""Tokenizers that stay in memory for models with the same files: parsing one takes seconds."""
+_FILES_BESIDE = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "processor_config.json"),
+)
+_OF_CONFIG = ("model_type", "tokenizer_class", "transformers_version")
+"""What transformers reads of config.json before it chooses a class."""
+_recent: dict[str, tuple[Any, list[str]]] = {}
+"""By a hash of its files, a tokenizer and the notes on it; the latest at the end."""
 
 
 def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
@@ -20,20 +36,56 @@ def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
 def load_tokenizer(
     source: Source, trust_remote_code: bool, note: Callable[[str], None] = lambda _: None
 ) -> Any:
-    """Load a tokenizer that gives character offsets; ModelError if there is none."""
+    """Load a tokenizer that gives character offsets, or take the one of equal files.
+
+    The chat template of what is returned may be replaced; all else is shared.
+
+    Args:
+        source: the folder that holds its files.
+        trust_remote_code: as in `load_model`.
+        note: called with notes of one line, warnings of transformers among them.
+
+    Raises:
+        ModelError: there is none, or it gives no offsets.
+    """
+    key = None if trust_remote_code or source.gguf is not None else _content(source)
+    known = None if key is None else _recent.pop(key, None)
+    tokenizer, notes = known or _load(source, trust_remote_code)
+    if key is not None:
+        _recent[key] = tokenizer, notes
+        while len(_recent) > KEPT_TOKENIZERS:
+            del _recent[next(iter(_recent))]
+    for line in notes:
+        note(line)
+    return copy.copy(tokenizer)
+
+
+def _content(source: Source) -> str:
+    """A hash of all that decides what tokenizer is read from a folder."""
+    written = read_json(file) if (file := source.directory / "config.json").is_file() else {}
+    of_config = [written.get(key) for key in _OF_CONFIG] if isinstance(written, dict) else []
+    beside = (source.directory / name for name in _FILES_BESIDE)
+    templates = sorted(source.directory.glob("additional_chat_templates/*"))
+    files = [*source.tokenizer_files(), *filter(Path.is_file, beside), *templates]
+    return json.dumps([of_config, [(file.name, sha256(file)) for file in files]])
+
+
+def _load(source: Source, trust_remote_code: bool) -> tuple[Any, list[str]]:
     import transformers
 
     # Mistral's own tokenizers give no character offsets; transformers converts their files.
     options: dict[str, Any] = {"mistral_format": False}
     if source.gguf is not None:
         options["gguf_file"] = source.gguf
+    notes: list[str] = []
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source.directory,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
+        with quiet_transformers(notes.append), _without_collection():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source.directory,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                **options,
+            )
     except Exception as error:
         reason = first_line(error)
         if not source.tokenizer_files() and source.gguf is None:
@@ -44,9 +96,21 @@ def load_tokenizer(
             f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "
             "text's tokens from others; expected a fast tokenizer (tokenizer.json)"
         )
-    _check_bos(source, tokenizer, note)
+    _check_bos(source, tokenizer, notes.append)
     _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
-    return tokenizer
+    return tokenizer, notes
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles in the objects of a vocabulary: half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_bos(source: Source, tokenizer: Any, note: Callable[[str], None]) -> None:
