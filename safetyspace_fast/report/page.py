@@ -164,15 +164,18 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
 
 
 def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
+    from altair.utils.schemapi import debug_mode
+
     module = figures.figure(name)
     part = Part(name, module.TITLE, getattr(module, "ABOUT", ""))
     try:
-        if hasattr(module, "moving"):
-            part.data = _moving(module, stores, texts)
-            if len(stores) > 1:
-                part.about += f" Of {words.isolated(next(iter(stores)))} only."
-        else:
-            part.data = _still(module, stores)
+        with debug_mode(False):  # would check each part of a chart, rows included, when it is made
+            if hasattr(module, "moving"):
+                part.data = _moving(module, stores, texts)
+                if len(stores) > 1:
+                    part.about += f" Of {words.isolated(next(iter(stores)))} only."
+            else:
+                part.data = _still(module, stores)
     except ConfigError as error:
         part.missing = str(error)
     return part
@@ -207,7 +210,7 @@ def _still(module: Any, stores: Stores) -> dict[str, Any]:
         rows += [{"store": store, **row} for row in own] if len(stores) > 1 else own
         chart: Row = {"specs": []}
         for width in WIDTHS:
-            spec, chart["caption"] = spec_of(module.chart(own, width=width), own)
+            spec, chart["caption"] = spec_of(module.chart(own, width=width))
             if spec not in specs:
                 specs.append(spec)
             chart["specs"].append(specs.index(spec))
@@ -228,15 +231,15 @@ def _still(module: Any, stores: Stores) -> dict[str, Any]:
 def _moving(module: Any, stores: Stores, texts: dict[bytes, str]) -> dict[str, Any]:
     """A figure with a slider over layers; of the first store, as others have other texts."""
     results = next(iter(stores.values()))
-    moving = module.moving(results)
-    specs = [spec_of(module.panel(width=width), [])[0] for width in PANELS]
+    moving, table = module.moving(results)
+    specs = [spec_of(module.panel(width=width))[0] for width in PANELS]
     if texts and module.NAME == scatter.NAME:
         moving["texts"] = [row["text"] for row in _drawn_texts(results, texts)]
         for spec in specs:
             spec["encoding"]["tooltip"] = {"field": "words", "type": "nominal"}
     return {
         "choices": moving.pop("choices"),
-        **_table(module.summary(results)),
+        **_table(table),
         "specs": specs,
         "moving": moving,
     }
@@ -335,32 +338,16 @@ def packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def spec_of(chart: Any, rows: Sequence[Row]) -> tuple[dict[str, Any], str]:
+def spec_of(chart: Any) -> tuple[dict[str, Any], str]:
     """The Vega-Lite specification of a chart, and the words under its title.
 
     Its data are named `rows`, which the script fills; the page has title and words as text.
-
-    Args:
-        chart: of one figure.
-        rows: that it was made of.
     """
-    spec: dict[str, Any] = chart.to_dict(validate=False)
+    import altair as alt
+
+    spec: dict[str, Any] = chart.properties(data=alt.NamedData("rows")).to_dict(validate=False)
     spec.pop("$schema", None)
     title = spec.pop("title", {})
     below = title.get("subtitle", []) if isinstance(title, dict) else []
     spec["config"] = theme.config(COLORS)
-    _name_rows(spec, rows)
     return spec, " ".join(below if isinstance(below, list) else [below])
-
-
-def _name_rows(part: Any, rows: Sequence[Row]) -> None:
-    """Put the name `rows` in place of the rows, wherever a specification holds them."""
-    if isinstance(part, list):
-        for one in part:
-            _name_rows(one, rows)
-    elif isinstance(part, dict):
-        data = part.get("data")
-        if isinstance(data, dict) and data.get("values") == rows:
-            part["data"] = {"name": "rows"}
-        for one in part.values():
-            _name_rows(one, rows)
