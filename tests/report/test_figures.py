@@ -119,6 +119,27 @@ def test_differences_are_those_of_compare(
             assert same(row["high"], entry["high"])
 
 
+def test_turns_of_the_direction_are_those_of_compare(
+    run: ssf.Run, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--metric", "auc_direction", "--base", "base", "--aligned", "aligned")
+    table = {
+        (row["metric"], row["pooling"], row["layer"], row["lang"]): row["value"]
+        for row in printed("compare", run, capsys, *asked)
+    }
+    rows = figures.figure("directions").rows(results)
+    assert len(rows) == 5 * 3
+    for row in rows:
+        assert row["pair"] == "base → aligned"
+        for end in ("cosine", "low", "high", "reliability"):
+            key = f"direction_{end}"
+            assert same(row[key], table[key, row["pooling"], row["layer"], row["lang"]])
+    assert any(row["direction_cosine"] is not None for row in rows)
+    alone = Results(run, models="base")
+    with pytest.raises(figures.NothingToShowError, match="no two models"):
+        figures.figure("directions").rows(alone)
+
+
 def test_matrices_are_those_of_languages(
     run: ssf.Run, results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
