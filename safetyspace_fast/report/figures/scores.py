@@ -107,7 +107,7 @@ def _histogram(x: Any = None, y: Any = None) -> Any:
 
 
 def moving(results: "Results") -> tuple[dict[str, Any], list[Row]]:
-    """All layers for the page: uint16 [layer, pooling, lang, label, bin] a model, and the table."""
+    """All layers for the page: uint32 [layer, pooling, lang, label, bin] a model, and the table."""
     langs, models = results.selection.languages, results.names
     counts, ends, table = [], [], []
     for lang in langs:
@@ -127,7 +127,7 @@ def moving(results: "Results") -> tuple[dict[str, Any], list[Row]]:
         "lang": list(langs),
         "pooling": list(results.selection.poolings),
         "ends": [[[float(f"{x:.4g}") for x in pair] for pair in cell] for cell in cells.tolist()],
-        "blobs": [packed(own.clip(max=65535).astype(np.uint16)) for own in by_model],
+        "blobs": [packed(own.astype(np.uint32)) for own in by_model],
         "choices": choices(results),
     }, table
 

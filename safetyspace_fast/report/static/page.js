@@ -84,7 +84,8 @@ function csvCell(value) {
 function download(name, columns, rows) {
   const lines = [columns.map((one) => csvCell(one.name)).join(",")];
   for (const row of rows) lines.push(columns.map((one) => csvCell(row[one.name])).join(","));
-  const blob = new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" });
+  const content = "\uFEFF" + lines.join("\r\n") + "\r\n"; // Excel takes what has no mark for ANSI
+  const blob = new Blob([content], { type: "text/csv;charset=utf-8" });
   const link = make("a", { href: URL.createObjectURL(blob), download: `${name}.csv` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -152,14 +153,14 @@ const frames = {
       return { title: model, rows, signals };
     });
   },
-  /* Numbers of texts: uint16 [layer, pooling, lang, label, bin] for each model. */
+  /* Numbers of texts: uint32 [layer, pooling, lang, label, bin] for each model. */
   bins(moving, at) {
     const n = moving.bins;
     const i_cell = at.layer * moving.pooling.length + at.pooling;
     const [low, high] = moving.ends[i_cell][at.lang];
     const start = (i_cell * moving.lang.length + at.lang) * 2 * n;
     const shares = moving.model.map((_, i_model) => {
-      const counts = new Uint16Array(moving.blobs[i_model].buffer).subarray(start, start + 2 * n);
+      const counts = new Uint32Array(moving.blobs[i_model].buffer).subarray(start, start + 2 * n);
       return [0, 1].map((label) => {
         const own = Array.from(counts.subarray(label * n, (label + 1) * n));
         const sum = own.reduce((a, b) => a + b, 0);
