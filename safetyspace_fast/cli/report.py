@@ -13,6 +13,7 @@ REPORT_EXAMPLES = """\
 examples:
   safetyspace-fast report pair.zarr -o pair.html
   safetyspace-fast report pair.zarr --metric rho_adjusted --poolings last -o pair.html
+  safetyspace-fast report many.zarr --base base --aligned dpo --aligned sft -o tuned.html
   safetyspace-fast report pair.zarr --texts texts.jsonl --show-texts -o with-texts.html
 
 The page is one file that loads nothing from a network. It holds no texts unless you ask for them.
@@ -45,6 +46,14 @@ def add_report(commands: Commands) -> None:
         help="a metric; repeat the option for several, the first one leads "
         "(default: auc_direction and rho_adjusted)",
     )
+    for name, when in (("base", "before"), ("aligned", "after")):
+        report.add_argument(
+            f"--{name}",
+            action="append",
+            metavar="NAME",
+            help=f"the model {when} tuning; repeat both options for several pairs (default: each "
+            "model and the first of its architecture and layers that was run before it)",
+        )
     for name in ("models", "layers", "poolings", "languages"):
         report.add_argument(
             f"--{name}", type=listed, metavar="A,B,..", help=f"only these {name}; the first leads"
@@ -75,7 +84,8 @@ def _report(arguments: argparse.Namespace) -> None:
         from ..data import read_samples
 
         texts = read_samples(arguments.texts, on_note=terminal.say).texts
-    chosen = given(arguments, ("metrics", "models", "layers", "poolings", "languages"))
+    names = ("metrics", "base", "aligned", "models", "layers", "poolings", "languages")
+    chosen = given(arguments, names)
     with terminal.stages() as show:
         report(
             runs, arguments.output, texts=texts, command=_typed(arguments), progress=show, **chosen
@@ -88,6 +98,9 @@ def _typed(arguments: argparse.Namespace) -> str:
     words = ["safetyspace-fast", "report", *(Path(run).name for run in arguments.runs)]
     for metric in arguments.metrics or ():
         words += ["--metric", metric]
+    for name in ("base", "aligned"):
+        for model in getattr(arguments, name) or ():
+            words += [f"--{name}", model]
     for name in ("models", "layers", "poolings", "languages"):
         if chosen := getattr(arguments, name):
             words.append(f"--{name}={','.join(chosen)}")
@@ -157,13 +170,12 @@ def add_plot(commands: Commands) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     from .. import api
     from ..report import plot
-    from ..report.results import METRICS, Results
+    from ..report.results import METRICS, Results, named_pairs
 
     plot.format_of(arguments.output)
     plot.width_of(arguments.width)
     figures.figure(arguments.figure)
-    if bool(arguments.base) != bool(arguments.aligned):
-        raise ConfigError("plot: --base and --aligned belong together; name two models or none")
+    pairs = named_pairs(arguments.base, arguments.aligned)
     plot.require("altair", "vl_convert")
     with terminal.bar("computing", "step") as show:
         results = Results(
@@ -173,7 +185,7 @@ def _plot(arguments: argparse.Namespace) -> None:
             poolings=arguments.poolings,
             languages=arguments.languages,
             metrics=(arguments.metric,) if arguments.metric else METRICS,
-            pairs_asked=[(arguments.base, arguments.aligned)] if arguments.base else None,
+            pairs_asked=pairs,
             progress=lambda _, done, total: show(done, total),
         )
         plot.save(results, arguments.figure, arguments.output, width=arguments.width)

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,7 @@ def page(
         step(f"figure {name}")
         parts.append(_part(name, stores, texts))
         if texts and name == scatter.NAME:
-            parts.append(_texts(next(iter(stores.values())), texts))
+            parts.append(_texts(stores, texts))
     texts_of = sum(len(run.samples.label) for run in runs.values())
     langs = {lang for results in stores.values() for lang in results.selection.languages}
     models = [model for results in stores.values() for model in results.names]
@@ -138,12 +138,13 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
         try:
             dataset = results.comparison(pair)
         except ConfigError as error:
+            if results.pairs_asked is not None:
+                raise
             yield Group(title, "", [words.Finding("unknown", "Not compared:", str(error))])
             continue
         findings = words.changes(dataset, *asked) + words.elsewhere(dataset, *asked)
-        yield Group(
-            title, f"What tuning changed, if it made the second of the first. {lead}", findings
-        )
+        findings.append(words.choice_of(pair, named=results.pairs_asked is not None))
+        yield Group(title, f"What tuning changed. {lead}", findings)
         compared.append(dataset)
     paired = {model for pair in results.pairs for model in pair}
     for model in results.names:
@@ -164,15 +165,16 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
 
 
 def _part(name: str, stores: Stores, texts: dict[bytes, str]) -> Part:
+    from altair.utils.schemapi import debug_mode
+
     module = figures.figure(name)
     part = Part(name, module.TITLE, getattr(module, "ABOUT", ""))
     try:
-        if hasattr(module, "moving"):
-            part.data = _moving(module, stores, texts)
-            if len(stores) > 1:
-                part.about += f" Of {words.isolated(next(iter(stores)))} only."
-        else:
-            part.data = _still(module, stores)
+        with debug_mode(False):  # would check each part of a chart, rows included, when it is made
+            if hasattr(module, "moving"):
+                part.data = _moving(module, stores, texts)
+            else:
+                part.data = _still(module, stores)
     except ConfigError as error:
         part.missing = str(error)
     return part
@@ -204,10 +206,10 @@ def _still(module: Any, stores: Stores) -> dict[str, Any]:
             charts[key] = {"missing": str(error)}
             continue
         depends = {"store", *own[0]} if depends is None else depends
-        rows += [{"store": store, **row} for row in own] if len(stores) > 1 else own
+        rows += _of_store(own, store, stores)
         chart: Row = {"specs": []}
         for width in WIDTHS:
-            spec, chart["caption"] = spec_of(module.chart(own, width=width), own)
+            spec, chart["caption"] = spec_of(module.chart(own, width=width))
             if spec not in specs:
                 specs.append(spec)
             chart["specs"].append(specs.index(spec))
@@ -216,8 +218,7 @@ def _still(module: Any, stores: Stores) -> dict[str, Any]:
     if not rows:
         reasons = dict.fromkeys(chart["missing"] for chart in charts.values())
         raise ConfigError("; ".join(reasons) or "there is nothing to show")
-    choices: list[Row] = [{"name": key, "title": key.capitalize(), "values": own, "start": 0}
-               for key, own in names.items()]  # fmt: skip
+    choices = [_choice(key, own) for key, own in names.items()]
     for i, (name, choice) in enumerate(zip(names, choices, strict=True)):
         if name not in (depends or {}):
             choice["values"] = choice["values"][:1]
@@ -225,34 +226,54 @@ def _still(module: Any, stores: Stores) -> dict[str, Any]:
     return {"choices": choices, **_table(rows), "specs": specs, "charts": charts}
 
 
+def _of_store(rows: Sequence[Row], store: str, stores: Stores) -> list[Row]:
+    """Rows that say of which store they are, where there are several."""
+    return [{"store": store, **row} for row in rows] if len(stores) > 1 else list(rows)
+
+
+def _choice(name: str, values: Iterable[str]) -> Row:
+    """What a reader chooses; `start` is the place of the first choice."""
+    return {"name": name, "title": name.capitalize(), "values": list(values), "start": 0}
+
+
 def _moving(module: Any, stores: Stores, texts: dict[bytes, str]) -> dict[str, Any]:
-    """A figure with a slider over layers; of the first store, as others have other texts."""
-    results = next(iter(stores.values()))
-    moving = module.moving(results)
-    specs = [spec_of(module.panel(width=width), [])[0] for width in PANELS]
-    if texts and module.NAME == scatter.NAME:
-        moving["texts"] = [row["text"] for row in _drawn_texts(results, texts)]
-        for spec in specs:
-            spec["encoding"]["tooltip"] = {"field": "words", "type": "nominal"}
+    """A figure with a slider over layers; each store has its own layers and languages."""
+    with_texts = bool(texts) and module.NAME == scatter.NAME
+    rows: list[Row] = []
+    moving = []
+    for store, results in stores.items():
+        own, table = module.moving(results)
+        if with_texts:
+            own["texts"] = [row["text"] for row in _drawn_texts(results, texts)]
+        moving.append(own)
+        rows += _of_store(table, store, stores)
+    specs = [spec_of(module.panel(width=width))[0] for width in PANELS]
+    for spec in specs if with_texts else ():
+        spec["encoding"]["tooltip"] = {"field": "words", "type": "nominal"}
     return {
-        "choices": moving.pop("choices"),
-        **_table(module.summary(results)),
+        "choices": [_choice("store", stores)],
+        **_table(rows),
         "specs": specs,
         "moving": moving,
     }
 
 
-def _texts(results: "Results", texts: dict[bytes, str]) -> Part:
+def _texts(stores: Stores, texts: dict[bytes, str]) -> Part:
     """A table of the texts in the scatter, for those who do not point at marks."""
+    rows = [
+        row
+        for store, results in stores.items()
+        for row in _of_store(_drawn_texts(results, texts), store, stores)
+    ]
     return Part(
         "texts",
         "The texts",
         "The texts of the scatter, from the file that was given. They may be offensive.",
         {
-            "choices": [],
-            **_table(_drawn_texts(results, texts)),
+            "choices": [_choice("store", stores)],
+            **_table(rows),
             "specs": [],
-            "charts": {"": {"caption": ""}},
+            "charts": {str(i): {"caption": ""} for i in range(len(stores))},
         },
     )
 
@@ -335,32 +356,16 @@ def packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def spec_of(chart: Any, rows: Sequence[Row]) -> tuple[dict[str, Any], str]:
+def spec_of(chart: Any) -> tuple[dict[str, Any], str]:
     """The Vega-Lite specification of a chart, and the words under its title.
 
     Its data are named `rows`, which the script fills; the page has title and words as text.
-
-    Args:
-        chart: of one figure.
-        rows: that it was made of.
     """
-    spec: dict[str, Any] = chart.to_dict(validate=False)
+    import altair as alt
+
+    spec: dict[str, Any] = chart.properties(data=alt.NamedData("rows")).to_dict(validate=False)
     spec.pop("$schema", None)
     title = spec.pop("title", {})
     below = title.get("subtitle", []) if isinstance(title, dict) else []
     spec["config"] = theme.config(COLORS)
-    _name_rows(spec, rows)
     return spec, " ".join(below if isinstance(below, list) else [below])
-
-
-def _name_rows(part: Any, rows: Sequence[Row]) -> None:
-    """Put the name `rows` in place of the rows, wherever a specification holds them."""
-    if isinstance(part, list):
-        for one in part:
-            _name_rows(one, rows)
-    elif isinstance(part, dict):
-        data = part.get("data")
-        if isinstance(data, dict) and data.get("values") == rows:
-            part["data"] = {"name": "rows"}
-        for one in part.values():
-            _name_rows(one, rows)

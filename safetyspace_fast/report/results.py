@@ -66,6 +66,8 @@ class Results:
         )
         for pair in self.pairs_asked or ():
             select(self.run, models=pair, layers=None, poolings=None, languages=None)
+            if pair[0] == pair[1]:
+                raise ConfigError(f"base, aligned: both are {pair[0]!r}; name two models")
         self.family = choose(self.metrics)
         self.metric = self.family[0]
         asked = self.selection.poolings if self.poolings is None else listed(self.poolings)
@@ -281,6 +283,28 @@ class Results:
         if progress is None:
             return None
         return lambda done, total: progress(what, done, total)
+
+
+def named_pairs(base: Names, aligned: Names) -> list[Pair] | None:
+    """Pairs of models from the names of those before and after tuning; None without names.
+
+    A single model before tuning belongs to every model after it.
+
+    Raises:
+        ConfigError: only one of both is given, or their numbers differ.
+    """
+    if base is None and aligned is None:
+        return None
+    if base is None or aligned is None:
+        raise ConfigError("base, aligned: they belong together; name both or none")
+    before, after = listed(base), listed(aligned)
+    before = before * len(after) if len(before) == 1 else before
+    if len(before) != len(after):
+        raise ConfigError(
+            f"base, aligned: got {len(before)} and {len(after)} names, expected as many of both, "
+            "or one base for all"
+        )
+    return list(zip(before, after, strict=True))
 
 
 def rounded(number: float, digits: int = 5) -> float | None:

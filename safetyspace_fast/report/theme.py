@@ -164,6 +164,14 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(words) + "."
 
 
+def only(**same: str) -> Any:
+    """A filter of rows: those that have these entries in these columns."""
+    import altair as alt
+
+    wanted = [alt.FieldEqualPredicate(field=key, equal=name) for key, name in same.items()]
+    return alt.LogicalAndPredicate(**{"and": wanted})
+
+
 def title(text: str, *lines: str, width: int) -> Any:
     """The title of a figure, with lines below it that fit its width."""
     import altair as alt

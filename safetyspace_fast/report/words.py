@@ -189,6 +189,18 @@ def levels(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding
     return findings
 
 
+def choice_of(pair: tuple[str, str], *, named: bool) -> Finding:
+    """How a pair of models was chosen: named by whoever made the page, or guessed."""
+    base, aligned = map(isolated, pair)
+    text = (
+        "was named with --base and --aligned."
+        if named
+        else f"is a guess: {base} was run before {aligned}, and both have the same architecture "
+        "and layers. Name pairs with --base and --aligned."
+    )
+    return Finding("note", "This pair", text)
+
+
 NO_CONTROL = Finding(
     "caution",
     "An untrained model",

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..names import nearest
 from .plot import require, require_writable, write_file
-from .results import METRICS, Results
+from .results import METRICS, Pair, Results, named_pairs
 
 if TYPE_CHECKING:
     from ..analysis.metric import Metrics
@@ -30,6 +31,8 @@ def report(
     path: str | Path,
     *,
     metrics: "Metrics" = METRICS,
+    base: "Names" = None,
+    aligned: "Names" = None,
     models: "Names" = None,
     layers: "Names" = None,
     poolings: "Names" = None,
@@ -44,27 +47,31 @@ def report(
         run: an open store, or several.
         path: the file; it is replaced only when the page is complete.
         metrics: the first one leads; a reader may choose the others.
+        base, aligned: names of the models before and after tuning, for several pairs in two lists
+            of the same order; one base serves every aligned model. None: each model and the first
+            of its architecture and layers that was run before it.
         models, layers, poolings, languages: names; None shows all.
         texts: texts of the data, which the page then shows; anybody who has the page can read them.
         command: what to type to make the page again.
         progress: called with what is computed, the steps that are done, and of all.
 
     Raises:
-        ConfigError: no open store is given, one has no complete model, a name is unknown, no text
-            is in the first store, or the file cannot be written.
+        ConfigError: no open store is given, one has no complete model, a name is unknown, a pair
+            cannot be compared, no text is in a store, or the file cannot be written.
         StoreError: an array cannot be read.
     """
     target = Path(path)
     require_writable(target)
-    runs = _runs(run)
+    runs, pairs = _runs(run), named_pairs(base, aligned)
     stores = {
         _name(one, i, runs): Results(
             one, models=models, layers=layers, poolings=poolings, languages=languages,
-            metrics=metrics, progress=progress,
+            metrics=metrics, pairs_asked=_pairs_in(one, pairs), progress=progress,
         )
         for i, one in enumerate(runs)
     }  # fmt: skip
-    by_hash = {} if texts is None else _by_hash(texts, runs[0])
+    _require_pairs(pairs or (), runs)
+    by_hash = {} if texts is None else _by_hash(texts, runs)
     if command is None:
         words = ["safetyspace-fast", "report", *stores, "-o", target.name]
         command = " ".join(map(shlex.quote, words))
@@ -118,13 +125,36 @@ def _runs(run: "Run | Sequence[Run]") -> "list[Run]":
     return runs
 
 
-def _by_hash(texts: Iterable[str], run: "Run") -> dict[bytes, str]:
-    """Texts by their SHA-256, as the store has them."""
+def _pairs_in(run: "Run", pairs: list[Pair] | None) -> list[Pair] | None:
+    """Those of the named pairs that a store has."""
+    return None if pairs is None else [pair for pair in pairs if set(pair) <= set(run.models)]
+
+
+def _require_pairs(pairs: Iterable[Pair], runs: "Sequence[Run]") -> None:
+    """Check that each pair is in a store."""
+    known = dict.fromkeys(name for run in runs for name in run.models)
+    for pair in pairs:
+        for field, name in zip(("base", "aligned"), pair, strict=True):
+            if name not in known:
+                raise ConfigError(
+                    f"{field}: no model {name!r} in the store; it has {', '.join(known)}"
+                    f"{nearest(name, known)}"
+                )
+        if not any(_pairs_in(run, [pair]) for run in runs):
+            raise ConfigError(
+                f"base, aligned: no store has both {pair[0]!r} and {pair[1]!r}; a pair is compared "
+                "on the same texts"
+            )
+
+
+def _by_hash(texts: Iterable[str], runs: "Sequence[Run]") -> dict[bytes, str]:
+    """Texts by their SHA-256, as stores have them."""
     by_hash = {hashlib.sha256(text.encode()).digest(): text for text in texts}
-    if not any(bytes(digest) in by_hash for digest in run.samples.text_sha256):
+    digests = (bytes(digest) for run in runs for digest in run.samples.text_sha256)
+    if not any(digest in by_hash for digest in digests):
+        places = ", ".join(str(run.place) for run in runs)
         raise ConfigError(
-            f"texts: none of the {len(by_hash):,} is in {run.place}; give the data that it was "
-            "made of"
+            f"texts: none of the {len(by_hash):,} is in {places}; give the data that it was made of"
         )
     return by_hash
 

@@ -145,6 +145,7 @@ class Browser:
     def key(self, key: str, *, shift: bool = False) -> None:
         """Press one key."""
         codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39, "ArrowLeft": 37, "Escape": 27}
+        codes["ArrowDown"] = 40
         text = {"Enter": "\r", " ": " "}.get(key)
         press = {"key": key, "windowsVirtualKeyCode": codes[key], "modifiers": 8 * shift}
         kind = "keyDown" if text else "rawKeyDown"

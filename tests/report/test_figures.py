@@ -30,7 +30,8 @@ def texts(path: Path, langs: tuple[str, ...], number: int) -> Path:
         for lang in langs:
             for i in range(number):
                 words = ["fine", "tea", "dog"] if i % 2 else ["bad", "hate", "fox"]
-                text = " ".join([*rng.choice([*words, "the", "and"], 3 + i % 5), f"{i} {lang[:9]}"])
+                drawn = rng.choice([*words, *words, "the"], 6 + i % 5)
+                text = " ".join([*drawn, f"{i} {lang[:9]}"])
                 row = {"text": text, "label": 1 - i % 2, "lang": lang}
                 file.write(json.dumps(row) + "\n")
     return path
@@ -118,6 +119,27 @@ def test_differences_are_those_of_compare(
             assert same(row["high"], entry["high"])
 
 
+def test_turns_of_the_direction_are_those_of_compare(
+    run: ssf.Run, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--metric", "auc_direction", "--base", "base", "--aligned", "aligned")
+    table = {
+        (row["metric"], row["pooling"], row["layer"], row["lang"]): row["value"]
+        for row in printed("compare", run, capsys, *asked)
+    }
+    rows = figures.figure("directions").rows(results)
+    assert len(rows) == 5 * 3
+    for row in rows:
+        assert row["pair"] == "base → aligned"
+        for end in ("cosine", "low", "high", "reliability"):
+            key = f"direction_{end}"
+            assert same(row[key], table[key, row["pooling"], row["layer"], row["lang"]])
+    assert any(row["direction_cosine"] is not None for row in rows)
+    alone = Results(run, models="base")
+    with pytest.raises(figures.NothingToShowError, match="no two models"):
+        figures.figure("directions").rows(alone)
+
+
 def test_matrices_are_those_of_languages(
     run: ssf.Run, results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,8 +181,6 @@ def test_showing_another_metric_or_pooling_computes_nothing(results: Results) ->
 def test_a_figure_is_a_valid_svg_of_the_asked_width_with_labels(
     name: str, results: Results, tmp_path: Path
 ) -> None:
-    if name == "cosines":  # these models have no direction that is reliable
-        pytest.skip("see the test of cosines")
     file = tmp_path / "figure.svg"
     save(results, name, file, width="120")
     root = ElementTree.fromstring(file.read_text("utf-8"))
@@ -174,15 +194,15 @@ def test_a_figure_is_a_valid_svg_of_the_asked_width_with_labels(
     assert "aria-label" in file.read_text("utf-8").partition("<title>")[2]
 
 
-def test_cosines_have_the_ceiling_on_the_diagonal() -> None:
-    langs = ("en", "de")
-    rows = [
-        {"model": "m", "lang": a, "other_lang": b, "value": 1.0 if a == b else 0.25, "low": 0.1,
-         "high": 0.4, "ceiling": 0.75, "pooling": "mean", "layer": "block.1"}
-        for a in langs for b in langs
-    ]  # fmt: skip
-    drawn = figures.figure("cosines").chart(rows, width=300).to_dict()["data"]["values"]
-    assert [row["value"] for row in drawn] == [0.75, 0.25, 0.25, 0.75]
+def test_cosines_have_the_ceiling_on_the_diagonal(results: Results) -> None:
+    rows = figures.figure("cosines").rows(results)
+    assert len(rows) == 3 * 3 * 3
+    for row in rows:
+        if row["lang"] == row["other_lang"]:
+            assert (row["value"], row["low"]) == (row["ceiling"], None)
+            assert 0.65 <= row["value"] < 1
+        else:
+            assert row["low"] <= row["value"] <= row["high"]
 
 
 def test_a_pdf_has_its_fonts_and_is_as_wide_as_a_column(
@@ -312,6 +332,15 @@ def test_a_notebook_gets_charts_that_can_be_changed(run: ssf.Run) -> None:
     assert "layers" in dir(run.plot)
     with pytest.raises(AttributeError, match="no figure 'lyers'; there are forest"):
         run.plot.lyers  # noqa: B018
+
+
+@pytest.mark.parametrize("name", figures.names())
+def test_rows_are_in_a_chart_once_and_it_is_valid(name: str, results: Results) -> None:
+    module = figures.figure(name)
+    rows = module.rows(results)
+    spec = module.chart(rows, width=640).to_dict()  # Altair checks it
+    assert spec["data"]["values"] == rows
+    assert len(json.dumps(spec | {"data": None})) < 20_000
 
 
 def test_a_new_figure_file_needs_what_figures_have() -> None:

@@ -1,5 +1,6 @@
 """The page as people use it: in a browser, from disk, with mouse, keyboard, phone and printer."""
 
+import csv
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from browser import CHROMIUM, Browser
 
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
+from safetyspace_fast.report.results import named_pairs
 
 AXE = Path(__file__).parents[2] / ".cache" / "axe.min.js"
 RTL, LONG = "عربي\u202eabc", "x" * 300
@@ -216,6 +218,61 @@ def test_a_figure_that_cannot_be_drawn_says_so_and_the_others_are_drawn(
     assert caption.startswith("This browser cannot draw the figure")
     assert window.js("document.querySelectorAll('#layers .chart svg').length") == 1
     assert window.messages == []
+
+
+def test_a_csv_has_all_rows_and_the_mark_that_spreadsheets_need(opened: Browser) -> None:
+    rows = rows_of(opened, "layers")
+    opened.js("URL.createObjectURL = (blob) => { window.saved = blob; return 'data:,'; }")
+    opened.js("document.querySelector('#layers details .button').click()")
+    text = opened.js(
+        "window.saved.arrayBuffer().then((x) => "
+        "new TextDecoder('utf-8', { ignoreBOM: true }).decode(x))"
+    )
+    assert text.startswith("\ufeff")
+    written = list(csv.DictReader(text[1:].splitlines()))
+    assert len(written) == 2 * 2 * len(rows)  # of both metrics and poolings
+    assert [row["value"] for row in written[: len(rows)]] == [row["value"] for row in rows]
+
+
+def test_pairs_are_guessed_or_named_and_the_page_says_which(
+    opened: Browser, window: Browser, store: Path, folder: Path
+) -> None:
+    answer = "document.getElementById('answer').textContent"
+    assert "is a guess: \u2068base\u2069 was run before \u2068aligned\u2069" in opened.js(answer)
+    path = folder / "named.html"
+    few = ["--layers=-1", "--languages", "en", "--metric", "auc_direction", "-o", str(path)]
+    assert main(["report", str(store), "--base", "aligned", "--aligned", "base", *few]) == 0
+    window.open(path)
+    assert "\u2068aligned\u2069 → \u2068base\u2069" in window.js(answer)
+    assert "was named with --base and --aligned" in window.js(answer)
+    assert "base - aligned" in {row["model"] for row in rows_of(window, "forest")}
+    command = window.js("document.querySelector('#made pre').textContent")
+    assert "--base aligned --aligned base" in command
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--base", "base", "--aligned", "alined"], "did you mean 'aligned'"),
+        (["--base", "base"], "belong together"),
+        (["--base", "base", "--aligned", "base"], "both are 'base'"),
+        (["--base", "a", "--base", "b", "--aligned", "base"], "got 2 and 1 names"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused_in_one_line(
+    options: list[str], words: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "page.html"
+    assert main(["report", str(store), *options, "-o", str(path)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert words in lines[-1]
+    assert not path.exists()
+
+
+def test_one_base_serves_several_aligned_models() -> None:
+    assert named_pairs("base", ["dpo", "sft"]) == [("base", "dpo"), ("base", "sft")]
+    assert named_pairs(["a", "b"], ["c", "d"]) == [("a", "c"), ("b", "d")]
+    assert named_pairs(None, None) is None
 
 
 def test_a_table_is_sorted_by_its_heads(opened: Browser) -> None:

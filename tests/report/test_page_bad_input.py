@@ -227,6 +227,17 @@ def test_several_stores_are_chosen_on_one_page(
     answer = window.js("document.getElementById('answer').textContent")
     assert "one.zarr" in answer
     assert "two.zarr" in answer
-    assert "Of \u2068one.zarr\u2069 only" in window.js(
-        "document.getElementById('scatter').textContent"
-    )
+    for figure in ("scatter", "scores"):
+        assert {row["store"] for row in rows_of(window, figure)} == {"one.zarr"}
+        choose(window, figure, "Language", "de")
+        window.js(f"document.querySelector('#{figure} select').focus()")
+        window.key("ArrowDown")  # the first control chooses the store
+        window.until(f"document.querySelector('#{figure} td').textContent === 'two.zarr'")
+        assert {row["lang"] for row in rows_of(window, figure)} == {"en"}  # it has no `de`
+        focused = "document.activeElement === document.querySelector('#%s select')"
+        assert window.js(focused % figure)
+        choose(window, figure, "Language", "hi")
+        assert {row["lang"] for row in rows_of(window, figure)} == {"hi"}
+    marks = "document.querySelectorAll('#scatter .mark-symbol.role-mark path').length"
+    assert window.js(marks) == 22
+    assert window.messages == []

@@ -41,7 +41,10 @@ class Figure(Protocol):
         """The chart of these numbers: an `altair.Chart`, or several joined."""
 
 
-ORDER = ("forest", "layers", "heatmap", "scatter", "scores", "cosines", "transfer", "controls")
+ORDER = (
+    *("forest", "layers", "heatmap", "directions", "scatter", "scores", "cosines", "transfer"),
+    "controls",
+)
 """Figures in the order in which a page shows them; others follow by name."""
 
 

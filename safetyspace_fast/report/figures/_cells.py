@@ -54,13 +54,13 @@ def _mark(p: float, p_family: float) -> str:
     return "*" if p_family <= CHANCE else ""
 
 
-def require_numbers(rows: Sequence[Row], otherwise: str) -> list[Row]:
-    """The rows, if any has a value.
+def require_numbers(rows: Sequence[Row], otherwise: str, *, column: str = "value") -> list[Row]:
+    """The rows, if any has a number in this column.
 
     Raises:
         NothingToShowError: none has; the message is `otherwise` and the reasons that rows give.
     """
-    if all(row["value"] is None for row in rows):
+    if all(row[column] is None for row in rows):
         reasons = dict.fromkeys(str(row["refused"]) for row in rows if row.get("refused"))
         why = f": {'; '.join(list(reasons)[:3])}" if reasons else ""
         raise NothingToShowError(f"{otherwise}{why}")

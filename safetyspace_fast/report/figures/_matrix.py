@@ -57,9 +57,10 @@ def chart(rows: list[Row], title: Any, *, domain: tuple[float, float], width: in
         )
     height = side if side / len(langs) >= 12 else 12 * len(langs)
     return (
-        alt.layer(*layers, data=alt.Data(values=rows))
+        alt.layer(*layers)
         .properties(width=side, height=height)
         .facet(
+            data=alt.Data(values=rows),
             facet=alt.Facet("model:N", sort=models, title=None).header(labelLimit=side),
             columns=columns,
         )

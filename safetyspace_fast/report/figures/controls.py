@@ -73,7 +73,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
         if inside:
             panels.append(_panel(inside, title, width))
     return (
-        alt.vconcat(*panels, spacing=12)
+        alt.vconcat(*panels, data=alt.Data(values=rows), spacing=12)
         .resolve_scale(color="independent", shape="independent", yOffset="independent")
         .properties(title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width))
     )
@@ -90,7 +90,9 @@ def _panel(rows: list[Row], title: str, width: int) -> Any:
         grid=not is_auc, ticks=False, minExtent=labels, maxExtent=labels
     )
     base = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart()
+        .transform_filter(theme.only(panel=rows[0]["panel"]))
+        .transform_filter("isValid(datum.value)")
         .encode(y=y, color=color)
         .transform_calculate(label="datum.lang + ', ' + datum.source + ': ' + datum.value")
     )

@@ -24,7 +24,7 @@ _NUMBERS = {
 
 
 def rows(results: "Results") -> list[Row]:
-    """One row a model and two languages: cosine, interval, and the less reliable direction."""
+    """One row a model and two languages; of a language with itself the value is the ceiling."""
     if len(results.selection.languages) < 2:
         raise NothingToShowError("cosines between languages need two languages or more")
     same = {"layer": results.layer, "pooling": results.pooling}
@@ -32,16 +32,13 @@ def rows(results: "Results") -> list[Row]:
     found = list(cells(data, ("model", "lang", "other_lang"), _NUMBERS, **same))
     apart = [row for row in found if row["lang"] != row["other_lang"]]
     require_numbers(apart, "no two languages have directions that are reliable enough for a cosine")
+    for row in found:
+        if row["lang"] == row["other_lang"]:
+            row |= {"value": row["ceiling"], "low": None, "high": None}
     return found
 
 
 def chart(rows: list[Row], *, width: int) -> Any:
-    """A matrix a model; what is on the diagonal is the ceiling, not 1."""
-    drawn = [
-        row | {"value": row["ceiling"], "low": None, "high": None}
-        if row["lang"] == row["other_lang"]
-        else row
-        for row in rows
-    ]
+    """A matrix a model."""
     title = theme.title(TITLE, theme.shown(rows), ABOUT, width=width)
-    return _matrix.chart(drawn, title, domain=(-1.0, 1.0), width=width)
+    return _matrix.chart(rows, title, domain=(-1.0, 1.0), width=width)

@@ -68,7 +68,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
             title = title or f"{metric}, {' or '.join(theme.distinct(inside, 'model'))}"
             panels.append(_panel(inside, title, labels, legend=panel != GAP, width=width))
     return (
-        alt.vconcat(*panels, spacing=12)
+        alt.vconcat(*panels, data=alt.Data(values=rows), spacing=12)
         .resolve_scale(color="independent", shape="independent", yOffset="independent")
         .properties(title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width))
     )
@@ -81,7 +81,8 @@ def _panel(rows: list[Row], title: str, labels: int, *, legend: bool, width: int
     color, _, shape = theme.by_model(models, legend=legend)
     zero = all(row.get("floor") is None for row in rows)
     base = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart()
+        .transform_filter(theme.only(panel=rows[0]["panel"]))
         .encode(
             y=alt.Y("lang:N", sort=langs, title=None).axis(
                 grid=False, ticks=False, minExtent=labels, maxExtent=labels

@@ -42,7 +42,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
             )
             for model in theme.distinct(inside, "model")
         ]
-    return alt.vconcat(*panels, spacing=10).properties(
+    return alt.vconcat(*panels, data=alt.Data(values=rows), spacing=10).properties(
         title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width)
     )
 
@@ -68,7 +68,8 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
         ticks=False, minExtent=labels, maxExtent=labels
     )
     base = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart()
+        .transform_filter(theme.only(panel=rows[0]["panel"], model=rows[0]["model"]))
         .encode(x=theme.layer_axis(layers, panel), y=y)
         .transform_calculate(
             label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value"

@@ -1,5 +1,6 @@
 """Texts in two principal components; on a page with a slider over layers."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +87,10 @@ def chart(rows: list[Row], *, width: int) -> Any:
 
     side = theme.panel_width(width, len(models))
     return (
-        _points(alt.Data(values=rows))
+        _points()
         .properties(width=side, height=min(side, 200))
         .facet(
+            data=alt.Data(values=rows),
             row=alt.Row("lang:N", sort=langs, title=None),
             column=alt.Column("model:N", sort=models, title=None),
         )
@@ -107,13 +109,13 @@ def panel(*, width: int) -> Any:
 
     reach = alt.param(name="reach", value=1.0)
     return (
-        _points(alt.NamedData("rows"), domain={"expr": "[-reach, reach]"})
+        _points(domain={"expr": "[-reach, reach]"})
         .properties(width=width, height=width)
         .add_params(reach)
     )
 
 
-def _points(data: Any, domain: Any = None) -> Any:
+def _points(domain: Any = None) -> Any:
     import altair as alt
 
     color = alt.Color("text:N", title=None).scale(domain=list(LABELS), range=theme.COLORS[:2])
@@ -122,7 +124,7 @@ def _points(data: Any, domain: Any = None) -> Any:
     )
     scale = alt.Scale(zero=True) if domain is None else alt.Scale(domain=domain, nice=False)
     return (
-        alt.Chart(data)
+        alt.Chart()
         .mark_point(size=34, opacity=0.9, strokeWidth=1.5, aria=False)
         .encode(
             x=alt.X("x:Q", title="component 1", scale=scale),
@@ -133,47 +135,17 @@ def _points(data: Any, domain: Any = None) -> Any:
     )
 
 
-def summary(results: "Results") -> list[Row]:
-    """The table of the page: mean and spread of the drawn texts, of each layer, model and label."""
-    found: list[Row] = []
-    of = {model: components_of(results, model) for model in results.names}
-    for lang in results.selection.languages:
-        labels = _labels(results, lang)
-        for model in results.names:
-            points = coordinates(results, model, lang)
-            for value, name in enumerate(LABELS):
-                own = points[:, :, labels == value]
-                count = np.isfinite(own).all(-1).sum(2)
-                mean, spread = _moments(own)
-                found += [
-                    {"model": model, "lang": lang, "layer": layer, "pooling": pooling, "text": name,
-                     "texts": int(count[i, j]), "components of": of[model],
-                     "mean 1": rounded(float(mean[i, j, 0]), 4),
-                     "mean 2": rounded(float(mean[i, j, 1]), 4),
-                     "spread 1": rounded(float(spread[i, j, 0]), 3),
-                     "spread 2": rounded(float(spread[i, j, 1]), 3)}
-                    for i, layer in enumerate(results.selection.layers)
-                    for j, pooling in enumerate(results.selection.poolings)
-                ]  # fmt: skip
-    return found
-
-
-def moving(results: "Results") -> dict[str, Any]:
-    """All layers for the page: int8 [layer, text, 2] of each model and pooling, in base64.
+def moving(results: "Results") -> tuple[dict[str, Any], list[Row]]:
+    """All layers for the page: int8 [layer, text, 2] of each model and pooling, and their table.
 
     A coordinate is its number times the cell's `reach` over `STEPS`; `NOT_FINITE` is none.
     """
     langs, models = results.selection.languages, results.names
-    parts = {
-        model: [coordinates(results, model, lang) for lang in langs] for model in models
-    }  # [layer, pooling, text, 2] each
-    with np.errstate(all="ignore"):
-        reach = np.array(
-            [
-                np.max([_reach(parts[model][i]) for model in models], axis=0)
-                for i in range(len(langs))
-            ]
-        )  # [lang, layer, pooling]
+    parts = {model: [coordinates(results, model, lang) for lang in langs] for model in models}
+    # [layer, pooling, text, 2] each
+    reach = np.array(
+        [np.max([_reach(parts[model][i]) for model in models], axis=0) for i in range(len(langs))]
+    )  # [lang, layer, pooling]
     reach = np.where(reach > 0, reach, 1.0)
     blobs = []
     for model in models:
@@ -184,6 +156,12 @@ def moving(results: "Results") -> dict[str, Any]:
         blobs.append([packed(codes[:, j]) for j in range(codes.shape[1])])
     labels = [_labels(results, lang) for lang in langs]
     ends = np.cumsum([0, *(len(own) for own in labels)]).tolist()
+    table = [
+        row
+        for i, lang in enumerate(langs)
+        for model in models
+        for row in _summary(results, model, lang, parts[model][i], labels[i])
+    ]
     return {
         "kind": "points",
         "names": list(LABELS),
@@ -197,7 +175,32 @@ def moving(results: "Results") -> dict[str, Any]:
         ],
         "blobs": blobs,
         "choices": choices(results),
-    }
+    }, table
+
+
+def _summary(
+    results: "Results",
+    model: str,
+    lang: str,
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> Iterator[Row]:
+    """The table of the page: mean and spread of the drawn texts, of each label and layer."""
+    of = components_of(results, model)
+    for value, name in enumerate(LABELS):
+        own = points[:, :, labels == value]
+        count = np.isfinite(own).all(-1).sum(2)
+        mean, spread = _moments(own)
+        for i, layer in enumerate(results.selection.layers):
+            for j, pooling in enumerate(results.selection.poolings):
+                yield {
+                    "model": model, "lang": lang, "layer": layer, "pooling": pooling, "text": name,
+                    "texts": int(count[i, j]), "components of": of,
+                    "mean 1": rounded(float(mean[i, j, 0]), 4),
+                    "mean 2": rounded(float(mean[i, j, 1]), 4),
+                    "spread 1": rounded(float(spread[i, j, 0]), 3),
+                    "spread 2": rounded(float(spread[i, j, 1]), 3),
+                }  # fmt: skip
 
 
 def positions(results: "Results") -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Distributions of held-out scores: how much the classes overlap along the harm direction."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,8 @@ def rows(results: "Results") -> list[Row]:
     i_pooling = results.selection.poolings.index(results.pooling)
     found: list[Row] = []
     for lang in results.selection.languages:
-        counts, ends = _histograms(results, lang)
+        label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
+        counts, ends = _histograms(_scores(results, lang), label)
         low, high = ends[i_layer, i_pooling]
         edges = np.linspace(low, high, BINS + 1)
         for model, own in zip(results.names, counts, strict=True):
@@ -55,9 +57,10 @@ def chart(rows: list[Row], *, width: int) -> Any:
     langs, models = theme.distinct(rows, "lang"), theme.distinct(rows, "model")
     across = min(len(models), max(1, width // 150))
     return (
-        _histogram(alt.Data(values=rows))
+        _histogram()
         .properties(width=theme.panel_width(width, across), height=theme.PANEL_HEIGHT)
         .facet(
+            data=alt.Data(values=rows),
             row=alt.Row("lang:N", sort=langs, title=None),
             column=alt.Column("model:N", sort=models, title=None),
         )
@@ -75,13 +78,13 @@ def panel(*, width: int) -> Any:
     import altair as alt
 
     return (
-        _histogram(alt.NamedData("rows"), x={"expr": "[low, high]"}, y={"expr": "[0, top]"})
+        _histogram(x={"expr": "[low, high]"}, y={"expr": "[0, top]"})
         .properties(width=width, height=round(width * 0.5))
         .add_params(*(alt.param(name=name, value=1.0) for name in ("low", "high", "top")))
     )
 
 
-def _histogram(data: Any, x: Any = None, y: Any = None) -> Any:
+def _histogram(x: Any = None, y: Any = None) -> Any:
     import altair as alt
 
     def scale(domain: Any) -> Any:
@@ -92,33 +95,54 @@ def _histogram(data: Any, x: Any = None, y: Any = None) -> Any:
     dash = alt.StrokeDash("text:N", legend=legend).scale(
         domain=list(LABELS), range=[[1, 0], [5, 3]]
     )
-    base = alt.Chart(data).encode(
+    base = alt.Chart().encode(
         x=alt.X("from:Q", title="held-out score", scale=scale(x)),
         y=alt.Y("share:Q", title="share of texts", scale=scale(y), stack=None),
         color=color,
     )
     line = base.mark_line(interpolate="step-after", strokeWidth=1.6, aria=False, clip=True)
     area = base.mark_area(interpolate="step-after", opacity=0.16, aria=False, clip=True)
-    middle = alt.Chart(data).mark_rule(color=theme.GREY, aria=False).encode(x=alt.datum(0))
+    middle = alt.Chart().mark_rule(color=theme.GREY, aria=False).encode(x=alt.datum(0))
     return alt.layer(area, line.encode(strokeDash=dash), middle)
 
 
-def summary(results: "Results") -> list[Row]:
-    """The table of the page: mean, spread and quartiles of the scores of each layer and label."""
-    found: list[Row] = []
-    for lang in results.selection.languages:
+def moving(results: "Results") -> tuple[dict[str, Any], list[Row]]:
+    """All layers for the page: uint32 [layer, pooling, lang, label, bin] a model, and the table."""
+    langs, models = results.selection.languages, results.names
+    counts, ends, table = [], [], []
+    for lang in langs:
         label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
-        for model in results.names:
-            scores = row_values(results, model, "heldout_score", lang)
-            for value, name in enumerate(LABELS):
-                own = scores[:, :, label == value]
-                found += [
-                    {"model": model, "lang": lang, "layer": layer, "pooling": pooling, "text": name,
-                     **_numbers(own[i, j])}
-                    for i, layer in enumerate(results.selection.layers)
-                    for j, pooling in enumerate(results.selection.poolings)
-                ]  # fmt: skip
-    return found
+        scores = _scores(results, lang)
+        own_counts, own_ends = _histograms(scores, label)
+        counts.append(own_counts)
+        ends.append(own_ends)
+        table += _summary(results, lang, scores, label)
+    by_model = np.stack(counts, 3)  # [model, layer, pooling, lang, label, bin]
+    cells = np.stack(ends, 2).reshape(-1, len(langs), 2)
+    return {
+        "kind": "bins",
+        "names": list(LABELS),
+        "bins": BINS,
+        "model": list(models),
+        "lang": list(langs),
+        "pooling": list(results.selection.poolings),
+        "ends": [[[float(f"{x:.4g}") for x in pair] for pair in cell] for cell in cells.tolist()],
+        "blobs": [packed(own.astype(np.uint32)) for own in by_model],
+        "choices": choices(results),
+    }, table
+
+
+def _summary(
+    results: "Results", lang: str, scores: NDArray[np.float32], label: NDArray[np.int64]
+) -> Iterator[Row]:
+    """The table of the page: mean and quartiles of the scores of each model, label and layer."""
+    for model, of_model in zip(results.names, scores, strict=True):
+        for value, name in enumerate(LABELS):
+            own = of_model[:, :, label == value]
+            for i, layer in enumerate(results.selection.layers):
+                for j, pooling in enumerate(results.selection.poolings):
+                    same: Row = {"model": model, "lang": lang, "layer": layer, "pooling": pooling}
+                    yield same | {"text": name, **_numbers(own[i, j])}
 
 
 def _numbers(scores: NDArray[np.float32]) -> Row:
@@ -131,30 +155,15 @@ def _numbers(scores: NDArray[np.float32]) -> Row:
     return {"texts": len(known), **values}
 
 
-def moving(results: "Results") -> dict[str, Any]:
-    """All layers for the page: uint16 [layer, pooling, lang, label, bin] of each model."""
-    langs, models = results.selection.languages, results.names
-    counts, ends = zip(*(_histograms(results, lang) for lang in langs), strict=True)
-    by_model = np.stack(counts, 3)  # [model, layer, pooling, lang, label, bin]
-    cells = np.stack(ends, 2).reshape(-1, len(langs), 2)
-    return {
-        "kind": "bins",
-        "names": list(LABELS),
-        "bins": BINS,
-        "model": list(models),
-        "lang": list(langs),
-        "pooling": list(results.selection.poolings),
-        "ends": [[[float(f"{x:.4g}") for x in pair] for pair in cell] for cell in cells.tolist()],
-        "blobs": [packed(own.clip(max=65535).astype(np.uint16)) for own in by_model],
-        "choices": choices(results),
-    }
+def _scores(results: "Results", lang: str) -> NDArray[np.float32]:
+    """[model, layer, pooling, text], held-out scores; NaN where there is none."""
+    return np.stack([row_values(results, x, "heldout_score", lang) for x in results.names])
 
 
-def _histograms(results: "Results", lang: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _histograms(
+    scores: NDArray[np.float32], label: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """[model, layer, pooling, label, bin] counts, and [layer, pooling, 2] ends of the bins."""
-    label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
-    models = results.names
-    scores = np.stack([row_values(results, model, "heldout_score", lang) for model in models])
     finite = np.isfinite(scores)
     low = np.where(finite, scores, np.inf).min((0, 3), initial=np.inf)
     high = np.where(finite, scores, -np.inf).max((0, 3), initial=-np.inf)

@@ -84,7 +84,8 @@ function csvCell(value) {
 function download(name, columns, rows) {
   const lines = [columns.map((one) => csvCell(one.name)).join(",")];
   for (const row of rows) lines.push(columns.map((one) => csvCell(row[one.name])).join(","));
-  const blob = new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" });
+  const content = "\uFEFF" + lines.join("\r\n") + "\r\n"; // Excel takes what has no mark for ANSI
+  const blob = new Blob([content], { type: "text/csv;charset=utf-8" });
   const link = make("a", { href: URL.createObjectURL(blob), download: `${name}.csv` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -152,14 +153,14 @@ const frames = {
       return { title: model, rows, signals };
     });
   },
-  /* Numbers of texts: uint16 [layer, pooling, lang, label, bin] for each model. */
+  /* Numbers of texts: uint32 [layer, pooling, lang, label, bin] for each model. */
   bins(moving, at) {
     const n = moving.bins;
     const i_cell = at.layer * moving.pooling.length + at.pooling;
     const [low, high] = moving.ends[i_cell][at.lang];
     const start = (i_cell * moving.lang.length + at.lang) * 2 * n;
     const shares = moving.model.map((_, i_model) => {
-      const counts = new Uint16Array(moving.blobs[i_model].buffer).subarray(start, start + 2 * n);
+      const counts = new Uint32Array(moving.blobs[i_model].buffer).subarray(start, start + 2 * n);
       return [0, 1].map((label) => {
         const own = Array.from(counts.subarray(label * n, (label + 1) * n));
         const sum = own.reduce((a, b) => a + b, 0);
@@ -190,27 +191,42 @@ class Figure {
     this.name = section.dataset.figure;
     this.data = data;
     this.rows = rowsOf(this.data);
-    this.moving = this.data.moving;
-    if (this.moving) {
+    this.moving = this.data.moving; // of each store
+    for (const own of this.moving || []) {
       const decoded = (blob) => Array.isArray(blob) ? blob.map(bytes) : bytes(blob);
-      this.moving.blobs = this.moving.blobs.map(decoded);
+      own.blobs = own.blobs.map(decoded);
     }
-    this.at = {};
+    this.at = {}; // places of what is chosen
+    this.said = {}; // and their names
     this.views = [];
     this.charts = section.querySelector(".charts");
     this.caption = section.querySelector("figcaption");
     this.details = section.querySelector("details.table");
-    this.controls();
+    this.place = section.querySelector(".controls");
+    this.place.append(...this.controls(this.data.choices));
+    this.controlsOfStore();
     this.details.addEventListener("toggle", () => this.showTable());
     this.label();
   }
 
-  controls() {
-    const place = this.section.querySelector(".controls");
-    for (const { name, title, values, start } of this.data.choices) {
+  /* In a figure with a slider each store has its own layers and languages. */
+  choices() {
+    return this.moving ? [...this.data.choices, ...this.moving[this.at.store].choices] : this.data.choices;
+  }
+
+  controlsOfStore() {
+    for (const old of this.ofStore || []) old.remove();
+    this.ofStore = this.moving ? this.controls(this.moving[this.at.store].choices) : [];
+    this.place.append(...this.ofStore);
+    this.place.hidden = !this.place.childElementCount;
+  }
+
+  /* Controls of choices; a name that was chosen stays chosen where it is known. */
+  controls(choices) {
+    return choices.flatMap(({ name, title, values, start }) => {
       const known = this.moving && name === "layer";
-      this.at[name] = start || 0;
-      if (values.length < 2) continue;
+      this.at[name] = values.includes(this.said[name]) ? values.indexOf(this.said[name]) : start;
+      if (values.length < 2) return [];
       const input = known
         ? make("input", { type: "range", min: 0, max: values.length - 1, step: 1, value: this.at[name] })
         : make("select", {}, ...values.map((value, i) => make("option", { value: i }, String(value))));
@@ -224,24 +240,26 @@ class Figure {
       say();
       input.addEventListener("input", () => {
         this.at[name] = Number(input.value);
+        this.said[name] = values[this.at[name]];
         say();
-        this.change();
+        if (name === "store") this.controlsOfStore();
+        this.change(name === "store");
       });
-      place.append(make("label", known ? { class: "slider" } : {}, heading, input));
-    }
-    place.hidden = !place.childElementCount;
+      return [make("label", known ? { class: "slider" } : {}, heading, input)];
+    });
   }
 
   /* The rows of what is chosen. */
   chosen() {
-    const { choices } = this.data;
+    const choices = this.choices();
     return this.rows.filter((row) => choices.every(({ name, values }) =>
       !(name in row) || row[name] === null || row[name] === values[this.at[name]]));
   }
 
   panels() {
     if (this.moving) {
-      return frames[this.moving.kind](this.moving, this.at)
+      const moving = this.moving[this.at.store];
+      return frames[moving.kind](moving, this.at)
         .map((panel) => ({ ...panel, spec: this.data.specs[this.wide() ? 0 : 1] }));
     }
     const key = this.data.choices.map(({ name }) => this.at[name]).join(" ");
@@ -287,9 +305,9 @@ class Figure {
     this.section.dataset.drawn = 1 + Number(this.section.dataset.drawn || 0);
   }
 
-  async change() {
+  async change(otherModels) {
     hideTip();
-    if (this.moving && this.views.length) {
+    if (this.moving && this.views.length && !otherModels) {
       await Promise.all(this.panels().map(({ rows, signals }, i) => {
         const view = this.views[i];
         for (const [name, value] of Object.entries(signals)) view.signal(name, value);
