@@ -166,7 +166,7 @@ def test_a_killed_actor_is_started_again_and_the_bytes_are_the_same(
     killed: list[int] = []
 
     def kill() -> None:
-        for pid in processes(b"ray::_Worker")[:1]:
+        for pid in processes(b"ray::Worker")[:1]:
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
@@ -274,7 +274,7 @@ def test_closing_the_iterator_stops_the_workers_and_resume_finishes(
 ) -> None:
     with closing(run_on_ray([config], workers=1, patience=PATIENCE)) as events:
         next(event for event in events if isinstance(event, Progressed))
-    assert processes(b"ray::_Worker.work") == []
+    assert processes(b"ray::Worker.work") == []
     on_ray([replace(config, resume=True)], workers=1)
     assert contents(config) == contents(alone)
 
@@ -306,13 +306,13 @@ def test_when_the_head_is_lost_the_run_ends_with_one_line_and_resume_finishes_it
             assert driver.stdout is not None
             while driver.stdout.readline().strip() != "Progressed":
                 assert driver.poll() is None
-            for pid in processes(b"ray::_Worker"):  # else it may finish without the head
+            for pid in processes(b"ray::Worker"):  # else it may finish without the head
                 os.kill(pid, signal.SIGSTOP)
             nodes.cluster.head_node.kill_gcs_server()
             said, _ = driver.communicate(timeout=60)
         finally:
             driver.kill()
-            for pid in processes(b"ray::_Worker"):
+            for pid in processes(b"ray::Worker"):
                 os.kill(pid, signal.SIGKILL)
             nodes.cluster.shutdown()
     assert driver.returncode == 1
