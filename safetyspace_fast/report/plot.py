@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analysis.metric import MetricName, Metrics
 from ..errors import ConfigError, SafetySpaceError
-from . import figures, theme
+from . import figures, fonts, theme
 from .results import METRICS, Results
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def save(results: Results, name: str, path: Path, *, width: str = "column") -> N
     Args:
         results: of a store.
         name: of the figure.
-        path: ends with one of `FORMATS`. PDF holds the fonts that it uses.
+        path: ends with one of `FORMATS`. SVG and PDF hold the letters that they use.
         width: `column`, `page`, or millimetres; the height follows.
 
     Raises:
@@ -89,7 +89,7 @@ def save(results: Results, name: str, path: Path, *, width: str = "column") -> N
             missing, or the file cannot be written.
     """
     kind, millimetres, figure = format_of(path), width_of(width), figures.figure(name)
-    require("altair", "vl_convert")
+    require("altair", "vl_convert", "fontTools")
     import vl_convert
 
     try:
@@ -103,7 +103,7 @@ def save(results: Results, name: str, path: Path, *, width: str = "column") -> N
         dots = _PNG_DPI / _INCH / _PX
         content = vl_convert.svg_to_png(_sized(svg, dots), scale=1)
     else:
-        content = svg.encode()
+        content = svg.replace("<title>", f"{fonts.style(svg)}<title>", 1).encode()
     write_file(path, content)
 
 

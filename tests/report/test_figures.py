@@ -1,8 +1,10 @@
 """Figures: their numbers are those of the tables, their files are what was asked."""
 
+import io
 import json
 import re
 import sys
+from base64 import b64decode
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -16,7 +18,7 @@ import safetyspace_fast as ssf
 from safetyspace_fast.analysis.metric import MetricName
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, SafetySpaceError
-from safetyspace_fast.report import figures, theme
+from safetyspace_fast.report import figures, fonts, theme
 from safetyspace_fast.report.plot import save
 from safetyspace_fast.report.results import METRICS, Results
 
@@ -216,6 +218,33 @@ def test_a_pdf_has_its_fonts_and_is_as_wide_as_a_column(
     assert box is not None
     assert float(box[1]) / 72 * 25.4 == pytest.approx(85, abs=0.01)
     assert re.search(rb"/FontFile[23]?", content)
+
+
+def test_an_svg_has_the_letters_that_it_uses(results: Results, tmp_path: Path) -> None:
+    from fontTools.ttLib import TTFont
+
+    file = tmp_path / "figure.svg"
+    save(results, "layers", file)
+    svg = file.read_text("utf-8")
+    face = re.compile(
+        r'@font-face{font-family:"Liberation Sans";font-weight:(\w+);'
+        r"src:url\(data:font/woff;base64,([^)]+)\)}"
+    )
+    embedded = {weight: TTFont(io.BytesIO(b64decode(data))) for weight, data in face.findall(svg)}
+    used: dict[str, set[str]] = {}
+    for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        assert node.attrib["font-family"].startswith("Liberation Sans,")
+        used.setdefault(node.get("font-weight", "normal"), set()).update("".join(node.itertext()))
+    assert set(embedded) == set(used) == {"normal", "bold"}
+    for weight, font in embedded.items():
+        assert {chr(code) for code in font.getBestCmap()} - {"\xa0"} == used[weight]
+    assert len(svg) - len(face.sub("", svg)) < 20_000
+
+
+def test_letters_that_the_font_lacks_are_left_to_other_fonts() -> None:
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><text>{}</text></svg>'
+    assert fonts.style(svg.format("a")) == fonts.style(svg.format("a中अ"))
+    assert fonts.style(svg.format("")) == "<style></style>"
 
 
 def test_a_png_has_300_dots_an_inch(results: Results, tmp_path: Path) -> None:
