@@ -162,7 +162,7 @@ def test_the_statistics_of_a_cell_are_the_cpus(device: str) -> None:
 @NEEDS_CUDA
 def test_results_reach_the_host_whole_while_the_next_ones_are_computed(gpu: torch.device) -> None:
     """Real streams: a buffer that is reused too early would hold another batch's numbers."""
-    copy = HostCopy(gpu, budget=1 << 20)
+    copy = HostCopy(gpu, 4 * 240_000, kept=40 << 20, budget=8 << 20)
     waiting = []
     for i in range(40):
         result = torch.full((200_000 + 1000 * i,), float(i), device=gpu).mul_(1.0)
@@ -172,6 +172,20 @@ def test_results_reach_the_host_whole_while_the_next_ones_are_computed(gpu: torc
             number, host = waiting.pop(0)
             assert (host.get() == number).all()
             host.free()
+
+
+@NEEDS_CUDA
+def test_no_pinned_memory_is_allocated_between_the_first_batch_and_the_first_language(
+    gpu: torch.device, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    counts = []
+    for event in api.iter_run(make_config(tiny, data, tmp_path / "run.zarr", device="cuda")):
+        if isinstance(event, api.LanguageDone):
+            break
+        if isinstance(event, api.Progressed):
+            counts.append(torch.cuda.host_memory_stats()["num_host_alloc"])
+    assert len(counts) > 1
+    assert len(set(counts)) == 1
 
 
 @NEEDS_CUDA
