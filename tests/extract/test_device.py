@@ -175,17 +175,18 @@ def test_results_reach_the_host_whole_while_the_next_ones_are_computed(gpu: torc
 
 
 @NEEDS_CUDA
-def test_no_pinned_memory_is_allocated_between_the_first_batch_and_the_first_language(
+def test_no_pinned_memory_is_allocated_for_states_after_the_first_batch(
     gpu: torch.device, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
-    counts = []
+    """But for the tokens of a batch, which take less than 64 KiB here; the states take 500."""
+    taken = []
     for event in api.iter_run(make_config(tiny, data, tmp_path / "run.zarr", device="cuda")):
         if isinstance(event, api.LanguageDone):
             break
         if isinstance(event, api.Progressed):
-            counts.append(torch.cuda.host_memory_stats()["num_host_alloc"])
-    assert len(counts) > 1
-    assert len(set(counts)) == 1
+            taken.append(torch.cuda.host_memory_stats()["allocated_bytes.current"])
+    assert len(taken) > 1
+    assert taken[-1] - taken[0] < 64 << 10
 
 
 @NEEDS_CUDA
