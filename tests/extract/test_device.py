@@ -22,6 +22,7 @@ from safetyspace_fast.extract.prepare import prepare
 from safetyspace_fast.extract.transfer import HostCopy
 from safetyspace_fast.extract.tune import USUAL
 from safetyspace_fast.models import load_model, parse_model
+from safetyspace_fast.sweep.devices import run_on_devices
 
 TEXTS = [f"{word} number {i}" + " and so on" * (i % 7) for i in range(40) for word in ("a", "the")]
 NEEDS_CUDA = pytest.mark.needs_cuda
@@ -136,6 +137,38 @@ def test_a_run_begun_on_one_device_goes_on_on_another(
     events.close()
     config = make_config(tiny, data, out, device="cpu", dtype="float32", resume=True)
     assert_close_to_the_cpu(arrays(api.run(config)), arrays(on_cpu))
+
+
+def test_blocks_from_disk_give_the_cpus_numbers_but_for_rounding(
+    device: str, tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    options = {"device": device, "dtype": "float32", "weights": "stream"}
+    assert_close_to_the_cpu(
+        arrays(api.run(make_config(tiny, data, tmp_path / "run.zarr", **options))), arrays(on_cpu)
+    )
+
+
+@NEEDS_CUDA
+def test_a_worker_on_each_of_two_cards(
+    tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    need_cuda(2)
+    out = tmp_path / "run.zarr"
+    config = make_config(tiny, data, out, dtype="float32")
+    for _ in run_on_devices([config], ("cuda:0", "cuda:1")):
+        pass
+    assert_close_to_the_cpu(arrays(api.open_run(out)), arrays(on_cpu))
+
+
+@NEEDS_CUDA
+def test_a_model_shared_out_over_two_cards(
+    tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    need_cuda(2)
+    options = {"device": "cuda", "dtype": "float32", "tensor_parallel": 2}
+    assert_close_to_the_cpu(
+        arrays(api.run(make_config(tiny, data, tmp_path / "run.zarr", **options))), arrays(on_cpu)
+    )
 
 
 @pytest.mark.slow
