@@ -30,7 +30,7 @@ from ..ops import (
     length_terms,
     robust_scale,
 )
-from ..ops.labelled import labelled_distances
+from ..ops.distance_sums import labelled_distances
 from ..store.layout import COMPONENTS, ROW_ARRAYS
 from .moments import (
     Moments,
