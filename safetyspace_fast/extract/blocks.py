@@ -27,6 +27,7 @@ from ..models import (
     LoadedModel,
     StreamedBlocks,
     block_output,
+    memory_errors,
     quiet_transformers,
     starting_with,
 )
@@ -71,6 +72,7 @@ class BlockCapture(Capture):
             if self._stops:
                 raise DeepestLayerReached
 
+    @memory_errors()
     @torch.inference_mode()
     def advance(
         self, tokens: Tokenized, batch: Batch, states: Tensor | None

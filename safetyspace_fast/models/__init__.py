@@ -1,6 +1,6 @@
 """Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
-from .device import ATTENTION, device_errors
+from .device import ATTENTION, device_errors, memory_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .identity import weights_changed
 from .layers import DeepestLayerReached, block_output, hookpoint_names, resolve_layers
@@ -36,6 +36,7 @@ __all__ = [
     "hookpoint_names",
     "join",
     "load_model",
+    "memory_errors",
     "parse_model",
     "quiet_transformers",
     "resolve_layers",
