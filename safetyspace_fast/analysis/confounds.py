@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Units, equal_rows
+from .auc import auc_with_ends
 from .cells import MIN_TEXTS
-from .families.held_out import auc_with_ends
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .moments import shift_influence
 from .selection import Selection, units_of
@@ -105,7 +105,7 @@ def lexical_auc(scores: Tensor, units: Units) -> Tensor:
     """AUC of held-out scores whose training class means are 1 apart; see `length_auc`.
 
     What the held-out class means are less than 1 apart is the share of noise in the weights, which
-    widens the interval as in `families.held_out`.
+    widens the interval as in `auc.noise_growth`.
 
     Args:
         scores: [n] float64, on one scale for all folds; NaN gives NaN.

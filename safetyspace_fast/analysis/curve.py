@@ -13,9 +13,9 @@ from ..errors import ConfigError
 from ..threads import in_parallel
 from .cells import Cells, Window, read_cells
 from .families import choose
-from .families.held_out import fold_texts
 from .metric import Metric, Metrics
 from .moments import shift_noise
+from .probe import fold_texts
 from .selection import Names, paired_languages, select
 from .settings import told
 from .uncertainty import unit_sums

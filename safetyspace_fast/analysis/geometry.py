@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from .auc import fold_auc
 from .cells import Cells
 from .crossfit import direction_cosine, fold_means
-from .families.held_out import fold_auc
 from .rounding import level, sizes
 from .uncertainty import influence_variance, interval
 

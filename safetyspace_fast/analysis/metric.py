@@ -76,8 +76,8 @@ MetricName = Literal[
     "davies_bouldin", "dunn", "nn_accuracy", "energy_distance", "mmd",
     "auc_direction", "auc_standardized", "auc_equal_length", "accuracy_direction",
     "auc_probe", "accuracy_probe", "dprime", "tpr_at_1_fpr",
-    "paired_accuracy", "paired_effect", "auc_increment",
-    "paired_shift", "hotelling_pc10", "hotelling_pc2",
+    "paired_accuracy", "paired_effect",
+    "paired_shift", "hotelling_pc10", "hotelling_pc2", "auc_increment",
 ]  # fmt: skip
 """Names of all metrics, so that a type checker finds a misspelt one."""
 Metrics = Sequence[MetricName] | MetricName | Literal["all"] | None

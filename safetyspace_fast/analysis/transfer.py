@@ -13,9 +13,9 @@ from ..errors import ConfigError
 from ..ops.labellings import FoldLabellings
 from ..ops.scores import labelled_auc
 from ..threads import in_parallel
+from .auc import auc_with_ends, fold_auc
 from .cells import MIN_TEXTS, Cells, read_cells
 from .families import metric
-from .families.held_out import auc_with_ends, fold_auc
 from .glossary import COLUMNS, TRANSFER
 from .selection import Names, listed, require_permutations, select, units_of
 from .settings import require_same_model, told

@@ -8,7 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis.families import held_out
+from safetyspace_fast.analysis.auc import fold_auc
+from safetyspace_fast.analysis.families.detection import fold_effect
+from safetyspace_fast.analysis.probe import logistic_scores
 
 
 def test_fold_auc_is_scikit_learns_in_every_fold():
@@ -16,9 +18,7 @@ def test_fold_auc_is_scikit_learns_in_every_fold():
     label = rng.integers(0, 2, 200)
     fold = rng.integers(0, 5, 200)
     scores = np.round(rng.standard_normal(200) + label, 1) + 100 * fold
-    value, influence = held_out.fold_auc(
-        torch.tensor(scores), torch.tensor(label), torch.tensor(fold)
-    )
+    value, influence = fold_auc(torch.tensor(scores), torch.tensor(label), torch.tensor(fold))
     weights, parts = [], []
     for f in range(5):
         here = fold == f
@@ -33,7 +33,7 @@ def test_delong_deviation_is_that_of_fresh_samples(folds):
     rng = np.random.default_rng(0)
     label, fold = torch.tensor(np.repeat([0, 1], 60)), torch.arange(120) % folds
     scores = torch.tensor(rng.standard_normal((2000, 120))) + 0.8 * label
-    values, influence = held_out.fold_auc(scores, label, fold)
+    values, influence = fold_auc(scores, label, fold)
     # A variance from 2000 draws is known to 3 %; DeLong's is 11 % too large for four texts a class.
     ratio = float(influence.square().sum(-1).mean() / values.var())
     assert 0.92 < ratio < 1.2
@@ -44,25 +44,23 @@ def test_dprime_is_that_of_least_squares_with_a_level_for_each_fold():
     label, fold = rng.integers(0, 2, 200), rng.integers(0, 10, 200)
     scores = rng.standard_normal((3, 200)) + 0.8 * label + 5 * fold
     parts = (torch.tensor(x) for x in (scores, label, fold))
-    value, influence, _ = held_out.fold_effect(*parts)
+    value, influence, _ = fold_effect(*parts)
     design = np.c_[label, np.eye(10)[fold]]
     weights, rest, *_ = np.linalg.lstsq(design, scores.T, rcond=None)
     np.testing.assert_allclose(value, weights[0] / np.sqrt(rest / (200 - 11)), rtol=1e-12)
     assert float(influence.sum(-1).abs().max()) < 0.02
-    alone, _, _ = held_out.fold_effect(*(torch.tensor(x) for x in (scores - 5 * fold, label, fold)))
+    alone, _, _ = fold_effect(*(torch.tensor(x) for x in (scores - 5 * fold, label, fold)))
     np.testing.assert_allclose(value, alone, rtol=1e-12)
     for text in (0, 17, 99):
         kept = np.arange(200) != text
-        less, _, _ = held_out.fold_effect(
-            *(torch.tensor(x[..., kept]) for x in (scores, label, fold))
-        )
+        less, _, _ = fold_effect(*(torch.tensor(x[..., kept]) for x in (scores, label, fold)))
         np.testing.assert_allclose(value - less, influence[:, text], atol=2e-3, rtol=0.15)
 
 
 def test_dprime_deviation_is_that_of_fresh_samples():
     rng = np.random.default_rng(0)
     label, fold = torch.tensor(np.repeat([0, 1], [90, 30])), torch.arange(120) % 10
-    values, influence, _ = held_out.fold_effect(
+    values, influence, _ = fold_effect(
         torch.tensor(rng.standard_normal((2000, 120))) + 1.5 * label, label, fold
     )
     ratio = float(influence.square().sum(-1).mean() / values.var())
@@ -108,9 +106,7 @@ def test_logistic_probe_is_scikit_learns(n, shift, scale):
     x = scale * (rng.standard_normal((2, n, 20)) * np.exp(rng.standard_normal(20)))
     x += scale * shift * label[:, None]
     x[1, :, 7] = 4.0
-    found = held_out.logistic_scores(
-        torch.tensor(x), torch.tensor(label), torch.tensor(fold)
-    ).numpy()
+    found = logistic_scores(torch.tensor(x), torch.tensor(label), torch.tensor(fold)).numpy()
     for layer in range(2):
         for f in range(10):
             train = fold != f

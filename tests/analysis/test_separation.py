@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 import safetyspace_fast
 from safetyspace_fast.analysis import cells, explain, separation
-from safetyspace_fast.analysis.families import METRICS, held_out, metric
+from safetyspace_fast.analysis.families import METRICS, metric, scores
 from safetyspace_fast.analysis.metric import NONE, SHUFFLE, MetricName
 from safetyspace_fast.errors import ConfigError
 
@@ -150,7 +150,7 @@ def test_how_layers_are_cut_changes_nothing(monkeypatch):
     run = stand_in({"m": {"en": x}}, {"en": label})
     whole = separation(run, metrics="all", force=True, **QUICK)
     monkeypatch.setattr(cells, "WORKING_BYTES", 1)
-    monkeypatch.setattr(held_out, "FIT_BYTES", 1)
+    monkeypatch.setattr(scores, "FIT_BYTES", 1)
     cut = separation(run, metrics="all", force=True, **QUICK)
     for name in ("value", "low", "high", "floor", "p"):
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-10, atol=1e-13, err_msg=name)

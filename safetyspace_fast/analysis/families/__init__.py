@@ -6,15 +6,16 @@ from ...errors import ConfigError
 from ...names import nearest
 from ...store.layout import COMPONENTS
 from ..metric import Metric, Metrics
-from . import beyond, distances, gaussian, held_out, paired, ratio
+from . import beyond, detection, distances, gaussian, held_out, paired, ratio
 
 FAMILIES = {
     "ratio": ratio.METRICS,
     "gaussian": gaussian.METRICS,
     "distances": distances.METRICS,
     "held_out": held_out.METRICS,
-    "beyond": beyond.METRICS,
+    "detection": detection.METRICS,
     "paired": paired.METRICS,
+    "beyond": beyond.METRICS,
 }
 """The metrics of each file of this folder; those in components as functions of K."""
 _ENTRIES = tuple(entry for entries in FAMILIES.values() for entry in entries)

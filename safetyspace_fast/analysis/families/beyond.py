@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..auc import fold_auc
 from ..cells import Cells, Refusal
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import InComponents, Metric
@@ -16,7 +17,7 @@ from ..uncertainty import (
     unit_sums,
     unseen_trial,
 )
-from .held_out import direction_noise, fold_auc, held_out_scores
+from .scores import direction_noise, held_out_scores
 
 LEAST_FOLDS = 4
 """Of which each class must have texts: two are left out at a time."""

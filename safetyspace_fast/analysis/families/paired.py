@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..auc import along_scores
 from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
@@ -13,6 +14,7 @@ from ..metric import (
     INFLUENCE,
     NULL_MEAN,
     OWN_COMPONENTS,
+    SHARE,
     SHUFFLE,
     SHUFFLE_FULL,
     InComponents,
@@ -22,6 +24,7 @@ from ..moments import covariance, products, shift_influence
 from ..uncertainty import unit_sums
 from .gaussian import require_texts, square_length, whiten
 from .ratio import shift_square
+from .scores import REFITS, REFITTED, held_out_estimate, held_out_scores
 
 # Pairs with a text in common -----------------------------------------------------------------
 
@@ -183,4 +186,105 @@ def _hotelling(k: int) -> Metric:
     )
 
 
-METRICS: tuple[Metric | InComponents, ...] = (_PAIRED_SHIFT, _hotelling)
+# Scores inside pairs -------------------------------------------------------------------------
+
+
+def _held_out_pairs(
+    cells: Cells,
+    name: str,
+    value: Tensor,
+    floor: float,
+    influence: Tensor,
+    gap: Tensor,
+    trials: tuple[float, Tensor] | None = None,
+) -> Estimate:
+    """`held_out_estimate` for differences of scores inside pairs.
+
+    Args:
+        cells, value, floor, trials: as in `held_out_estimate`.
+        name: of the null.
+        influence, gap: [cell, pairs], influence and difference of scores of each pair.
+    """
+    alone = torch.zeros(gap.shape[-1], dtype=torch.int64)
+    moved = along_scores(influence, gap, alone, alone)
+    return held_out_estimate(
+        cells,
+        "mean difference",
+        value,
+        null=cells.null(name),
+        floor=floor,
+        influence=_spread_over_pairs(cells, influence),
+        moved=_spread_over_pairs(cells, moved),
+        trials=trials,
+    )
+
+
+def _spread_over_pairs(cells: Cells, influence: Tensor) -> Tensor:
+    """Give each text of a pair half of its influence: [cell, pairs] -> [cell, n]."""
+    halves = torch.empty(len(influence), cells.labels.numel(), dtype=influence.dtype)
+    halves[:, cells.partners] = influence[..., None] / 2
+    return halves
+
+
+def _paired_accuracy(cells: Cells) -> Estimate:
+    scores = held_out_scores(cells, "mean difference")
+    gap = cells.pair_differences(scores)
+    hits = (gap.sign() + 1) / 2
+    value = hits.mean(-1)
+    influence = (hits - value[:, None]) / hits.shape[-1]
+    trials = (cells.trials, scores)
+    return _held_out_pairs(cells, "paired_accuracy", value, 0.5, influence, gap, trials)
+
+
+_PAIRED_ACCURACY = Metric(
+    name="paired_accuracy",
+    title="held-out sign accuracy of pairs",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="share of pairs whose harmful text scores higher, along the difference of class "
+    "means of the other folds; ties count half",
+    source="cross-fitted",
+    pitfalls="Measures directions fitted to nine tenths of these pairs, not the best possible one.",
+    interval=f"{SHARE}; {REFITS}",
+    null=REFITTED,
+    floor="0.5",
+    paired=True,
+    default=True,
+    estimator=_paired_accuracy,
+)
+
+
+def _paired_effect(cells: Cells) -> Estimate:
+    gap = cells.pair_differences(held_out_scores(cells, "mean difference"))
+    mean, deviation = gap.mean(-1, keepdim=True), gap.std(-1, keepdim=True)
+    value = (mean / deviation).squeeze(-1)
+    scaled = (gap - mean) / deviation
+    influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
+    return _held_out_pairs(cells, "paired_effect", value, 0.0, influence, gap)
+
+
+_PAIRED_EFFECT = Metric(
+    name="paired_effect",
+    title="paired effect size",
+    space="full",
+    kind="B",
+    unit="1",
+    definition="mean/sd of the differences of held-out scores inside pairs",
+    source="Cohen's d_z, cross-fitted",
+    pitfalls="Along one direction only. Large if pairs differ consistently, however little.",
+    interval=f"{INFLUENCE}; {REFITS}",
+    null=REFITTED,
+    floor="0",
+    paired=True,
+    default=True,
+    estimator=_paired_effect,
+)
+
+
+METRICS: tuple[Metric | InComponents, ...] = (
+    _PAIRED_ACCURACY,
+    _PAIRED_EFFECT,
+    _PAIRED_SHIFT,
+    _hotelling,
+)
