@@ -14,10 +14,10 @@ from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.analysis import compare, rows, separation
-from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.geometry import debiased_cka
 from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.reading import read_cells
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
 
