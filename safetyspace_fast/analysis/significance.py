@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops.labelled import student_score
+from ..ops.scores import student_score
 
 
 def student_p(t: Tensor, freedom: Tensor) -> Tensor:
-    """Two-sided p of Student's t; arguments as in `ops.labelled.student_score`."""
+    """Two-sided p of Student's t; arguments as in `ops.scores.student_score`."""
     return torch.erfc(student_score(t, freedom) / math.sqrt(2))
 
 

@@ -16,7 +16,7 @@ from ..ops import (
     length_terms,
     robust_scale,
 )
-from ..ops.labelled import labelled_distances
+from ..ops.distance_sums import labelled_distances
 from ..store.layout import ROW_ARRAYS
 from .moments import shift_noise, varies
 from .texts import MIN_TEXTS, Texts

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..config import LABELLINGS
 from ..errors import ConfigError
-from ..ops.labelled import FoldLabellings, labelled_auc
+from ..ops.labellings import FoldLabellings
+from ..ops.scores import labelled_auc
 from ..threads import in_parallel
 from .cells import Cells
 from .families import metric

@@ -5,7 +5,6 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 
 import gc
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..config import Weights
-from ..errors import ModelError, first_line
+from ..errors import ModelError
 from . import layers
 from .adapters import adds_to_weights, merge_adapter
 from .device import check_room, find_device, find_dtype, fits
@@ -32,6 +31,7 @@ from .source import Source, find_source, sha256
 from .spec import ModelSpec, split_revision
 from .stored import why_not_streamed
 from .streamed import StreamedBlocks
+from .tokenizer import load_tokenizer, tokenizer_sha256, tokenizer_source
 from .weights import (
     RANDOM_SEED,
     find_backbone,
@@ -226,7 +226,7 @@ def load_model(
         identify=lambda: {
             **_identity(spec, source, adapters, config, hashes() or _RANDOM_WEIGHTS),
             "tokenizer": tokenizer_home.asked,
-            "tokenizer_sha256": _tokenizer_sha256(tokenizer_home, tokenizer),
+            "tokenizer_sha256": tokenizer_sha256(tokenizer_home, tokenizer),
             "dtype": str(working).removeprefix("torch."),
             "quantization": quantization,
         },
@@ -282,11 +282,6 @@ def find_sources(
     if source.holds_adapter() and all(a.directory != source.directory for a in adapters):
         note(f"the adapter that lies in {spec.base} is not merged")
     return source, adapters
-
-
-def tokenizer_source(source: Source, adapters: list[Source]) -> Source:
-    """Where a model's tokenizer is: in the folder of the last adapter that has one, or its own."""
-    return next((a for a in reversed(adapters) if a.tokenizer_files()), source)
 
 
 def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtype) -> bool:
@@ -405,74 +400,6 @@ def _listing_sha256(weights: Mapping[str, str]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def load_tokenizer(
-    source: Source, trust_remote_code: bool, note: Callable[[str], None] = lambda _: None
-) -> Any:
-    """Load a tokenizer that gives character offsets; ModelError if there is none."""
-    import transformers
-
-    # Mistral's own tokenizers give no character offsets; transformers converts their files.
-    options: dict[str, Any] = {"mistral_format": False}
-    if source.gguf is not None:
-        options["gguf_file"] = source.gguf
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source.directory,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **options,
-        )
-    except Exception as error:
-        reason = first_line(error)
-        if not source.tokenizer_files() and source.gguf is None:
-            reason = "there is no tokenizer.json or other file of one"
-        raise ModelError(f"{source.asked}: no usable tokenizer: {reason}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{source.asked}: {type(tokenizer).__name__} gives no character offsets, which tell a "
-            "text's tokens from others; expected a fast tokenizer (tokenizer.json)"
-        )
-    _check_bos(source, tokenizer, note)
-    _keep_spaces_in_offsets(tokenizer.backend_tokenizer)
-    return tokenizer
-
-
-def _check_bos(source: Source, tokenizer: Any, note: Callable[[str], None]) -> None:
-    """Begin prompts with BOS where only the file's own reader would; say where none is added."""
-    file = next(iter(source.tokenizer_files()), None)
-    if source.gguf is not None or file is None:
-        return
-    if file.name == "tekken.json":  # Mistral's own reader of this file begins every prompt so
-        tokenizer.bos_token, tokenizer.add_bos_token = "<s>", True
-        note("its tokenizer is read from tekken.json; prompts begin with <s>")
-    elif file.suffix == ".model" and "add_bos_token" not in tokenizer.init_kwargs:
-        bos = tokenizer.bos_token_id
-        if bos is not None and bos not in tokenizer("a").input_ids:
-            note(
-                f"its tokenizer is converted from {file.name} and puts no {tokenizer.bos_token} "
-                "before prompts; if the model was trained with it, write add_bos_token: true into "
-                "tokenizer_config.json"
-            )
-
-
-def _keep_spaces_in_offsets(backend: Any) -> None:
-    """Let offsets include a token's leading spaces, which some post-processors cut off.
-
-    Without them, a token of spaces covers no character and would count as none of the text's.
-    """
-    post_processor = backend.post_processor
-    if post_processor is None:
-        return
-    state = json.loads(post_processor.__getstate__())
-    parts = [state, *state.get("processors", ())]
-    if any(part.get("trim_offsets") for part in parts):
-        for part in parts:
-            if "trim_offsets" in part:
-                part["trim_offsets"] = False
-        post_processor.__setstate__(json.dumps(state).encode())
-        backend.post_processor = post_processor
-
-
 def _check_vocabulary(tokenizer: Any, backbone: Any, spec: ModelSpec) -> None:
     # Without added tokens: they may lie beyond the embedding (Gemma's image token), in no text.
     rows = layers.embedding_rows(backbone, spec.name)
@@ -545,11 +472,3 @@ def _identity(
         "adapter": "+".join(spec.adapters) or None,
         "adapter_commit": "+".join(commit or "" for commit in commits) if any(commits) else None,
     }
-
-
-def _tokenizer_sha256(source: Source, tokenizer: Any) -> str:
-    """The hash of the file that identifies a tokenizer, or of the tokenizer as it was built."""
-    files = source.tokenizer_files()
-    if source.gguf is None and files:
-        return sha256(files[0])
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelError
-from .loading import find_sources, load_tokenizer, tokenizer_source
+from .loading import find_sources
 from .source import Source, read_json
 from .spec import ModelSpec
+from .tokenizer import load_tokenizer, tokenizer_source
 
 _FILE = "chat_template.jinja"
 _OF_PROCESSORS = ("chat_template.json", "processor_config.json")

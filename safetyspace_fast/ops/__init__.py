@@ -29,18 +29,11 @@ from ._pairwise import (
 )
 from ._pool import PoolProject, pool_project, project_averages
 from ._select import implementations, written
-from .labelled import (
-    STATISTICS,
-    FoldLabellings,
-    equal_units,
-    group_sums,
-    labelled_statistics,
-    length_terms,
-    robust_scale,
-    shift_noise,
-)
+from .labelled import STATISTICS, labelled_statistics
+from .labellings import FoldLabellings
 from .moments import ClassMoments, class_moments
 from .reference import PAIRWISE_BLOCK
+from .spread import equal_units, group_sums, length_terms, robust_scale, shift_noise
 from .statistics import (
     dunn,
     energy_distance,

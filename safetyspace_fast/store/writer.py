@@ -28,6 +28,7 @@ from .layout import (
     shards_of,
 )
 from .place import Place
+from .shard import encode_shard
 
 
 class Contents(TypedDict):
@@ -180,6 +181,7 @@ class ModelWriter:
         self._incomplete: dict[tuple[str, int], tuple[Array, int]] = {}
         """Rows of an array's shard, and how many have come."""
         self._skip: set[int] = set()
+        self._arrays: dict[str, ZarrArray] = {}
         self.specs = {spec.name: spec for spec in MODEL if spec.fits(sizes)}
         """The arrays that the model has."""
 
@@ -236,7 +238,7 @@ class ModelWriter:
             if n_rows < high - low:
                 self._incomplete[name, shard] = (rows, n_rows)
                 continue
-            self._set(name, (slice(None), slice(None), slice(low, high)), rows)
+            self._write_shard(name, shard, rows)
             written.append(shard)
         return written
 
@@ -263,15 +265,37 @@ class ModelWriter:
         shape[2] = high - low
         return spec.unknown(shape)
 
+    def _write_shard(self, name: str, shard: int, rows: Array) -> None:
+        array = self._array(name)
+        key = "/".join([array.path, "c", "0", "0", str(shard), *(array.ndim - 3) * ["0"]])
+        rows = self._rounded(name, rows)
+
+        async def write() -> None:  # in Zarr's thread: in the main one Blosc would start others
+            encoded = encode_shard(rows, array.fill_value)
+            await array.store.set(key, Buffer.from_bytes(encoded))
+
+        sync(write())
+
     def _set(self, name: str, index: tuple[Index, ...], values: Array) -> None:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
+        self._array(name)[index] = self._rounded(name, values)
+
+    def _array(self, name: str) -> ZarrArray:
+        """An array, whose metadata are read once."""
+        if name not in self._arrays:
+            array = self._group[name]
+            assert isinstance(array, zarr.Array)
+            # Also chunks of the fill value: a missing chunk is a lost one.
+            self._arrays[name] = array.with_config({"write_empty_chunks": True})
+        return self._arrays[name]
+
+    def _rounded(self, name: str, values: Array) -> Array:
+        """Values with the mantissa bits that the array keeps."""
         keepbits = self.specs[name].keepbits
-        if keepbits is not None:
-            encoded = BitRound(keepbits).encode(np.ascontiguousarray(values))
-            values = encoded.view(values.dtype).reshape(values.shape)
-        # Also chunks of the fill value: a missing chunk is a lost one.
-        array.with_config({"write_empty_chunks": True})[index] = values
+        if keepbits is None:
+            return values
+        encoded = BitRound(keepbits).encode(np.ascontiguousarray(values))
+        rounded: Array = encoded.view(values.dtype).reshape(values.shape)
+        return rounded
 
 
 def _write_samples(group: zarr.Group, spec: ArraySpec, samples: Mapping[str, Array]) -> None:

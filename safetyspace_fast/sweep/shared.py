@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..config import RunConfig, data_fields
@@ -15,6 +16,7 @@ from ..models import (
     tokenize,
 )
 from ..models.layers import embedding_rows
+from ..models.tokenizer import KEPT_TOKENIZERS
 from ..runner import Steps
 from .templates import template_of
 
@@ -32,6 +34,7 @@ class SharedWork:
         self._configs = tuple(configs)
         self._samples: dict[str, Samples] = {}
         self._tokens: dict[object, Tokenized] = {}
+        """Those of the latest tokenizers, the latest at the end."""
         self._loaded: tuple[str, LoadedModel] | None = None
 
     def samples(
@@ -74,16 +77,18 @@ class SharedWork:
     def _tokenize(self, model: LoadedModel, texts: Sequence[str], **options: Any) -> Tokenized:
         # The texts are those of a data set that is kept, so no other can get their id.
         key = (_reads_as(model), id(texts), repr(sorted(options.items())))
-        if key not in self._tokens:
-            self._tokens[key] = tokenize(model, texts, **options)
-        return self._tokens[key]
+        tokens = self._tokens.pop(key, None) or tokenize(model, texts, **options)
+        self._tokens[key] = tokens
+        while len(self._tokens) > KEPT_TOKENIZERS * len(self._samples):
+            del self._tokens[next(iter(self._tokens))]
+        return tokens
 
 
 def _reads_as(model: LoadedModel) -> tuple[object, ...]:
     """All of a model that decides its tokens."""
     tokenizer = model.tokenizer
     return (
-        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        _sha256(tokenizer.backend_tokenizer),
         type(tokenizer),
         repr(tokenizer.special_tokens_map),
         repr(tokenizer.chat_template),
@@ -91,3 +96,8 @@ def _reads_as(model: LoadedModel) -> tuple[object, ...]:
         model.causal,
         embedding_rows(model.backbone, model.name),
     )
+
+
+@lru_cache(KEPT_TOKENIZERS)  # a large vocabulary takes a second
+def _sha256(backend: Any) -> str:
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ..config import RunConfig
 from ..errors import ModelError
 from ..extract import ModelDone, Planned
-from ..models.loading import load_tokenizer
+from ..models.tokenizer import load_tokenizer
 from ..models.weights import quiet_transformers
 from ..runner import run_models
 from .shared import SharedWork

@@ -16,9 +16,9 @@ from ..data import NUM_FOLDS, Samples
 from ..errors import ModelError
 from ..extract.chance import AXES
 from ..models import hookpoint_names, parse_model, resolve_layers
-from ..models.loading import load_tokenizer, tokenizer_source
 from ..models.source import Source, fetch_file, find_source
 from ..models.spec import split_revision
+from ..models.tokenizer import load_tokenizer, tokenizer_source
 from ..models.weights import find_backbone, quiet_transformers, random_weights
 from ..store.layout import COMPONENTS, MODEL, ArraySpec
 from .shared import SharedWork

@@ -9,7 +9,7 @@ from sklearn.metrics import davies_bouldin_score, silhouette_score
 from toys import classes, full_width, stored
 
 from safetyspace_fast.analysis.families import distances
-from safetyspace_fast.ops.labelled import labelled_distances
+from safetyspace_fast.ops.distance_sums import labelled_distances
 
 
 def test_davies_bouldin_and_silhouettes_are_scikit_learns():

@@ -11,7 +11,7 @@ from safetyspace_fast.analysis.families import distances
 from safetyspace_fast.analysis.glossary import DIRECTIONS
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.ops import labelled
+from safetyspace_fast.ops import distance_sums
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_grouped_silhouettes_are_scikit_learns(monkeypatch):
     x[3] = x[4]
     group = np.unique(np.r_[rng.integers(0, 25, 58), 90, 91], return_inverse=True)[1]
     for tile_bytes in (1, 10 << 20):
-        monkeypatch.setattr(labelled, "TILE_BYTES", tile_bytes)
+        monkeypatch.setattr(distance_sums, "TILE_BYTES", tile_bytes)
         found = distances.grouped_silhouettes(torch.tensor(x), torch.tensor(group))
         np.testing.assert_allclose(found, silhouette_samples(x, group), atol=1e-7)
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score, silhouette_score
 
-from safetyspace_fast.ops import _native, labelled
+from safetyspace_fast.ops import _native, distance_sums, labelled
+from safetyspace_fast.ops.labellings import FoldLabellings
+from safetyspace_fast.ops.scores import _wins, labelled_auc, ridge_scores
+from safetyspace_fast.ops.spread import robust_scale, shift_noise
 
 
 def draw(n=70, width=9, labellings=4, *, ones=28, seed=0):
@@ -73,13 +76,13 @@ def form(request, monkeypatch):
 @pytest.mark.parametrize("tile_bytes", [1, 10_000, 5 << 19])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_all_statistics_are_those_of_each_labelling_alone(monkeypatch, tile_bytes, dtype):
-    monkeypatch.setattr(labelled, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(distance_sums, "TILE_BYTES", tile_bytes)
     x, labels, fold = draw()
     scale = np.linspace(0.5, 2, x.shape[1])
     found, near = labelled.labelled_statistics(
         torch.tensor(x).to(dtype),
         torch.tensor(scale).to(dtype),
-        labelled.FoldLabellings(torch.tensor(labels.astype(np.uint8)), torch.tensor(fold)),
+        FoldLabellings(torch.tensor(labels.astype(np.uint8)), torch.tensor(fold)),
     )
     of = dict(zip(labelled.STATISTICS, found.numpy(), strict=True))
     distance = np.sqrt(((x[:, None] - x) ** 2).sum(-1)) + np.diag(np.full(len(x), np.inf))
@@ -122,7 +125,7 @@ def test_statistics_of_pairs_are_those_of_swapped_labels():
     found, _ = labelled.labelled_statistics(
         torch.tensor(x),
         torch.ones(width).double(),
-        labelled.FoldLabellings(torch.tensor(labels.astype(np.uint8)), torch.tensor(fold)),
+        FoldLabellings(torch.tensor(labels.astype(np.uint8)), torch.tensor(fold)),
         partners=torch.tensor(partners),
     )
     of = dict(zip(labelled.STATISTICS, found.numpy(), strict=True))
@@ -141,7 +144,7 @@ def test_statistics_of_pairs_are_those_of_swapped_labels():
 
 def test_silhouettes_of_texts_that_are_all_alike():
     labels = torch.tensor([[0.0, 1, 0, 1, 0], [1, 1, 0, 0, 0]]).double()
-    found = labelled.labelled_distances(torch.zeros(5, 3).double(), labels)
+    found = distance_sums.labelled_distances(torch.zeros(5, 3).double(), labels)
     assert found.silhouette.tolist() == [0, 0]
     assert found.energy.tolist() == [0, 0]
 
@@ -149,8 +152,8 @@ def test_silhouettes_of_texts_that_are_all_alike():
 def test_a_ridge_probe_is_that_of_every_fold_fitted_alone():
     x, labels, fold = draw(80, 6, 1)
     fold = np.sort(fold)
-    of = labelled.FoldLabellings(torch.tensor(labels), torch.tensor(fold))
-    found = labelled.ridge_scores(torch.tensor(x), of, 1.0)
+    of = FoldLabellings(torch.tensor(labels), torch.tensor(fold))
+    found = ridge_scores(torch.tensor(x), of, 1.0)
     design = (x - x.mean(0)) / x.std(0)
     for r, y in enumerate(labels):
         for f in range(5):
@@ -168,15 +171,15 @@ def test_the_score_of_an_auc_is_normal_for_classes_of_unequal_spread():
     x = rng.standard_normal((200, 400))
     x[180:] *= 3
     rows = np.broadcast_to(np.arange(200) >= 180, (400, 200)).copy()
-    of = labelled.FoldLabellings(torch.tensor(rows), torch.zeros(200, dtype=torch.int64))
+    of = FoldLabellings(torch.tensor(rows), torch.zeros(200, dtype=torch.int64))
     scores = torch.zeros_like(of.member)
     scores[:, :400] = torch.tensor(x)
-    auc, score = labelled.labelled_auc(scores, of)
+    auc, score = labelled_auc(scores, of)
     rank = (auc - 0.5) / math.sqrt(201 / (12 * 180 * 20))
     assert float((rank.abs() > 1.96).double().mean()) > 0.1
     assert 0.02 < float((score.abs() > 1.96).double().mean()) < 0.08
     scores[:] = torch.arange(200)[:, None]
-    auc, score = labelled.labelled_auc(scores, of)
+    auc, score = labelled_auc(scores, of)
     assert (auc == 1).all()
     assert ((score > 5) & (score < 200)).all()
 
@@ -189,16 +192,15 @@ def test_ties_win_half_and_exchanging_the_labels_changes_no_score():
     labels = rng.random((30, n)) < 0.4
     labels[:, :: n // 12] = True
     of, other = (
-        labelled.FoldLabellings(torch.tensor(rows), torch.tensor(fold))
-        for rows in (labels, ~labels)
+        FoldLabellings(torch.tensor(rows), torch.tensor(fold)) for rows in (labels, ~labels)
     )
     scores = torch.zeros_like(of.member)
     scores[:, :30] = torch.tensor(rng.integers(-3, 4, (n, 30)) / 3)
     scores[:, :15] = torch.randn(n, 15, generator=torch.Generator().manual_seed(0))
-    auc, score = labelled.labelled_auc(scores, of)
+    auc, score = labelled_auc(scores, of)
     for r, y in enumerate(labels):
         assert float(auc[r]) == pytest.approx(fold_auc(scores[:, r].numpy(), y, fold), abs=1e-12)
-    swapped = labelled.labelled_auc(-scores, other)
+    swapped = labelled_auc(-scores, other)
     assert torch.equal(auc, swapped[0])
     assert torch.equal(score, swapped[1])
 
@@ -208,7 +210,7 @@ def test_the_compiled_wins_are_those_of_the_plain_ones_to_the_bit():
     rng = np.random.default_rng(6)
     fold = np.sort(rng.integers(0, 7, 500))
     labels = torch.tensor(rng.random((100, 500)) < 0.3)
-    of = labelled.FoldLabellings(labels, torch.tensor(fold))
+    of = FoldLabellings(labels, torch.tensor(fold))
     scores = torch.zeros_like(of.member)
     scores[:, :100] = torch.tensor(rng.standard_normal((500, 100)))
     scores[:, 50:100] = torch.tensor(rng.integers(-4, 4, (500, 50)) / 7)
@@ -216,7 +218,7 @@ def test_the_compiled_wins_are_those_of_the_plain_ones_to_the_bit():
     scores[1::2] *= torch.where(scores[1::2] == 0, -1.0, 1.0)
     ends = torch.tensor([i.stop for i in of.folds])
     compiled = torch.ops.safetyspace_fast.label_wins(scores, of.packed, ends)[:, :100]
-    assert torch.equal(compiled, labelled._wins(scores, of)[:, :100])
+    assert torch.equal(compiled, _wins(scores, of)[:, :100])
 
 
 def test_a_scale_is_robust_and_no_dimension_with_rare_peaks_rules():
@@ -226,7 +228,7 @@ def test_a_scale_is_robust_and_no_dimension_with_rare_peaks_rules():
     x[:, 1] = 0
     x[:40, 1] = rng.standard_normal(40)
     x[:, 2] = 7
-    scale = labelled.robust_scale(torch.tensor(x))
+    scale = robust_scale(torch.tensor(x))
     assert float(scale[3]) == pytest.approx(1, rel=0.1)
     assert float(scale[0]) == pytest.approx(x[:, 0].std(ddof=1) / 10, rel=1e-6)
     assert float(scale[1]) == pytest.approx(x[:, 1].std(ddof=1) / 10, rel=1e-6)
@@ -243,6 +245,6 @@ def test_the_noise_of_a_shift_is_unbiased_over_units():
         found = []
         for _ in range(100):
             x = np.repeat(rng.standard_normal((640 // size, 3)), size, 0) * spread
-            found.append(float(labelled.shift_noise(torch.tensor(x), y, unit)))
+            found.append(float(shift_noise(torch.tensor(x), y, unit)))
         truth = (spread**4).sum() * (size / 400 + size / 240) ** 2
         assert np.mean(found) == pytest.approx(truth, rel=0.15)

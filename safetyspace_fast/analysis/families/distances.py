@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...ops.labelled import (
+from ...ops.distance_sums import (
     LabelledDistances,
     distance_tiles,
     labelled_distances,

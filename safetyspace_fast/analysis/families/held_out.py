@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...ops import FoldLabellings, equal_units
-from ...ops.labelled import balanced_accuracy, labelled_auc, ridge_scores
+from ...ops.scores import balanced_accuracy, labelled_auc, ridge_scores
 from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate, make_share, share_p
 from ..metric import (

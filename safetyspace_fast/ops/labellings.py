@@ -1,0 +1,50 @@
+"""Labellings of the same texts, in the forms that sums over their classes need.
+
+Labellings are rows of 0 and 1, [R, n]; the number of ones may differ from row to row. Sums over a
+class are the product of a matrix with the labellings, so no text is copied. Statistics of a null
+are only compared with each other: float32 is exact enough.
+"""
+
+import torch
+from torch import Tensor
+
+from ._labels import label_sums, pack_labels
+
+
+class Labellings:
+    """Labellings in the forms that sums need; R is rounded up where the kernels take more at once.
+
+    labels: [R, n] float64; member: [n, R rounded up] float32; packed: result of `pack_labels`.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        """Take labellings [R, n], 0 or 1."""
+        self.labels = labels.double()
+        self.packed = pack_labels(labels)
+        self.number = len(labels)
+        width = self.packed.shape[1]
+        padded = torch.nn.functional.pad(labels, (0, 0, 0, width - self.number))
+        self.member = padded.T.float().contiguous()
+        self.n1 = self.member.sum(0)
+        self.n0 = len(self.member) - self.n1
+        self.compiled = self.packed.dtype == torch.int32
+        """Whether the compiled kernels can be used."""
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of each row of values [m, n] float64 over class 1: [m, R rounded up] float32."""
+        return label_sums(values, self.packed)
+
+
+class FoldLabellings(Labellings):
+    """Labellings of texts in the order of their folds.
+
+    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts.
+    """
+
+    def __init__(self, labels: Tensor, fold: Tensor) -> None:
+        """Take labellings [R, n], 0 or 1, and the fold of each text, [n] int64."""
+        self.order = torch.argsort(fold, stable=True)
+        self.back = torch.argsort(self.order)
+        ends = torch.bincount(fold).cumsum(0).tolist()
+        self.folds = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+        super().__init__(labels[:, self.order])

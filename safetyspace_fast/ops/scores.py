@@ -1,0 +1,196 @@
+"""Held-out scores of texts under many labellings, and the AUC and accuracy that they give."""
+
+import torch
+from torch import Tensor
+
+from .labellings import FoldLabellings, Labellings
+
+TIE_STEPS = 65536.0
+"""Scores of a fold are ties if they are equal in steps of this part of the largest."""
+
+
+class CrossFit:
+    """Held-out scores of the difference of class means under many labellings.
+
+    Texts are known by their products with each other, which come in tiles: the direction of the
+    other folds is never written out.
+    """
+
+    def __init__(self, x: Tensor, labellings: FoldLabellings) -> None:
+        """Prepare the sums.
+
+        Args:
+            x: [n, D] floating point with zero column means, in the order of their folds.
+            labellings: of the texts.
+        """
+        self._x, self._of = x, labellings
+        self._rest = torch.empty_like(labellings.member)
+        """Product of each text with the sum of class 1 in the other folds."""
+
+    def add(self, rows: slice, product: Tensor) -> None:
+        """Take products of some texts with all: [rows, n] float64; those of one fold change."""
+        for i in self._of.folds:
+            a, b = max(i.start, rows.start), min(i.stop, rows.stop)
+            product[a - rows.start : max(a, b) - rows.start, i] = 0.0
+        self._rest[rows] = self._of.sums(product)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The squared length of the sum of class 1, and scores, when all rows have come.
+
+        Returns:
+            length [R] float64; scores [n, R rounded up] float32, along the direction of the other
+            folds, on some positive scale in each of them, from midway between their class means.
+        """
+        of, rest = self._of, self._rest
+        inside = [((self._x[i] @ self._x[i].T).float() @ of.member[i]) for i in of.folds]
+        own = [(of.member[i] * x).sum(0) for i, x in zip(of.folds, inside, strict=True)]
+        other = [(of.member[i] * rest[i]).sum(0) for i in of.folds]
+        length = torch.stack(own + other).sum(0)
+        scores = torch.empty_like(rest)
+        for f, i in enumerate(of.folds):
+            n1 = of.n1 - of.member[i].sum(0)
+            n0 = len(self._x) - (i.stop - i.start) - n1
+            # All texts sum to zero, those of the other folds to minus the sum of this one.
+            total = self._x[i].sum(0)
+            toward = (self._x[i] @ total).float()[:, None]
+            sum1 = length - 2 * other[f] - own[f]
+            sum0 = total.square().sum() + 2 * rest[i].sum(0) + sum1
+            middle = (sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1
+            torch.mul(rest[i], n0 + n1, out=scores[i]).addcmul_(toward, n1).sub_(middle)
+        return length[: of.number].double(), scores
+
+
+def ridge_scores(x: Tensor, labellings: FoldLabellings, strength: float) -> Tensor:
+    """Held-out scores of a ridge probe on standardised features, under many labellings.
+
+    Args:
+        x: [n, P] float64, one layer's texts, in the order of their folds.
+        labellings: of the texts.
+        strength: of the penalty.
+
+    Returns:
+        [n, R rounded up] float32, coordinate along the direction, 0 midway between the training
+        class means.
+    """
+    labels = labellings.labels
+    x = x - x.mean(0)
+    spread = x.square().mean(0).sqrt()
+    x = torch.where(spread > 0, x / spread, 0.0)
+    inside = labellings.folds
+    sums = torch.stack([labels[:, i] @ x[i] for i in inside])
+    every1, number1 = sums.sum(0), labels.sum(-1, keepdim=True)
+    gram = x.T @ x
+    scores = torch.zeros_like(labellings.member)
+    for f, i in enumerate(inside):
+        n1 = number1 - labels[:, i].sum(-1, keepdim=True)
+        n = x.shape[0] - (i.stop - i.start)
+        rest = -x[i].sum(0)  # the sum over all texts is zero
+        mean1 = (every1 - sums[f]) / n1
+        mean0 = (rest - n1 * mean1) / (n - n1)
+        scatter = gram - x[i].T @ x[i] - torch.outer(rest, rest) / n
+        scatter = scatter + strength * torch.eye(x.shape[-1], dtype=x.dtype)
+        factor = torch.linalg.cholesky(scatter)
+        direction = torch.cholesky_solve((mean1 - mean0).T, factor)
+        midpoint = (direction * (mean1 + mean0).T).sum(0) / 2
+        scores[i, : labellings.number] = (x[i] @ direction - midpoint).float()
+    return scores
+
+
+def balanced_accuracy(scores: Tensor, labellings: Labellings) -> Tensor:
+    """Mean over the classes of the share of texts on their side of 0.
+
+    Args:
+        scores: [n, R rounded up]; labellings: of the texts.
+
+    Returns:
+        [R] float64.
+    """
+    above = (scores > 0).float()
+    ones = (above * labellings.member).sum(0)
+    zeros = labellings.n0 - (above.sum(0) - ones)
+    share = (ones / labellings.n1 + zeros / labellings.n0) / 2
+    return share[: labellings.number].double()
+
+
+def labelled_auc(scores: Tensor, labellings: FoldLabellings) -> tuple[Tensor, Tensor]:
+    """AUC within folds of many labellings, and its distance from 1/2 in standard deviations.
+
+    The variance of a class comes from how many texts of the other class each of its texts wins over
+    (DeLong et al. 1988), so that classes of unequal spread have the same null as equal ones
+    (Neubert & Brunner 2007). The distance is the normal deviate of Student's t with the degrees of
+    freedom of both variances (Satterthwaite 1946): few texts of a class do not widen one null more
+    than another. Ties win half: scores of a fold are rounded to a 2^16th of the largest of them,
+    because rounding tells equal texts apart.
+
+    Args:
+        scores: [n, R rounded up] float32, contiguous.
+        labellings: of the texts.
+
+    Returns:
+        auc, score: [R] float64.
+    """
+    if labellings.compiled:
+        ends = torch.tensor([i.stop for i in labellings.folds])
+        sums = torch.ops.safetyspace_fast.label_wins(scores, labellings.packed, ends)
+    else:
+        sums = _wins(scores, labellings)
+    wins, chances, *of_classes = sums[:, : labellings.number]
+    auc = wins / chances
+    parts, freedom = torch.zeros_like(auc), torch.zeros_like(auc)
+    counts = (n[: labellings.number].double() for n in (labellings.n1, labellings.n0))
+    for n, square, first, second in zip(
+        counts, of_classes[:2], of_classes[2:4], of_classes[4:], strict=True
+    ):
+        part = (square - 2 * auc * first + auc.square() * second).clamp_min(0) * n / (n - 1)
+        parts, freedom = parts + part, freedom + part.square() / (n - 1)
+    freedom = torch.where(freedom > 0, parts.square() / freedom, len(scores) - 2).clamp_min(1)
+    # A perfect order has no spread: half a win keeps the distance finite.
+    t = (wins - chances / 2) / (parts + 0.25).sqrt()
+    return auc, student_score(t, freedom).copysign(t)
+
+
+def student_score(t: Tensor, freedom: Tensor) -> Tensor:
+    """Normal deviate with the same two-sided p as |t| of Student's t (Hill 1970).
+
+    Args:
+        t, freedom: [...] float64, freedom at least 1.
+    """
+    a = freedom - 0.5
+    b = 48 * a.square()
+    y = a * (t.abs().clamp_max(1e100).square() / freedom).log1p()
+    last = (((-0.4 * y - 3.3) * y - 24) * y - 85.5) / (0.8 * y.square() + 100 + b)
+    return ((last + y + 3) / b + 1) * y.sqrt()
+
+
+def _wins(scores: Tensor, labellings: FoldLabellings) -> Tensor:
+    """What `labelled_auc` needs of the sorted scores, added over folds: [8, R] float64.
+
+    Wins of class 1, pairs; then of class 1 and of class 0: squares of the wins of each text, wins
+    times texts of the other class, pairs times texts of the other class.
+    """
+    sums = torch.zeros(8, scores.shape[1], dtype=torch.float64, device=scores.device)
+    for i in labellings.folds:
+        keys, order = _ordered(scores[i].T.contiguous())
+        here = labellings.member[i].T.gather(-1, order)
+        ones = torch.nn.functional.pad(here.cumsum(-1), (1, 0)).double()
+        zeros = torch.arange(ones.shape[-1], device=ones.device) - ones
+        n1, n0 = ones[:, -1], zeros[:, -1]
+        first, end = (torch.searchsorted(keys, keys, right=right) for right in (False, True))
+        below0, below1 = ((x.gather(-1, first) + x.gather(-1, end)) / 2 for x in (zeros, ones))
+        square1 = (here * below0.square()).sum(-1)
+        square0 = ((1 - here) * (n1[:, None] - below1).square()).sum(-1)
+        wins, pairs = (here * below0).sum(-1), n1 * n0
+        sums += torch.stack(
+            [wins, pairs, square1, square0, wins * n0, wins * n1, pairs * n0, pairs * n1]
+        )
+    return sums
+
+
+def _ordered(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of scores, rounded and sorted, as int32, and the indices that sort it."""
+    largest = scores.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    keys = (scores * (TIE_STEPS / largest)).round().int()
+    if scores.is_cuda:
+        return keys.sort(-1)
+    order = torch.from_numpy(keys.numpy().argsort(-1))  # NumPy sorts with vector instructions
+    return keys.gather(-1, order), order
