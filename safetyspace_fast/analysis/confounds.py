@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..data import Units, equal_rows
 from .auc import auc_with_ends
-from .cells import MIN_TEXTS
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .moments import shift_influence
 from .selection import Selection, units_of
+from .texts import MIN_TEXTS
 from .uncertainty import influence_variance
 
 if TYPE_CHECKING:

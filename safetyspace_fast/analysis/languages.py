@@ -11,12 +11,13 @@ from torch import Tensor
 from ..data import connected, equal_rows
 from ..threads import in_parallel
 from .auc import auc_with_ends
-from .cells import Cells, read_cells
+from .cells import Cells
 from .confounds import confounds
 from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
 from .glossary import DIRECTIONS, ENDS, PARALLEL
 from .probe import fold_texts
+from .reading import read_cells
 from .selection import Names, select
 from .settings import told
 from .uncertainty import influence_variance, interval

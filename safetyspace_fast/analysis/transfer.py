@@ -14,11 +14,13 @@ from ..ops.labellings import FoldLabellings
 from ..ops.scores import labelled_auc
 from ..threads import in_parallel
 from .auc import auc_with_ends, fold_auc
-from .cells import MIN_TEXTS, Cells, read_cells
+from .cells import Cells
 from .families import metric
 from .glossary import COLUMNS, TRANSFER
+from .reading import read_cells
 from .selection import Names, listed, require_permutations, select, units_of
 from .settings import require_same_model, told
+from .texts import MIN_TEXTS
 from .uncertainty import permutation_p
 
 if TYPE_CHECKING:

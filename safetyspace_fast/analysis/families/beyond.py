@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..auc import fold_auc
-from ..cells import Cells, Refusal
+from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import InComponents, Metric
+from ..texts import Refusal
 from ..uncertainty import (
     influence_variance,
     one_sided_p,

@@ -8,10 +8,11 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..cells import Cells, Refusal
+from ..cells import Cells
 from ..estimate import Estimate, make_estimate
 from ..metric import INFLUENCE, NONE, InComponents, Metric
 from ..probe import fold_texts
+from ..texts import Refusal
 from ..uncertainty import unit_sums, units_behind
 from .scores import PITFALLS, REFITS, held_out_estimate, held_out_scores
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from ...ops import FoldLabellings
 from ...ops.scores import balanced_accuracy, labelled_auc, ridge_scores
 from ..auc import noise_growth
-from ..cells import Cells, Refusal, once
+from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate, make_share
 from ..metric import SHUFFLE, SHUFFLE_FULL
 from ..moments import shift_influence, shift_noise
 from ..probe import fold_texts, logistic_scores
+from ..texts import Refusal
 from ..uncertainty import common_held_out, influence_variance, t_interval
 from .ratio import equal_length, equal_length_influence, equal_length_noise, standardized
 
