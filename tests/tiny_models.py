@@ -1,10 +1,12 @@
 """Tiny random models of many architectures, as directories that transformers loads."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import tokenizers
 import torch
 import transformers
@@ -269,6 +271,46 @@ def save_tiny(
     tiny_model(name, **changes).save_pretrained(path)
     tiny_tokenizer(chat_template, adds_bos=adds_bos).save_pretrained(path)
     return path
+
+
+def save_tiny_gguf(directory: Path, target: Path) -> dict[str, torch.Tensor]:
+    """Write a tiny Llama as GGUF with 8-bit matrices; return its unpacked weights."""
+    gguf = pytest.importorskip("gguf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    config, state = model.config, model.state_dict()
+    writer = gguf.GGUFWriter(target, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    vocabulary = json.loads((directory / "tokenizer.json").read_text())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(vocabulary["vocab"], key=vocabulary["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, tensor in state.items():
+        weight = tensor.numpy()
+        if tensor.ndim == 2:
+            weight = gguf.quantize(weight, kind)
+            state[name] = torch.from_numpy(gguf.dequantize(weight, kind))
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the halves of each head
+            rows = weight.reshape(-1, 2, config.head_dim // 2, weight.shape[-1])
+            weight = rows.swapaxes(1, 2).reshape(weight.shape)
+        raw = kind if tensor.ndim == 2 else None
+        writer.add_tensor(names.get_name(name, (".weight",)), weight, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return dict(state)
 
 
 def save_adapter(

@@ -146,27 +146,30 @@ def fits(numbers: int, dtype: torch.dtype, device: torch.device) -> bool:
     return numbers * dtype.itemsize <= free
 
 
-def check_room(asked: str, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise ModelError if a GPU has too little free memory for weights.
+def too_large(
+    numbers: int, dtype: torch.dtype, device: torch.device, why_not_streamed: str | None
+) -> str:
+    """What to say and to do about weights for which a GPU has too little free memory.
 
     Args:
-        asked: the model, for the message.
         numbers: how many the weights have.
         dtype: in which they are to be.
         device: a GPU, with its index.
+        why_not_streamed: why they cannot stay on disk; None if they can.
     """
     free, total = torch.cuda.mem_get_info(device)
     needed = numbers * dtype.itemsize
-    if needed <= free:
-        return
     ways = ["a quantised model", "--device cpu"]
+    if why_not_streamed is None:
+        ways.insert(0, "--weights stream")
     if dtype.itemsize > 2 and 2 * numbers <= free:
         ways.insert(0, f"--dtype {'bfloat16' if _has_bfloat16(device) else 'float16'}")
     name = str(dtype).removeprefix("torch.")
-    raise ModelError(
-        f"{asked}: its weights take {needed / _GIB:.1f} GiB in {name}, but {_words(device)} has "
+    unable = f" (they cannot be streamed: {why_not_streamed})" if why_not_streamed else ""
+    return (
+        f"its weights take {needed / _GIB:.1f} GiB in {name}, but {_words(device)} has "
         f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free, {(needed - free) / _GIB:.1f} GiB too "
-        f"little; use {' or '.join(ways)}"
+        f"little; use {' or '.join(ways)}{unable}"
     )
 
 

@@ -4,7 +4,6 @@ transformers, peft and huggingface_hub are imported inside functions: they take 
 """
 
 import gc
-import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -17,16 +16,16 @@ from ..errors import ModelError
 from . import layers
 from .adapters import adds_to_weights, merge_adapter
 from .backbone import find_backbone
-from .device import check_room, find_device, find_dtype, fits
+from .device import find_device, find_dtype, fits, too_large
 from .fused import has_fused, try_fusing
 from .identity import RANDOM_WEIGHTS, hashing, identity_of, weight_files
 from .model import LoadedModel
 from .quiet import quiet_transformers
 from .sharded import Leader, Loading, Ranks, check_plan, joined
-from .skeleton import open_streamed
+from .skeleton import count_weights, open_streamed, why_not_streamed
 from .source import Source, find_sources
 from .spec import ModelSpec
-from .stored import plain_numbers, why_not_streamed
+from .stored import plain_numbers
 from .tokenizer import load_tokenizer, tokenizer_sha256, tokenizer_source
 from .weights import RANDOM_SEED, load_weights, random_weights
 
@@ -95,7 +94,7 @@ def load_model(
             model, streamed = open_streamed(
                 source, adapters, at_first, working, target, trust_remote_code, note
             )
-            quantization = None
+            quantization = "gguf" if source.gguf else None
         elif spec.random:
             model, quantization = random_weights(source, trust_remote_code), None
             note(f"a control: random weights (seed {RANDOM_SEED}) instead of those of {spec.base}")
@@ -195,22 +194,27 @@ def _streams(
     """
     if tensor_parallel > 1:
         weights = "load"
-    reason = None if weights == "load" else why_not_streamed(source, random=spec.random)
+    if weights == "load" and device.type == "cpu":
+        return False
+    shared = "they are shared out over several devices" if tensor_parallel > 1 else None
+    reason = shared or why_not_streamed(source, random=spec.random)
     if weights == "stream":
         if reason is not None:
             raise ModelError(
                 f"{spec.base}: its weights cannot be streamed: {reason}; use --weights load"
             )
         return True
-    tensors = plain_numbers(source) if device.type == "cuda" or weights == "auto" else None
-    if tensors is None:
+    numbers = count_weights(source)
+    if numbers is None or fits(numbers // tensor_parallel, dtype, device):
         return False
-    numbers = sum(math.prod(shape) for shape, _ in tensors) // tensor_parallel
-    if weights == "auto" and reason is None and not fits(numbers, dtype, device):
+    if weights == "auto" and reason is None:
         note("its weights do not fit into memory, so they are streamed from disk")
         return True
     if device.type == "cuda":
-        check_room(spec.base, numbers, dtype, device)
+        raise ModelError(
+            f"{spec.base}: {too_large(numbers // tensor_parallel, dtype, device, reason)}"
+        )
+    note(f"its weights need more memory than there is, and cannot be streamed: {reason}")
     return False
 
 

@@ -5,8 +5,9 @@ conversions of weights. Models of transformers have no common type, hence `Any`.
 seconds to import, and is imported inside functions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -15,10 +16,32 @@ from torch import nn
 from ..errors import ModelError
 from .adapters import AddedWeights
 from .backbone import check_report, find_backbone, path_of
+from .gguf import gguf_shapes, gguf_tensors, why_not_one_by_one
 from .source import Source
-from .stored import StoredTensor, stored_tensors
+from .stored import TensorOnDisk, plain_numbers, stored_tensors
 from .streamed import StreamedBlocks
 from .weights import empty_model
+
+
+def why_not_streamed(source: Source, *, random: bool = False) -> str | None:
+    """Why a model's weights cannot be read block by block; None if nothing is known against it."""
+    if random:
+        return "the random weights of a control are drawn for the whole model"
+    files = source.weight_files()
+    if source.gguf is not None:
+        return why_not_one_by_one(files[0])
+    if any(file.suffix != ".safetensors" for file in files):
+        return "its weights are pickled, and a pickle is read as a whole: save them as safetensors"
+    return None
+
+
+def count_weights(source: Source) -> int | None:
+    """How many numbers a model's files hold, unpacked; None if that cannot be told."""
+    if source.gguf is not None:
+        path = source.weight_files()[0]
+        return sum(map(prod, gguf_shapes(path))) if why_not_one_by_one(path) is None else None
+    tensors = plain_numbers(source)
+    return None if tensors is None else sum(prod(shape) for shape, _ in tensors)
 
 
 def open_streamed(
@@ -63,7 +86,10 @@ def open_streamed(
         )
         if id(tensor) in own
     }
-    tensors = stored_tensors(source)
+    packed = source.gguf is not None
+    tensors: Mapping[str, TensorOnDisk] = (
+        gguf_tensors(source.weight_files()[0], model, dtype) if packed else stored_tensors(source)
+    )
     on_disk = LoadStateDictConfig(
         ignore_mismatched_sizes=True,
         device_map={"": "meta"},
@@ -77,10 +103,10 @@ def open_streamed(
     model.mark_tied_weights_as_initialized(info)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
-    check_report(source, model, info.to_dict(), False, note)
+    check_report(source, model, info.to_dict(), packed, note)
 
     blocks, path = _blocks(model, backbone, source.asked)
-    of_blocks: list[dict[str, StoredTensor]] = [{} for _ in blocks]
+    of_blocks: list[dict[str, TensorOnDisk]] = [{} for _ in blocks]
     others = {}
     for name, tensor in tensors.items():
         inside = names[name].startswith(path)

@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +24,19 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 
-_FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+
+class TensorOnDisk(Protocol):
+    """A tensor in a file; `[...]` reads it, as transformers asks for it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+
+    def __getitem__(self, everything: object, /) -> Tensor:
+        """Read it; ModelError if that cannot be."""
+
+    def empty(self) -> Tensor:
+        """The same without content or memory."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
 
 
 def plain_numbers(source: Source) -> list[tuple[tuple[int, ...], torch.dtype]] | None:
-    """Shape and dtype of every tensor in a model's files; None if some are no plain numbers."""
+    """Shape and dtype of every tensor in a model's files; None if some are no plain floats."""
     from safetensors import safe_open
 
     tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
@@ -120,18 +128,9 @@ def plain_numbers(source: Source) -> list[tuple[tuple[int, ...], torch.dtype]] |
             return None
         with safe_open(file, framework="pt") as opened:
             parts = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - no dict
-        if any(part.get_dtype() not in _FLOATS for part in parts):
-            return None
-        tensors += [(tuple(part.get_shape()), _FLOATS[part.get_dtype()]) for part in parts]
+        for part in parts:
+            dtype = _DTYPES.get(part.get_dtype())
+            if dtype is None or not dtype.is_floating_point:
+                return None
+            tensors.append((tuple(part.get_shape()), dtype))
     return tensors
-
-
-def why_not_streamed(source: Source, *, random: bool = False) -> str | None:
-    """Why a model's weights cannot be read block by block; None if nothing is known against it."""
-    if random:
-        return "the random weights of a control are drawn for the whole model"
-    if source.gguf is not None:
-        return "the reader of GGUF files unpacks the whole file"
-    if any(file.suffix != ".safetensors" for file in source.weight_files()):
-        return "its weights are pickled, and a pickle is read as a whole"
-    return None

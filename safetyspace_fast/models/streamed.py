@@ -22,7 +22,7 @@ from ..errors import ModelError, first_line
 from .adapters import AddedWeights
 from .fused import fuse
 from .layers import block_input, block_output
-from .stored import StoredTensor
+from .stored import TensorOnDisk
 
 _TOKENS = [[5, 6, 7, 8], [9, 8, 7, 6]]  # to try blocks with
 
@@ -59,7 +59,7 @@ class StreamedBlocks:
     def __init__(
         self,
         blocks: nn.ModuleList,
-        tensors: Sequence[Mapping[str, StoredTensor]],
+        tensors: Sequence[Mapping[str, TensorOnDisk]],
         shell: Callable[[int, nn.Module], nn.Module],
         load_config: Any,
         dtype: torch.dtype,

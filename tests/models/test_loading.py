@@ -460,46 +460,6 @@ def test_what_is_no_gguf_is_refused(tmp_path):
     refused(tmp_path, "holds GGUF files; name one of them")
 
 
-def save_tiny_gguf(directory, target):
-    """Write a tiny Llama as GGUF with 8-bit matrices; return its unpacked weights."""
-    gguf = pytest.importorskip("gguf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
-    config, state = model.config, model.state_dict()
-    writer = gguf.GGUFWriter(target, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = json.loads((directory / "tokenizer.json").read_text())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(vocabulary["vocab"], key=vocabulary["vocab"].get))
-    writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
-    writer.add_bos_token_id(tiny_models.BOS)
-    writer.add_eos_token_id(tiny_models.EOS)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    kind = gguf.GGMLQuantizationType.Q8_0
-    for name, tensor in state.items():
-        weight = tensor.numpy()
-        if tensor.ndim == 2:
-            weight = gguf.quantize(weight, kind)
-            state[name] = torch.from_numpy(gguf.dequantize(weight, kind))
-        if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the halves of each head
-            rows = weight.reshape(-1, 2, config.head_dim // 2, weight.shape[-1])
-            weight = rows.swapaxes(1, 2).reshape(weight.shape)
-        raw = kind if tensor.ndim == 2 else None
-        writer.add_tensor(names.get_name(name, (".weight",)), weight, raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return state
-
-
 @pytest.mark.parametrize("has_amx", [False, True])
 def test_auto_is_bfloat16_on_cpus_with_amx(tmp_path, monkeypatch, has_amx):
     llama = tiny_models.save_tiny("llama", tmp_path / "tiny")
@@ -512,7 +472,7 @@ def test_gguf_unpacks(tmp_path):
     file = tmp_path / "tiny.gguf"
     # transformers reads no size of heads from a GGUF file of this architecture.
     llama = tiny_models.save_tiny("llama", tmp_path / "plain", head_dim=8)
-    state = save_tiny_gguf(llama, file)
+    state = tiny_models.save_tiny_gguf(llama, file)
     model = load_model(parse_model(str(file)))
     expected = transformers.AutoModelForCausalLM.from_pretrained(llama).eval()
     expected.load_state_dict(state)
