@@ -399,7 +399,8 @@ def _leading(matrix: torch.Tensor, k: int, block: int = 12) -> tuple[torch.Tenso
     newest = torch.randn(n, block, generator=generator, dtype=matrix.dtype).to(matrix.device)
     basis, image = matrix.new_empty(n, n // 2), matrix.new_empty(n, n // 2)  # image: matrix @ basis
     due = 12 * block  # few spectra converge earlier; then look after every third block
-    for m in range(block, basis.shape[1] + 1, block):
+    columns = basis.shape[1] if basis.shape[1] >= due else 0  # a small matrix is not worth it
+    for m in range(block, columns + 1, block):
         known = basis[:, : m - block]
         for _ in range(2):  # once leaves rounding behind
             newest = newest - known @ (known.T @ newest)

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,12 @@ def _index_files(index: Path) -> list[str]:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal; a file that is the same is read once."""
+    found = file.stat()
+    return _sha256(file.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(1024)  # a base with many adapters, a model that runs twice
+def _sha256(file: Path, *_state: int) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -39,6 +39,7 @@ class FoldLabellings(Labellings):
     """Labellings of texts in the order of their folds.
 
     order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts.
+    of_fold: [F, n] float32, 1 where a text is in a fold; n1_of_fold: [F, R rounded up] float32.
     """
 
     def __init__(self, labels: Tensor, fold: Tensor) -> None:
@@ -48,3 +49,7 @@ class FoldLabellings(Labellings):
         ends = torch.bincount(fold).cumsum(0).tolist()
         self.folds = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
         super().__init__(labels[:, self.order])
+        self.of_fold = self.member.new_zeros(len(self.folds), len(fold))
+        for ones, i in zip(self.of_fold, self.folds, strict=True):
+            ones[i] = 1.0
+        self.n1_of_fold = self.of_fold @ self.member

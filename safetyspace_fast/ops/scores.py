@@ -41,22 +41,24 @@ class CrossFit:
             length [R] float64; scores [n, R rounded up] float32, along the direction of the other
             folds, on some positive scale in each of them, from midway between their class means.
         """
-        of, rest = self._of, self._rest
-        inside = [((self._x[i] @ self._x[i].T).float() @ of.member[i]) for i in of.folds]
-        own = [(of.member[i] * x).sum(0) for i, x in zip(of.folds, inside, strict=True)]
-        other = [(of.member[i] * rest[i]).sum(0) for i in of.folds]
-        length = torch.stack(own + other).sum(0)
-        scores = torch.empty_like(rest)
+        of, rest, x = self._of, self._rest, self._x
+        inside = torch.empty_like(rest)  # product with the sum of class 1 in the own fold
+        for i in of.folds:
+            torch.mm((x[i] @ x[i].T).float(), of.member[i], out=inside[i])
+        own, other = (of.of_fold @ (of.member * sums) for sums in (inside, rest))
+        length = own.sum(0) + other.sum(0)
+        n1 = of.n1 - of.n1_of_fold
+        n0 = len(x) - of.of_fold.sum(1, keepdim=True) - n1
+        # All texts sum to zero, those of the other folds to minus the sum of this one.
+        total = of.of_fold.to(x.dtype) @ x
+        toward = torch.cat([x[i] @ sums for i, sums in zip(of.folds, total, strict=True)]).float()
+        sum1 = length - 2 * other - own
+        sum0 = total.square().sum(1, keepdim=True) + 2 * (of.of_fold @ rest) + sum1
+        middle = ((sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1).float()
+        scores = inside
         for f, i in enumerate(of.folds):
-            n1 = of.n1 - of.member[i].sum(0)
-            n0 = len(self._x) - (i.stop - i.start) - n1
-            # All texts sum to zero, those of the other folds to minus the sum of this one.
-            total = self._x[i].sum(0)
-            toward = (self._x[i] @ total).float()[:, None]
-            sum1 = length - 2 * other[f] - own[f]
-            sum0 = total.square().sum() + 2 * rest[i].sum(0) + sum1
-            middle = (sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1
-            torch.mul(rest[i], n0 + n1, out=scores[i]).addcmul_(toward, n1).sub_(middle)
+            torch.mul(rest[i], n0[f] + n1[f], out=scores[i])
+            scores[i].addcmul_(toward[i, None], n1[f]).sub_(middle[f])
         return length[: of.number].double(), scores
 
 

@@ -59,8 +59,11 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
     means = group_sums(x, labels, 2) / count[:, None]
     part = (x - means[labels]) * ((2.0 * labels - 1) / count[labels])[:, None]
     noise = group_sums(part, unit, int(unit.max()) + 1)
+    scale = noise.abs().max().clamp_min(1e-300)  # products must fit float32, which is enough
+    noise = (noise / scale).float()
     small = noise.T @ noise if len(noise) > x.shape[1] else noise @ noise.T
-    return (small.square().sum() - noise.square().sum(1).square().sum()).clamp_min(0)
+    pairs = small.double().square().sum() - noise.double().square().sum(1).square().sum()
+    return pairs.clamp_min(0) * scale**4
 
 
 def equal_units(labels: Tensor, unit: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_components_are_those_of_a_full_svd(n: int, width: int, outlier: float) 
 
 
 @pytest.mark.parametrize("outlier", [0.0, 3000.0])
-@pytest.mark.parametrize(("n", "width"), [(300, 40), (900, 500), (500, 900)])
+@pytest.mark.parametrize(("n", "width"), [(300, 290), (900, 500), (500, 900)])
 def test_the_components_of_a_gpu_are_those_of_a_cpu(
     n: int, width: int, outlier: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

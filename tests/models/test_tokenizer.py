@@ -1,6 +1,8 @@
-"""Tokenizers: those of equal files are loaded once."""
+"""Tokenizers of equal files are loaded once; files that stay as they are are hashed once."""
 
 import gc
+import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import transformers
 from tiny_models import save_tiny
 
 from safetyspace_fast.models import tokenizer as tokenizers
-from safetyspace_fast.models.source import Source
+from safetyspace_fast.models.source import Source, sha256
 from safetyspace_fast.models.tokenizer import KEPT_TOKENIZERS, load_tokenizer
 
 
@@ -84,3 +86,18 @@ def test_notes_come_with_a_shared_tokenizer_too(
     for _ in range(2):
         load_tokenizer(Source("a", tmp_path / "a"), False, notes.append)
     assert (len(loaded), notes) == (1, ["of it", "of it"])
+
+
+def test_a_file_is_hashed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    plain = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: (read.append(1), plain(*args))[1])
+    file = tmp_path / "weights"
+    for number, content in enumerate((b"one", b"two", b"three"), 1):
+        file.write_bytes(content)
+        os.utime(file, ns=(number, number))  # not all disks tell times of milliseconds apart
+        for _ in range(2):
+            assert sha256(file) == hashlib.sha256(content).hexdigest()
+        assert len(read) == number
