@@ -231,9 +231,10 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
         return []
     parts = []
     if found:
+        each = ", ".join(text for _, text in sorted(found))
         parts.append(
             "the cosine between both models, where it is smallest (1: not turned; each interval "
-            f"holds for its layer, not for the smallest of all): {', '.join(text for _, text in sorted(found))}"
+            f"holds for its layer, not for the smallest of all): {each}"
         )
     if straight:
         parts.append(f"no turn beyond noise in {listed(straight)}")
