@@ -16,7 +16,6 @@ from browser import CHROMIUM, Browser
 
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
-from safetyspace_fast.report.results import named_pairs
 
 AXE = Path(__file__).parents[2] / ".cache" / "axe.min.js"
 RTL, LONG = "عربي\u202eabc", "x" * 300
@@ -267,12 +266,6 @@ def test_pairs_that_cannot_be_are_refused_in_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert words in lines[-1]
     assert not path.exists()
-
-
-def test_one_base_serves_several_aligned_models() -> None:
-    assert named_pairs("base", ["dpo", "sft"]) == [("base", "dpo"), ("base", "sft")]
-    assert named_pairs(["a", "b"], ["c", "d"]) == [("a", "c"), ("b", "d")]
-    assert named_pairs(None, None) is None
 
 
 def test_a_table_is_sorted_by_its_heads(opened: Browser) -> None:
