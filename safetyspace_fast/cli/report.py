@@ -1,7 +1,6 @@
 """`report` and `plot`: a store as a page to look at, and its figures for papers."""
 
 import argparse
-import shlex
 from pathlib import Path
 
 from .. import terminal
@@ -70,7 +69,7 @@ def add_report(commands: Commands) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from ..api import open_run
-    from ..report.write import report
+    from ..report.write import command_of, report
 
     if bool(arguments.texts) != arguments.show_texts:
         raise ConfigError(
@@ -86,28 +85,13 @@ def _report(arguments: argparse.Namespace) -> None:
         texts = read_samples(arguments.texts, on_note=terminal.say).texts
     names = ("metrics", "base", "aligned", "models", "layers", "poolings", "languages")
     chosen = given(arguments, names)
+    stores, files = (
+        [Path(x).name for x in paths or ()] for paths in (arguments.runs, arguments.texts)
+    )
+    command = command_of(stores, arguments.output, texts=files, **chosen)
     with terminal.stages() as show:
-        report(
-            runs, arguments.output, texts=texts, command=_typed(arguments), progress=show, **chosen
-        )
+        report(runs, arguments.output, texts=texts, command=command, progress=show, **chosen)
     print(f"page: {arguments.output}")
-
-
-def _typed(arguments: argparse.Namespace) -> str:
-    """The command again, with the names of files but not their folders."""
-    words = ["safetyspace-fast", "report", *(Path(run).name for run in arguments.runs)]
-    for metric in arguments.metrics or ():
-        words += ["--metric", metric]
-    for name in ("base", "aligned"):
-        for model in getattr(arguments, name) or ():
-            words += [f"--{name}", model]
-    for name in ("models", "layers", "poolings", "languages"):
-        if chosen := getattr(arguments, name):
-            words.append(f"--{name}={','.join(chosen)}")
-    for path in arguments.texts or ():
-        words += ["--texts", Path(path).name]
-    words += ["--show-texts"] * arguments.show_texts
-    return " ".join(map(shlex.quote, [*words, "-o", arguments.output.name]))
 
 
 PLOT_EXAMPLES = """\

@@ -142,7 +142,8 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
                 raise
             yield Group(title, "", [words.Finding("unknown", "Not compared:", str(error))])
             continue
-        findings = words.changes(dataset, *asked) + words.elsewhere(dataset, *asked)
+        findings = words.changes(dataset, *asked) + words.turned(dataset, results.pooling)
+        findings += words.elsewhere(dataset, *asked)
         findings.append(words.choice_of(pair, named=results.pairs_asked is not None))
         yield Group(title, f"What tuning changed. {lead}", findings)
         compared.append(dataset)

@@ -164,11 +164,11 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(words) + "."
 
 
-def only(**same: str) -> Any:
-    """A filter of rows: those that have these entries in these columns."""
+def only_like(row: dict[str, Any], *columns: str) -> Any:
+    """A filter of rows: those that have the entries of this one in these columns."""
     import altair as alt
 
-    wanted = [alt.FieldEqualPredicate(field=key, equal=name) for key, name in same.items()]
+    wanted = [alt.FieldEqualPredicate(field=name, equal=row[name]) for name in columns]
     return alt.LogicalAndPredicate(**{"and": wanted})
 
 

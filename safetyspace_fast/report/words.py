@@ -89,7 +89,11 @@ def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> F
         return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
     ends = float(np.nanmin(low)), float(np.nanmax(high))
     style = Style.of([(0.0, *ends)])
-    reach = " As far as these texts show, tuning did not reach them." if others else ""
+    reach = (
+        " In this measure, and as far as these texts show, tuning did not reach them."
+        if others
+        else ""
+    )
     return Finding(
         "unknown",
         f"{listed(langs)}:",
@@ -193,12 +197,50 @@ def choice_of(pair: tuple[str, str], *, named: bool) -> Finding:
     """How a pair of models was chosen: named by whoever made the page, or guessed."""
     base, aligned = map(isolated, pair)
     text = (
-        "was named with --base and --aligned."
+        "was named by whoever made the page."
         if named
         else f"is a guess: {base} was run before {aligned}, and both have the same architecture "
-        "and layers. Name pairs with --base and --aligned."
+        "and layers. The options base and aligned name other pairs."
     )
     return Finding("note", "This pair", text)
+
+
+def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
+    """In which languages tuning turned the harm direction, where it turned most.
+
+    Args:
+        dataset: of `compare`.
+        pooling: the one that the words are about.
+    """
+    view = dataset.sel(pooling=pooling)
+    names = [f"direction_{end}" for end in ("cosine", "low", "high")]
+    found, straight, unknown = [], [], []
+    for lang in _names(view, "lang"):
+        value, low, high = (view[name].sel(lang=lang).to_numpy() for name in names)
+        if np.isnan(value).all():
+            unknown.append(lang)
+            continue
+        i = int(np.nanargmin(value))
+        if not high[i] < 1:
+            straight.append(lang)
+            continue
+        ends = float(value[i]), float(low[i]), float(high[i])
+        entry = Style.of([ends]).entry(*ends)
+        found.append((ends[0], f"{isolated(lang)} {entry} at {_names(view, 'layer')[i]}"))
+    if not found and not straight:
+        return []
+    parts = []
+    if found:
+        each = ", ".join(text for _, text in sorted(found))
+        parts.append(
+            "the cosine between both models, where it is smallest (1: not turned; each interval "
+            f"holds for its layer, not for the smallest of all): {each}"
+        )
+    if straight:
+        parts.append(f"no turn beyond noise in {listed(straight)}")
+    if unknown:
+        parts.append(f"too noisy in {listed(unknown)}")
+    return [Finding("note", "The harm direction:", "; ".join(parts) + ".")]
 
 
 NO_CONTROL = Finding(

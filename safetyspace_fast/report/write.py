@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..analysis.selection import listed
 from ..errors import ConfigError
 from ..names import nearest
 from .plot import require, require_writable, write_file
@@ -73,10 +74,37 @@ def report(
     _require_pairs(pairs or (), runs)
     by_hash = {} if texts is None else _by_hash(texts, runs)
     if command is None:
-        words = ["safetyspace-fast", "report", *stores, "-o", target.name]
-        command = " ".join(map(shlex.quote, words))
+        command = command_of(
+            stores, target, metrics=metrics, base=base, aligned=aligned, models=models,
+            layers=layers, poolings=poolings, languages=languages,
+            texts=() if texts is None else ("FILE",),
+        )  # fmt: skip
     content = html(stores, command, by_hash, progress)
     write_file(target, content.encode())
+
+
+def command_of(
+    stores: Iterable[str], path: Path, *, texts: Iterable[str] = (), **chosen: "Names"
+) -> str:
+    """What to type to make a page again; of paths the names, as a page may be shared.
+
+    Args:
+        stores: their names.
+        path: of the page.
+        texts: names of the files with the texts that it shows.
+        chosen: other arguments of `report`.
+    """
+    words = ["safetyspace-fast", "report", *stores]
+    for field, names in chosen.items():
+        if names is not None and field in ("metrics", "base", "aligned"):
+            option = field.removesuffix("s")
+            words += [word for name in listed(names) for word in (f"--{option}", name)]
+        elif names is not None:
+            words.append(f"--{field}={','.join(listed(names))}")
+    for name in texts:
+        words += ["--texts", name]
+    words += ["--show-texts"] * ("--texts" in words)
+    return " ".join(map(shlex.quote, [*words, "-o", path.name]))
 
 
 def html(

@@ -2,10 +2,12 @@
 
 import shlex
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from safetyspace_fast.report.made import made
+from safetyspace_fast.report.write import command_of
 
 LAYERS = ("embed", "block.0", "block.1", "final_norm")
 
@@ -77,3 +79,15 @@ def test_models_that_were_run_otherwise_are_added_by_a_command_of_their_own() ->
     first, second = made_of(one, two)[0]
     assert (value_of(first, "--template"), value_of(second, "--template")) == (["none"], ["chat"])
     assert ("--resume" in first, "--resume" in second) == (False, True)
+
+
+def test_the_command_of_a_page_has_what_was_chosen_but_no_folder() -> None:
+    command = command_of(
+        ["a b.zarr"], Path("/home/me/page.html"), texts=["t.jsonl"], metrics="rho_adjusted",
+        base="base", aligned=["dpo", "sft"], layers=["-1"], poolings=None,
+    )  # fmt: skip
+    assert shlex.split(command) == [
+        "safetyspace-fast", "report", "a b.zarr", "--metric", "rho_adjusted", "--base", "base",
+        "--aligned", "dpo", "--aligned", "sft", "--layers=-1", "--texts", "t.jsonl", "--show-texts",
+        "-o", "page.html",
+    ]  # fmt: skip

@@ -65,6 +65,23 @@ def test_languages_without_a_change_are_not_called_unchanged() -> None:
     assert "tuning did not reach them" in other.text
 
 
+def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
+    cosine = np.array([[1.0, 0.98, np.nan], [0.3, 0.97, np.nan]])  # [layer, lang]
+    arrays = {"cosine": cosine, "low": cosine - 0.1, "high": np.minimum(cosine + 0.1, 1.0)}
+    data = xarray.Dataset(
+        {
+            f"direction_{end}": (("layer", "pooling", "lang"), x[:, None])
+            for end, x in arrays.items()
+        },
+        coords={"layer": ["embed", "block.0"], "pooling": ["mean"], "lang": ["en", "de", "hi"]},
+    )
+    (finding,) = words.turned(data, "mean")
+    assert "\u2068en\u2069 0.30 [0.20, 0.40] at block.0" in finding.text
+    assert "no turn beyond noise in \u2068de\u2069" in finding.text
+    assert "too noisy in \u2068hi\u2069" in finding.text
+    assert words.turned(data.isel(lang=[2]), "mean") == []
+
+
 def test_nothing_is_said_of_refused_cells() -> None:
     data = compared({"en": [np.nan] * 4}, {"en": [np.nan] * 4})
     data["refused"][:] = "fewer than 2 texts"

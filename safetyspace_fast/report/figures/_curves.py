@@ -42,8 +42,8 @@ def chart(rows: list[Row], columns: Columns, title: Any, *, axis: str, width: in
         label=f"datum.lang + ', ' + datum.{series} + ', ' + datum.layer + ': ' + datum.{value}"
     )
     layered = alt.layer(
-        base.mark_area(opacity=0.18, aria=False).encode(alt.Y(f"{low}:Q"), alt.Y2(f"{high}:Q")),
-        base.mark_line(strokeDash=[1, 3], strokeWidth=1, aria=False).encode(y=f"{dotted}:Q"),
+        base.mark_area(opacity=0.25, aria=False).encode(alt.Y(f"{low}:Q"), alt.Y2(f"{high}:Q")),
+        base.mark_line(strokeDash=[2, 3], strokeWidth=1.2, aria=False).encode(y=f"{dotted}:Q"),
         base.mark_line(aria=False).encode(y=y, strokeDash=dash),
         described.mark_point(size=theme.point_size(layers, panel), filled=True, opacity=1).encode(
             y=y,

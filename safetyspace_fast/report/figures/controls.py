@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 NAME = "controls"
 TITLE = "Controls"
 ABOUT = (
-    "A model must exceed the AUC of text length, of characters alone and of an untrained model. "
-    "Below: length of harmless and harmful texts in tokens."
+    "A model that does not exceed the AUC of text length, of characters alone or of an untrained "
+    "model may hold no more than these. Below: length of harmless and harmful texts in tokens."
 )
 AUC, TOKENS = "AUC", "tokens"
 """Panels."""
@@ -91,7 +91,7 @@ def _panel(rows: list[Row], title: str, width: int) -> Any:
     )
     base = (
         alt.Chart()
-        .transform_filter(theme.only(panel=rows[0]["panel"]))
+        .transform_filter(theme.only_like(rows[0], "panel"))
         .transform_filter("isValid(datum.value)")
         .encode(y=y, color=color)
         .transform_calculate(label="datum.lang + ', ' + datum.source + ': ' + datum.value")

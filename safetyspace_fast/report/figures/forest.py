@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "forest"
 TITLE = "Separation by language"
 ABOUT = (
-    "Thin bar: 95 % interval; thick bar: 50 % (if normal). Dashed: floor, or no difference. "
+    "Thin bar: 95 % interval; thick bar: 50 % (if normal). Grey tick: floor. Dashed: no change. "
     "~: consistent with chance. *: significant after correction. high, low: means over groups."
 )
 VALUE, GAP, CHANGE = "value", "high - low", "difference"
@@ -82,7 +82,7 @@ def _panel(rows: list[Row], title: str, labels: int, *, legend: bool, width: int
     zero = all(row.get("floor") is None for row in rows)
     base = (
         alt.Chart()
-        .transform_filter(theme.only(panel=rows[0]["panel"]))
+        .transform_filter(theme.only_like(rows[0], "panel"))
         .encode(
             y=alt.Y("lang:N", sort=langs, title=None).axis(
                 grid=False, ticks=False, minExtent=labels, maxExtent=labels

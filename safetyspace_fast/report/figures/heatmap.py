@@ -69,7 +69,7 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
     )
     base = (
         alt.Chart()
-        .transform_filter(theme.only(panel=rows[0]["panel"], model=rows[0]["model"]))
+        .transform_filter(theme.only_like(rows[0], "panel", "model"))
         .encode(x=theme.layer_axis(layers, panel), y=y)
         .transform_calculate(
             label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value"

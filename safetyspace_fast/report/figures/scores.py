@@ -109,7 +109,8 @@ def _histogram(x: Any = None, y: Any = None) -> Any:
 def moving(results: "Results") -> tuple[dict[str, Any], list[Row]]:
     """All layers for the page: uint32 [layer, pooling, lang, label, bin] a model, and the table."""
     langs, models = results.selection.languages, results.names
-    counts, ends, table = [], [], []
+    counts, ends = [], []
+    table: list[Row] = []
     for lang in langs:
         label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
         scores = _scores(results, lang)
