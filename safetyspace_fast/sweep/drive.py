@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import RunConfig
@@ -11,7 +11,7 @@ from ..errors import SafetySpaceError
 from ..extract import Event
 from ..models import ModelSpec, find_sources, parse_model
 from ..runner import run_models
-from .events import RunBegun, RunEnded
+from .events import RunBegun, RunEnded, in_store
 from .shared import SharedWork
 
 _PIECE = 64 << 20
@@ -38,11 +38,10 @@ def run_sweep(
             upcoming = [other for other in configs[number + 1 :] if other.models != config.models]
             if upcoming:
                 ahead.begin(upcoming[0])
-            yield RunBegun(spec.name, out)
+            yield RunBegun(spec.name, out=out)
             error: Exception | None = None
             try:
-                with closing(run_models(config, shared.steps)) as events:
-                    yield from events
+                yield from in_store(run_models(config, shared.steps), out)
             except Exception as caught:  # also what nobody foresaw: the other models count
                 error = (
                     caught.with_traceback(None) if isinstance(caught, SafetySpaceError) else caught
@@ -50,7 +49,7 @@ def run_sweep(
             stays = number + 1 < len(configs) and configs[number + 1].models == config.models
             if error is not None or config.compile or not stays:
                 shared.forget_model()
-            yield RunEnded(spec.name, out, error)
+            yield RunEnded(spec.name, error, out=out)
 
 
 class _ReadAhead:

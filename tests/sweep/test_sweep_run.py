@@ -413,11 +413,11 @@ def test_a_terminal_shows_one_table_that_is_drawn_over(
     runs = [(f"m{i}", "out/a-store-with-a-long-name.zarr") for i in range(30)]
     display = terminal.SweepDisplay(runs)
     for model, out in runs[:2]:
-        display.show(RunBegun(model, out))
+        display.show(RunBegun(model, out=out))
         display.show(api.Note(model, "a note"))
         error = ModelError("x" * 200) if model == "m0" else None
-        display.show(RunEnded(model, out, error))
-    display.show(RunBegun(*runs[2]))
+        display.show(RunEnded(model, error, out=out))
+    display.show(RunBegun(runs[2][0], out=runs[2][1]))
     shown = capsys.readouterr().err
     assert shown.count("m0: a note") == 1
     *_, last = shown.split("\x1b[J")
