@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import hub
 import pytest
@@ -304,6 +307,45 @@ def test_the_next_model_is_read_ahead_while_one_runs(
     for event in run_sweep(configs):
         if isinstance(event, RunBegun) and event.model == "b":
             assert asked == [str(models / "b" / "model.safetensors")]
+
+
+AHEAD = """
+import sys, time
+from pathlib import Path
+from safetyspace_fast.config import RunConfig
+from safetyspace_fast.sweep.drive import _ReadAhead
+with _ReadAhead() as ahead:
+    ahead.begin(RunConfig(models="org/next", data="sample:polite", out="unused"))
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_a_download_ahead_does_not_outlive_the_sweep(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, begun, over = tmp_path / "served", tmp_path / "begun", threading.Event()
+    shutil.copytree(models / "a", served / "models" / "org" / "next" / "main")
+
+    def send_slowly(source, target):
+        if source.name.endswith(".safetensors"):
+            begun.touch()
+            over.wait(120)
+        target.write(source.read())
+
+    monkeypatch.setattr(hub, "shutil", SimpleNamespace(copyfileobj=send_slowly))
+    with hub.serve(served) as url:
+        env = hub.environment(url, tmp_path / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "120"}
+        process = subprocess.Popen([sys.executable, "-c", AHEAD, str(begun)], env=env)
+        try:
+            while not begun.exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            assert process.wait(30) == 0
+        finally:
+            over.set()
+            process.kill()
 
 
 @pytest.mark.parametrize(
