@@ -58,6 +58,9 @@ def together(
         events: of all workers, until they have ended; what is complete is told also after an error.
         configs: each with one model.
         failures: why workers have ended too early; grows meanwhile.
+
+    Raises:
+        SafetySpaceError: no worker has begun or found anything, for this reason.
     """
     told: set[tuple[type[Event], str, str]] = set()
     failed: dict[tuple[str, str], RunEnded] = {}
@@ -74,6 +77,9 @@ def together(
                 yield event
     except SafetySpaceError as error:
         lost.append(error)
+    lost += failures
+    if lost and not told:
+        raise lost[0]
     for config in configs:
         model, out = parse_model(*config.models).name, str(config.out)
         if (RunEnded, model, out) in told:
@@ -87,7 +93,7 @@ def together(
                 f"{out}: all workers have ended, and {model} is not complete; finished batches are "
                 "kept: repeat the command with --resume"
             )
-            yield RunEnded(model, [*lost, *failures, ended][0], out=out)
+            yield RunEnded(model, [*lost, ended][0], out=out)
 
 
 def raising(events: Generator[Event, None, None]) -> Generator[Event, None, None]:

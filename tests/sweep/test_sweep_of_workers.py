@@ -15,7 +15,7 @@ from sharing import Team, count_loads, make_team, one_thread
 
 from safetyspace_fast import api
 from safetyspace_fast.cli import main
-from safetyspace_fast.errors import ModelError
+from safetyspace_fast.errors import ConfigError, ModelError
 from safetyspace_fast.runner import OneModel
 from safetyspace_fast.sweep import RunBegun, RunEnded, Truths, trial
 from safetyspace_fast.sweep.claims import Left
@@ -191,6 +191,8 @@ def test_a_run_of_several_workers_begins_and_ends_once(team: Team, tmp_path: Pat
         ("b", one, "worker 1 was lost"),
         ("b", two, "worker 1 was lost"),
     ]
+    with pytest.raises(ConfigError, match="other settings"):
+        list(together(iter(()), configs, [ConfigError("rank 1 has other settings")]))
     with pytest.raises(ModelError, match="a: no memory in one worker"):
         list(raising(event for event in told))
 

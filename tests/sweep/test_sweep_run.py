@@ -423,6 +423,13 @@ def test_a_template_that_raises_has_no_estimate_and_stops_no_other(
     assert "no such role" in said.out
 
 
+def test_a_template_that_is_no_text_is_one_clear_line(models: Path, tmp_path: Path) -> None:
+    odd = shutil.copytree(models / "a", tmp_path / "odd")
+    (odd / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: cannot be read: 'utf-8'"):
+        choose_templates([parse_model(str(odd))], "auto", on_note=print)
+
+
 def test_a_pair_without_access_is_said_before_anything_runs(
     models: Path,
     tmp_path: Path,
