@@ -1,27 +1,50 @@
 """The units of one model, as one worker sees them: which wait, which it has taken."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ..store import Leases, Shared
 from ..store.layout import Attributes
+from ..store.leases import WORKERS
 
 Claimed = tuple[int, int | None]
 """A language, and the number of its part; None: the arrays of the language."""
 
 
+@dataclass(frozen=True)
+class Left:
+    """What is left of a model in one store.
+
+    waiting: units that nobody has taken.
+    done_s: seconds of each unit that is done.
+    load_s: seconds in which its first worker loaded it; 0: it is not begun.
+    """
+
+    waiting: int
+    done_s: tuple[float, ...] = ()
+    load_s: float = 0.0
+
+
 class Claims:
     """Takes units of a model for a worker, and gives back those that it does not end."""
 
-    def __init__(self, leases: Leases, shared: Shared, rank: int, world_size: int) -> None:
+    def __init__(
+        self, name: str, leases: Leases, shared: Shared, rank: int, world_size: int, units: int
+    ) -> None:
         """Take nothing yet.
 
         Args:
+            name: of the model.
             leases: of the worker on the model's store.
             shared: the model's files.
             rank, world_size: the worker's number, and how many there are; they begin at different
                 languages.
+            units: how many there are, as long as the model is not begun.
         """
         self._leases = leases
+        self._units = units
+        self._holders = f"holding-{name}"
+        self._holds = f"{WORKERS}/{self._holders}-{leases.worker.rpartition('/')[2]}"
         self._shared = shared
         self._rank, self._world_size = rank, world_size
         self._pending: set[str] = set()
@@ -86,6 +109,34 @@ class Claims:
     def give_all_back(self) -> None:
         """Give back whatever is left."""
         self.give_back(*self._pending)
+
+    def hold(self) -> None:
+        """Tell the other workers that this one has the model in memory, or loads it."""
+        self._leases.claim(self._holds)
+
+    def let_go(self) -> None:
+        """Tell them that it has not, or no longer."""
+        self._leases.release(self._holds)
+
+    def holders(self) -> int:
+        """How many workers have the model in memory."""
+        return self._leases.owners(self._holders)
+
+    def left(self) -> Left:
+        """What is left to do for all workers together."""
+        plan = self._shared.plan()
+        if plan is None:
+            return Left(self._units)
+        waiting, done_s = 0, []
+        for i_lang, parts in enumerate(plan["parts"]):
+            if plan["written"][i_lang]:
+                continue
+            for unit in (*map(self._shared.part, parts), self._shared.language(i_lang)):
+                if (done := self._shared.done(unit)) is not None:
+                    done_s.append(done["seconds"])
+                else:
+                    waiting += self._leases.is_free(unit)
+        return Left(waiting, tuple(done_s), plan["load_s"])
 
     def texts_done(self, plan: Attributes) -> int:
         """Texts of finished languages and parts."""

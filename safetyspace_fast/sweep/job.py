@@ -1,13 +1,13 @@
 """One model as one worker sees it: begin it, take its units, run them, merge it."""
 
+import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..errors import ModelError, StoreError
-from ..extract import Event, Extraction, Note, Unit
+from ..extract import Batching, Event, Extraction, Note, Unit
 from ..extract.plan import Part
 from ..extract.prepare import Prepared
 from ..models import LoadedModel, device_errors
@@ -16,6 +16,8 @@ from ..store import Leases, Run, Shared
 from ..store.layout import Array, Attributes
 from ..store.leases import WORKERS
 from .claims import Claimed, Claims
+from .events import RunBegun
+from .holding import Holding
 from .merge import languages_missing, merge_model
 
 POLL_SECONDS = 0.5
@@ -31,7 +33,7 @@ class Job:
         leases: Leases,
         rank: tuple[int, int],
         earlier: Sequence["Job"],
-        loading: Callable[[], AbstractContextManager[None]],
+        holding: Holding,
     ) -> None:
         """Do nothing yet.
 
@@ -40,17 +42,21 @@ class Job:
             leases: of the worker on the model's store.
             rank: the worker's rank, and how many there are.
             earlier: the models before it in the same store, which may become its bases.
-            loading: of `work`.
+            holding: of the worker.
         """
         self.one = one
         self.name = one.name
+        self.out = one.out
         self.is_complete = False
         self._leases = leases
         self._rank = rank[0]
         self._earlier = earlier
-        self._loading = loading
+        self._holding = holding
         self._shared = Shared(one.place, one.name)
-        self._claims = Claims(leases, self._shared, *rank)
+        texts = (samples.stop - samples.start for samples in one.samples.lang_ranges)
+        parts = sum(math.ceil(number / Batching.part_samples) for number in texts)
+        self._claims = Claims(one.name, leases, self._shared, *rank, units=parts)
+        holding.add(one.name, self._claims)
 
     def work(self) -> Generator[Event, None, bool]:
         """Do all that can be done now; returns whether there was anything."""
@@ -60,12 +66,13 @@ class Job:
         plan = self._shared.plan()
         claimed = None
         if plan is None:
-            if not self._may_begin():
+            if not self._may_begin() or not self._holding.is_worth(self.name):
                 return False
         else:
             if (yield from self._merge(plan)):
                 return True
-            claimed = self._claim(plan)
+            if self._holding.is_worth(self.name):
+                claimed = self._claim(plan)
             if claimed is None:
                 self._refuse_lost_bases(plan)
                 return False
@@ -80,6 +87,10 @@ class Job:
     def fail(self) -> None:
         """Tell the other workers that the model does not run here."""
         self._leases.claim(self._failed(self._leases.worker))
+
+    def leave(self) -> None:
+        """The model is complete here, or has failed: it needs no memory for this store."""
+        self._holding.remove(self.name, self._claims)
 
     def close(self) -> None:
         """Delete the folder of units if it is empty."""
@@ -122,10 +133,10 @@ class Job:
     ) -> Generator[Event, None, Attributes | None]:
         """Load the model and run units until none is left; returns the plan."""
         notes: list[str] = []
+        yield RunBegun(self.name)
         if plan is None:
             yield from self.one.verify()
-        with self._loading():
-            model = self.one.load(notes.append)
+        model = self._holding.load(self.one, notes.append)
         begun = self._begin(model, notes) if plan is None else None
         if plan is None:
             if begun is None:
@@ -181,7 +192,7 @@ class Job:
             begun = {job.name: job._shared.plan() for job in self._earlier}
             known = {name: plan for name, plan in begun.items() if plan is not None}
             plan = self.one.begin(model, work, manifest, known)
-            self._shared.begin(plan)
+            self._shared.begin(plan | {"load_s": self._holding.load_s})
             return plan, work
         finally:
             self._leases.release(lease)

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import RunConfig
 from ..errors import ConfigError, SafetySpaceError, StoreError
 from ..extract import Event
 from ..info import package_versions
+from .events import RunEnded
 from .units import work
 
 BEAT = 5.0
@@ -78,7 +80,7 @@ class Worker:
         folder: str,
         probes: Sequence[str],
         versions: Mapping[str, str | None],
-    ) -> SafetySpaceError | None:
+    ) -> Exception | None:
         """Work until nothing is left to do.
 
         Args:
@@ -89,24 +91,28 @@ class Worker:
             versions: of this package and others, at the driver.
 
         Returns:
-            Why this worker cannot go on; None: all is complete, or it was stopped.
+            Why a model failed here, or all of them; None: all is complete, or it was stopped.
         """
         import ray
         import torch
 
+        failed: Exception | None = None
         try:
             self._refuse_other_place(folder, probes, versions)
             if self._threads is not None:
                 torch.set_num_threads(self._threads)
             with closing(work(configs, self._number, workers, loading=self._loading)) as events:
                 for event in events:
+                    if isinstance(event, RunEnded) and event.error is not None:
+                        event = replace(event, error=_named(event.error))
+                        failed = failed or event.error
                     self._board.tell.remote(self._number, event)
                     if self._stopped.is_set():
                         break
             ray.get(self._board.tell.remote(self._number))  # behind the last event
         except SafetySpaceError as error:
-            return type(error)(f"{here()}: {error}")
-        return None
+            return _named(error)
+        return failed
 
     def stop(self) -> None:
         """Stop behind the batch in hand; its work is kept."""
@@ -157,3 +163,9 @@ def here() -> str:
     import ray
 
     return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
+
+
+def _named(error: Exception) -> Exception:
+    """An error that says on which node it was."""
+    known = isinstance(error, SafetySpaceError)
+    return type(error)(f"{here()}: {error}") if known else error

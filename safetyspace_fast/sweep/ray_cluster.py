@@ -20,12 +20,13 @@ from typing import Any
 from uuid import uuid4
 
 from ..config import RunConfig
-from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError, first_line
+from ..errors import ConfigError, ModelError, StoreError, first_line
 from ..extract import Event, Note
 from ..info import package_versions
 from ..store import Place
+from .events import together
 from .ray_actors import BEAT, POLL, Board, Worker
-from .units import begin_stores, once, refuse_unsuitable
+from .units import begin_stores, refuse_unsuitable
 
 _RESTARTS = 5
 """Of an actor that dies; Ray does not count those of nodes that were preempted."""
@@ -71,7 +72,8 @@ def run_on_ray(
         patience: when to give up.
 
     Raises:
-        SafetySpaceError: the reason, in one line; finished work is kept.
+        SafetySpaceError: there is no such cluster, or it cannot be used; or a store exists already.
+            Whatever fails later ends the runs that it stops (`RunEnded`).
     """
     _refuse_unplaced(configs, workers)
     refuse_unsuitable(configs)
@@ -84,8 +86,9 @@ def run_on_ray(
         _connect(ray, address)
     try:
         begin_stores(configs)  # now that there is a cluster: it may overwrite
-        with closing(_Cluster(ray, configs, workers, patience).events()) as events:
-            yield from once(events)
+        cluster = _Cluster(ray, configs, workers, patience)
+        with closing(cluster.events()) as events:
+            yield from together(events, configs, cluster.failures)
     finally:
         if started_here:
             _within(patience.head, ray.shutdown)
@@ -173,7 +176,8 @@ class _Cluster:
         self._board: Any = None
         self._head = _Head(ray)
         self._running: list[_Running] = []
-        self._failures: list[SafetySpaceError] = []
+        self.failures: list[Exception] = []
+        """Why workers have ended too early."""
 
     def events(self) -> Generator[Event, None, None]:
         """Start the actors, and yield their events until all is done."""
@@ -223,13 +227,11 @@ class _Cluster:
             heard_any |= silence < float("inf")
             for result in ready:
                 complete |= self._ended(results[result])
-            if self._failures:
+            if self.failures:
                 yield from self._told()
             waited = min(silence, time.monotonic() - started)
             if waited > (self._patience.silence if heard_any else self._patience.start):
                 raise ModelError(self._why_silent(waited, heard_any))
-        if not complete:
-            raise self._failures[0]
         yield from self._heard()[0]
 
     def _heard(self) -> tuple[list[Event], float]:
@@ -249,7 +251,7 @@ class _Cluster:
         """Take note of a worker that has ended; returns whether it found all complete."""
         self._running.remove(running)
         try:
-            error = self._ray.get(running.result)
+            error: Exception | None = self._ray.get(running.result)
         except self._ray.exceptions.RayError as failure:
             error = ModelError(
                 f"ray: worker {running.number} was lost {_RESTARTS + 1} times or cannot be "
@@ -258,13 +260,13 @@ class _Cluster:
         self._board.loaded.remote(running.number)
         if error is None:
             return True
-        self._failures.append(error)
+        self.failures.append(error)
         return False
 
     def _told(self) -> Iterator[Event]:
         """Notes on the last failure, if others go on."""
         if self._running:
-            yield Note("", f"{self._failures[-1]}; the other workers go on")
+            yield Note("", f"{self.failures[-1]}; the other workers go on")
 
     def _why_silent(self, waited: float, heard_any: bool) -> str:
         if heard_any:

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
 import transformers
 from safetensors.torch import save_file
 
@@ -82,6 +83,8 @@ def measure_rates(work: Work) -> Rates:
             runs.append(_run(config, shared))
             if time.perf_counter() - began > ENOUGH_S:
                 break
+        shared.forget_model()
+    torch.cuda.empty_cache()  # workers may need it, while this process waits for them
     active = work.shape.active / work.shape.blocks * min(BLOCKS, work.shape.blocks)
     return Rates(
         runs[0].start_s,
