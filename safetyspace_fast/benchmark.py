@@ -20,6 +20,7 @@ from .models import (
     fuse,
     unfuse,
 )
+from .notebook import Section, html
 
 USUAL_BATCH = 32
 
@@ -49,6 +50,24 @@ class Bench:
     share_of_matrix_rate: float | None
     all_texts: int
     all_tokens: int
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        share = self.share_of_matrix_rate
+        rows = [
+            ("texts", self.texts),
+            ("tokens", self.tokens),
+            ("the usual way", f"{self.usual_s:.2f} s"),
+            ("this package", f"{self.ours_s:.2f} s"),
+            ("share of the matrix rate", "-" if share is None else f"{share:.0%}"),
+            ("all texts", self.all_texts),
+            ("forward passes over all texts", f"{self.all_s:.0f} s"),
+            ("template", self.template),
+            ("dtype", self.dtype),
+            ("device", self.device),
+        ]
+        title = f"Bench of {self.model}: {self.ratio:.1f} times as fast as the usual way"
+        return html(repr(self), title, [Section("about", ("what", "value"), rows)])
 
     @property
     def ratio(self) -> float:

@@ -15,15 +15,25 @@ _LATEX = {
     "#": r"\#",
     "%": r"\%",
     "_": r"\_",
-    "~": r"\textasciitilde{}",
+    "~": r"$\sim$",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "`": r"\textasciigrave{}",
+    "`": r"\`{}",
     '"': "''",
 }
+"""No symbol of the encoding TS1: many systems have it as a bitmap only, which publishers refuse."""
 _MINUS = re.compile(r"(?<![\w.])-(?=[\d.])")
+_DASHES = re.compile(r"-(?=-)")
+"""Two hyphens would be printed as a dash."""
+_CODE = re.compile(r"`([^`]+)`")
+_OF_CAPTIONS = {r"\textbar{}": "--", r"-\textgreater{}": r"$\to$", r"\textless{}=": r"$\leq$"}
+_MOST_FLOATS = 18
+"""Tables that LaTeX keeps waiting for a page, at least."""
+_LATEX_HEAD = r"""% \usepackage{booktabs,adjustbox}
+% Tables larger than the page are scaled down: choose fewer columns by --metric.
+% Names in other scripts than Latin need XeLaTeX or LuaLaTeX, and a font that has them."""
 
 
 def to_markdown(tables: Tables) -> str:
@@ -50,9 +60,10 @@ def to_markdown(tables: Tables) -> str:
 def to_latex(tables: Tables) -> str:
     """`table` environments with the rules of booktabs; captions explain intervals and marks.
 
-    A table that is wider than the text of the terminal becomes several.
+    A table that is wider than the text of the terminal becomes several. One that is still larger
+    than the page is scaled down by adjustbox.
     """
-    blocks = ["% needs \\usepackage{booktabs}, and a font with the scripts of the languages"]
+    blocks: list[str] = []
     for i, table in enumerate(tables.tables):
         parts = table.parts()
         for j, part in enumerate(parts):
@@ -60,19 +71,22 @@ def to_latex(tables: Tables) -> str:
             if i == j == 0:
                 notes += [*tables.legend, *tables.settings]
             blocks.append(_environment(table, part, " ".join(notes)))
-    return "\n\n".join(blocks) + "\n"
+    pages = ["\n\n".join(blocks[i : i + _MOST_FLOATS]) for i in range(0, len(blocks), _MOST_FLOATS)]
+    return "\n\n".join([_LATEX_HEAD, "\n\n\\clearpage\n\n".join(pages)]) + "\n"
 
 
 def _environment(table: Table, columns: Sequence[Sequence[str]], notes: str) -> str:
     """One part of a table."""
-    sentences = [text for text in (table.title, notes) if text]
-    caption = latex(". ".join(sentences)).replace(r"\textbar{}", "--")
+    caption = ". ".join(filter(None, (latex(table.title), _prose(notes))))
+    for plain, typeset in _OF_CAPTIONS.items():
+        caption = caption.replace(plain, typeset)
     heads = zip(*(column[: table.heads] for column in columns), strict=True)
     return "\n".join(
         [
-            r"\begin{table}",
+            r"\begin{table}[htbp]",
             r"\centering",
             f"\\caption{{{caption}}}",
+            r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.8\textheight}",
             f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
             r"\toprule",
             *(_latex_row(cells) for cells in heads),
@@ -80,6 +94,7 @@ def _environment(table: Table, columns: Sequence[Sequence[str]], notes: str) -> 
             *(_latex_row(cells) for cells in _entries(columns, table.heads)),
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{adjustbox}",
             r"\end{table}",
         ]
     )
@@ -114,8 +129,18 @@ def markdown(text: str) -> str:
 
 def latex(text: str) -> str:
     """Text that LaTeX prints as it is, in one line; numbers have a minus sign."""
-    safe = "".join(_LATEX.get(letter, letter) for letter in _one_line(text))
-    return _MINUS.sub("$-$", safe)
+    return _typeset(_one_line(text))
+
+
+def _prose(text: str) -> str:
+    """Notes as LaTeX: what stands between backticks is code."""
+    parts = map(_typeset, _CODE.split(_one_line(text)))
+    return "".join(rf"\texttt{{{part}}}" if i % 2 else part for i, part in enumerate(parts))
+
+
+def _typeset(line: str) -> str:
+    safe = "".join(_LATEX.get(letter, letter) for letter in line)
+    return _MINUS.sub("$-$", _DASHES.sub("-{}", safe))
 
 
 def _one_line(text: str) -> str:

@@ -174,7 +174,7 @@ def add_selection(parser: argparse.ArgumentParser, other: str | None = None) -> 
         "--format",
         choices=("table", "json", "csv", "parquet", "markdown", "latex"),
         default="table",
-        help="output format (default: table; parquet needs -o; latex needs the package booktabs)",
+        help="output format (default: table; parquet needs -o; latex: see its first lines)",
     )
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="same as --format json"

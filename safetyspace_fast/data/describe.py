@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..notebook import Section, html
 from .samples import Samples, Splits
 
 
@@ -57,6 +58,22 @@ class DataSummary:
     left_out: dict[str, int]
     splits: Splits
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: texts of each language, and what was left out."""
+        head = ("language", "harmless", "harmful", "pairs", "copies", "characters (median)")
+        languages = []
+        for one in self.languages:
+            medians = f"{one.harmless_chars.median:,} + {one.harmful_chars.median:,}"
+            counts = (one.harmless, one.harmful, one.pairs, one.copies)
+            languages.append((one.lang, *counts, medians))
+        sections = [
+            Section(f"{len(languages)} languages", head, languages),
+            Section("rows left out", ("reason", "rows"), list(self.left_out.items())),
+            Section("notes", ("note",), [(note,) for note in self.notes]),
+        ]
+        title = f"DataSummary of {self.name}: {self.texts:,} texts"
+        return html(repr(self), title, [section for section in sections if section.rows])
 
 
 def describe(samples: Samples, notes: tuple[str, ...]) -> DataSummary:

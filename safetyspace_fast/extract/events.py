@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..notebook import Section, html
+
 VERDICTS = ("supported", "unchecked", "degraded", "wrong")
 """From good to bad."""
 
@@ -51,6 +53,27 @@ class Verification:
     odd_tokens: tuple[int, ...]
     cells: tuple[CellCheck, ...]
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: the verdict, and the errors from bad to good."""
+        about = [
+            ("texts", self.texts),
+            ("texts with other tokens", len(self.odd_tokens)),
+            ("template", self.template),
+            ("dtype", self.dtype),
+            ("dtype of the exact run", self.exact_dtype),
+        ]
+        cells = sorted(self.cells, key=lambda cell: -VERDICTS.index(cell.verdict))
+        rows = [
+            (cell.hookpoint, cell.pooling, cell.verdict, *map(_short, (cell.error, cell.rounding)))
+            for cell in cells
+        ]
+        head = ("hookpoint", "pooling", "verdict", "error", "rounding")
+        sections = [
+            Section("about", ("what", "value"), about),
+            Section(f"{len(rows)} hookpoints and poolings", head, rows, open=False),
+        ]
+        return html(repr(self), f"Verification of {self.model}: {self.verdict}", sections)
+
     @property
     def verdict(self) -> str:
         """The worst verdict of all cells; `wrong` if the tokens of a text differ."""
@@ -73,6 +96,10 @@ class Verification:
             f"{self.model}: differs from transformers in {' and '.join(problems)}; do not use its "
             "numbers, and please report the model"
         )
+
+
+def _short(number: float | None) -> str:
+    return "-" if number is None else f"{number:.1e}"
 
 
 @dataclass(frozen=True)

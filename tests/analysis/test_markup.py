@@ -1,13 +1,26 @@
 """Markdown and LaTeX tables: the cells of the text table come back, whatever names hold."""
 
 import re
+import shutil
+import subprocess
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import xarray
 from oracle import planted, stand_in
 
-from safetyspace_fast.analysis import compare, directions, parallel, separation, tables
+from safetyspace_fast.analysis import (
+    compare,
+    curve,
+    directions,
+    parallel,
+    power,
+    sensitivity,
+    separation,
+    tables,
+    transfer,
+)
 from safetyspace_fast.analysis.columns import Table, Tables
 from safetyspace_fast.analysis.markup import latex, markdown, to_latex, to_markdown
 
@@ -19,7 +32,12 @@ HOSTILE = [
     "שלום\u202eabc",
     "-1.5",
     'a "quote"',
+    "x--y---z",
+    "naïve Größe, ñ",
 ]
+LATEX = shutil.which("pdflatex")
+PACKAGES = ["kpsewhich", "booktabs.sty", "adjustbox.sty"]
+COMPILES = LATEX is not None and not subprocess.run(PACKAGES, capture_output=True).returncode
 
 
 def table(**changes):
@@ -64,7 +82,7 @@ def test_latex_rows_have_all_cells_and_no_command_of_a_name():
     assert len(rows) == len(HOSTILE)
     assert all(len(row) == 2 for row in rows)
     bare = re.sub(
-        r"\\(textbackslash|text\w+)\{\}|\\[{}$&#%_]|\$-\$",
+        r"\\(textbackslash|text\w+)\{\}|\\`\{\}|\\[{}$&#%_]|\$(-|\\sim)\$",
         "",
         " ".join(cell for row in rows for cell in row),
     )
@@ -79,7 +97,7 @@ def test_latex_numbers_have_a_minus_and_words_a_hyphen():
 
 @pytest.mark.parametrize("write", [to_markdown, to_latex])
 def test_intervals_and_marks_are_explained(write):
-    text = re.sub(r"\\textasciitilde\{\}|\\~", "~", write(table())).replace("\\", "")
+    text = re.sub(r"\$\\sim\$|\\~", "~", write(table())).replace("\\", "")
     for words in ("~: consistent with chance.", "(a) refused: why_not", "Run with x."):
         assert words in text
 
@@ -92,24 +110,65 @@ def test_a_wide_table_is_several_in_latex_and_one_in_markdown():
     assert to_markdown(wide).count("| --- |") == 1
 
 
+def results(base, aligned, langs):
+    """What each command that prints tables gives, for models and languages of these names."""
+    x, label = planted(n=120, width=8, shift=1.0, layers=2)
+    both = {base: dict.fromkeys(langs, x), aligned: dict.fromkeys(langs, x) | {langs[0]: x * 1.5}}
+    run = stand_in(both, dict.fromkeys(langs, label))
+    few = {"metrics": ["auc_direction", "rho"], "permutations": 39, "layers": "-1"}
+    compared = compare(run, base=base, aligned=aligned, **few)
+    yield separation(run, **few)
+    yield compared
+    yield xarray.merge([directions(run), parallel(run)])
+    yield power(run, metrics="rho", difference=0.1)
+    yield curve(run, draws=2, layers="-1")
+    yield sensitivity(compared)
+    other = stand_in({base: {langs[0]: x + 0.01}}, {langs[0]: label})
+    other.place, other.samples.text_sha256[:] = "other", 255 - other.samples.text_sha256
+    direction = np.diff(run.model(base).read("class_mean")[:, :, 0], axis=2)[:, :, 0]
+    score = np.einsum("lpnd,lpd->lpn", x, direction)[..., None]
+    other.model(base).add("basis_score", score, ("layer", "pooling", "sample", "a"))
+    other.model(base).attrs["bases"] = [run.model(base).identity]
+    yield transfer(run, other)
+
+
 @pytest.mark.parametrize("form", ["markdown", "latex"])
 def test_results_have_the_numbers_of_the_text_table(form, capsys):
-    x, label = planted(n=120, width=8, shift=1.0, layers=2)
-    both = {"base": {"en": x, "de": x}, "aligned": {"en": x * 1.5, "de": x}}
-    run = stand_in(both, {"en": label, "de": label})
-    few = {"metrics": ["auc_direction", "rho"], "permutations": 39, "layers": "-1"}
-    found = [
-        separation(run, **few),
-        compare(run, base="base", aligned="aligned", **few),
-        xarray.merge([directions(run), parallel(run)]),
-    ]
-    for dataset in found:
+    for dataset in results("base", "aligned", ["en", "de"]):
         texts = []
         for name in ("table", form):
             tables.write(dataset, name)
-            texts.append(capsys.readouterr().out.replace("$-$", "-"))
-        numbers = [re.findall(r"\d\.\d+", text) for text in texts]
-        assert sorted(numbers[0]) == sorted(numbers[1]) != []
+            printed = capsys.readouterr().out.replace("$-$", "-")
+            texts.append(re.sub(r"(?m)^\\begin.*", "", printed))
+        numbers = [re.findall(r"\d+(?:\.\d+)?", text) for text in texts]
+        assert set(numbers[0]) == set(numbers[1]) != set()
+
+
+@pytest.mark.skipif(not COMPILES, reason="needs LaTeX: apt-get install texlive-latex-recommended")
+def test_every_table_compiles_whatever_names_hold(tmp_path):
+    names = [name for name in HOSTILE if name.isascii() or "ï" in name]
+    tall = [["metric", *(f"m{i}" for i in range(150))]]
+    bodies = [
+        to_latex(table(leading=[["lang", "", *names]], columns=[["a", "b", *names]])),
+        to_latex(Tables([Table("w " * 45, tall, [["x" * 95, *"y" * 150]])] * 60, [])),
+        *(to_latex(tables.tables_of(found)) for found in results(names[0], names[2], names[3:6])),
+    ]
+    article = r"""\documentclass{article}
+%s
+\begin{document}
+%s
+\end{document}
+"""
+    packages = re.match(r"% (.*)", bodies[0])[1]
+    (tmp_path / "a.tex").write_text(article % (packages, "\n".join(bodies)), encoding="utf-8")
+    command = [LATEX, "-halt-on-error", "-interaction=nonstopmode", "a.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    log = (tmp_path / "a.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert "Missing character" not in log
+    assert "Float too large" not in log
+    assert not re.findall(r"Overfull \\hbox.* in paragraph at", log)
+    assert ".pk>" not in log  # letters as pixels
 
 
 def test_latex_has_no_letter_that_babel_or_an_old_encoding_takes_for_a_command():

@@ -8,6 +8,8 @@ import pytest
 import tiny_models
 
 import safetyspace_fast as ssf
+from safetyspace_fast.benchmark import Bench
+from safetyspace_fast.extract import CellCheck, Verification
 from safetyspace_fast.notebook import MOST_ROWS, Section, html
 from safetyspace_fast.report.results import Results
 
@@ -50,6 +52,36 @@ def test_a_run_shows_its_models_and_texts(run: ssf.Run) -> None:
     results = Results(run)
     assert "auc_direction" in Page(results._repr_html_()).text
     assert repr(results).endswith("computed: nothing>")
+
+
+def test_a_data_set_shows_its_languages_and_what_was_left_out(tmp_path: Path) -> None:
+    data = tmp_path / "a<b>.jsonl"
+    rows = [{"text": f"text {i}", "label": i % 2, "lang": "en-GB"} for i in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "text": ""}]))
+    summary = ssf.describe_data(data)
+    page = Page(summary._repr_html_())
+    assert not {"script"} & set(page.tags)
+    for word in ("12 texts", "en-GB", "a<b>", "rows left out", *summary.left_out, *summary.notes):
+        assert word in page.text
+
+
+def test_a_verification_shows_the_worst_first() -> None:
+    good, bad = ("embed", "mean", 1e-8, 2e-7, "supported"), ("block.0", "last", 0.5, 2e-7, "wrong")
+    cells = (CellCheck(*good), CellCheck("x", "mean", None, None, "unchecked"), CellCheck(*bad))
+    page = Page(Verification("<i>", 32, "none", "float32", "float64", (), cells)._repr_html_())
+    assert "i" not in page.tags
+    assert "Verification of <i>: wrong" in page.text
+    shown = page.text.partition("3 hookpoints and poolings")[2]
+    assert shown.index("block.0") < shown.index("unchecked") < shown.index("embed")
+    assert "5.0e-01" in shown
+
+
+def test_a_bench_shows_how_many_times_as_fast() -> None:
+    result = Bench("<i>", "cpu", "float32", "none", 128, 4096, 8.0, 2.0, None, 1000, 40_960)
+    page = Page(result._repr_html_())
+    assert "i" not in page.tags
+    for word in ("Bench of <i>: 4.0 times as fast", "4,096", "8.00 s", "2.00 s", "20 s"):
+        assert word in page.text
 
 
 def test_names_are_text_and_long_lists_are_cut() -> None:
