@@ -38,7 +38,8 @@ class Labellings:
 class FoldLabellings(Labellings):
     """Labellings of texts in the order of their folds.
 
-    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts.
+    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts;
+    limits: [folds + 1] int64, where each begins, and n; fold: [n] int64, that of each sorted text.
     """
 
     def __init__(self, labels: Tensor, fold: Tensor) -> None:
@@ -47,4 +48,7 @@ class FoldLabellings(Labellings):
         self.back = torch.argsort(self.order)
         ends = torch.bincount(fold).cumsum(0).tolist()
         self.folds = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+        limits = torch.tensor([0, *(i.stop for i in self.folds)])
+        in_fold = torch.arange(len(self.folds)).repeat_interleave(limits.diff())
+        self.limits, self.fold = limits.to(labels.device), in_fold.to(labels.device)
         super().__init__(labels[:, self.order])
