@@ -38,7 +38,8 @@ class Labellings:
 class FoldLabellings(Labellings):
     """Labellings of texts in the order of their folds.
 
-    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts.
+    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts;
+    limits: [folds + 1] int64, where each begins, and n; fold: [n] int64, that of each sorted text;
     of_fold: [F, n] float32, 1 where a text is in a fold; n1_of_fold: [F, R rounded up] float32.
     """
 
@@ -48,6 +49,9 @@ class FoldLabellings(Labellings):
         self.back = torch.argsort(self.order)
         ends = torch.bincount(fold).cumsum(0).tolist()
         self.folds = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+        limits = torch.tensor([0, *(i.stop for i in self.folds)])
+        in_fold = torch.arange(len(self.folds)).repeat_interleave(limits.diff())
+        self.limits, self.fold = limits.to(labels.device), in_fold.to(labels.device)
         super().__init__(labels[:, self.order])
         self.of_fold = self.member.new_zeros(len(self.folds), len(fold))
         for ones, i in zip(self.of_fold, self.folds, strict=True):
