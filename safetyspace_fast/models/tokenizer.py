@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, first_line
+from .quiet import quiet_transformers
 from .source import Source, read_json, sha256
-from .weights import quiet_transformers
 
 KEPT_TOKENIZERS = 4
 """Tokenizers that stay in memory for models with the same files: parsing one takes seconds."""
