@@ -11,11 +11,11 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ..models import (
     memory_errors,
     quiet_transformers,
     starting_with,
+    to_device,
 )
 from ..models.tokens import Tokenized
 from ..ops import project_averages
@@ -40,10 +41,8 @@ from .events import Event, Note, Progressed
 from .loop import Extraction, Unit
 from .plan import Batch, Part
 from .prepare import Prepared
-from .transfer import OrderedThread
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from .read_ahead import ahead
+from .transfer import HostCopy, HostResult, OrderedThread
 
 
 class BlockCapture(Capture):
@@ -117,6 +116,8 @@ class StreamedExtraction(Extraction):
         self._budget = _budget(self._session.folder, scratch)
         self._key = self._what_decides_states()
         self._waiting = deque(self._batches_left())
+        device = self._model.device
+        self._states_to_host, self._averages_to_host = HostCopy(device), HostCopy(device)
         self._prefix_states: Tensor | None = None
         self._prefix_blocks = 0
         """Blocks through which the shared prefix has gone."""
@@ -153,7 +154,8 @@ class StreamedExtraction(Extraction):
         def take(i_block: int) -> tuple[int, nn.Module]:
             return i_block, self._streamed.take(i_block)
 
-        for i_block, block in _ahead(take, range(first, self._num_blocks)):
+        numbers = range(first, self._num_blocks)
+        for i_block, block in ahead(take, numbers, self._model.device, _tensors_of):
             started = time.perf_counter()
             self._streamed.place(i_block, block)
             try:
@@ -184,7 +186,8 @@ class StreamedExtraction(Extraction):
                 return batch, None
             stored = torch.from_numpy(scratch.states(int(batch.rows[0])))
             shape = _state_shape(work, batch)
-            return batch, stored.view(self._streamed.state_dtype).view(shape)
+            before = stored.view(self._streamed.state_dtype).view(shape)
+            return batch, to_device(before, self._model.device)
 
         capture = BlockCapture(
             i_block,
@@ -196,10 +199,9 @@ class StreamedExtraction(Extraction):
             packed=work.packed,
         )
         with capture:
-            for batch, before in _ahead(states, batches):
-                moved = None if before is None else before.to(self._model.device)
+            for batch, before in ahead(states, batches, self._model.device, _states_of):
                 try:
-                    after, averages = capture.advance(work.tokens, batch, moved)
+                    after, averages = capture.advance(work.tokens, batch, before)
                 except torch.OutOfMemoryError as error:
                     raise ModelError(
                         f"{self._name}: a batch of {batch.padded_tokens} tokens does not fit into "
@@ -210,14 +212,12 @@ class StreamedExtraction(Extraction):
                         f"{self._name}: block.{i_block} returns {after.dtype}, but the blocks that "
                         f"were tried {self._streamed.state_dtype}; use --weights load"
                     )
-                save = partial(
-                    scratch.save,
-                    int(batch.rows[0]),
-                    i_block + 1,
-                    _bytes_of(after),
-                    _bytes_of(averages),
+                results = (
+                    self._states_to_host.start(after.contiguous()),
+                    self._averages_to_host.start(averages.contiguous()),
                 )
-                writer.put(save)
+                save = partial(_save, scratch, int(batch.rows[0]), i_block + 1, results)
+                writer.put(save, partial(_free, results))
                 tokens = int(work.tokens.lengths[batch.unique].sum())
                 share = partial(_share, i_block, self._num_blocks)
                 yield Progressed(self._name, share(len(batch.rows)), share(tokens))
@@ -371,16 +371,26 @@ def _sizes(streamed: StreamedBlocks, work: Prepared, batch: Batch) -> tuple[int,
     return states, 4 * layers * poolings * len(batch.unique) * width
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order, of which the next one is computed on a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        coming: deque[Future[Result]] = deque()
-        for item in items:
-            coming.append(pool.submit(function, item))
-            if len(coming) > 1:
-                yield coming.popleft().result()  # and no name keeps it: a block is large
-        if coming:
-            yield coming.popleft().result()
+def _tensors_of(taken: tuple[int, nn.Module]) -> Iterable[Tensor]:
+    return chain(taken[1].parameters(), taken[1].buffers())
+
+
+def _states_of(taken: tuple[Batch, Tensor | None]) -> Iterable[Tensor]:
+    return () if taken[1] is None else (taken[1],)
+
+
+def _save(scratch: Scratch, batch: int, level: int, results: tuple[HostResult, HostResult]) -> None:
+    """Keep the states and averages of a batch when they have come to the host."""
+    try:
+        states, averages = (_bytes_of(result.get()) for result in results)
+        scratch.save(batch, level, states, averages)
+    finally:
+        _free(results)
+
+
+def _free(results: Iterable[HostResult]) -> None:
+    for result in results:
+        result.free()
 
 
 def _share(i_block: int, num_blocks: int, number: int) -> int:
@@ -389,5 +399,4 @@ def _share(i_block: int, num_blocks: int, number: int) -> int:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    plain = tensor.detach().contiguous().cpu()
-    return plain.view(-1).view(torch.uint8).numpy().data
+    return tensor.detach().view(-1).view(torch.uint8).numpy().data

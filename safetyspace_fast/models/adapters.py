@@ -59,7 +59,7 @@ class AddedWeights:
         Raises:
             ModelError: it does not belong to the model, or does more than add to weights.
         """
-        if not adds_to_weights(adapter) or any(".lora_" not in name for name in _names(adapter)):
+        if not merges_by_block(adapter):
             raise ModelError(
                 f"{adapter.asked}: this adapter does more than add to weights, so it cannot be "
                 "merged block by block; use --weights load"
@@ -183,6 +183,11 @@ def adds_to_weights(adapter: Source) -> bool:
     adapted = {module for name in names for module, lora, _ in [name.partition(".lora_")] if lora}
     others = (name for name in names if ".lora_" not in name)
     return not any(name.startswith(f"{module}.") for name in others for module in adapted)
+
+
+def merges_by_block(adapter: Source) -> bool:
+    """Whether `AddedWeights` takes an adapter: it adds to weights, and brings none of its own."""
+    return adds_to_weights(adapter) and all(".lora_" in name for name in _names(adapter))
 
 
 def _names(adapter: Source) -> list[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from ..config import Weights
 from ..errors import ModelError
 from . import layers
-from .adapters import adds_to_weights, merge_adapter
+from .adapters import adds_to_weights, merge_adapter, merges_by_block
 from .backbone import find_backbone
 from .device import find_device, find_dtype, fits, too_large
 from .fused import has_fused, try_fusing
@@ -88,9 +88,11 @@ def load_model(
     with hashing(files, wait=target.type == "cpu") as hashes, quiet_transformers(note):
         streamed = None
         at_first, home = working, target
+        by_block = streams
         if adapters and not _merges_by_layer(source, adapters, working):
             at_first, home = torch.float32, torch.device("cpu")
-        if streams:
+            by_block |= _merges_by_block(source, adapters)
+        if by_block:
             model, streamed = open_streamed(
                 source, adapters, at_first, working, target, trust_remote_code, note
             )
@@ -110,7 +112,7 @@ def load_model(
                 f"{spec.base}: its weights are quantised ({quantization}), so an adapter "
                 "merged into them would be rounded away; expected plain weights"
             )
-        _merge_adapters(model, spec, () if streams else adapters, note)
+        _merge_adapters(model, spec, adapters, note, already=by_block)
         if quantization is not None and not packed:
             form = "GGUF" if source.gguf else quantization
             type_name = str(working).removeprefix("torch.")
@@ -126,6 +128,9 @@ def load_model(
         if not packed:
             backbone.to(dtype=working)
         backbone.to(target).eval().requires_grad_(False)
+        if streamed is not None and not streams:
+            streamed.stay()
+            streamed = None
         samples = streamed.place_samples() if streamed is not None else []
         _check_vocabulary(tokenizer, backbone, spec)
         text_config = backbone.config.get_text_config()
@@ -178,6 +183,15 @@ def _merges_by_layer(source: Source, adapters: list[Source], working: torch.dtyp
     )
 
 
+def _merges_by_block(source: Source, adapters: list[Source]) -> bool:
+    """Whether a model can be read block by block in float32, adapters merged, and then rounded.
+
+    These are the same numbers as those of a whole model in float32, in less memory.
+    """
+    plain = source.gguf is not None or plain_numbers(source) is not None
+    return plain and why_not_streamed(source) is None and all(map(merges_by_block, adapters))
+
+
 def _streams(
     spec: ModelSpec,
     source: Source,
@@ -219,11 +233,18 @@ def _streams(
 
 
 def _merge_adapters(
-    model: Any, spec: ModelSpec, adapters: Sequence[Source], note: Callable[[str], None]
+    model: Any,
+    spec: ModelSpec,
+    adapters: Sequence[Source],
+    note: Callable[[str], None],
+    *,
+    already: bool,
 ) -> None:
+    """Merge adapters, one after the other; `already`: done where blocks are read."""
     base = spec.base
-    for asked, adapter in zip(spec.adapters, adapters, strict=False):
-        merge_adapter(model, adapter, base)
+    for asked, adapter in zip(spec.adapters, adapters, strict=True):
+        if not already:
+            merge_adapter(model, adapter, base)
         note(f"adapter {asked} merged into {base} in float32")
         base = f"{base}+{asked}"
 

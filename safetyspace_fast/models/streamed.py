@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError, first_line
 from .adapters import AddedWeights
@@ -83,6 +84,7 @@ class StreamedBlocks:
         self._dtype = dtype
         self._adapters = adapters
         self._held: dict[int, nn.Module] = {}
+        self._watched: dict[int, RemovableHandle] = {}
         self._results = 0  # how many things a block returns; 0: its states alone
         self._lock = threading.Lock()
         self.fused = False
@@ -120,12 +122,24 @@ class StreamedBlocks:
     def place(self, i_block: int, block: nn.Module) -> None:
         """Let a block run in its place."""
         self._list[i_block] = block
+        self._watched[i_block] = block.register_forward_hook(self._remember)
 
     def remove(self, i_block: int, *, hold: bool = False) -> None:
         """Let no block run in a place; `hold`: the next `take` returns it."""
         if hold and not isinstance(self._list[i_block], AbsentBlock):
             self._held[i_block] = self._list[i_block]
         self._list[i_block] = AbsentBlock(self._bare[i_block], self._as_result)
+        if watched := self._watched.pop(i_block, None):
+            watched.remove()
+
+    def stay(self) -> None:
+        """Read all blocks, one after the other, and leave them in their places.
+
+        Raises:
+            ModelError: the weights of one cannot be read.
+        """
+        for i_block in range(len(self)):
+            self._list[i_block] = self._read(i_block)
 
     def place_samples(self) -> list[int]:
         """Place one block of each kind, and the second block, for what is tried before a run.
@@ -211,7 +225,6 @@ class StreamedBlocks:
         for adapter in self._adapters:
             adapter.merge(i_block, block)
         block.to(dtype=self._dtype).eval().requires_grad_(False)
-        block.register_forward_hook(self._remember)
         return block
 
 

@@ -15,7 +15,8 @@ from loaded import IDS, last_states, load, refused
 from safetensors.torch import load_file, save_file
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.models import loading, tokenize
+from safetyspace_fast.models import StreamedBlocks, loading, tokenize
+from safetyspace_fast.models.adapters import AddedWeights
 from safetyspace_fast.models.weights import load_weights
 
 # peft asks transformers in a way that is deprecated.
@@ -334,6 +335,7 @@ def whole_model_in_float32(monkeypatch):
     def load_it(spec, **options):
         with monkeypatch.context() as patch:
             patch.setattr(loading, "_merges_by_layer", lambda *_: False)
+            patch.setattr(loading, "_merges_by_block", lambda *_: False)
             return load(spec, **options)[0]
 
     return load_it
@@ -374,15 +376,46 @@ def test_merging_by_layers_gives_the_bits_of_a_merged_float32_model(
     assert not torch.equal(last_states(plain), last_states(model))
 
 
-@pytest.mark.parametrize("why", ["float32 files", "two adapters", "PiSSA", "another type"])
-def test_where_layers_would_round_otherwise_the_whole_model_is_merged_in_float32(
-    bases, chain, tmp_path, monkeypatch, why
+@pytest.mark.parametrize("why", ["float32 files", "two adapters"])
+def test_where_layers_would_round_otherwise_one_block_at_a_time_is_in_float32(
+    bases, chain, tmp_path, monkeypatch, whole_model_in_float32, why
 ):
     base, adapters = bases / "llama", chain[:1]
-    if why != "float32 files":
-        base = in_bfloat16(base, tmp_path / "half")
     if why == "two adapters":
-        adapters = chain
+        base, adapters = in_bfloat16(base, tmp_path / "half"), chain
+    spec = "+".join(map(str, [base, *adapters]))
+    expected = whole_model_in_float32(spec, dtype="bfloat16")
+    wide, lists, merge = [], [], AddedWeights.merge
+    begin = StreamedBlocks.__init__
+
+    def begun(self, blocks, *rest):
+        lists.append(blocks)
+        begin(self, blocks, *rest)
+
+    def counted(self, i_block, block):
+        merge(self, i_block, block)
+        wide.append((i_block, {w.dtype for w in block.parameters()}))
+        resident = [w for w in lists[-1].parameters() if not w.is_meta]
+        assert {w.dtype for w in resident} <= {torch.bfloat16}  # the blocks before
+
+    monkeypatch.setattr(StreamedBlocks, "__init__", begun)
+    monkeypatch.setattr(AddedWeights, "merge", counted)
+    monkeypatch.setattr(loading, "load_weights", pytest.fail)
+    model, notes = load(spec, dtype="bfloat16")
+    assert_equal_weights(model, expected)
+    assert model.streamed is None
+    assert not any(block._forward_hooks for block in model.blocks)
+    assert [i for i, _ in wide] == [i for i in range(3) for _ in adapters]
+    assert {dtype for _, dtypes in wide for dtype in dtypes} == {torch.float32}
+    assert [note.startswith("adapter ") for note in notes] == [True] * len(adapters)
+    torch.testing.assert_close(last_states(model), last_states(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("why", ["PiSSA", "another type"])
+def test_adapters_that_do_more_than_add_are_merged_into_a_whole_model_in_float32(
+    bases, tmp_path, monkeypatch, why
+):
+    base = in_bfloat16(bases / "llama", tmp_path / "half")
     if why == "PiSSA":
         adapters = [tiny_models.save_adapter(base, tmp_path / "a", init_lora_weights="pissa")]
     if why == "another type":
