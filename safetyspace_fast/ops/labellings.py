@@ -38,8 +38,9 @@ class Labellings:
 class FoldLabellings(Labellings):
     """Labellings of texts in the order of their folds.
 
-    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts.
-    of_fold: [F, n] float32, 1 where a text is in a fold; n1_of_fold: [F, R rounded up] float32.
+    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts; fold:
+    [n] int64, the slice of each; of_fold: [F, n] float32, 1 where a text is in a fold; n1_of_fold:
+    [F, R rounded up] float32, texts of class 1 in each fold.
     """
 
     def __init__(self, labels: Tensor, fold: Tensor) -> None:
@@ -52,4 +53,5 @@ class FoldLabellings(Labellings):
         self.of_fold = self.member.new_zeros(len(self.folds), len(fold))
         for ones, i in zip(self.of_fold, self.folds, strict=True):
             ones[i] = 1.0
+        self.fold = self.of_fold.argmax(0)
         self.n1_of_fold = self.of_fold @ self.member
