@@ -69,6 +69,8 @@ from safetyspace_fast.extract.tune import USUAL  # noqa: E402
 from safetyspace_fast.models import LoadedModel, Tokenized, layers  # noqa: E402
 from safetyspace_fast.models.packed import why_not_packed  # noqa: E402
 from safetyspace_fast.models.prefix import NoCache  # noqa: E402
+from safetyspace_fast.models.source import Source  # noqa: E402
+from safetyspace_fast.models.stored import stored_tensors  # noqa: E402
 from safetyspace_fast.models.tokens import Template  # noqa: E402
 
 Figures = dict[str, Any]
@@ -496,6 +498,41 @@ def whole(subject: Subject) -> Figures:
     }
 
 
+def streamed(subject: Subject) -> Figures:
+    """One block's weights from a file to the device, as `--weights stream` reads them.
+
+    The file has just been written, so the disk is not measured. A block is read once for as many
+    tokens as the scratch file has room for; `tokens_to_hide` run through it in the same time.
+    """
+    from safetensors.torch import save_file
+
+    device, block = subject.device, subject.model.blocks[0]
+    weights = {name: weight.cpu().contiguous() for name, weight in block.state_dict().items()}
+    num_bytes = sum(weight.nbytes for weight in weights.values())
+    pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(weights, Path(folder, "model.safetensors"))
+        Path(folder, "config.json").write_text("{}")
+        tensors = stored_tensors(Source("a block", Path(folder))).values()
+        cases = {
+            "read": lambda: [tensor[...].to(device) for tensor in tensors],
+            "copy": lambda: pinned.to(device, non_blocking=True, copy=True),
+        }
+        ms = {name: timing["ms"] for name, timing in harness.timed(cases, device, calls=1).items()}
+    num_texts, length = subject.shapes[0]
+    tokens, batch = even(num_texts, length)
+    bare = {"bare": lambda: subject.bare(tokens, batch)}
+    bare_ms = harness.timed(bare, device, rounds=3, calls=1)["bare"]["ms"]
+    token_ms = bare_ms / (len(subject.model.blocks) * num_texts * length)
+    return {
+        "bytes": num_bytes,
+        "read_ms": ms["read"],
+        "copy_ms": ms["copy"],
+        "copy_share": ms["copy"] / ms["read"],
+        "tokens_to_hide": round(ms["read"] / token_ms),
+    }
+
+
 def trace(subject: Subject) -> Figures:
     """Where the device's time goes in two captured batches; the trace is a file beside."""
     if subject.device.type != "cuda":
@@ -543,6 +580,7 @@ PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
     "plans": (plans, 60),
     "finish of a cell": (finishing, 40),
     "attention": (attention, 40),
+    "streamed weights": (streamed, 15),
     "trace": (trace, 20),
 }
 """What is measured, in order of worth, and the seconds that must be left for it on a GPU."""

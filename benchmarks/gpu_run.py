@@ -194,6 +194,11 @@ def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
     for order, calls in result.get("attention", {}).items():
         yield f"new shape, attention {order}: first call", ms(calls["first_ms"]), "", ""
         yield "  second call", ms(calls["second_ms"]), "", ""
+    block = result.get("streamed weights")
+    if block:
+        name = f"a block of {block['bytes'] / 1e6:.0f} MB from its file"
+        yield name, ms(block["read_ms"]), ms(block["copy_ms"]), f"{block['copy_share']:.0%}"
+        yield "  tokens that run through it meanwhile", f"{block['tokens_to_hide']:,}", "", ""
     for where, count in result.get("host waits", {}).get("lines", {}).items():
         yield f"host waits: {where[-44:]}", str(count), "0", ""
 

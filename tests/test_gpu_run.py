@@ -53,11 +53,15 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(
     assert all("result" in part for name, part in parts.items() if name not in without)
     assert max(parts["agreement"]["result"].values()) < 1e-5
     assert parts["capture"]["result"]["8x16"]["roofline"]["capture_share"] > 0
+    block = parts["streamed weights"]["result"]
+    assert block["bytes"] == 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64)
+    assert block["tokens_to_hide"] > 0
     run = parts["whole run"]["result"]
     assert run["ratio"] == run["usual_s"] / run["seconds"]
     assert {goal["met"] for goal in report["goals"].values()} == {None}  # they are for a GPU
     shown = capsys.readouterr().out
     assert "left out: host waits: no GPU" in shown
+    assert "a block of 0 MB from its file" in shown
     assert report["card"] in shown
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import LABELLINGS
 from ..errors import ConfigError
 from ..threads import in_parallel
-from .cells import Cells, Space, read_cells, values_in
+from .cells import Cells, Space, values_in
 from .confounds import confounds, dominance
 from .estimate import Estimate, covariances, from_influences, known_of
 from .families import choose
@@ -22,6 +22,7 @@ from .glossary import GEOMETRY, SPACES
 from .groups import choose_groups, with_groups
 from .items import SharedItems
 from .metric import Metric, Metrics
+from .reading import read_cells
 from .rounding import roundoff
 from .selection import Names, choose_reference, paired_languages, require_permutations, select
 from .settings import require_comparable, told

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Units, equal_rows
-from .cells import MIN_TEXTS
 from .families.held_out import auc_with_ends
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .moments import shift_influence
 from .selection import Selection, units_of
+from .texts import MIN_TEXTS
 from .uncertainty import influence_variance
 
 if TYPE_CHECKING:

@@ -11,13 +11,15 @@ from torch import Tensor
 from ..data import kinds
 from ..errors import ConfigError
 from ..threads import in_parallel
-from .cells import Cells, Window, read_cells
+from .cells import Cells
 from .families import choose
 from .families.held_out import fold_texts
 from .metric import Metric, Metrics
 from .moments import shift_noise
+from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import told
+from .states import Window
 from .uncertainty import unit_sums
 
 if TYPE_CHECKING:

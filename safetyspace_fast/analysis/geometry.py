@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
+from .cka import debiased_cka
 from .crossfit import direction_cosine, fold_means
 from .families.held_out import fold_auc
 from .rounding import level, sizes
@@ -20,8 +21,9 @@ def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
     found = {
         "rounding_share": rounding_share(base, aligned),
         "kept_share": torch.minimum(kept_share(base), kept_share(aligned)),
-        "cka": debiased_cka(*(x.stored("pca_coords").nan_to_num(0.0) for x in (base, aligned))),
     }
+    alike = debiased_cka(base, aligned)
+    found |= {"cka": alike.value, "cka_low": alike.low, "cka_high": alike.high}
     if base.shift.shape == aligned.shift.shape:
         found |= _directions(base, aligned) | _displacement(base, aligned)
     if shared:
@@ -88,24 +90,3 @@ def kept_share(cells: Cells) -> Tensor:
     between = cells.count.prod() / cells.count.sum() * cells.shift.square().sum(-1)
     variance = (within + between) / (cells.count.sum() - 1)
     return (cells.stored("pca_explained").nansum(-1) / variance).clamp_max(1)
-
-
-def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear CKA from unbiased HSIC, without an n x n matrix.
-
-    Song et al. 2012, equation 5, with K = X X' written out in features; Kornblith et al. 2019.
-
-    Args:
-        x: [..., n, p] float64, y: [..., n, q] float64, the same texts.
-    """
-    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).clamp_min(0).sqrt()
-
-
-def _hsic(x: Tensor, y: Tensor) -> Tensor:
-    n = x.shape[-2]
-    x_sq, y_sq = x.square().sum(-1), y.square().sum(-1)
-    x_row = (x @ x.sum(-2)[..., None]).squeeze(-1) - x_sq
-    y_row = (y @ y.sum(-2)[..., None]).squeeze(-1) - y_sq
-    trace = (x.transpose(-1, -2) @ y).square().sum((-1, -2)) - (x_sq * y_sq).sum(-1)
-    sums = x_row.sum(-1) * y_row.sum(-1) / ((n - 1) * (n - 2))
-    return (trace + sums - 2 / (n - 2) * (x_row * y_row).sum(-1)) / (n * (n - 3))

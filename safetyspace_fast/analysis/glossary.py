@@ -118,10 +118,12 @@ GEOMETRY = {
     "run. After b blocks rounding moves the states by 3 (1 + sqrt b) u of their size, u = 2^-24 in "
     "float32, 2^-11 in float16, 2^-8 in bfloat16: run with --dtype float32 to see smaller changes",
     "kept_share": f"share of the variance of the texts that lies in the first {COMPONENTS} "
-    "components, in the model where it is smaller: cka and metrics in union pcK see nothing else",
-    "cka": f"linear CKA between the texts in both models, in the first {COMPONENTS} components of "
-    "each (which leaves out what varies less: kept_share says how much), debiased (Song et al. "
-    "2012; Kornblith et al. 2019)",
+    "components, in the model where it is smaller: metrics in union pcK see nothing else",
+    "cka": "linear CKA between the texts in both models, debiased (Song et al. 2012; Kornblith et "
+    f"al. 2019), at full width: exact in the first {COMPONENTS} components of each model, and "
+    "unbiased from the projection in the rest",
+    "cka_low": "lower end of the 95 % interval of cka (from the influence of each text)",
+    "cka_high": "upper end of the 95 % interval of cka; see cka_low",
 }
 """What `compare` reports beside the metrics, for each (layer, pooling, lang)."""
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..data import connected, equal_rows
 from ..threads import in_parallel
-from .cells import Cells, read_cells
+from .cells import Cells
 from .confounds import confounds
 from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
 from .families.held_out import auc_with_ends, fold_texts
 from .glossary import DIRECTIONS, ENDS, PARALLEL
+from .reading import read_cells
 from .selection import Names, select
 from .settings import told
 from .uncertainty import influence_variance, interval

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from .cells import Cells, Refusal
+from .cells import Cells
 from .estimate import Estimate
+from .texts import Refusal
 
 NONE = "none"
 """Text of `interval`, `null` or `floor` for a metric that has none."""

@@ -13,13 +13,15 @@ from torch import Tensor
 from ..config import LABELLINGS
 from ..errors import ConfigError
 from ..threads import in_parallel
-from .cells import MIN_TEXTS, Cells, read_cells
+from .cells import Cells
 from .estimate import Estimate, covariances, from_influences, known_of
 from .families import choose
 from .glossary import POWER
 from .metric import Metric, Metrics
+from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import require_comparable, told
+from .texts import MIN_TEXTS
 from .uncertainty import influence_variance
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ import torch
 
 from ..config import LABELLINGS
 from ..threads import in_parallel
-from .cells import read_cells
 from .confounds import confounds, dominance
 from .families import choose
 from .groups import choose_groups, with_groups
 from .items import SharedItems
 from .metric import Metric, Metrics
+from .reading import read_cells
 from .selection import Names, paired_languages, require_permutations, select
 from .settings import told
 from .significance import false_discovery

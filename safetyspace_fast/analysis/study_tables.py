@@ -5,7 +5,6 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from .cells import MIN_TEXTS
 from .columns import (
     CHANCE,
     MOST_LAYERS,
@@ -19,6 +18,7 @@ from .columns import (
     reason_marks,
     reasons_of,
 )
+from .texts import MIN_TEXTS
 
 if TYPE_CHECKING:
     import xarray

@@ -13,12 +13,14 @@ from ..errors import ConfigError
 from ..ops.labellings import FoldLabellings
 from ..ops.scores import labelled_auc
 from ..threads import in_parallel
-from .cells import MIN_TEXTS, Cells, read_cells
+from .cells import Cells
 from .families import metric
 from .families.held_out import auc_with_ends, fold_auc
 from .glossary import COLUMNS, TRANSFER
+from .reading import read_cells
 from .selection import Names, listed, require_permutations, select, units_of
 from .settings import require_same_model, told
+from .texts import MIN_TEXTS
 from .uncertainty import permutation_p
 
 if TYPE_CHECKING:

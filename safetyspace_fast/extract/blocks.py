@@ -25,6 +25,7 @@ from ..models import (
     DeepestLayerReached,
     StreamedBlocks,
     block_output,
+    memory_errors,
     quiet_transformers,
     starting_with,
 )
@@ -68,6 +69,7 @@ class BlockCapture(Capture):
             if self._stops:
                 raise DeepestLayerReached
 
+    @memory_errors()
     @torch.inference_mode()
     def advance(
         self, tokens: Tokenized, batch: Batch, states: Tensor | None

@@ -10,7 +10,14 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from ..errors import ModelError
-from ..models import ATTENTION, DeepestLayerReached, LoadedModel, Tokenized, to_device
+from ..models import (
+    ATTENTION,
+    DeepestLayerReached,
+    LoadedModel,
+    Tokenized,
+    memory_errors,
+    to_device,
+)
 from ..ops import PoolProject
 from .plan import Batch
 
@@ -95,6 +102,7 @@ class Capture:
         """Detach the hooks."""
         self._open.close()
 
+    @memory_errors()
     @torch.inference_mode()
     def run(self, tokens: Tokenized, batch: Batch) -> torch.Tensor:
         """Run one batch, and pool the hidden states of all hookpoints.
@@ -106,6 +114,9 @@ class Capture:
         Returns:
             `[L, S, B, D + P] float32` on the device: pooled states and, behind them, their
             projection.
+
+        Raises:
+            torch.OutOfMemoryError: the device's memory is too small for the batch.
         """
         return self._pooled(tokens, batch).finish()
 

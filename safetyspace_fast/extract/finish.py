@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import NUM_FOLDS
+from ..models import memory_errors
 from ..ops import pairwise_reduce, written
 from ..store import Run
 from ..store.layout import COMPONENTS, Array
@@ -88,6 +89,7 @@ class Basis:
         return (centred @ self.components.T * known).float(), (score * known).float()
 
 
+@memory_errors()
 def finish_language(
     states: Callable[[int, int], torch.Tensor],
     chance: Chance,
@@ -121,6 +123,9 @@ def finish_language(
         By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell`,
         `at_equal_length` and `dominance`; `projected [n, P]`; and `count [2, 10]` and
         `mean [2, 10, P]` of it, by label and fold.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory is too small for one cell.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
     unit, n_tokens = chance.unit.to(device), torch.from_numpy(tokens).to(device)
@@ -179,7 +184,7 @@ def on_streams(
     def on_a_stream(*job: int) -> None:
         stream = free.get()
         try:
-            with cuda.stream(stream):
+            with memory_errors(), cuda.stream(stream):
                 work(*job)
                 stream.synchronize()  # what the job allocated is free for all streams
         finally:

@@ -168,8 +168,13 @@ class Extraction:
             # Languages before it stay while they share a shard with it.
             waiting = [s for s in self._ranges if shards_of(s)[-1] >= shards_of(oldest)[0]]
             rows = max(rows, samples.stop - waiting[0].start)
-        values = len(self._work.hookpoints) * len(self._work.tokens.poolings)
-        return int(4 * rows * values * sum(self._work.projection.shape))
+        return rows * self._state_bytes
+
+    @property
+    def _state_bytes(self) -> int:
+        """Of one text's pooled and projected states."""
+        cells = len(self._work.hookpoints) * len(self._work.tokens.poolings)
+        return 4 * cells * sum(self._work.projection.shape)
 
     @property
     def peak_device_bytes(self) -> int | None:
@@ -237,7 +242,8 @@ class Extraction:
             work.cache,
             packed=work.packed,
         ) as capture:
-            copy = HostCopy(self._model.device, budget)
+            largest = self._state_bytes * max((len(batch.unique) for batch in work.plan), default=0)
+            copy = HostCopy(self._model.device, largest, self.segment_bytes, budget)
             yield partial(self._extract, writer, capture, copy)
 
     def _all_units(self) -> Iterator[Unit]:

@@ -36,30 +36,63 @@ class HostResult:
             give_back()
 
 
-class HostCopy:
-    """Copies results from a GPU to the host on a stream of its own, into pinned buffers.
+class _Chunk:
+    """Pinned memory that is handed out from its beginning; free again when all is given back."""
 
-    Results that fit into `budget` are kept: whoever computes statistics reads them there and not
-    on the disk. All others share `SLOTS` buffers. On a CPU there is nothing to copy or to keep.
+    def __init__(self, values: int) -> None:
+        self._memory = torch.empty(values, pin_memory=True)
+        self._used = self._taken = 0
+
+    def take(self, values: int) -> torch.Tensor | None:
+        """So much of it, or None if no more than that is left."""
+        if self._used + values > len(self._memory):
+            return None
+        self._used += values
+        self._taken += 1
+        return self._memory[self._used - values : self._used]
+
+    def give_back(self) -> None:
+        """One of the tensors that were taken is no longer in use."""
+        self._taken -= 1
+        if not self._taken:
+            self._used = 0
+
+
+class HostCopy:
+    """Copies results from a GPU to the host on a stream of its own, into pinned memory.
+
+    Results for which there is room stay there: whoever computes statistics reads them there and
+    not on the disk. All others share `SLOTS` buffers. Pinned memory is allocated here and never
+    later, since that stops the device. On a CPU there is nothing to copy or to keep.
     """
 
-    def __init__(self, device: torch.device, budget: int = 0, cuda: Any = torch.cuda) -> None:
-        """Make the stream.
+    def __init__(
+        self,
+        device: torch.device,
+        largest: int,
+        kept: int = 0,
+        budget: int = 0,
+        cuda: Any = torch.cuda,
+    ) -> None:
+        """Make the stream, and allocate.
 
         Args:
-            device: where the results are.
-            budget: largest size of all kept results together, in bytes.
+            device: where the results are, in float32.
+            largest: bytes of the largest result.
+            kept: bytes of all results that would stay in memory at one time.
+            budget: bytes that they may take.
             cuda: the module with streams and events; tests replace it (hence Any).
         """
         self._cuda = cuda if device.type == "cuda" else None
         self._slots: queue.Queue[torch.Tensor] = queue.Queue()
-        self._left = budget
-        self._spare: list[torch.Tensor] = []
-        self._lock = threading.Lock()  # around the two above
+        self._chunks: list[_Chunk] = []
+        self._lock = threading.Lock()  # around the chunks
         if self._cuda is not None:
             self._stream = self._cuda.Stream(device)
             for _ in range(SLOTS):
-                self._slots.put(torch.empty(0))
+                self._slots.put(torch.empty(largest // 4, pin_memory=True))
+            size, count = chunks(largest, kept, budget)
+            self._chunks = [_Chunk(size // 4) for _ in range(count)]
 
     def start(self, result: torch.Tensor) -> HostResult:
         """Begin to copy a result; waits only if it cannot be kept and all slots are in use.
@@ -69,44 +102,47 @@ class HostCopy:
         """
         if self._cuda is None:
             return HostResult(result, lambda: None, lambda: None, kept=False)
-        buffer = self._spare_buffer(result)
-        kept = buffer is not None
-        if buffer is None:
+        values, free = self._room(result.numel())
+        kept = free is not None
+        if values is None or free is None:
             buffer = self._slots.get()
-            if buffer.numel() < result.numel():
-                buffer = torch.empty(result.numel(), dtype=result.dtype, pin_memory=True)
-        host = buffer[: result.numel()].view(result.shape)
+            values, free = buffer[: result.numel()], partial(self._slots.put, buffer)
+        host = values.view(result.shape)
         self._stream.wait_stream(self._cuda.current_stream(result.device))
         with self._cuda.stream(self._stream):
             host.copy_(result, non_blocking=True)
             copied = self._cuda.Event()
             copied.record(self._stream)
         result.record_stream(self._stream)  # so that its memory is reused only after the copy
-        free = partial(self._free_spare if kept else self._slots.put, buffer)
         return HostResult(host, copied.synchronize, free, kept=kept)
 
-    def _spare_buffer(self, result: torch.Tensor) -> torch.Tensor | None:
-        """A buffer within the budget, the smallest that there is or a new one."""
+    def _room(self, values: int) -> tuple[torch.Tensor, Callable[[], None]] | tuple[None, None]:
+        """Memory in which a result can stay, and how it is given back; None: there is none."""
         with self._lock:
-            fitting = [i for i, b in enumerate(self._spare) if b.numel() >= result.numel()]
-            if fitting:
-                return self._spare.pop(min(fitting, key=lambda i: self._spare[i].numel()))
-            n_bytes = _pinned_bytes(result)
-            while self._spare and self._left < n_bytes:
-                self._left += _pinned_bytes(self._spare.pop())
-            if self._left < n_bytes:
-                return None
-            self._left -= n_bytes
-        return torch.empty(result.numel(), dtype=result.dtype, pin_memory=True)
+            for chunk in self._chunks:
+                taken = chunk.take(values)
+                if taken is not None:
+                    return taken, partial(self._give_back, chunk)
+        return None, None
 
-    def _free_spare(self, buffer: torch.Tensor) -> None:
+    def _give_back(self, chunk: _Chunk) -> None:
         with self._lock:
-            self._spare.append(buffer)
+            chunk.give_back()
 
 
-def _pinned_bytes(tensor: torch.Tensor) -> int:
-    """What a pinned copy takes: torch rounds it up to a power of two."""
-    return 1 << max(0, tensor.nbytes - 1).bit_length()
+def chunks(largest: int, kept: int, budget: int) -> tuple[int, int]:
+    """Bytes and number of the chunks in which all results have room, or what the budget allows.
+
+    A chunk is a power of two, to which torch rounds pinned memory up. It holds at least four of the
+    largest results, since what is left behind the last one is lost; and there are at most about 32.
+
+    Args:
+        largest, kept, budget: as in `HostCopy`.
+    """
+    size = 1 << max(2, 4 * largest - 1).bit_length()
+    while 32 * size < min(kept, budget):
+        size *= 2
+    return size, min(-(-kept // (size - largest)), budget // size)
 
 
 class OrderedThread:

@@ -1,6 +1,6 @@
 """Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
-from .device import ATTENTION, device_errors
+from .device import ATTENTION, device_errors, memory_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .layers import DeepestLayerReached, block_output, hookpoint_names, resolve_layers
 from .loading import LoadedModel, find_sources, load_model, weights_changed
@@ -33,6 +33,7 @@ __all__ = [
     "hookpoint_names",
     "join",
     "load_model",
+    "memory_errors",
     "parse_model",
     "quiet_transformers",
     "resolve_layers",

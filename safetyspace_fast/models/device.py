@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend
 
-from ..errors import ConfigError, ModelError, first_line
+from ..errors import ConfigError, ModelError, SafetySpaceError, first_line
 
 DTYPES = {
     "float64": torch.float64,
@@ -27,6 +27,12 @@ _GIB = 1 << 30
 _ARCH = re.compile(r"(?:sm|compute)_(\d+)")  # not those of AMD (gfx942)
 # Errors of a GPU that come as plain RuntimeErrors.
 _DEVICE_ERROR = re.compile(r"(CUDA|HIP) (driver |kernel )?error|CUBLAS_|CUDNN_|Triton Error \[")
+# Out of memory in other words than torch.OutOfMemoryError: of the runtime and its libraries, of
+# torch on a CPU, and of our compiled kernels, where the stable ABI names only what was called.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|_ALLOC(ATION)?_FAILED|DefaultCPUAllocator: |std::bad_alloc"
+    r'|"aten::((new_)?(empty|zeros)|contiguous)".* API call failed'
+)
 
 
 def find_device(
@@ -165,15 +171,37 @@ def check_room(asked: str, numbers: int, dtype: torch.dtype, device: torch.devic
 
 
 @contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn every form in which a device says that its memory is full into torch.OutOfMemoryError.
+
+    torch's allocator raises that itself; the CUDA runtime, its libraries, Triton and compiled
+    kernels raise a RuntimeError (or torch.AcceleratorError) that only the message tells apart.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, SafetySpaceError):
+        raise
+    except RuntimeError as error:
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise torch.OutOfMemoryError(first_line(error)) from error
+
+
+@contextmanager
 def device_errors(name: str, advice: str) -> Iterator[None]:
-    """Turn the errors of a GPU that is lost or damaged into ModelError, in one line.
+    """Turn the errors of a GPU that is full, lost or damaged into ModelError, in one line.
 
     Args:
         name: of the model, for the message.
         advice: what to do, the message's end.
     """
     try:
-        yield
+        with memory_errors():
+            yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{name}: the device has too little memory ({first_line(error)}); {advice}"
+        ) from error
     except RuntimeError as error:
         if not isinstance(error, torch.AcceleratorError) and not _DEVICE_ERROR.search(str(error)):
             raise

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
 from ..errors import ConfigError, ModelError, first_line
-from .device import ATTENTION
+from .device import ATTENTION, memory_errors
 from .layers import DeepestLayerReached
 from .source import Source
 from .spec import ModelSpec
@@ -206,7 +206,8 @@ class Leader:
             dist.broadcast(input_ids.contiguous(), src=0)
             if mask is not None:
                 dist.broadcast(mask.contiguous(), src=0)
-            return self._forward(input_ids=input_ids, **how)
+            with memory_errors():
+                return self._forward(input_ids=input_ids, **how)
         except DeepestLayerReached:
             raise
         except Exception as error:
@@ -289,7 +290,8 @@ def follow(ranks: Ranks, load: Callable[..., Any]) -> None:
             follower = _Follower(load(**vars(what)))
         elif follower is not None:
             try:
-                follower.run(what)
+                with memory_errors():
+                    follower.run(what)
             except torch.OutOfMemoryError as error:
                 raise RankOutOfMemoryError(*what.shape) from error
 

@@ -7,17 +7,15 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import planted, stand_in
 from sklearn.metrics import silhouette_score
 
 from safetyspace_fast.analysis import compare, rows, separation
-from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import METRICS, metric
-from safetyspace_fast.analysis.geometry import debiased_cka
 from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.reading import read_cells
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.errors import ConfigError
 
@@ -746,25 +744,6 @@ def test_models_without_a_common_projection_are_compared_by_their_metrics_only()
     assert in_spaces_of_their_own(run, same_width=True) == math.inf
     found = compare(run, base="base", aligned="aligned", metrics=["mmd", "auc_probe"], **QUICK)
     assert found["refused"].str.contains("the projections differ; run both with the same").all()
-
-
-def test_debiased_cka_against_the_textbook_and_on_noise():
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((20, 5)), rng.standard_normal((20, 4))
-    y[:, 0] += x[:, 0]
-
-    def hsic(a, b):
-        k, h, n = a @ a.T, b @ b.T, len(a)
-        np.fill_diagonal(k, 0)
-        np.fill_diagonal(h, 0)
-        one = np.ones(n)
-        middle = (one @ k @ one) * (one @ h @ one) / ((n - 1) * (n - 2))
-        return (np.trace(k @ h) + middle - 2 / (n - 2) * one @ k @ h @ one) / (n * (n - 3))
-
-    expected = hsic(x, y) / math.sqrt(hsic(x, x) * hsic(y, y))
-    assert float(debiased_cka(torch.tensor(x), torch.tensor(y))) == pytest.approx(expected)
-    wide = torch.tensor(rng.standard_normal((2, 50, 400)))
-    assert abs(float(debiased_cka(wide[0], wide[1]))) < 0.05
 
 
 def templates(run, base, aligned):

@@ -10,8 +10,8 @@ from scipy.linalg import sqrtm
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 from toys import classes, moments_of, tensors
 
-from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import gaussian, metric
+from safetyspace_fast.analysis.reading import read_cells
 
 
 def gaussian_terms(x, label, k):

@@ -13,9 +13,10 @@ from oracle import planted, stand_in, toy_pairs
 from scipy.stats import norm
 
 import safetyspace_fast
-from safetyspace_fast.analysis import cells, explain, separation
+from safetyspace_fast.analysis import explain, reading, separation
 from safetyspace_fast.analysis.families import METRICS, held_out, metric
 from safetyspace_fast.analysis.metric import NONE, SHUFFLE, MetricName
+from safetyspace_fast.analysis.texts import MIN_TEXTS
 from safetyspace_fast.errors import ConfigError
 
 QUICK = {"bootstraps": 20, "permutations": 19}
@@ -149,7 +150,7 @@ def test_how_layers_are_cut_changes_nothing(monkeypatch):
     x, label = planted(n=120, width=12, shift=1.0, layers=5, poolings=2)
     run = stand_in({"m": {"en": x}}, {"en": label})
     whole = separation(run, metrics="all", force=True, **QUICK)
-    monkeypatch.setattr(cells, "WORKING_BYTES", 1)
+    monkeypatch.setattr(reading, "WORKING_BYTES", 1)
     monkeypatch.setattr(held_out, "FIT_BYTES", 1)
     cut = separation(run, metrics="all", force=True, **QUICK)
     for name in ("value", "low", "high", "floor", "p"):
@@ -276,7 +277,7 @@ def test_a_class_of_few_is_refused(few):
     label = np.repeat([0, 1], [50, few])
     found = refusals(rng.standard_normal((50 + few, 12)), label)
     assert set(found.values()) == {
-        f"metrics need {cells.MIN_TEXTS} texts per class; the smaller class has {few}"
+        f"metrics need {MIN_TEXTS} texts per class; the smaller class has {few}"
     }
 
 

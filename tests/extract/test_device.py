@@ -22,6 +22,7 @@ from safetyspace_fast.extract.prepare import prepare
 from safetyspace_fast.extract.transfer import HostCopy
 from safetyspace_fast.extract.tune import USUAL
 from safetyspace_fast.models import load_model, parse_model
+from safetyspace_fast.sweep.devices import run_on_devices
 
 TEXTS = [f"{word} number {i}" + " and so on" * (i % 7) for i in range(40) for word in ("a", "the")]
 NEEDS_CUDA = pytest.mark.needs_cuda
@@ -138,6 +139,38 @@ def test_a_run_begun_on_one_device_goes_on_on_another(
     assert_close_to_the_cpu(arrays(api.run(config)), arrays(on_cpu))
 
 
+def test_blocks_from_disk_give_the_cpus_numbers_but_for_rounding(
+    device: str, tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    options = {"device": device, "dtype": "float32", "weights": "stream"}
+    assert_close_to_the_cpu(
+        arrays(api.run(make_config(tiny, data, tmp_path / "run.zarr", **options))), arrays(on_cpu)
+    )
+
+
+@NEEDS_CUDA
+def test_a_worker_on_each_of_two_cards(
+    tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    need_cuda(2)
+    out = tmp_path / "run.zarr"
+    config = make_config(tiny, data, out, dtype="float32")
+    for _ in run_on_devices([config], ("cuda:0", "cuda:1")):
+        pass
+    assert_close_to_the_cpu(arrays(api.open_run(out)), arrays(on_cpu))
+
+
+@NEEDS_CUDA
+def test_a_model_shared_out_over_two_cards(
+    tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    need_cuda(2)
+    options = {"device": "cuda", "dtype": "float32", "tensor_parallel": 2}
+    assert_close_to_the_cpu(
+        arrays(api.run(make_config(tiny, data, tmp_path / "run.zarr", **options))), arrays(on_cpu)
+    )
+
+
 @pytest.mark.slow
 def test_compiled_blocks_on_a_device(
     device: str, tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
@@ -162,7 +195,7 @@ def test_the_statistics_of_a_cell_are_the_cpus(device: str) -> None:
 @NEEDS_CUDA
 def test_results_reach_the_host_whole_while_the_next_ones_are_computed(gpu: torch.device) -> None:
     """Real streams: a buffer that is reused too early would hold another batch's numbers."""
-    copy = HostCopy(gpu, budget=1 << 20)
+    copy = HostCopy(gpu, 4 * 240_000, kept=40 << 20, budget=8 << 20)
     waiting = []
     for i in range(40):
         result = torch.full((200_000 + 1000 * i,), float(i), device=gpu).mul_(1.0)
@@ -172,6 +205,21 @@ def test_results_reach_the_host_whole_while_the_next_ones_are_computed(gpu: torc
             number, host = waiting.pop(0)
             assert (host.get() == number).all()
             host.free()
+
+
+@NEEDS_CUDA
+def test_no_pinned_memory_is_allocated_for_states_after_the_first_batch(
+    gpu: torch.device, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    """But for the tokens of a batch, which take less than 64 KiB here; the states take 500."""
+    taken = []
+    for event in api.iter_run(make_config(tiny, data, tmp_path / "run.zarr", device="cuda")):
+        if isinstance(event, api.LanguageDone):
+            break
+        if isinstance(event, api.Progressed):
+            taken.append(torch.cuda.host_memory_stats()["allocated_bytes.current"])
+    assert len(taken) > 1
+    assert taken[-1] - taken[0] < 64 << 10
 
 
 @NEEDS_CUDA

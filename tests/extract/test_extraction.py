@@ -266,18 +266,25 @@ def test_states_that_stay_in_memory_are_read_there(
     finished: api.Run, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other batch stays, as where pinned memory is short; the rest comes from the disk."""
-    freed, read = [], []
+    freed, read, sizes = [], [], []
 
     class Copy(loop.HostCopy):
         started = 0
 
+        def __init__(self, device: torch.device, largest: int, kept: int, budget: int) -> None:
+            super().__init__(device, largest, kept, budget)
+            self.announced = largest, kept
+
         def start(self, result: torch.Tensor) -> loop.HostResult:
             self.started += 1
+            sizes.append(result.nbytes)
+            assert max(sizes) <= self.announced[0]  # what is allocated before the first batch
+            assert result.nbytes <= self.announced[1] <= kept_budget
             return loop.HostResult(
                 result, lambda: None, lambda: freed.append(1), kept=self.started % 2 == 0
             )
 
-    read_kept = loop._InMemory.read
+    kept_budget, read_kept = loop.kept_budget(), loop._InMemory.read
 
     def counted(kept: loop._InMemory, layer: int, pooling: int) -> np.ndarray:
         read.append(1)

@@ -299,7 +299,7 @@ def test_a_cell_without_room_beside_another_one_runs_again_alone() -> None:
         with lock:
             running[0] -= 1
         if crowded:
-            raise torch.OutOfMemoryError("no room for two")
+            raise torch.AcceleratorError("CUDA error: out of memory")  # not of the allocator
         done.append(cell)
 
     on_streams(work, CELLS, A_GPU, cuda)

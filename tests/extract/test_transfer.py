@@ -11,6 +11,8 @@ import torch
 from safetyspace_fast.extract import transfer
 from safetyspace_fast.extract.transfer import HostCopy, HostResult, OrderedThread
 
+GPU = torch.device("cuda", 0)
+
 
 class FakeCuda:
     """Writes down what is asked of streams and events."""
@@ -81,11 +83,11 @@ def device_tensor(value: float, n: int = 6) -> DeviceTensor:
 
 
 def test_one_copy_waits_for_the_forward_pass_and_the_writer_for_the_copy(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
+    copy = HostCopy(GPU, 24, cuda=cuda)
     result = device_tensor(3.0)
+    cuda.log.clear()
     on_its_way = copy.start(result)
     assert cuda.log == [
-        "pinned buffer made",
         "side stream waits for compute",
         "enter side stream",
         "event recorded",
@@ -97,15 +99,44 @@ def test_one_copy_waits_for_the_forward_pass_and_the_writer_for_the_copy(cuda: F
     assert not on_its_way.kept
 
 
-def test_buffers_take_turns_and_grow(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
-    for n in (6, 6, 4, 6, 9, 9, 2):
+def test_no_pinned_memory_is_allocated_after_the_start(cuda: FakeCuda) -> None:
+    """Allocation takes long and stops the device: batches of any size find theirs."""
+    copy = HostCopy(GPU, 64, kept=1000, budget=4096, cuda=cuda)
+    made = cuda.log.count("pinned buffer made")
+    assert made == 2 + 6  # two slots, and chunks of 256 of which 192 can be used
+    results = [copy.start(device_tensor(float(i), n)) for i, n in enumerate([16, 1, 9, 16] * 5)]
+    assert [float(result.get()[0]) for result in results] == list(range(20))
+    assert all(result.kept for result in results)
+    for result in results:
+        result.free()
+    for n in (16, 1, 9) * 20:
         copy.start(device_tensor(1.0, n)).free()
-    assert cuda.log.count("pinned buffer made") == 4  # two of 6, then both grow to 9
+    assert cuda.log.count("pinned buffer made") == made
+
+
+@pytest.mark.parametrize(
+    ("largest", "kept", "budget", "expected"),
+    [
+        (100, 1000, 1 << 20, (512, 3)),  # 412 bytes of each chunk can be used
+        (100, 1000, 1100, (512, 2)),  # not all can stay
+        (100, 1000, 500, (512, 0)),
+        (100, 0, 1 << 20, (512, 0)),
+        (0, 0, 0, (4, 0)),  # nothing to run
+        (50 << 20, 15 << 30, 250 << 30, (512 << 20, 34)),
+        (50 << 20, 15 << 30, 4 << 30, (256 << 20, 16)),
+    ],
+)
+def test_chunks_hold_what_stays_within_the_budget(
+    largest: int, kept: int, budget: int, expected: tuple[int, int]
+) -> None:
+    size, number = transfer.chunks(largest, kept, budget)
+    assert (size, number) == expected
+    assert size * number <= budget
+    assert size * number >= min(kept, budget // size * size)
 
 
 def test_a_third_copy_waits_until_a_slot_is_free(cuda: FakeCuda) -> None:
-    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
+    copy = HostCopy(GPU, 24, cuda=cuda)
     first, second = copy.start(device_tensor(1.0)), copy.start(device_tensor(2.0))
     third: list[HostResult] = []
     starter = threading.Thread(target=lambda: third.append(copy.start(device_tensor(3.0))))
@@ -120,27 +151,25 @@ def test_a_third_copy_waits_until_a_slot_is_free(cuda: FakeCuda) -> None:
     assert copy._slots.empty()
 
 
-def test_results_within_the_budget_are_kept_and_their_buffers_used_again(cuda: FakeCuda) -> None:
-    """64 floats take 256 bytes, 65 take 512: torch rounds pinned memory up."""
-    copy = HostCopy(torch.device("cuda", 0), 3 * 256, cuda)
-    kept = [copy.start(device_tensor(float(i), 64)) for i in range(3)]
-    assert [r.kept for r in kept] == [True] * 3
+def test_results_within_the_budget_are_kept_and_their_memory_is_used_again(cuda: FakeCuda) -> None:
+    copy = HostCopy(GPU, 256, kept=3000, budget=1024, cuda=cuda)  # one chunk of four results
+    kept = [copy.start(device_tensor(float(i), 64)) for i in range(4)]
+    assert [r.kept for r in kept] == [True] * 4
     over = copy.start(device_tensor(9.0, 64))
     assert not over.kept
-    assert [float(r.get()[0]) for r in [*kept, over]] == [0, 1, 2, 9]
+    assert [float(r.get()[0]) for r in [*kept, over]] == [0, 1, 2, 3, 9]
     over.free()
-    for result in kept:
+    for result in kept[:3]:
         result.free()
-    made = cuda.log.count("pinned buffer made")
-    assert copy.start(device_tensor(5.0, 60)).kept
-    assert cuda.log.count("pinned buffer made") == made
-    assert copy.start(device_tensor(5.0, 65)).kept  # in the room of the other two
-    assert not copy.start(device_tensor(5.0, 1)).kept
+    assert not copy.start(device_tensor(5.0, 1)).kept  # one of the chunk is still read
+    assert float(kept[3].get()[0]) == 3
+    kept[3].free()
+    assert copy.start(device_tensor(5.0, 64)).kept
 
 
 def test_a_writer_that_failed_frees_the_slots_of_the_batches_behind(cuda: FakeCuda) -> None:
     """The loop gets the error of the disk; it must not wait for ever for a slot."""
-    copy = HostCopy(torch.device("cuda", 0), cuda=cuda)
+    copy = HostCopy(GPU, 24, cuda=cuda)
     writer = OrderedThread("test", depth=8)
     begun = threading.Event()
 
@@ -192,7 +221,7 @@ def test_a_stopped_thread_drops_what_has_not_begun() -> None:
 
 def test_on_the_cpu_the_tensor_itself_is_passed_on() -> None:
     result = torch.ones(3)
-    on_its_way = HostCopy(torch.device("cpu"), 1 << 30).start(result)
+    on_its_way = HostCopy(torch.device("cpu"), 12, 12, 1 << 30).start(result)
     assert on_its_way.get() is result
     assert not on_its_way.kept
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score, silhouette_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from safetyspace_fast.ops import _native, distance_sums, labelled
 from safetyspace_fast.ops.labellings import FoldLabellings
@@ -219,6 +220,27 @@ def test_the_compiled_wins_are_those_of_the_plain_ones_to_the_bit():
     ends = torch.tensor([i.stop for i in of.folds])
     compiled = torch.ops.safetyspace_fast.label_wins(scores, of.packed, ends)[:, :100]
     assert torch.equal(compiled, _wins(scores, of)[:, :100])
+
+
+def test_the_plain_wins_launch_as_little_with_twenty_folds_as_with_two():
+    """But for the largest score of each. On a GPU each operation is a launch."""
+
+    class Counted(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    for folds in (2, 20):
+        labels = (torch.arange(200) % 2)[None].expand(3, -1)
+        of = FoldLabellings(labels, torch.arange(200) % folds)
+        with Counted() as counted:
+            _wins(torch.randn_like(of.member), of)
+        found.append(counted.number)
+    assert found[1] - found[0] == 2 * 18
+    assert found[0] < 70
 
 
 def test_a_scale_is_robust_and_no_dimension_with_rare_peaks_rules():

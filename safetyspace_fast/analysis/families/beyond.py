@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..cells import Cells, Refusal
+from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import InComponents, Metric
+from ..texts import Refusal
 from ..uncertainty import (
     influence_variance,
     one_sided_p,

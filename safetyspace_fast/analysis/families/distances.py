@@ -18,7 +18,7 @@ from ...ops.distance_sums import (
     distance_tiles,
     labelled_distances,
 )
-from ..cells import Cells, Refusal, once
+from ..cells import Cells, once
 from ..estimate import Estimate, make_estimate, make_share
 from ..metric import (
     INFLUENCE,
@@ -36,6 +36,7 @@ from ..metric import (
     Metric,
 )
 from ..moments import centred, direction_scores
+from ..texts import Refusal
 from ..uncertainty import inverse_interval, t_interval
 from .ratio import welch_square
 

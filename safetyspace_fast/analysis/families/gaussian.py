@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..cells import Cells, Refusal, Resampled, once
+from ..cells import Cells, Resampled, once
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
     BOOTSTRAP,
@@ -23,6 +23,7 @@ from ..metric import (
     Metric,
 )
 from ..moments import Moments, products
+from ..texts import Refusal
 
 TEXTS_PER_COMPONENT = 10
 """Texts per class that a covariance needs for each component."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...ops import FoldLabellings, equal_units
 from ...ops.scores import balanced_accuracy, labelled_auc, ridge_scores
-from ..cells import Cells, Refusal, once
+from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate, make_share, share_p
 from ..metric import (
     INFLUENCE,
@@ -30,6 +30,7 @@ from ..metric import (
     Metric,
 )
 from ..moments import shift_influence, shift_noise
+from ..texts import Refusal
 from ..uncertainty import (
     INFLUENCE_EXCESS,
     common_held_out,

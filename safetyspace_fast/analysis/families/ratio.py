@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..cells import Cells, Refusal, once
+from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
     BOOTSTRAP,
@@ -22,6 +22,7 @@ from ..metric import (
     Metric,
 )
 from ..moments import Moments, direction_scores, shift_influence
+from ..texts import Refusal
 from ..uncertainty import f_tail, t_interval, unit_sums, units_behind
 
 _FLOOR = (
