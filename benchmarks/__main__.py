@@ -9,7 +9,7 @@ NAMES = {
     "separation": "all metrics with intervals and nulls, against loops over NumPy and scikit-learn",
     "store": "writing a store, against zarr-python layer by layer; memory, files, size",
     "sweep": "a sweep of four small models, against its bare forward passes and its estimate",
-    "workers": "two workers of one core each, against one",
+    "workers": "two workers of one core each, against one: processes, or Ray's",
     "streamed": "weights that stay on disk, against memory and accelerate's disk offload",
     "report-page": "the page of a large store: size by part, opening, a step of the slider",
     "gpu-static": "what the GPU kernels compile to, without a GPU",

@@ -135,7 +135,6 @@ class SweepDisplay:
         self._runs = list(runs)
         self._states = ["waiting"] * len(runs)
         self._details = [""] * len(runs)
-        self._row: dict[str, int] = {}  # of the models that run
         self._texts: dict[int, list[int]] = {}  # done and all, of a run
         self._live = sys.stderr.isatty()
         self._lines = 0  # of the table on the screen
@@ -152,7 +151,7 @@ class SweepDisplay:
         if isinstance(event, api.Verified):
             self._say(f"{event.model}: {verdict_line(event.verification)}")
             return
-        row = self._row_of(event)
+        row = self._runs.index((event.model, event.out))
         if isinstance(event, RunBegun):
             self._set(row, "running", "loads")
         elif isinstance(event, RunEnded) and event.error is not None:
@@ -163,23 +162,12 @@ class SweepDisplay:
         elif isinstance(event, api.Planned):
             self._texts[row] = [event.texts_done, event.texts]
             self._set(row, "running", f"{event.texts:,} texts, {event.tokens:,} tokens")
-        elif isinstance(event, api.Progressed):
-            texts = self._texts[row]
+        elif isinstance(event, api.Progressed) and self._states[row] == "running":
+            texts = self._texts[row]  # a worker may tell its last batch when all is done
             texts[0] += event.texts
             self._details[row] = f"{texts[0]:,} of {texts[1]:,} texts"
             if self._live and time.monotonic() - self._drawn > self.REDRAWN_EVERY_S:
                 self._draw()
-
-    def _row_of(self, event: "Event") -> int:
-        """The row of a model's run: the one that was begun last, or else the first."""
-        from .sweep import RunBegun
-
-        if isinstance(event, RunBegun):
-            self._row[event.model] = self._runs.index((event.model, event.out))
-        elif event.model not in self._row:
-            names = [model for model, _ in self._runs]
-            self._row[event.model] = names.index(event.model)
-        return self._row[event.model]
 
     def _set(self, row: int, state: str, details: str) -> None:
         if (self._states[row], self._details[row]) == (state, details):
@@ -250,13 +238,14 @@ def show_forecast(forecasts: "Sequence[RunForecast]") -> None:
     print(forecast_line(forecasts))
 
 
-def forecast_line(forecasts: "Sequence[RunForecast]") -> str:
-    """One line: what a sweep will take."""
+def forecast_line(forecasts: "Sequence[RunForecast]", where: str = "") -> str:
+    """One line: what a sweep will take; `where` follows the time."""
     seconds = sum(run.seconds or 0 for run in forecasts)
     disk = sum(run.store_bytes or 0 for run in forecasts)
     without = sum(run.seconds is None for run in forecasts)
     missing = f"; no estimate for {without} of them" if without else ""
-    return f"{len(forecasts)} runs: about {duration(seconds)} and {size(disk)} of disk{missing}"
+    took = f"{duration(seconds)}{where} and " if without < len(forecasts) else ""
+    return f"{len(forecasts)} runs: about {took}{size(disk)} of disk{missing}"
 
 
 def show_estimate(result: "Estimate", cluster: "Cluster") -> None:
@@ -284,21 +273,31 @@ def show_sweep(
     forecasts: "Sequence[RunForecast]",
     truths: "Mapping[tuple[str, str], Truth]",
     failed: Mapping[tuple[str, str], str],
+    where: str = "",
 ) -> None:
-    """Print how a sweep ended: counts, estimate beside truth, failures, and what to type next."""
-    known = [run for run in forecasts if (run.model, run.out) in truths and run.seconds is not None]
+    """Print how a sweep ended: counts, estimate beside truth, failures, and what to type next.
+
+    Args:
+        forecasts: of all runs.
+        truths, failed: by model and store.
+        where: follows the time that was estimated.
+    """
+    took = [
+        (run, truths[run.model, run.out]) for run in forecasts if (run.model, run.out) in truths
+    ]
     before = len(forecasts) - len(truths) - len(failed)
-    already = f", {before} complete before" if before else ""
+    already = f", {before} complete already" if before else ""
     print(f"{len(truths)} runs done{already}, {len(failed)} failed")
-    if known:
-        took = [truths[run.model, run.out] for run in known]
-        expected_s = sum(run.seconds or 0 for run in known)
-        seconds, disk = sum(t.seconds for t in took), sum(t.store_bytes for t in took)
+    if timed := [(run.seconds, truth.seconds) for run, truth in took if run.seconds is not None]:
+        expected_s, seconds = map(sum, zip(*timed, strict=True))
         print(
-            f"time: estimated {duration(expected_s)}, took {duration(seconds)} "
+            f"time: estimated {duration(expected_s)}{where}, took {duration(seconds)} "
             f"({seconds / expected_s - 1:+.0%})"
         )
-        expected = sum(run.store_bytes or 0 for run in known)
+    if sized := [
+        (run.store_bytes, t.store_bytes) for run, t in took if run.store_bytes is not None
+    ]:
+        expected, disk = map(sum, zip(*sized, strict=True))
         print(f"disk: estimated {size(expected)}, wrote {size(disk)} ({disk / expected - 1:+.0%})")
     for (model, out), why in failed.items():
         print(f"failed: {model} -> {out}: {why}")

@@ -4,7 +4,7 @@ import argparse
 import json
 import signal
 import threading
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from types import FrameType
 
 from .. import terminal
@@ -104,9 +104,15 @@ def _run(arguments: argparse.Namespace) -> None:
     interrupt_at_signals()
     from .. import api
 
-    done = show_events(events_of([config], arguments) or api.iter_run(config))
+    single = [replace(config, models=(model,)) for model in config.models]
+    if (workers := events_of(single, arguments)) is not None:
+        from ..sweep import refuse_missing
+
+        refuse_missing(single)  # a run in one process looks for all models before it loads one
+    done = show_events(workers or api.iter_run(config))
     if arguments.json:
-        print(json.dumps({"out": str(config.out), "models": [asdict(event) for event in done]}))
+        out = str(config.out)
+        print(json.dumps({"out": out, "models": [asdict(event) | {"out": out} for event in done]}))
         return
     terminal.show_done(done, config.out)
 

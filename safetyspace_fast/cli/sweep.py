@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from .. import terminal
 from ..errors import ConfigError, SafetySpaceError
 from .options import Commands, command
-from .workers import events_of, show_events
+from .workers import events_of
 
 if TYPE_CHECKING:
-    from ..api import Event
     from ..config import RunConfig
     from ..sweep import SharedWork
 
@@ -46,24 +45,26 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     configs = read_sweep(arguments.sweep).configs()
     refuse_missing(configs)
     # Ray places workers itself, whatever Slurm says of the process that starts them.
-    alone = arguments.ray is not None or rank_of(arguments.rank, arguments.world_size)[1] == 1
-    if alone and not (arguments.resume or arguments.dry_run):
+    on_ray = arguments.ray is not None
+    rank, world_size = (0, 1) if on_ray else rank_of(arguments.rank, arguments.world_size)
+    if world_size == 1 and not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
     shared = _with_data(configs)
-    if not arguments.dry_run and (workers := events_of(configs, arguments)) is not None:
-        _show_workers(workers, configs, arguments)
-        return
-    forecasts = forecast(configs, shared, on_step=terminal.say)
+    workers = None if arguments.dry_run else events_of(configs, arguments)
+    # Of several ranks one measures; the machines of a cluster are not this one.
+    timed = arguments.dry_run or (rank == 0 and not arguments.ray)
+    forecasts = forecast(configs, shared, timed=timed, on_step=terminal.say)
     if arguments.dry_run:
         if arguments.json:
             print(json.dumps({"runs": [run.record() for run in forecasts]}))
         else:
             terminal.show_forecast(forecasts)
         return
-    terminal.say(terminal.forecast_line(forecasts))
+    in_one = " in one process" if workers is not None else ""
+    terminal.say(terminal.forecast_line(forecasts, in_one))
     display = terminal.SweepDisplay([(run.model, run.out) for run in forecasts])
     truths = Truths(time.monotonic)
-    with closing(run_sweep(configs, shared)) as events:
+    with closing(workers if workers is not None else run_sweep(configs, shared)) as events:
         for event in events:
             truths.add(event)
             display.show(event)
@@ -71,27 +72,12 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     if arguments.json:
         print(json.dumps({"runs": _records(forecasts, truths.of_run, failed)}))
     else:
-        terminal.show_sweep(forecasts, truths.of_run, failed)
+        terminal.show_sweep(forecasts, truths.of_run, failed, in_one)
     if failed:
         raise SafetySpaceError(
             f"{len(failed)} of {len(configs)} runs failed; mend what they name, then repeat "
             f"`safetyspace-fast run {arguments.sweep} --resume`"
         )
-
-
-def _show_workers(
-    events: "Generator[Event, None, None]",
-    configs: "Sequence[RunConfig]",
-    arguments: argparse.Namespace,
-) -> None:
-    """Run a sweep that several workers share."""
-    done = show_events(events)
-    stores = list(dict.fromkeys(str(config.out) for config in configs))
-    if arguments.json:
-        print(json.dumps({"stores": stores, "models": [asdict(event) for event in done]}))
-        return
-    for out in stores:
-        print(f"next:  safetyspace-fast separation {out}")
 
 
 def _refuse_options(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:

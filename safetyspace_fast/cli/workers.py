@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from .. import terminal
@@ -52,7 +52,7 @@ def events_of(
     """What `--devices`, `--ray` and `--rank` ask for; None: a run in this process alone.
 
     Args:
-        configs: of the run, each with one model or several.
+        configs: each with one model.
         arguments: that were typed.
 
     Raises:
@@ -61,21 +61,20 @@ def events_of(
     from ..sweep.devices import devices_of, run_on_devices
     from ..sweep.ranks import rank_of, refuse_unseen, run_as_rank
 
-    single = [replace(config, models=(model,)) for config in configs for model in config.models]
     if arguments.ray is not None:
-        return _on_ray(single, arguments)
+        return _on_ray(configs, arguments)
     if arguments.workers is not None:
         raise ConfigError("run: --workers is for --ray; --devices cpu:N starts N workers here")
     rank, world_size = rank_of(arguments.rank, arguments.world_size)
     if arguments.devices is None and world_size == 1:
         return None
     if arguments.devices is None:
-        return run_as_rank(single, rank, world_size)
+        return run_as_rank(configs, rank, world_size)
     if arguments.device is not None:
         raise ConfigError("run: --device and --devices exclude each other; give one of them")
     if world_size > 1:
-        refuse_unseen(single)
-    return run_on_devices(single, devices_of(arguments.devices), rank, world_size)
+        refuse_unseen(configs)
+    return run_on_devices(configs, devices_of(arguments.devices), rank, world_size)
 
 
 def _on_ray(
@@ -96,10 +95,11 @@ def _on_ray(
 def show_events(events: "Generator[Event, None, None]") -> "list[ModelDone]":
     """Run to the end and show what happens; returns the models that are complete now."""
     from .. import api
+    from ..sweep.events import raising
 
     done: list[api.ModelDone] = []
-    with terminal.RunDisplay() as progress, closing(events):
-        for event in events:
+    with terminal.RunDisplay() as progress, closing(raising(events)) as running:
+        for event in running:
             progress.show(event)
             if isinstance(event, api.ModelDone):
                 done.append(event)
@@ -123,6 +123,13 @@ def _merge(arguments: argparse.Namespace) -> None:
 
     done = show_events(merge(arguments.run))
     if arguments.json:
-        print(json.dumps({"out": arguments.run, "models": [asdict(event) for event in done]}))
+        print(
+            json.dumps(
+                {
+                    "out": arguments.run,
+                    "models": [asdict(event) | {"out": arguments.run} for event in done],
+                }
+            )
+        )
     elif done:
         terminal.show_done(done, arguments.run)

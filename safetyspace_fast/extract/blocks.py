@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ModelError
 from ..models import (
     DeepestLayerReached,
+    LoadedModel,
     StreamedBlocks,
     block_output,
     memory_errors,
@@ -37,6 +39,7 @@ from .capture import Capture
 from .events import Event, Note, Progressed
 from .loop import Extraction, Unit
 from .plan import Batch, Part
+from .prepare import Prepared
 from .transfer import OrderedThread
 
 Item = TypeVar("Item")
@@ -103,8 +106,7 @@ class StreamedExtraction(Extraction):
             arguments, options: of `Extraction`.
             scratch: bytes that the scratch file may have; None: half of the disk's free space.
 
-        Raises:
-            ConfigError: a batch does not fit into the scratch file.
+        The caller has checked that the largest batch fits: `refuse_small_scratch`.
         """
         super().__init__(*arguments, **options)
         assert self._model.streamed is not None
@@ -112,20 +114,12 @@ class StreamedExtraction(Extraction):
         self._streamed: StreamedBlocks = self._model.streamed
         self._num_blocks = self._needed()
         self._path = self._session.folder / f"states{SUFFIX}"
-        free = shutil.disk_usage(self._session.folder).free
-        self._budget = free // 2 if scratch is None else scratch
+        self._budget = _budget(self._session.folder, scratch)
         self._key = self._what_decides_states()
         self._waiting = deque(self._batches_left())
         self._prefix_states: Tensor | None = None
         self._prefix_blocks = 0
         """Blocks through which the shared prefix has gone."""
-        largest = max((self._slot_bytes(batch) for _, batch in self._waiting), default=0)
-        if largest > self._budget:
-            raise ConfigError(
-                f"scratch: {self._budget:,} bytes, but the largest batch of {self._name} keeps "
-                f"{largest:,} between two blocks; give more and --resume, or a smaller "
-                "--token-budget and --overwrite"
-            )
 
     @contextmanager
     def _forward(
@@ -148,7 +142,9 @@ class StreamedExtraction(Extraction):
 
     def _pass(self, batches: Sequence[tuple[int, Batch]], writer: OrderedThread) -> Iterator[Event]:
         """Read all blocks once, and run these batches through them."""
-        sizes = {int(batch.rows[0]): self._sizes(batch) for _, batch in batches}
+        sizes = {
+            int(batch.rows[0]): _sizes(self._streamed, self._work, batch) for _, batch in batches
+        }
         scratch = Scratch(self._path, self._key, sizes)
         first = min(scratch.level(name) for name in sizes)
         if self._work.prefix_tokens and first < self._num_blocks:
@@ -187,7 +183,7 @@ class StreamedExtraction(Extraction):
             if i_block == 0:
                 return batch, None
             stored = torch.from_numpy(scratch.states(int(batch.rows[0])))
-            shape = self._state_shape(batch)
+            shape = _state_shape(work, batch)
             return batch, stored.view(self._streamed.state_dtype).view(shape)
 
         capture = BlockCapture(
@@ -279,7 +275,7 @@ class StreamedExtraction(Extraction):
         batches, left = [], self._budget
         for number, batch in waiting:
             left -= self._slot_bytes(batch)
-            if left < 0:
+            if left < 0 and batches:  # one always: others may have filled the disk meanwhile
                 break
             batches.append((number, batch))
         return batches
@@ -313,21 +309,8 @@ class StreamedExtraction(Extraction):
             here.add("final_norm")
         return tuple(name for name in self._work.hookpoints if name in here)
 
-    def _state_shape(self, batch: Batch) -> tuple[int, int, int]:
-        width = len(self._work.projection)
-        if self._work.packed:
-            return 1, int(self._work.tokens.lengths[batch.unique].sum()), width
-        return len(batch.unique), batch.length, width
-
-    def _sizes(self, batch: Batch) -> tuple[int, int]:
-        """Bytes of a batch's states, and of the averages of all layers."""
-        layers, poolings = len(self._work.hookpoints), len(self._work.tokens.poolings)
-        rows, tokens, width = self._state_shape(batch)
-        states = rows * tokens * width * self._streamed.state_dtype.itemsize
-        return states, 4 * layers * poolings * len(batch.unique) * width
-
     def _slot_bytes(self, batch: Batch) -> int:
-        return slot_bytes(*self._sizes(batch))
+        return slot_bytes(*_sizes(self._streamed, self._work, batch))
 
     def _what_decides_states(self) -> str:
         work = self._work
@@ -342,6 +325,50 @@ class StreamedExtraction(Extraction):
             work.packed,
         ]
         return json.dumps(facts)
+
+
+def refuse_small_scratch(
+    model: LoadedModel, work: Prepared, folder: Path, scratch: int | None
+) -> None:
+    """Refuse a scratch file that cannot hold a single batch, before a store is begun.
+
+    Args:
+        model: streamed.
+        work: prepared for it.
+        folder: on the disk of the scratch file.
+        scratch: bytes that the file may have; None: half of the disk's free space.
+
+    Raises:
+        ConfigError: the largest batch does not fit.
+    """
+    assert model.streamed is not None
+    streamed, budget = model.streamed, _budget(folder, scratch)
+    largest = max((slot_bytes(*_sizes(streamed, work, batch)) for batch in work.plan), default=0)
+    if largest > budget:
+        raise ConfigError(
+            f"scratch: {budget:,} bytes, but the largest batch of {model.name} keeps {largest:,} "
+            "between two blocks; give more and --resume, or a smaller --token-budget and "
+            "--overwrite"
+        )
+
+
+def _budget(folder: Path, scratch: int | None) -> int:
+    return shutil.disk_usage(folder).free // 2 if scratch is None else scratch
+
+
+def _state_shape(work: Prepared, batch: Batch) -> tuple[int, int, int]:
+    width = len(work.projection)
+    if work.packed:
+        return 1, int(work.tokens.lengths[batch.unique].sum()), width
+    return len(batch.unique), batch.length, width
+
+
+def _sizes(streamed: StreamedBlocks, work: Prepared, batch: Batch) -> tuple[int, int]:
+    """Bytes of a batch's states, and of the averages of all layers."""
+    layers, poolings = len(work.hookpoints), len(work.tokens.poolings)
+    rows, tokens, width = _state_shape(work, batch)
+    states = rows * tokens * width * streamed.state_dtype.itemsize
+    return states, 4 * layers * poolings * len(batch.unique) * width
 
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -1,6 +1,6 @@
 """Events: what a run reports while it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 VERDICTS = ("supported", "unchecked", "degraded", "wrong")
 """From good to bad."""
@@ -8,9 +8,14 @@ VERDICTS = ("supported", "unchecked", "degraded", "wrong")
 
 @dataclass(frozen=True)
 class Event:
-    """Base of all events; `model` is the model's name in the store."""
+    """Base of all events.
+
+    model: its name in the store; empty: all models.
+    out: the store, if a sweep has several runs; else empty.
+    """
 
     model: str
+    out: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)

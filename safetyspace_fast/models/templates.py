@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .loading import find_sources
 from .source import Source, read_json
 from .spec import ModelSpec
@@ -142,7 +142,10 @@ def _read(source: Source) -> str | None:
         return tokenizer.get_chat_template() if tokenizer.chat_template else None
     file = source.directory / _FILE
     if file.is_file():
-        return file.read_text("utf-8") or None
+        try:
+            return file.read_text("utf-8") or None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file}: cannot be read: {first_line(error)}") from error
     return _written_in(source.directory / "tokenizer_config.json")
 
 

@@ -44,6 +44,7 @@ class OneModel:
         samples: Samples,
         templates: Mapping[str, str | None],
         claimed: Sequence[str],
+        steps: Steps,
     ) -> None:
         """Check what can be checked before a model is loaded.
 
@@ -52,6 +53,7 @@ class OneModel:
             samples: what the store holds, or is to hold.
             templates: of `choose_templates`, for all models of the store.
             claimed: these models' names; the caller has claimed them.
+            steps: how models are loaded and texts tokenised.
 
         Raises:
             StoreError: the store has the model from other files, or run in another way; or it has
@@ -61,6 +63,7 @@ class OneModel:
         self.name = self.spec.name
         self.samples = samples
         self._config, self._template = config, templates.get(self.name)
+        self._steps = steps
         none = templates.get(self.name, "") is None
         template: TemplateMode = "none" if none else config.template
         self._used = replace(config, weights="load", template=template)
@@ -68,6 +71,11 @@ class OneModel:
         self._foreign = foreign_bases(self.name, config)
         self._refuse_other_texts()
         refuse_other_run(self.spec, config, self._stored(), self._foreign)
+
+    @property
+    def out(self) -> str:
+        """The store, as the config names it."""
+        return str(self._config.out)
 
     @property
     def place(self) -> Place:
@@ -102,7 +110,7 @@ class OneModel:
 
     def load(self, on_note: Callable[[str], None]) -> LoadedModel:
         """Load the model."""
-        return load_one(self.spec, self._used, Steps(), self._template, on_note)
+        return load_one(self.spec, self._used, self._steps, self._template, on_note)
 
     def prepare(
         self, model: LoadedModel, plan: Attributes | None, on_note: Callable[[str], None]
@@ -120,7 +128,7 @@ class OneModel:
         earlier = plan["attributes"]["manifest"] if plan else self._stored().get("manifest", {})
         packed = plan["packed"] if plan else None
         work = prepare_one(
-            model, self._used, Steps(), self.samples, batching_of(earlier), on_note, packed
+            model, self._used, self._steps, self.samples, batching_of(earlier), on_note, packed
         )
         manifest = manifest_of(model, self._config, self.samples, work)
         if plan:

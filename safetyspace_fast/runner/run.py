@@ -12,7 +12,7 @@ from typing import Any
 from ..config import RunConfig, data_fields
 from ..data import Samples
 from ..extract import Event, Extraction, ModelDone, Note
-from ..extract.blocks import StreamedExtraction
+from ..extract.blocks import StreamedExtraction, refuse_small_scratch
 from ..extract.finish import Basis
 from ..models import LoadedModel, ModelSpec, device_errors
 from ..store import Claim, Kept, Place, Run, Session, Shared, alone, clear, consolidate, settle
@@ -124,6 +124,8 @@ def _run_model(
     work = prepare_one(model, used, steps, samples, batching_of(earlier), notes.append)
     manifest = manifest_of(model, config, samples, work)
     refuse_other_mean(output, name, manifest)
+    if model.streamed is not None:
+        refuse_small_scratch(model, work, output.place.work, config.scratch)
     kept = usable(kept, manifest, notes.append)
     root = output.root
     if root is None:

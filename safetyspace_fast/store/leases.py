@@ -123,6 +123,13 @@ class Leases:
         """Whether nobody who is alive has a lease."""
         return self._alive(self._path(name)) is None
 
+    def owners(self, name: str) -> int:
+        """How many workers that are alive have a lease `NAME-WORKER` beside their own."""
+        return sum(
+            path.name.rpartition("-")[0] == name and self._alive(path) is not None
+            for path in (self._work / WORKERS).glob("*" + SUFFIX)
+        )
+
     def others(self) -> Iterator[dict[str, object]]:
         """What the other workers that are alive say of themselves."""
         for path in sorted((self._work / WORKERS).glob("*" + SUFFIX)):

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -21,12 +20,11 @@ from pathlib import Path
 from types import FrameType
 
 from ..config import RunConfig
-from ..errors import ConfigError, SafetySpaceError, StoreError, first_line
+from ..errors import ConfigError
 from ..extract import Event, Note
-from ..models import parse_model
-from ..store import Place, Run
 from ..threads import cores
-from .units import begin_stores, by_store, once, work
+from .events import portable, together
+from .units import begin_stores, work
 
 STOP_SECONDS = 60.0
 """A worker that was asked to stop, and has not by then, is killed."""
@@ -73,7 +71,8 @@ def run_on_devices(
 ) -> Generator[Event, None, None]:
     """Run models on several devices at once, one worker process for each.
 
-    Units of a worker that dies go to the others. Closing the generator stops all workers cleanly.
+    Units of a worker that dies go to the others. A model that fails on all of them ends with an
+    error (`RunEnded`) and stops no other. Closing the generator stops all workers cleanly.
 
     Args:
         configs: each with one model.
@@ -82,8 +81,7 @@ def run_on_devices(
             devices; then a store that exists is added to, as with `resume`.
 
     Raises:
-        SafetySpaceError: a store exists already; or a model has failed on all workers, or all of
-            them have ended. Finished work is kept.
+        SafetySpaceError: a store exists already, or these workers cannot share it.
     """
     if world_size == 1:
         begin_stores(configs)
@@ -95,17 +93,10 @@ def run_on_devices(
             ranks = (rank * len(devices) + number, world_size * len(devices))
             job = _Job([replace(config, device=device) for config in configs], ranks, share)
             workers.append(_Worker(number, device, job))
-        yield from once(_events(workers))
+        failures: list[Exception] = []
+        yield from together(_events(workers, failures), configs, failures)
     finally:
         _stop(workers)
-    failures = [worker.failure for worker in workers if worker.failure is not None]
-    if missing := _incomplete(configs):
-        if failures:
-            raise failures[0]
-        raise StoreError(
-            f"{configs[0].out}: all workers have ended, and {', '.join(missing)} is not complete; "
-            "finished batches are kept: repeat the command with --resume"
-        )
 
 
 @dataclass(frozen=True)
@@ -158,16 +149,18 @@ class _Worker:
         self.process.stdout.close()
 
     def ended(self) -> str | None:
-        """Wait until the process has ended; returns why, if it did not say so itself."""
+        """Wait until the process has ended; returns why, if it ended too early."""
         code = self.process.wait()
-        if code == 0 or self.failure is not None:
+        if code == 0:
             return None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        if self.failure is not None:
+            how = f"has ended: {self.failure}"
         return f"worker {self.number} ({self.device}) {how}; the others take over its units"
 
 
-def _events(workers: Sequence[_Worker]) -> Iterator[Event]:
-    """The events of all workers, in the order in which they come."""
+def _events(workers: Sequence[_Worker], failures: list[Exception]) -> Iterator[Event]:
+    """The events of all workers, in the order in which they come; adds what they failed with."""
     living = {worker.events: worker for worker in workers}
     while living:
         for events in wait(list(living)):
@@ -179,39 +172,33 @@ def _events(workers: Sequence[_Worker]) -> Iterator[Event]:
                 del living[events]
                 events.close()
                 why = worker.ended()
-                if why is not None:
+                if why is not None and living:
                     yield Note("", why)
                 continue
             if isinstance(said, Event):
                 yield said
             else:
                 worker.failure = said
+                failures.append(said)
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """End all workers: they finish the batch in hand and give their leases back."""
-    for worker in workers:
-        if worker.process.poll() is None:
+    """End all workers: they finish the batch in hand and give their leases back.
+
+    If this is interrupted in turn, by a second Ctrl-C, they are killed: finished batches are kept.
+    """
+    try:
+        for worker in workers:
             worker.process.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for worker in workers:
-        try:
-            worker.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
             worker.process.kill()
             worker.process.wait()
-        worker.events.close()
-
-
-def _incomplete(configs: Sequence[RunConfig]) -> list[str]:
-    """The models that are not complete in their stores."""
-    missing = []
-    for of_store in by_store(configs):
-        place = Place(of_store[0].out)
-        complete = Run(str(place)).models if place.exists() else ()
-        names = [parse_model(*config.models).name for config in of_store]
-        missing += [name for name in names if name not in complete]
-    return missing
+            worker.events.close()
 
 
 def serve() -> None:
@@ -223,22 +210,21 @@ def serve() -> None:
         os.sched_setaffinity(0, job.cores)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = 0
     try:
         with closing(work(job.configs, *job.rank)) as running:
             for event in running:
                 events.send(event)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:  # the parent has gone
-        sys.exit(1)
-    except SafetySpaceError as error:
-        events.send(error)
-        sys.exit(1)
+        code = 1
     except Exception as error:
-        told = RuntimeError(f"{type(error).__name__}: {first_line(error)}")
-        told.add_note(traceback.format_exc())
-        events.send(told)
-        sys.exit(1)
+        code = 1
+        with suppress(BrokenPipeError):
+            events.send(portable(error))
+    sys.stderr.flush()
+    os._exit(code)  # all is written: wait for no thread of a library, as the parent waits for this
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -1,9 +1,12 @@
 """A sweep in this process: one run after the other, and the next model read ahead."""
 
 import os
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import RunConfig
@@ -11,11 +14,15 @@ from ..errors import SafetySpaceError
 from ..extract import Event
 from ..models import ModelSpec, find_sources, parse_model
 from ..runner import run_models
-from .events import RunBegun, RunEnded
+from .events import RunBegun, RunEnded, in_store
 from .shared import SharedWork
 
 _PIECE = 64 << 20
 """Bytes that are asked of the file system at a time."""
+_FETCH = (
+    "import os, pickle, sys; os.nice(10); from safetyspace_fast.models import find_sources; "
+    "find_sources(*pickle.load(sys.stdin.buffer))"
+)
 _MEMORY_SHARE = 4
 """Weights are read ahead only if they take less than this part of the machine's memory."""
 
@@ -38,11 +45,10 @@ def run_sweep(
             upcoming = [other for other in configs[number + 1 :] if other.models != config.models]
             if upcoming:
                 ahead.begin(upcoming[0])
-            yield RunBegun(spec.name, out)
+            yield RunBegun(spec.name, out=out)
             error: Exception | None = None
             try:
-                with closing(run_models(config, shared.steps)) as events:
-                    yield from events
+                yield from in_store(run_models(config, shared.steps), out)
             except Exception as caught:  # also what nobody foresaw: the other models count
                 error = (
                     caught.with_traceback(None) if isinstance(caught, SafetySpaceError) else caught
@@ -50,7 +56,7 @@ def run_sweep(
             stays = number + 1 < len(configs) and configs[number + 1].models == config.models
             if error is not None or config.compile or not stays:
                 shared.forget_model()
-            yield RunEnded(spec.name, out, error)
+            yield RunEnded(spec.name, error, out=out)
 
 
 class _ReadAhead:
@@ -60,6 +66,7 @@ class _ReadAhead:
         """Read nothing yet."""
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._download: subprocess.Popen[bytes] | None = None
         self._asked: set[ModelSpec] = set()
 
     def __enter__(self) -> "_ReadAhead":
@@ -67,8 +74,11 @@ class _ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the thread end after the piece in hand; a download goes on in the background."""
+        """Let the thread end after the piece in hand, and end a download."""
         self._stop.set()
+        if self._download is not None:
+            self._download.kill()
+            self._download.wait()
 
     def begin(self, config: RunConfig) -> None:
         """Fetch the model of a config, unless it was asked for before or another one is fetched."""
@@ -80,8 +90,13 @@ class _ReadAhead:
         self._thread.start()
 
     def _fetch(self, spec: ModelSpec, config: RunConfig) -> None:
+        asked = (spec, config.allow_pickle, config.trust_remote_code)
         with suppress(SafetySpaceError, OSError):  # its own run says so
-            source, adapters = find_sources(spec, config.allow_pickle, config.trust_remote_code)
+            if not all(Path(part).expanduser().exists() for part in (spec.base, *spec.adapters)):
+                self._fetch_from_hub(asked)
+            if self._stop.is_set():
+                return
+            source, adapters = find_sources(*asked)
             if spec.random:
                 return
             files = source.weight_files() + [f for a in adapters for f in a.adapter_files()]
@@ -89,6 +104,24 @@ class _ReadAhead:
             if sum(file.stat().st_size for file in files) < memory / _MEMORY_SHARE:
                 for file in files:
                     self._read(file)
+
+    def _fetch_from_hub(self, asked: tuple[ModelSpec, bool, bool]) -> None:
+        """Download in a process: the hub's threads would keep this one alive until they are done.
+
+        Those of `concurrent.futures` are waited for when Python exits, whoever has started them.
+        """
+        self._download = subprocess.Popen(
+            [sys.executable, "-c", _FETCH],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends it
+        )
+        if self._stop.is_set():
+            self._download.kill()
+        with suppress(BrokenPipeError):
+            self._download.communicate(pickle.dumps(asked))
 
     def _read(self, file: Path) -> None:
         """Ask the system to read a file; it takes no time of a processor."""

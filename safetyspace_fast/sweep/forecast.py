@@ -128,24 +128,31 @@ class Truths:
     def __init__(self, clock: Callable[[], float]) -> None:
         """Start with nothing; `clock` gives seconds."""
         self._clock = clock
-        self._current = ("", "")
-        self._began: dict[tuple[str, str], float] = {}
+        self._since = 0.0
+        self._spent: dict[tuple[str, str], float] = {}
         self._run_here: set[tuple[str, str]] = set()
         self.of_run: dict[tuple[str, str], Truth] = {}
-        """By model and store; without runs that failed or had been complete before."""
+        """By model and store; without runs that failed or had been complete before.
+
+        Runs at the same time share the seconds that pass, so that their sum is that of the sweep.
+        """
 
     def add(self, event: Event) -> None:
         """Take the next event."""
+        run = event.model, event.out
+        if isinstance(event, RunBegun | RunEnded):
+            now = self._clock()
+            for other in self._spent:
+                self._spent[other] += (now - self._since) / len(self._spent)
+            self._since = now
         if isinstance(event, RunBegun):
-            self._began[event.model, event.out] = self._clock()
-            self._current = (event.model, event.out)
+            self._spent[run] = 0.0
         elif isinstance(event, RunEnded):
-            run = event.model, event.out
+            seconds = self._spent.pop(run, 0.0)
             if event.error is None and run in self._run_here:
-                seconds = self._clock() - self._began[run]
                 self.of_run[run] = Truth(seconds, written_bytes(*run))
         elif event.model and not isinstance(event, Note):
-            self._run_here.add(self._current)
+            self._run_here.add(run)
 
 
 def written_bytes(model: str, out: str) -> int:

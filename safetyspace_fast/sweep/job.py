@@ -1,13 +1,13 @@
 """One model as one worker sees it: begin it, take its units, run them, merge it."""
 
+import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..errors import ModelError, StoreError
-from ..extract import Event, Extraction, Note, Unit
+from ..extract import Batching, Event, Extraction, Note, Unit
 from ..extract.plan import Part
 from ..extract.prepare import Prepared
 from ..models import LoadedModel, device_errors
@@ -15,6 +15,9 @@ from ..runner import OneModel
 from ..store import Leases, Run, Shared
 from ..store.layout import Array, Attributes
 from ..store.leases import WORKERS
+from .claims import Claimed, Claims
+from .events import RunBegun
+from .holding import Holding
 from .merge import languages_missing, merge_model
 
 POLL_SECONDS = 0.5
@@ -30,7 +33,7 @@ class Job:
         leases: Leases,
         rank: tuple[int, int],
         earlier: Sequence["Job"],
-        loading: Callable[[], AbstractContextManager[None]],
+        holding: Holding,
     ) -> None:
         """Do nothing yet.
 
@@ -39,18 +42,21 @@ class Job:
             leases: of the worker on the model's store.
             rank: the worker's rank, and how many there are.
             earlier: the models before it in the same store, which may become its bases.
-            loading: of `work`.
+            holding: of the worker.
         """
         self.one = one
         self.name = one.name
+        self.out = one.out
         self.is_complete = False
         self._leases = leases
-        self._rank, self._world_size = rank
+        self._rank = rank[0]
         self._earlier = earlier
-        self._loading = loading
+        self._holding = holding
         self._shared = Shared(one.place, one.name)
-        self._pending: set[str] = set()
-        """Units that this worker has begun, and whose states may not be durable yet."""
+        texts = (samples.stop - samples.start for samples in one.samples.lang_ranges)
+        parts = sum(math.ceil(number / Batching.part_samples) for number in texts)
+        self._claims = Claims(one.name, leases, self._shared, *rank, units=parts)
+        holding.add(one.name, self._claims)
 
     def work(self) -> Generator[Event, None, bool]:
         """Do all that can be done now; returns whether there was anything."""
@@ -60,19 +66,20 @@ class Job:
         plan = self._shared.plan()
         claimed = None
         if plan is None:
-            if not self._may_begin():
+            if not self._may_begin() or not self._holding.is_worth(self.name):
                 return False
         else:
             if (yield from self._merge(plan)):
                 return True
-            claimed = self._claim(plan)
+            if self._holding.is_worth(self.name):
+                claimed = self._claim(plan)
             if claimed is None:
                 self._refuse_lost_bases(plan)
                 return False
         try:
             plan = yield from self._run(plan, claimed)
         finally:
-            self._give_back()
+            self._claims.give_all_back()
         if plan is not None:
             yield from self._merge(plan)
         return True
@@ -80,6 +87,10 @@ class Job:
     def fail(self) -> None:
         """Tell the other workers that the model does not run here."""
         self._leases.claim(self._failed(self._leases.worker))
+
+    def leave(self) -> None:
+        """The model is complete here, or has failed: it needs no memory for this store."""
+        self._holding.remove(self.name, self._claims)
 
     def close(self) -> None:
         """Delete the folder of units if it is empty."""
@@ -118,14 +129,14 @@ class Job:
         )
 
     def _run(
-        self, plan: Attributes | None, claimed: tuple[int, int | None] | None
+        self, plan: Attributes | None, claimed: Claimed | None
     ) -> Generator[Event, None, Attributes | None]:
         """Load the model and run units until none is left; returns the plan."""
         notes: list[str] = []
+        yield RunBegun(self.name)
         if plan is None:
             yield from self.one.verify()
-        with self._loading():
-            model = self.one.load(notes.append)
+        model = self._holding.load(self.one, notes.append)
         begun = self._begin(model, notes) if plan is None else None
         if plan is None:
             if begun is None:
@@ -139,7 +150,7 @@ class Job:
         output = _Output(self._shared, plan)
         bases: list[str] = plan["attributes"]["bases"]
         extraction = self.one.extraction(model, work, output, bases)
-        yield self.one.planned(work, extraction, self._texts_done(plan))
+        yield self.one.planned(work, extraction, self._claims.texts_done(plan))
         with device_errors(self.name, "finished batches are kept, and other workers go on"):
             claimed = claimed or self._claim(plan)
             while claimed is not None:
@@ -153,14 +164,14 @@ class Job:
         plan: Attributes,
         work: Prepared,
         output: "_Output",
-        claimed: tuple[int, int | None],
+        claimed: Claimed,
     ) -> Iterator[Event]:
         try:
             yield from extraction.run(self._units(plan, work, output, claimed))
         except StoreError:
-            if all(map(self._leases.holds, self._pending)):
+            if self._claims.are_kept():
                 raise
-            self._give_back()
+            self._claims.give_all_back()
             yield Note(self.name, "this worker slept for long; others have taken its units over")
 
     def _begin(self, model: LoadedModel, notes: list[str]) -> tuple[Attributes, Prepared] | None:
@@ -181,41 +192,13 @@ class Job:
             begun = {job.name: job._shared.plan() for job in self._earlier}
             known = {name: plan for name, plan in begun.items() if plan is not None}
             plan = self.one.begin(model, work, manifest, known)
-            self._shared.begin(plan)
+            self._shared.begin(plan | {"load_s": self._holding.load_s})
             return plan, work
         finally:
             self._leases.release(lease)
 
-    def _claim(self, plan: Attributes) -> tuple[int, int | None] | None:
-        """Take the lease of the next unit: a language and its part, or None for its arrays.
-
-        Arrays come first, so that the states of few languages wait on the disk.
-        """
-        n_languages = len(plan["languages"])
-        first = self._rank * n_languages // self._world_size
-        order = [*range(first, n_languages), *range(first)]
-        todo = [i for i in order if not plan["written"][i] and not self._shared.is_computed(i)]
-        if todo and self._bases_are_complete(plan):
-            for i_lang in todo:
-                parts = [self._shared.part(number) for number in plan["parts"][i_lang]]
-                if all(map(self._shared.done, parts)) and self._take(self._shared.language(i_lang)):
-                    return i_lang, None
-        for i_lang in todo:
-            for number in plan["parts"][i_lang]:
-                unit = self._shared.part(number)
-                if self._shared.done(unit) is None and self._take(unit):
-                    return i_lang, number
-        return None
-
-    def _take(self, unit: str) -> bool:
-        """Take the lease of a unit, unless it was done meanwhile."""
-        if not self._leases.claim(unit):
-            return False
-        if self._shared.done(unit) is not None:
-            self._leases.release(unit)
-            return False
-        self._pending.add(unit)
-        return True
+    def _claim(self, plan: Attributes) -> Claimed | None:
+        return self._claims.next(plan, with_arrays=self._bases_are_complete(plan))
 
     def _bases_are_complete(self, plan: Attributes) -> bool:
         own = {name for name in plan["attributes"]["bases"] if "@" not in name}
@@ -226,46 +209,22 @@ class Job:
         plan: Attributes,
         work: Prepared,
         output: "_Output",
-        claimed: tuple[int, int | None] | None,
+        claimed: Claimed | None,
     ) -> Iterator[Unit]:
         parts = {part.number: part for parts in work.plan.languages for part in parts}
         while claimed is not None:
             i_lang, number = claimed
             if number is not None:
-                done = partial(self._done, self._shared.part(number))
+                done = partial(self._claims.done, self._shared.part(number))
                 yield Unit(i_lang, parts[number], done)
             else:
                 unit = self._shared.language(i_lang)
                 if output.is_whole(work.plan.languages[i_lang]):
-                    yield Unit(i_lang, done=partial(self._done, unit))
+                    yield Unit(i_lang, done=partial(self._claims.done, unit))
                 else:
                     self._shared.forget(i_lang, plan["parts"][i_lang])
-                    self._pending.discard(unit)
-                    self._leases.release(unit)
+                    self._claims.give_back(unit)
             claimed = self._claim(plan)
-
-    def _done(self, unit: str, seconds: float, tokens: int) -> None:
-        """Mark a unit as done; not if another worker has its lease by now."""
-        if self._leases.holds(unit):
-            self._shared.set_done(unit, seconds=seconds, tokens=tokens)
-        self._pending.discard(unit)
-        self._leases.release(unit)
-
-    def _give_back(self) -> None:
-        for unit in tuple(self._pending):
-            self._pending.discard(unit)
-            self._leases.release(unit)
-
-    def _texts_done(self, plan: Attributes) -> int:
-        done = 0
-        for i_lang, (start, stop) in enumerate(plan["languages"]):
-            parts = plan["parts"][i_lang]
-            if plan["written"][i_lang] or self._shared.is_computed(i_lang):
-                done += stop - start
-            elif parts:
-                whole = sum(self._shared.done(self._shared.part(n)) is not None for n in parts)
-                done += (stop - start) * whole // len(parts)
-        return int(done)
 
     def _merge(self, plan: Attributes) -> Generator[Event, None, bool]:
         """Merge the model, if all its languages are computed and nobody else does."""

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ..config import RunConfig
 from ..errors import ConfigError
 from ..extract import Event
+from .events import together
 from .units import work
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -68,10 +70,12 @@ def run_as_rank(
     """Be one rank of several, each started by itself; see `units.work`.
 
     Raises:
-        ConfigError: a store cannot be overwritten by ranks, or its folder is not on this machine.
+        ConfigError: a store cannot be overwritten by ranks, or its folder is not on this machine,
+            or another rank has other settings.
     """
     refuse_unseen(configs)
-    yield from work(configs, rank, world_size)
+    with closing(work(configs, rank, world_size)) as events:
+        yield from together(events, configs, ())
 
 
 def refuse_unseen(configs: Sequence[RunConfig]) -> None:

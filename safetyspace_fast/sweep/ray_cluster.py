@@ -1,4 +1,4 @@
-"""A run on a Ray cluster: one actor a device, each a worker on the units of the stores.
+"""A run on a Ray cluster, seen from the driver: one actor a device, each a worker on the stores.
 
 Ray starts the actors, restarts those that die, places them on nodes that come, and tells what has
 gone. Which unit is whose is no business of Ray: workers claim units through the store (`units`), on
@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,17 +20,18 @@ from typing import Any
 from uuid import uuid4
 
 from ..config import RunConfig
-from ..errors import ConfigError, ModelError, SafetySpaceError, StoreError, first_line
+from ..errors import ConfigError, ModelError, StoreError, first_line
 from ..extract import Event, Note
 from ..info import package_versions
 from ..store import Place
-from .units import begin_stores, once, refuse_unsuitable, work
+from .events import together
+from .ray_actors import BEAT, POLL, Board, Worker
+from .units import begin_stores, refuse_unsuitable
 
 _RESTARTS = 5
 """Of an actor that dies; Ray does not count those of nodes that were preempted."""
 _LOCAL_STORE = 80 * 1024**2
 """Bytes of Ray's object store, if Ray is started here: actors get paths and give events."""
-_POLL = 0.2
 _ANSWER = 15.0
 """Seconds in which the head takes a connection."""
 _AGAIN = "finished units are kept: repeat the command with --resume to go on"
@@ -71,7 +72,8 @@ def run_on_ray(
         patience: when to give up.
 
     Raises:
-        SafetySpaceError: the reason, in one line; finished work is kept.
+        SafetySpaceError: there is no such cluster, or it cannot be used; or a store exists already.
+            Whatever fails later ends the runs that it stops (`RunEnded`).
     """
     _refuse_unplaced(configs, workers)
     refuse_unsuitable(configs)
@@ -84,8 +86,9 @@ def run_on_ray(
         _connect(ray, address)
     try:
         begin_stores(configs)  # now that there is a cluster: it may overwrite
-        with closing(_Cluster(ray, configs, workers, patience).events()) as events:
-            yield from once(events)
+        cluster = _Cluster(ray, configs, workers, patience)
+        with closing(cluster.events()) as events:
+            yield from together(events, configs, cluster.failures)
     finally:
         if started_here:
             _within(patience.head, ray.shutdown)
@@ -151,146 +154,6 @@ def _refuse_deaf(address: str) -> None:
         ) from error
 
 
-class _Board:
-    """An actor beside the driver, where workers leave their events and ask before they load."""
-
-    def __init__(self, loading: float) -> None:
-        """`loading`: seconds after which a worker that loads keeps no other from it."""
-        self._patience = loading
-        self._events: list[Event] = []
-        self._heard: dict[int, float] = {}
-        self._loading: dict[str, tuple[int, float]] = {}
-
-    def tell(self, worker: int, *events: Event) -> None:
-        """Worker `worker` lives, and has events."""
-        self._heard[worker] = time.monotonic()
-        self._events += events
-
-    def take(self) -> tuple[list[Event], float]:
-        """All new events, and how long ago a worker was heard; infinite: never."""
-        events, self._events = self._events, []
-        heard = max(self._heard.values(), default=-float("inf"))
-        return events, time.monotonic() - heard
-
-    def may_load(self, worker: int, node: str) -> bool:
-        """Whether a worker may load a model: nobody else on its node is loading one."""
-        holder, since = self._loading.get(node, (worker, 0.0))
-        if holder != worker and time.monotonic() - since < self._patience:
-            return False
-        self._loading[node] = (worker, time.monotonic())
-        return True
-
-    def loaded(self, worker: int) -> None:
-        """A worker loads no longer, or has gone."""
-        for node, (holder, _) in tuple(self._loading.items()):
-            if holder == worker:
-                del self._loading[node]
-
-
-class _Worker:
-    """An actor on one device."""
-
-    def __init__(self, number: int, board: str, threads: int | None) -> None:
-        """`board`: the name of the `_Board`; `threads`: of torch, on a CPU."""
-        import ray
-
-        self._number = number
-        self._board = ray.get_actor(board)  # a handle would not outlive a restart
-        self._threads = threads
-        self._stopped = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    def work(
-        self,
-        configs: Sequence[RunConfig],
-        workers: int,
-        folder: str,
-        probes: Sequence[str],
-        versions: Mapping[str, str | None],
-    ) -> SafetySpaceError | None:
-        """Work until nothing is left to do.
-
-        Args:
-            configs: what to run.
-            workers: how many there are.
-            folder: the driver's current one; relative paths begin there.
-            probes: files that the driver has written beside the stores.
-            versions: of this package and others, at the driver.
-
-        Returns:
-            Why this worker cannot go on; None: all is complete, or it was stopped.
-        """
-        import ray
-        import torch
-
-        try:
-            self._refuse_other_place(folder, probes, versions)
-            if self._threads is not None:
-                torch.set_num_threads(self._threads)
-            with closing(work(configs, self._number, workers, loading=self._loading)) as events:
-                for event in events:
-                    self._board.tell.remote(self._number, event)
-                    if self._stopped.is_set():
-                        break
-            ray.get(self._board.tell.remote(self._number))  # behind the last event
-        except SafetySpaceError as error:
-            return type(error)(f"{_here()}: {error}")
-        return None
-
-    def stop(self) -> None:
-        """Stop behind the batch in hand; its work is kept."""
-        self._stopped.set()
-
-    def _refuse_other_place(
-        self, folder: str, probes: Sequence[str], versions: Mapping[str, str | None]
-    ) -> None:
-        """Raise an error if this node does not see what the driver sees."""
-        for package, own in package_versions().items():
-            if own != versions[package]:
-                raise ConfigError(
-                    f"has {package} {own}, but the driver {versions[package]}; install the same "
-                    "versions on all nodes"
-                )
-        with suppress(OSError):  # the probes tell
-            os.chdir(folder)
-        for probe in probes:
-            if not Path(probe).is_file():
-                raise StoreError(
-                    f"cannot see {Path(probe).parent}; use a path on a file system that all nodes "
-                    "share"
-                )
-
-    def _beat(self) -> None:
-        while True:
-            self._board.tell.remote(self._number)
-            time.sleep(_BEAT)
-
-    @contextmanager
-    def _loading(self) -> Iterator[None]:
-        """While this lasts, no other worker of this node loads a model.
-
-        Otherwise Ray's memory monitor may see the peaks of several, and kill one.
-        """
-        import ray
-
-        while not ray.get(self._board.may_load.remote(self._number, _here())):
-            time.sleep(_POLL)
-        try:
-            yield
-        finally:
-            self._board.loaded.remote(self._number)
-
-
-_BEAT = 5.0
-
-
-def _here() -> str:
-    """The node of this actor, for messages."""
-    import ray
-
-    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
-
-
 @dataclass
 class _Running:
     """An actor, and what it was asked."""
@@ -313,7 +176,8 @@ class _Cluster:
         self._board: Any = None
         self._head = _Head(ray)
         self._running: list[_Running] = []
-        self._failures: list[SafetySpaceError] = []
+        self.failures: list[Exception] = []
+        """Why workers have ended too early."""
 
     def events(self) -> Generator[Event, None, None]:
         """Start the actors, and yield their events until all is done."""
@@ -329,7 +193,7 @@ class _Cluster:
 
         name = f"safetyspace-{uuid4().hex[:12]}"
         here = self._ray.get_runtime_context().get_node_id()
-        board = self._ray.remote(_Board).options(
+        board = self._ray.remote(Board).options(
             name=name,
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
@@ -338,7 +202,7 @@ class _Cluster:
         self._ray.get(self._board.take.remote(), timeout=self._patience.start)
         workers, resources = _devices(self._ray, self._configs, self._workers)
         threads = None if "num_gpus" in resources else int(resources["num_cpus"])
-        actor = self._ray.remote(_Worker).options(
+        actor = self._ray.remote(Worker).options(
             max_restarts=_RESTARTS,
             max_task_retries=-1,
             max_concurrency=4,
@@ -357,19 +221,17 @@ class _Cluster:
         started, heard_any, complete = time.monotonic(), False, False
         while self._running and not complete:
             results = {running.result: running for running in self._running}
-            ready, _ = self._ray.wait(list(results), num_returns=1, timeout=_POLL)
+            ready, _ = self._ray.wait(list(results), num_returns=1, timeout=POLL)
             events, silence = self._heard()
             yield from events
             heard_any |= silence < float("inf")
             for result in ready:
                 complete |= self._ended(results[result])
-            if self._failures:
+            if self.failures:
                 yield from self._told()
             waited = min(silence, time.monotonic() - started)
             if waited > (self._patience.silence if heard_any else self._patience.start):
                 raise ModelError(self._why_silent(waited, heard_any))
-        if not complete:
-            raise self._failures[0]
         yield from self._heard()[0]
 
     def _heard(self) -> tuple[list[Event], float]:
@@ -389,7 +251,7 @@ class _Cluster:
         """Take note of a worker that has ended; returns whether it found all complete."""
         self._running.remove(running)
         try:
-            error = self._ray.get(running.result)
+            error: Exception | None = self._ray.get(running.result)
         except self._ray.exceptions.RayError as failure:
             error = ModelError(
                 f"ray: worker {running.number} was lost {_RESTARTS + 1} times or cannot be "
@@ -398,13 +260,13 @@ class _Cluster:
         self._board.loaded.remote(running.number)
         if error is None:
             return True
-        self._failures.append(error)
+        self.failures.append(error)
         return False
 
     def _told(self) -> Iterator[Event]:
         """Notes on the last failure, if others go on."""
         if self._running:
-            yield Note("", f"{self._failures[-1]}; the other workers go on")
+            yield Note("", f"{self.failures[-1]}; the other workers go on")
 
     def _why_silent(self, waited: float, heard_any: bool) -> str:
         if heard_any:
@@ -462,7 +324,7 @@ class _Head:
         """Raise ModelError if the head has not answered for `patience` seconds."""
         waited = time.monotonic() - self._asked
         if self._answered.is_set():
-            if waited > _BEAT:
+            if waited > BEAT:
                 self._ask()
         elif waited > patience:
             self.is_lost = True

@@ -90,6 +90,17 @@ class Schedule:
         return max(shares, key=shares.__getitem__)
 
 
+def is_worth_loading(holders: int, ready_s: float, left_s: float) -> bool:
+    """Whether a worker should load a model: it is ready before those that hold it are through.
+
+    Args:
+        holders: workers that hold the model.
+        ready_s: until it is loaded.
+        left_s: of its units that wait, one after the other.
+    """
+    return holders == 0 or ready_s < left_s / holders
+
+
 def simulate(units: Sequence[Unit], conditions: Conditions, seed: int = 0) -> Schedule:
     """Let workers take units in order until all are done; each prefers the model that it holds.
 
@@ -253,7 +264,7 @@ class _Simulation:
     def _is_worth_loading(self, model: int, now: float) -> bool:
         holders, n_bytes = self._holders[model], self._conditions.load_bytes[model]
         ready_s = self._conditions.start_s + self._reads.ready_in(now, n_bytes)
-        return holders == 0 or ready_s < self._left_s[model] / holders
+        return is_worth_loading(holders, ready_s, self._left_s[model])
 
     def _put(self, unit: Unit) -> None:
         self._waiting.setdefault(unit.model, []).append(unit)

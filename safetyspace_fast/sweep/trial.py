@@ -81,12 +81,14 @@ def measure_rates(work: Work, samples: Samples) -> Rates:
     del model
     share = _blocks(work) / work.shape.blocks
     packed_bytes = work.shape.active * share * dtype.itemsize
-    return Rates(
+    rates = Rates(
         start_s,
         1 / (1 / _read_rate(work) + pack_s / packed_bytes),
         2 * work.shape.active * share * rate,
         _finish_rates(work, samples, device),
     )
+    torch.cuda.empty_cache()  # workers may need it, while this process waits for them
+    return rates
 
 
 def _blocks(work: Work) -> int:

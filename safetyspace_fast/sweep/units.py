@@ -2,10 +2,11 @@
 
 A *unit* is one part of a language (its batches) or the arrays of one language. Any number of
 processes on any machines that see the store's folder call `work` with the same configs. A worker
-goes through the models in order. For each it loads the model, takes units that nobody has, and then
-goes on to the next model. Whoever comes first begins a model: what it measures, such as the size of
-a batch, is the plan of all. Whoever finds all languages computed merges them. A worker that dies
-loses the batch in hand; others take its units over, and finish what is in its segments.
+goes through the models in order. It loads one, takes units that nobody has in all stores that the
+model fills, and goes on to the next model that it can load in time (`holding`). Whoever comes first
+begins a model: what it measures, such as the size of a batch, is the plan of all. Whoever finds all
+languages computed merges them. A worker that dies loses the batch in hand; others take its units
+over, and finish what is in its segments.
 
 The bytes of the store are those of `run_models`, whatever the number of workers, if each has as
 many threads.
@@ -14,19 +15,21 @@ many threads.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from ..config import RunConfig, data_fields
-from ..data import Samples, read_samples
+from ..config import RunConfig
 from ..errors import ConfigError, SafetySpaceError, StoreError
-from ..extract import Event, ModelDone, Note, Planned
+from ..extract import Event, Note
 from ..models import parse_model
 from ..runner import OneModel, refuse_existing, specs_of, start_afresh
 from ..store import Claim, Leases, Place, alone, settle
+from .events import RunEnded, in_store, portable
+from .holding import Holding
 from .job import POLL_SECONDS, Job
+from .shared import SharedWork
 from .templates import templates_of
 
 _NOT_COMPARED = ("device", "resume", "overwrite", "verify")
@@ -40,7 +43,7 @@ def work(
     *,
     loading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[Event, None, None]:
-    """Be one worker, until every model is complete or has failed here.
+    """Be one worker, until every model is complete or has failed here; `RunEnded` says which.
 
     Closing the generator gives all leases back; finished batches are kept. Run it again, with any
     number of workers, to go on.
@@ -56,36 +59,46 @@ def work(
         ConfigError: a worker that is alive has other configs for one of these models; or a model
             cannot be shared, or two have the same name.
         StoreError: the disk cannot be written to; the worker ends at once, others go on.
-        SafetySpaceError: why the first of the models that failed here did, when all others are
-            done. A failed one that other workers have completed is no error.
+        SafetySpaceError: the data or a store cannot be used.
     """
     _refuse_unshared(configs)
+    names = list(dict.fromkeys(parse_model(*config.models).name for config in configs))
+    compiled = {parse_model(*config.models).name for config in configs if config.compile}
+    shared = SharedWork(configs)
+    holding = Holding(shared, loading)
     with ExitStack() as stack:
-        jobs: list[Job] = []
+        waiting: list[Job] = []
         for of_store in by_store(configs):
-            jobs += yield from _join(of_store, rank, world_size, loading, stack)
-        failures: list[tuple[Job, SafetySpaceError]] = []
-        waiting = list(jobs)
+            waiting += yield from _join(of_store, (rank, world_size), shared, holding, stack)
+        waiting.sort(key=lambda job: names.index(job.name))  # all stores of a model, then the next
+        failures: list[tuple[Job, Exception]] = []
         while waiting:
             busy = False
-            for job in tuple(waiting):
+            for job in sorted(waiting, key=lambda job: job.name != holding.name):
                 try:
-                    busy |= yield from job.work()
-                except SafetySpaceError as error:
+                    did = yield from in_store(job.work(), job.out)
+                except Exception as error:  # also what nobody foresaw: the other models count
                     if _is_of_the_disk(error):  # no model could be written: leave all to others
                         raise
                     job.fail()
-                    failures.append((job, error))
-                    waiting.remove(job)
-                    yield Note(job.name, f"failed in worker {rank}: {error}")
+                    if job.name == holding.name:
+                        holding.forget()
+                    failures.append((job, portable(error)))
+                    yield Note(job.name, f"failed in worker {rank}: {failures[-1][1]}", out=job.out)
                 else:
-                    if job.is_complete:
-                        waiting.remove(job)
+                    busy |= did
+                    if did and job.name in compiled:
+                        holding.forget()
+                    if not job.is_complete:
+                        continue
+                    yield RunEnded(job.name, None, out=job.out)
+                waiting.remove(job)
+                job.leave()
             if not busy and waiting:
                 time.sleep(POLL_SECONDS)
         for job, failure in failures:
-            if not job.one.is_complete():
-                raise failure
+            by_others = job.one.is_complete()
+            yield RunEnded(job.name, None if by_others else failure, out=job.out)
 
 
 def refuse_unsuitable(configs: Sequence[RunConfig]) -> None:
@@ -127,20 +140,7 @@ def _refuse_unshared(configs: Sequence[RunConfig]) -> None:
         specs_of([model for config in of_store for model in config.models])
 
 
-def once(events: Iterator[Event]) -> Iterator[Event]:
-    """Events of several workers without repetitions: each of them plans a model for itself."""
-    planned: set[str] = set()
-    for event in events:
-        if isinstance(event, Planned):
-            if event.model in planned:
-                continue
-            planned.add(event.model)
-        elif isinstance(event, ModelDone):
-            planned.discard(event.model)
-        yield event
-
-
-def _is_of_the_disk(error: SafetySpaceError) -> bool:
+def _is_of_the_disk(error: Exception) -> bool:
     """Whether the system refused to write, as when a disk is full.
 
     A ModelError may come from the system too: the hub, or a tokenizer that cannot be read.
@@ -160,15 +160,15 @@ def by_store(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 def _join(
     configs: Sequence[RunConfig],
-    rank: int,
-    world_size: int,
-    loading: Callable[[], AbstractContextManager[None]],
+    rank: tuple[int, int],
+    shared: SharedWork,
+    holding: Holding,
     stack: ExitStack,
 ) -> Generator[Event, None, list[Job]]:
     """Become a worker on one store: refuse what cannot be done, before any model is loaded."""
     place = Place(configs[0].out)
     names = [parse_model(*config.models).name for config in configs]
-    settings = [sweep_hash(configs), rank, world_size]
+    settings = [sweep_hash(configs), *rank]
     leases = stack.enter_context(Leases(place.work, {"models": names, "settings": settings}))
     _refuse_disagreement(place, leases, names, settings)
     for name in names:
@@ -177,19 +177,14 @@ def _join(
     with alone(place.work):
         settle(place, names)
     notes: list[str] = []
-    samples: dict[str, Samples] = {}
-    for config in configs:
-        key = repr((config.data, data_fields(config)))
-        if key not in samples:
-            samples[key] = read_samples(config.data, on_note=notes.append, **data_fields(config))
+    samples = [shared.samples(config, notes.append) for config in configs]
     templates = templates_of(configs, notes.append)
     jobs: list[Job] = []
-    for config in configs:
-        data = samples[repr((config.data, data_fields(config)))]
-        one = OneModel(config, data, templates, names)
-        jobs.append(Job(one, leases, (rank, world_size), tuple(jobs), loading))
+    for config, data in zip(configs, samples, strict=True):
+        one = OneModel(config, data, templates, names, shared.steps)
+        jobs.append(Job(one, leases, rank, tuple(jobs), holding))
         stack.callback(jobs[-1].close)
-    if rank == 0:
+    if rank[0] == 0:
         for note in notes:
             yield Note("", note)
     return jobs

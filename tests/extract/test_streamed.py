@@ -283,6 +283,7 @@ def test_a_scratch_budget_below_one_batch_is_refused(
     match = r"scratch: 1,000 bytes, but the largest batch of m keeps [\d,]+ between two blocks"
     out = tmp_path / "run.zarr"
     refused(ConfigError, match, tiny, data, out, scratch=1000)
+    assert not out.exists()
     run(tiny, data, out, scratch=8000, token_budget=16, overwrite=True)  # as the line says
 
 

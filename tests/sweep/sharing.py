@@ -21,6 +21,8 @@ from safetyspace_fast.extract import Progressed
 from safetyspace_fast.runner import OneModel
 from safetyspace_fast.store import Session, Shared, files
 from safetyspace_fast.store.segments import Segments
+from safetyspace_fast.sweep import shared
+from safetyspace_fast.sweep.events import raising
 from safetyspace_fast.sweep.units import work
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
@@ -69,12 +71,28 @@ def run_worker(
         OneModel.load = fail_to_load  # type: ignore[method-assign]
     texts = 0
     try:
-        for event in work(configs, *rank):
+        for event in raising(work(configs, *rank)):
             texts += event.texts if isinstance(event, Progressed) else 0
     except SafetySpaceError as error:
         said.send((texts, str(error)))
     else:
         said.send((texts, None))
+    os._exit(0)
+
+
+def count_loads(configs: list[RunConfig], rank: tuple[int, int], said: Any) -> None:
+    """Be a worker process that says which models it has loaded, in order."""
+    loads: list[str] = []
+    load_model = shared.load_model
+
+    def counted(spec: Any, **options: Any) -> Any:
+        loads.append(spec.name)
+        return load_model(spec, **options)
+
+    shared.load_model = counted
+    for _ in raising(work(configs, *rank)):
+        pass
+    said.send(loads)
     os._exit(0)
 
 

@@ -15,9 +15,11 @@ import pytest
 from sharing import TIMEOUT, Team, make_team, one_thread
 
 from safetyspace_fast import api, terminal
+from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, SafetySpaceError, StoreError
 from safetyspace_fast.store import Place
-from safetyspace_fast.sweep.devices import run_on_devices
+from safetyspace_fast.sweep.devices import STOP_SECONDS, run_on_devices
+from safetyspace_fast.sweep.events import RunEnded, raising
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,10 @@ def test_units_of_a_device_whose_worker_is_killed_go_to_the_others(
     assert team.is_done(out)
 
 
-def test_a_signal_stops_all_workers_and_the_run_goes_on_later(team: Team, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_stops_all_workers_and_the_run_goes_on_later(
+    team: Team, tmp_path: Path, signals: int
+) -> None:
     out = tmp_path / "run.zarr"
     config = team.at(out)[0]
     command = [sys.executable, "-m", "safetyspace_fast.cli", "run", "--devices", "cpu:2"]
@@ -67,12 +72,20 @@ def test_a_signal_stops_all_workers_and_the_run_goes_on_later(team: Team, tmp_pa
         assert time.monotonic() < deadline
         time.sleep(0.01)
     pids = worker_pids(out)
+    if signals == 2:  # the workers hang, and are not waited for at the second one
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
     parent.send_signal(signal.SIGTERM)
-    _, said = parent.communicate(timeout=TIMEOUT)
+    if signals == 2:
+        with pytest.raises(subprocess.TimeoutExpired):
+            parent.wait(2)
+        parent.send_signal(signal.SIGTERM)
+    _, said = parent.communicate(timeout=STOP_SECONDS / 2)
     assert parent.returncode == 130
     assert "interrupted; repeat a run with --resume" in said
     assert "Traceback" not in said
-    assert not list(Place(out).work.rglob("*.lease"))
+    if signals == 1:
+        assert not list(Place(out).work.rglob("*.lease"))
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -83,7 +96,7 @@ def test_a_signal_stops_all_workers_and_the_run_goes_on_later(team: Team, tmp_pa
 def test_an_error_of_all_workers_is_one_line(team: Team, tmp_path: Path) -> None:
     config = replace(team.at(tmp_path / "run.zarr")[0], models=f"m={tmp_path / 'nothing'}")
     with pytest.raises(SafetySpaceError, match="nothing") as caught:
-        list(run_on_devices([config], ("cpu",)))
+        list(raising(run_on_devices([config], ("cpu",))))
     assert "\n" not in str(caught.value)
 
 
@@ -102,6 +115,38 @@ def test_models_that_workers_cannot_share_are_refused_before_one_starts(
     with pytest.raises(ConfigError, match=said):
         next(run_on_devices([first, replace(second, **change)], ["cpu", "cpu"]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there_is_said_before_a_worker_starts(
+    team: Team, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = team.configs[0].models
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = tmp_path / "run.zarr"
+    command = ["run", "--model", folder, "--model", f"b={empty}", "--out", str(out)]
+    command += ["--data", str(team.configs[0].data[0]), "--devices", "cpu:2"]
+    assert main(command) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "model 'b': " in line
+    assert "it has no config.json" in line
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+def test_a_thread_that_a_library_left_in_a_worker_keeps_no_run_alive(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "if 'serve()' in sys.orig_argv[-1]:\n"
+        f"    threading.Thread(target=time.sleep, args=({2 * TIMEOUT},)).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    started = time.monotonic()
+    configs = [replace(config, resume=True) for config in team.configs]
+    ended = [e.error for e in run_on_devices(configs, ("cpu",)) if isinstance(e, RunEnded)]
+    assert ended == [None, None]
+    assert time.monotonic() - started < TIMEOUT
 
 
 def test_a_batch_that_is_told_after_its_model_was_merged_breaks_no_display() -> None:

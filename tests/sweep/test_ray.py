@@ -1,11 +1,12 @@
 """Runs on a real Ray cluster of several nodes on this machine, whose parts are killed.
 
-All nodes see one file system and one list of processes; a node that sees less has a stand-in for
-`Path.is_file`, see `short_sighted`.
+All nodes see one file system, one clock and one list of processes. An odd node has stand-ins that
+Python reads when it starts, see `blind`.
 """
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -20,14 +21,35 @@ import pytest
 from tiny_models import save_tiny
 
 from safetyspace_fast import RunConfig, run
-from safetyspace_fast.api import Event, ModelDone, Note, Progressed
+from safetyspace_fast.api import Event, ModelDone, Note, Progressed, open_run
 from safetyspace_fast.errors import ConfigError, ModelError, StoreError
+from safetyspace_fast.sweep.events import RunEnded, raising
 from safetyspace_fast.sweep.ray_cluster import Patience, run_on_ray
+from safetyspace_fast.sweep.units import work
 
 ray = pytest.importorskip("ray")
 
 NODE: dict[str, Any] = {"object_store_memory": 80 * 1024**2}
 PATIENCE = Patience(start=90, silence=60, head=20, stopping=20)
+
+
+ODD = """
+import errno, os, pathlib, time
+hidden, is_file, write, clock = pathlib.Path(HIDDEN), pathlib.Path.is_file, os.write, time.time
+def sees(path):
+    return is_file(path) and not (is_file(hidden) and hidden.read_text() in str(path))
+def fails(descriptor, content):
+    if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".seg"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(descriptor, content)
+if os.environ.get("ODD_NODE") == "short-sighted":
+    pathlib.Path.is_file = sees
+elif os.environ.get("ODD_NODE") == "full":
+    os.write = fails
+elif os.environ.get("ODD_NODE") == "late":
+    time.time = lambda: clock() - 7200
+"""
+"""Stand-ins of an odd node: it does not see some files, its disk is full, its clock is wrong."""
 
 
 class Nodes:
@@ -45,12 +67,13 @@ class Nodes:
             ray.init(self.address, log_to_driver=False, logging_level="ERROR")
         self.first = self.add()
 
-    def add(self, *, short_sighted: bool = False) -> Any:
-        """Add a node; a short-sighted one does not see files whose path holds what is in a file."""
+    def add(self, odd: str = "") -> Any:
+        """Add a node, odd in a way that `blind` knows."""
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
-        if short_sighted:
+        if odd:
             path = f"{self._blind.parent}{os.pathsep}{path}"
-        node = self.cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": path}, **NODE)
+        env = {"PYTHONPATH": path, "ODD_NODE": odd}
+        node = self.cluster.add_node(num_cpus=1, env_vars=env, **NODE)
         self.cluster.wait_for_nodes()
         return node
 
@@ -69,17 +92,11 @@ def processes(name: bytes) -> list[int]:
 
 @pytest.fixture(scope="module")
 def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a short-sighted node does not see; Python reads its stand-in when it starts."""
+    """A file that says what a short-sighted node does not see; beside it lie the stand-ins."""
     folder = tmp_path_factory.mktemp("python")
-    (folder / "sitecustomize.py").write_text(
-        "import pathlib\n"
-        f"hidden = pathlib.Path({str(folder / 'hidden')!r})\n"
-        "is_file = pathlib.Path.is_file\n"
-        "def sees(path):\n"
-        "    return is_file(path) and not (is_file(hidden) and hidden.read_text() in str(path))\n"
-        "pathlib.Path.is_file = sees\n"
-    )
-    return folder / "hidden"
+    hidden = folder / "hidden"
+    (folder / "sitecustomize.py").write_text(f"HIDDEN = {str(hidden)!r}\n{ODD}")
+    return hidden
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +155,16 @@ def contents(config: RunConfig) -> dict[str, bytes]:
 
 def on_ray(
     configs: Sequence[RunConfig],
-    at_first_batch: Callable[[], None] = lambda: None,
+    do: Callable[[], None] = lambda: None,
+    at: Callable[[Event], bool] = lambda event: isinstance(event, Progressed),
     **options: Any,
 ) -> list[Event]:
-    """Run on the cluster that this process is connected to."""
+    """Run on the cluster that this process uses; do something at the first such event."""
     events: list[Event] = []
-    with closing(run_on_ray(configs, **{"patience": PATIENCE} | options)) as running:
+    with closing(raising(run_on_ray(configs, **{"patience": PATIENCE} | options))) as running:
         for event in running:
-            if isinstance(event, Progressed) and not any(isinstance(e, Progressed) for e in events):
-                at_first_batch()
+            if at(event) and not any(map(at, events)):
+                do()
             events.append(event)
     return events
 
@@ -166,7 +184,7 @@ def test_a_killed_actor_is_started_again_and_the_bytes_are_the_same(
     killed: list[int] = []
 
     def kill() -> None:
-        for pid in processes(b"ray::_Worker")[:1]:
+        for pid in processes(b"ray::Worker")[:1]:
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
@@ -178,7 +196,7 @@ def test_a_killed_actor_is_started_again_and_the_bytes_are_the_same(
 def test_a_node_that_does_not_see_the_store_or_the_model_is_named_and_the_others_go_on(
     nodes: Nodes, config: RunConfig, alone: RunConfig, blind: Path
 ) -> None:
-    odd = nodes.add(short_sighted=True)
+    odd = nodes.add("short-sighted")
     try:
         blind.write_text(".probe")
         events = on_ray([config], workers=2)
@@ -235,6 +253,83 @@ def test_when_all_nodes_are_lost_the_run_ends_and_resume_finishes_it(
     assert contents(config) == contents(alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("odd", "unseen", "said"),
+    [
+        ("full", "", "node .*No space left on device.*; the other workers go on"),
+        ("short-sighted", "model.safetensors", "failed in worker .*llama"),
+    ],
+)
+def test_what_fails_on_one_node_only_is_named_and_another_node_finishes(
+    nodes: Nodes, config: RunConfig, alone: RunConfig, blind: Path, odd: str, unseen: str, said: str
+) -> None:
+    node = nodes.add(odd)
+    nodes.cluster.remove_node(nodes.first)
+    if unseen:
+        blind.write_text(unseen)
+
+    def fails(event: Event) -> bool:
+        return isinstance(event, Note) and re.search(said, event.message) is not None
+
+    def add() -> None:
+        nodes.first = nodes.add()
+
+    try:
+        events = on_ray([config], add, fails, workers=2)
+    finally:
+        blind.unlink(missing_ok=True)
+        nodes.cluster.remove_node(node)
+    assert any(map(fails, events))
+    assert contents(config) == contents(alone)
+
+
+@pytest.mark.slow
+def test_a_preempted_node_that_comes_back_goes_on(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    def preempt() -> None:
+        nodes.cluster.remove_node(nodes.first, allow_graceful=False)
+        nodes.first = nodes.add()
+
+    on_ray([config], preempt, workers=1)
+    assert contents(config) == contents(alone)
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_wrong_on_one_node_changes_nothing(
+    nodes: Nodes, config: RunConfig, alone: RunConfig
+) -> None:
+    late = nodes.add("late")
+
+    def kill() -> None:
+        for pid in processes(b"ray::Worker")[:1]:
+            os.kill(pid, signal.SIGKILL)
+
+    try:
+        on_ray([config], kill, workers=2)
+    finally:
+        nodes.cluster.remove_node(late)
+    assert contents(config) == contents(alone)
+
+
+@pytest.mark.slow
+def test_two_sweeps_on_one_store_share_it_or_the_second_is_told(
+    nodes: Nodes, config: RunConfig, alone: RunConfig, model: Path
+) -> None:
+    first = work([replace(config, models=f"first={model}")])
+    while not isinstance(next(first), Progressed):
+        pass
+    on_ray([replace(config, resume=True)], workers=1)
+    own = [name for name in contents(alone) if name.startswith("models/llama/")]
+    assert [contents(config)[name] for name in own] == [contents(alone)[name] for name in own]
+    other = replace(config, models=f"first={model}", seed=1, resume=True)
+    with pytest.raises(ConfigError, match="has other settings than rank 0 of 1"):
+        on_ray([other], workers=1)
+    assert [event.error for event in first if isinstance(event, RunEnded)] == [None]
+    assert open_run(config.out).models == ("first", "llama")
+
+
 def test_what_no_cluster_can_run_is_refused_before_ray_starts(
     config: RunConfig, alone: RunConfig
 ) -> None:
@@ -274,7 +369,7 @@ def test_closing_the_iterator_stops_the_workers_and_resume_finishes(
 ) -> None:
     with closing(run_on_ray([config], workers=1, patience=PATIENCE)) as events:
         next(event for event in events if isinstance(event, Progressed))
-    assert processes(b"ray::_Worker.work") == []
+    assert processes(b"ray::Worker.work") == []
     on_ray([replace(config, resume=True)], workers=1)
     assert contents(config) == contents(alone)
 
@@ -283,10 +378,11 @@ DRIVER = """
 import dataclasses, pickle, sys
 from pathlib import Path
 from safetyspace_fast.errors import SafetySpaceError
+from safetyspace_fast.sweep.events import raising
 from safetyspace_fast.sweep.ray_cluster import run_on_ray
 config, patience = pickle.loads(Path(sys.argv[2]).read_bytes())
 try:
-    for event in run_on_ray([config], sys.argv[1], workers=1, patience=patience):
+    for event in raising(run_on_ray([config], sys.argv[1], workers=1, patience=patience)):
         print(type(event).__name__, flush=True)
 except SafetySpaceError as error:
     print(error, flush=True)
@@ -306,13 +402,13 @@ def test_when_the_head_is_lost_the_run_ends_with_one_line_and_resume_finishes_it
             assert driver.stdout is not None
             while driver.stdout.readline().strip() != "Progressed":
                 assert driver.poll() is None
-            for pid in processes(b"ray::_Worker"):  # else it may finish without the head
+            for pid in processes(b"ray::Worker"):  # else it may finish without the head
                 os.kill(pid, signal.SIGSTOP)
             nodes.cluster.head_node.kill_gcs_server()
             said, _ = driver.communicate(timeout=60)
         finally:
             driver.kill()
-            for pid in processes(b"ray::_Worker"):
+            for pid in processes(b"ray::Worker"):
                 os.kill(pid, signal.SIGKILL)
             nodes.cluster.shutdown()
     assert driver.returncode == 1

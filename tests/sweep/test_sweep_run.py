@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import hub
 import pytest
@@ -299,6 +302,45 @@ def test_the_next_model_is_read_ahead_while_one_runs(
             assert asked == [str(models / "b" / "model.safetensors")]
 
 
+AHEAD = """
+import sys, time
+from pathlib import Path
+from safetyspace_fast.config import RunConfig
+from safetyspace_fast.sweep.drive import _ReadAhead
+with _ReadAhead() as ahead:
+    ahead.begin(RunConfig(models="org/next", data="sample:polite", out="unused"))
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_a_download_ahead_does_not_outlive_the_sweep(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, begun, over = tmp_path / "served", tmp_path / "begun", threading.Event()
+    shutil.copytree(models / "a", served / "models" / "org" / "next" / "main")
+
+    def send_slowly(source, target):
+        if source.name.endswith(".safetensors"):
+            begun.touch()
+            over.wait(120)
+        target.write(source.read())
+
+    monkeypatch.setattr(hub, "shutil", SimpleNamespace(copyfileobj=send_slowly))
+    with hub.serve(served) as url:
+        env = hub.environment(url, tmp_path / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "120"}
+        process = subprocess.Popen([sys.executable, "-c", AHEAD, str(begun)], env=env)
+        try:
+            while not begun.exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            assert process.wait(30) == 0
+        finally:
+            over.set()
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -374,6 +416,13 @@ def test_a_template_that_raises_has_no_estimate_and_stops_no_other(
     assert "no such role" in said.out
 
 
+def test_a_template_that_is_no_text_is_one_clear_line(models: Path, tmp_path: Path) -> None:
+    odd = shutil.copytree(models / "a", tmp_path / "odd")
+    (odd / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: cannot be read: 'utf-8'"):
+        choose_templates([parse_model(str(odd))], "auto", on_note=print)
+
+
 def test_a_pair_without_access_is_said_before_anything_runs(
     models: Path,
     tmp_path: Path,
@@ -406,11 +455,11 @@ def test_a_terminal_shows_one_table_that_is_drawn_over(
     runs = [(f"m{i}", "out/a-store-with-a-long-name.zarr") for i in range(30)]
     display = terminal.SweepDisplay(runs)
     for model, out in runs[:2]:
-        display.show(RunBegun(model, out))
+        display.show(RunBegun(model, out=out))
         display.show(api.Note(model, "a note"))
         error = ModelError("x" * 200) if model == "m0" else None
-        display.show(RunEnded(model, out, error))
-    display.show(RunBegun(*runs[2]))
+        display.show(RunEnded(model, error, out=out))
+    display.show(RunBegun(runs[2][0], out=runs[2][1]))
     shown = capsys.readouterr().err
     assert shown.count("m0: a note") == 1
     *_, last = shown.split("\x1b[J")
