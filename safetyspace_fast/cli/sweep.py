@@ -52,7 +52,7 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     shared = _with_data(configs)
     workers = None if arguments.dry_run else events_of(configs, arguments)
     # Of several ranks one measures; the machines of a cluster are not this one.
-    timed = rank == 0 and not arguments.ray
+    timed = arguments.dry_run or (rank == 0 and not arguments.ray)
     forecasts = forecast(configs, shared, timed=timed, on_step=terminal.say)
     if arguments.dry_run:
         if arguments.json:

@@ -40,7 +40,8 @@ class FoldLabellings(Labellings):
 
     order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts;
     limits: [folds + 1] int64, where each begins, and n; fold: [n] int64, that of each sorted text;
-    of_fold: [F, n] float32, 1 where a text is in a fold; n1_of_fold: [F, R rounded up] float32.
+    of_fold: [folds, n] float32, 1 where a text is in a fold; n1_of_fold: [folds, R rounded up]
+    float32, texts of class 1 in each.
     """
 
     def __init__(self, labels: Tensor, fold: Tensor) -> None:
@@ -53,7 +54,7 @@ class FoldLabellings(Labellings):
         in_fold = torch.arange(len(self.folds)).repeat_interleave(limits.diff())
         self.limits, self.fold = limits.to(labels.device), in_fold.to(labels.device)
         super().__init__(labels[:, self.order])
-        self.of_fold = self.member.new_zeros(len(self.folds), len(fold))
-        for ones, i in zip(self.of_fold, self.folds, strict=True):
-            ones[i] = 1.0
+        self.of_fold = (
+            torch.nn.functional.one_hot(self.fold, len(self.folds)).T.float().contiguous()
+        )
         self.n1_of_fold = self.of_fold @ self.member

@@ -26,12 +26,19 @@ class CrossFit:
         self._x, self._of = x, labellings
         self._rest = torch.empty_like(labellings.member)
         """Product of each text with the sum of class 1 in the other folds."""
+        self._inside = [
+            torch.empty(len(x[i]), len(x[i]), device=x.device) for i in labellings.folds
+        ]
+        """Products of the texts of each fold with each other, float32."""
 
     def add(self, rows: slice, product: Tensor) -> None:
         """Take products of some texts with all: [rows, n] float64; those of one fold change."""
-        for i in self._of.folds:
+        for i, inside in zip(self._of.folds, self._inside, strict=True):
             a, b = max(i.start, rows.start), min(i.stop, rows.stop)
-            product[a - rows.start : max(a, b) - rows.start, i] = 0.0
+            if a < b:
+                own = product[a - rows.start : b - rows.start, i]
+                inside[a - i.start : b - i.start] = own
+                own.zero_()
         self._rest[rows] = self._of.sums(product)
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -43,15 +50,15 @@ class CrossFit:
         """
         of, rest, x = self._of, self._rest, self._x
         inside = torch.empty_like(rest)  # product with the sum of class 1 in the own fold
-        for i in of.folds:
-            torch.mm((x[i] @ x[i].T).float(), of.member[i], out=inside[i])
+        for i, products in zip(of.folds, self._inside, strict=True):
+            torch.mm(products, of.member[i], out=inside[i])
         own, other = (of.of_fold @ (of.member * sums) for sums in (inside, rest))
         length = own.sum(0) + other.sum(0)
         n1 = of.n1 - of.n1_of_fold
         n0 = len(x) - of.of_fold.sum(1, keepdim=True) - n1
         # All texts sum to zero, those of the other folds to minus the sum of this one.
         total = of.of_fold.to(x.dtype) @ x
-        toward = torch.cat([x[i] @ sums for i, sums in zip(of.folds, total, strict=True)]).float()
+        toward = (x * total[of.fold]).sum(1).float()
         sum1 = length - 2 * other - own
         sum0 = total.square().sum(1, keepdim=True) + 2 * (of.of_fold @ rest) + sum1
         middle = ((sum1 / n1.square() - sum0 / n0.square()) / 2 * n0 * n1).float()

@@ -62,7 +62,8 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
     scale = noise.abs().max().clamp_min(1e-300)  # products must fit float32, which is enough
     noise = (noise / scale).float()
     small = noise.T @ noise if len(noise) > x.shape[1] else noise @ noise.T
-    pairs = small.double().square().sum() - noise.double().square().sum(1).square().sum()
+    own = noise.square().sum(1).double()
+    pairs = small.double().square().sum() - own.square().sum()
     return pairs.clamp_min(0) * scale**4
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from ..config import RunConfig
 from ..errors import SafetySpaceError, StoreError, first_line
 from ..extract import Event, Note
+from ..extract.loop import finishes_beside
 from ..models import parse_model
+from ..models.device import find_device
 from ..store import Place, Run
 from .events import RunBegun, RunEnded
 from .shared import SharedWork
@@ -58,7 +60,7 @@ def forecast(
     Args:
         configs: the runs.
         shared: holds their data.
-        timed: also say how long; the trials take seconds each.
+        timed: also say how long, from a trial of about a second for each shape of model.
         on_step: called with what is being measured.
     """
     forecasts: list[RunForecast] = []
@@ -81,8 +83,8 @@ def forecast(
             if timed:
                 shape = (work.shape, config.dtype, config.device, config.compile, config.impl)
                 if shape not in rates:
-                    on_step(f"{name}: a trial with few blocks and random weights")
-                    rates[shape] = measure_rates(work)
+                    on_step(f"{name}: a trial with a few blocks and random weights")
+                    rates[shape] = measure_rates(work, shared.samples(config))
                 seconds = seconds_of(work, rates[shape])
             forecasts.append(
                 RunForecast(
@@ -112,9 +114,12 @@ def _complete(out: str) -> tuple[str, ...]:
 
 def seconds_of(work: Work, rates: Rates) -> float:
     """What a run takes with these rates."""
-    load_s = rates.start_s + work.shape.weight_bytes / rates.read_bytes_per_s
-    finish_s = sum(rates.finish_s(work.cells, n) for n in work.texts)
-    return work.reloads * load_s + work.flops / rates.flops + finish_s
+    load_s = rates.start_s + work.shape.weight_bytes / rates.bytes_per_s
+    forward_s = work.flops / rates.flops
+    finish_s = [rates.finish_s(work.cells, n) for n in work.texts]
+    if finishes_beside(find_device(work.config.device)):  # all but the last language
+        return work.reloads * load_s + max(forward_s, sum(finish_s[:-1])) + finish_s[-1]
+    return work.reloads * load_s + forward_s + sum(finish_s)
 
 
 class Truths:

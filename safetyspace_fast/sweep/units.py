@@ -81,7 +81,8 @@ def work(
                     if _is_of_the_disk(error):  # no model could be written: leave all to others
                         raise
                     job.fail()
-                    holding.forget()
+                    if job.name == holding.name:
+                        holding.forget()
                     failures.append((job, portable(error)))
                     yield Note(job.name, f"failed in worker {rank}: {failures[-1][1]}", out=job.out)
                 else:

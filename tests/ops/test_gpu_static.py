@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import gpu_static
 from safetyspace_fast.ops import PAIRWISE_BLOCK, reference
+from safetyspace_fast.ops.triton import tiles
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
 from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
 from safetyspace_fast.ops.triton.pairwise_within import pairwise_within
@@ -68,6 +69,15 @@ def test_every_shipped_configuration(arch):
     assert {f"{build.kernel} {build.config}": build.problems() for build in builds} == {
         f"{build.kernel} {build.config}": [] for build in builds
     }
+
+
+@pytest.mark.parametrize(("version", "rows"), [((3, 5), 64), ((3, 7), 64), ((3, 8), 128)])
+def test_tiles_are_small_where_triton_would_compile_large_ones_to_nothing(
+    monkeypatch, version, rows
+):
+    monkeypatch.setattr(tiles, "TRITON", version)
+    assert rows == tiles.tile_config(gpu_static.ARCHS["sm_100"].target).BT
+    assert tiles.tile_config(gpu_static.ARCHS["sm_90"].target).BT == 128
 
 
 def spilling_build(**changes):

@@ -19,7 +19,7 @@ from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, SafetySpaceError, StoreError
 from safetyspace_fast.store import Place
 from safetyspace_fast.sweep.devices import STOP_SECONDS, run_on_devices
-from safetyspace_fast.sweep.events import raising
+from safetyspace_fast.sweep.events import RunEnded, raising
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,22 @@ def test_a_model_that_is_not_there_is_said_before_a_worker_starts(
     assert "model 'b': " in line
     assert "it has no config.json" in line
     assert list(tmp_path.iterdir()) == [empty]
+
+
+def test_a_thread_that_a_library_left_in_a_worker_keeps_no_run_alive(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading, time\n"
+        "if 'serve()' in sys.orig_argv[-1]:\n"
+        f"    threading.Thread(target=time.sleep, args=({2 * TIMEOUT},)).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    started = time.monotonic()
+    configs = [replace(config, resume=True) for config in team.configs]
+    ended = [e.error for e in run_on_devices(configs, ("cpu",)) if isinstance(e, RunEnded)]
+    assert ended == [None, None]
+    assert time.monotonic() - started < TIMEOUT
 
 
 def test_a_batch_that_is_told_after_its_model_was_merged_breaks_no_display() -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import save_adapter, save_tiny
 
 from safetyspace_fast import api
 from safetyspace_fast.cli import main
 from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.sweep import SharedWork
+from safetyspace_fast.sweep import SharedWork, trial
 from safetyspace_fast.sweep.hardware import DEVICES, estimate, parse_cluster
 from safetyspace_fast.sweep.schedule import Conditions, Unit, simulate
-from safetyspace_fast.sweep.trial import Measured, fit_finish
+from safetyspace_fast.sweep.trial import Rates, measure_rates
 from safetyspace_fast.sweep.work import Work, count_work, shape_of
 
 TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}<assistant>{% endfor %}"
@@ -71,19 +72,39 @@ def test_an_adapter_is_read_with_its_base(tmp_path: Path) -> None:
     assert (tuned.tokens, tuned.shape) == (alone.tokens, alone.shape)
 
 
-def test_the_fit_finds_how_finishing_grows_and_is_never_negative() -> None:
-    truth = (0.1, 0.02, 3e-4, 1e-6)
+def test_a_trial_is_of_the_shape_and_the_texts_of_a_run(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "m", num_hidden_layers=6)
+    config = config_of(model, tmp_path / "x.zarr", limit=100)
+    shared = SharedWork([config])
+    work = count_work(config, shared)
+    rates = measure_rates(work, shared.samples(config))
+    assert min(rates.bytes_per_s, rates.flops, sum(rates.finish)) > 0
+    assert min(rates.start_s, *rates.finish) >= 0
 
-    def run(cells: int, n: int, extra: float = 0.0) -> Measured:
-        finish_s = truth[0] + cells * (truth[1] + truth[2] * n + truth[3] * n * n) + extra
-        return Measured(cells, n, finish_s, 1.0, 1.0)
 
-    sizes = [(4, 16), (2, 96), (4, 48), (4, 128), (8, 64)]
-    assert fit_finish([run(*size) for size in sizes]) == pytest.approx(truth, rel=1e-6)
-    noise = np.random.default_rng(0).normal(0, 0.05, len(sizes))
-    noisy = fit_finish([run(*size, extra) for size, extra in zip(sizes, noise, strict=True)])
-    assert min(noisy) >= 0
-    assert min(fit_finish([run(4, 16)])) >= 0
+@pytest.mark.parametrize("growth", [(2e-4, 3e-6), (2e-4, 0.0), (0.0, 3e-6)])
+def test_the_trial_finds_how_finishing_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, growth: tuple[float, float]
+) -> None:
+    config = config_of(save_tiny("llama", tmp_path / "m"), tmp_path / "x.zarr", limit=50)
+    shared = SharedWork([config])
+    truth = Rates(0.0, 1.0, 1.0, growth)
+    monkeypatch.setattr(trial, "_cell_s", lambda _work, some, _device: truth.finish_s(1, len(some)))
+    work = count_work(config, shared)
+    found = trial._finish_rates(work, shared.samples(config), torch.device("cpu"))
+    assert found == pytest.approx(growth, rel=1e-6, abs=1e-12)
+
+
+def test_a_trial_keeps_pairs_whole_and_takes_texts_of_all_lengths(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "m", tmp_path / "x.zarr", data="sample:polite", limit=60)
+    samples = SharedWork([config]).samples(config)
+    some = trial._some(samples, "ru", 0.5)
+    rows = samples.lang_range("ru")
+    assert len(some) == pytest.approx((rows.stop - rows.start) / 2, abs=2)
+    pairs, sizes = np.unique(some.pair[some.pair >= 0], return_counts=True)
+    assert len(pairs)
+    assert (sizes == 2).all()
+    assert set(some.texts) < set(samples.texts[rows])
 
 
 def test_hardware_is_read_with_its_units() -> None:

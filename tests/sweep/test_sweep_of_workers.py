@@ -17,7 +17,7 @@ from safetyspace_fast import api
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, ModelError
 from safetyspace_fast.runner import OneModel
-from safetyspace_fast.sweep import RunBegun, RunEnded, Truths, trial
+from safetyspace_fast.sweep import RunBegun, RunEnded, Truths
 from safetyspace_fast.sweep.claims import Left
 from safetyspace_fast.sweep.events import raising, together
 from safetyspace_fast.sweep.holding import Holding
@@ -81,10 +81,8 @@ def test_a_worker_loads_a_model_once_for_all_stores(
 def test_a_rank_shows_what_a_sweep_in_one_process_shows(
     team: Team,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(trial, "RUNS", ((8, 1),))
     file = sweep_file(team, tmp_path, "one", "two")
     assert main(["run", file, "--rank", "0", "--world-size", "2"]) == 1
     said = capfd.readouterr()
@@ -105,10 +103,8 @@ def test_a_rank_shows_what_a_sweep_in_one_process_shows(
 def test_json_of_a_sweep_on_devices_has_a_record_for_each_run(
     team: Team,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(trial, "RUNS", ((8, 1),))
     file = sweep_file(team, tmp_path, "one")
     assert main(["run", file, "--devices", "cpu:2", "--json"]) == 1
     runs = json.loads(capfd.readouterr().out)["runs"]

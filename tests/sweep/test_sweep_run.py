@@ -22,7 +22,7 @@ from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
 from safetyspace_fast.models import choose_templates, parse_model
-from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared, trial
+from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared
 from safetyspace_fast.sweep.file import decode_sweep
 from safetyspace_fast.sweep.forecast import forecast
 from safetyspace_fast.sweep.templates import templates_of
@@ -32,11 +32,6 @@ TWO_SETS = [
     {"data": "sample:polite", "name": "one", "languages": ["en", "de"], "limit": 8},
     {"data": "sample:polite", "name": "two", "languages": ["hi"], "limit": 6},
 ]
-
-
-@pytest.fixture(autouse=True)
-def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "RUNS", ((8, 1),))
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +227,6 @@ KILLED = """
 import os, sys
 from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
-from safetyspace_fast.sweep import trial
-trial.RUNS = ((8, 1),)
 class Display(terminal.SweepDisplay):
     left = int(sys.argv[3])
     def show(self, event):

@@ -264,12 +264,18 @@ TILE_CONFIGS = {
     "gfx942": TileConfig(128, 16, 8, 2),
 }
 DEFAULT_TILE_CONFIG = TileConfig(64, 32, 4, 2)
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 SPLIT_BLOCK = 1024
 MEND_BLOCK = 64  # bytes of a row at a time, so that a thread loads 16 of them
 
 
 def tile_config(target: GPUTarget) -> TileConfig:
-    """Block sizes for a GPU; small ones for a GPU that is not in the table."""
+    """Block sizes for a GPU; small ones for a GPU that is not in the table.
+
+    Of tiles of 128 rows, Triton before 3.8 leaves an empty kernel on sm_100: no load, no product.
+    """
+    if target.arch == 100 and TRITON < (3, 8):
+        return DEFAULT_TILE_CONFIG
     return TILE_CONFIGS.get(target.arch, DEFAULT_TILE_CONFIG)
 
 
