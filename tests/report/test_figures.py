@@ -142,6 +142,26 @@ def test_turns_of_the_direction_are_those_of_compare(
         figures.figure("directions").rows(alone)
 
 
+def test_a_language_without_a_number_has_no_panel(results: Results) -> None:
+    rows = figures.figure("layers").rows(results)
+    known = [row | {"value": None} if row["lang"] == "de" else row for row in rows]
+    root = ElementTree.fromstring(svg_of("layers", known))
+    shown = {"".join(node.itertext()) for node in root.iter() if node.tag.endswith("}text")}
+    assert {"en", "ar"} <= shown
+    assert "de" not in shown
+
+
+@pytest.mark.parametrize("name", ["forest", "heatmap"])
+def test_a_pair_without_a_number_has_no_panel(name: str, results: Results) -> None:
+    rows = figures.figure(name).rows(results)
+    known = [row | {"value": None} if row["panel"] == "difference" else row for row in rows]
+    before, after = (
+        len(figures.figure(name).chart(some, width=640).to_dict()["vconcat"])
+        for some in (rows, known)
+    )
+    assert after == before - 1
+
+
 def test_matrices_are_those_of_languages(
     run: ssf.Run, results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:

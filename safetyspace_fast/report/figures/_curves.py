@@ -21,6 +21,8 @@ class Columns(NamedTuple):
 def chart(rows: list[Row], columns: Columns, title: Any, *, axis: str, width: int) -> Any:
     """Small multiples: band of the 95 % interval, line, and the dotted line of each series.
 
+    A language without a number has no panel: screen readers would find marks without a name there.
+
     Args:
         rows: with these columns.
         columns: their names.
@@ -31,7 +33,8 @@ def chart(rows: list[Row], columns: Columns, title: Any, *, axis: str, width: in
     import altair as alt
 
     series, value, low, high, dotted = columns
-    langs, layers = theme.distinct(rows, "lang"), theme.distinct(rows, "layer")
+    langs = theme.distinct([row for row in rows if row[value] is not None], "lang")
+    layers = theme.distinct(rows, "layer")
     across = theme.columns(len(langs), width)
     panel = theme.panel_width(width, across)
     x = theme.layer_axis(layers, panel)
@@ -52,9 +55,13 @@ def chart(rows: list[Row], columns: Columns, title: Any, *, axis: str, width: in
             tooltip=theme.tooltip("lang", series, "layer", value, low, high, dotted),
         ),
     ).properties(width=panel, height=theme.PANEL_HEIGHT)
-    return layered.facet(
-        data=alt.Data(values=rows),
-        facet=alt.Facet("lang:N", sort=langs, title=None).header(labelLimit=panel),
-        columns=across,
-        spacing=theme.SPACING,
-    ).properties(title=title)
+    return (
+        layered.facet(
+            data=alt.Data(values=rows),
+            facet=alt.Facet("lang:N", sort=langs, title=None).header(labelLimit=panel),
+            columns=across,
+            spacing=theme.SPACING,
+        )
+        .transform_filter(alt.FieldOneOfPredicate(field="lang", oneOf=langs))
+        .properties(title=title)
+    )

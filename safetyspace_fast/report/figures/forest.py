@@ -64,7 +64,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
     panels = []
     for panel, title in ((VALUE, metric), (GAP, f"{metric}, high - low"), (CHANGE, "")):
         inside = [row for row in rows if row["panel"] == panel]
-        if inside:
+        if any(row["value"] is not None for row in inside):
             title = title or f"{metric}, {' or '.join(theme.distinct(inside, 'model'))}"
             panels.append(_panel(inside, title, labels, legend=panel != GAP, width=width))
     return (

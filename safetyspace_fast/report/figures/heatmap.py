@@ -40,7 +40,7 @@ def chart(rows: list[Row], *, width: int) -> Any:
                 _scale(inside, diverging=panel == CHANGE),
                 width,
             )
-            for model in theme.distinct(inside, "model")
+            for model in theme.distinct([x for x in inside if x["value"] is not None], "model")
         ]
     return alt.vconcat(*panels, data=alt.Data(values=rows), spacing=10).properties(
         title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width)

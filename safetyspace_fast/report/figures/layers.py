@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 NAME = "layers"
 TITLE = "Separation in every layer"
-ABOUT = "Band: 95 % interval. Dotted: value expected without any difference (floor)."
+ABOUT = (
+    "Band: 95 % interval. Dotted: value expected without any difference (floor). Without a panel: "
+    "no number, and the table says why."
+)
 
 
 def rows(results: "Results") -> list[Row]:
