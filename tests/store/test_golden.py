@@ -1,7 +1,7 @@
 """Stores of every format_version there was are read, and give the numbers they gave.
 
-`version-1` is of before permutations were stored; `version-1-basis` has every array of `layout.MODEL`
-as it was when this store was made.
+`version-1` is of before permutations were stored; `version-1-basis` has every array that there was
+when it was made.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Makes a golden store of today's format, once: `python tests/store/golden/make.py NAME`.
 
-A tiny random model `m` over 40 of the packaged sentences, after another one, so that it has arrays in
-the other's basis too. The store is zipped, and beside it is what is to be read from it: a hash of
-every array, and what `separation` makes of it.
+A tiny random model `m` over 40 of the packaged sentences, after another one, so that it has arrays
+in the other's basis too. The store is zipped, and beside it is what is to be read from it: a hash
+of every array, and what `separation` makes of it.
 """
 
 import hashlib
