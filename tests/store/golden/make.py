@@ -1,7 +1,8 @@
-"""Makes the golden store of today's format, once: `python tests/store/golden/make.py`.
+"""Makes a golden store of today's format, once: `python tests/store/golden/make.py NAME`.
 
-A tiny random model over 80 of the packaged sentences, zipped, and beside it what is to be read
-from it: a hash of every array, and what `separation` makes of it.
+A tiny random model `m` over 40 of the packaged sentences, after another one, so that it has arrays
+in the other's basis too. The store is zipped, and beside it is what is to be read from it: a hash
+of every array, and what `separation` makes of it.
 """
 
 import hashlib
@@ -41,21 +42,26 @@ def values(run: api.Run) -> dict[str, float | None]:
     }
 
 
-def make(folder: Path) -> None:
-    """Run the model and write both files."""
+def make(name: str, folder: Path) -> None:
+    """Run both models and write both files."""
     sys.path.append(str(HERE.parents[1]))
     from tiny_models import save_tiny
 
-    archive = HERE / f"version-{FORMAT_VERSION}.zip"
+    archive = HERE / f"version-{FORMAT_VERSION}-{name}.zip"
     assert not archive.exists(), "a golden store is made once and then only read"
-    model = save_tiny("llama", folder / "llama", hidden_size=16, num_hidden_layers=1)
+    first, model = (
+        save_tiny(
+            "llama", folder / name, hidden_size=16, num_hidden_layers=1, initializer_range=spread
+        )
+        for name, spread in (("first", 0.05), ("m", 0.02))
+    )
     config = api.RunConfig(
-        models=(f"m={model}",),
+        models=(f"first={first}", f"m={model}"),
         data="sample:polite",
         out=folder / "run.zarr",
-        languages=("de", "en"),
+        languages=("en",),
         limit=20,
-        layers="block.0,final_norm",
+        layers="final_norm",
         poolings=("mean",),
         template="none",
         proj_dim=8,
@@ -71,6 +77,6 @@ def make(folder: Path) -> None:
 if __name__ == "__main__":
     temporary = Path(tempfile.mkdtemp())
     try:
-        make(temporary)
+        make(sys.argv[1], temporary)
     finally:
         shutil.rmtree(temporary)
