@@ -71,7 +71,7 @@ def _rest(x: Tensor, y: Tensor) -> Tensor:
     both = hsic_shares(x, y)
     if x.shape[-1] != y.shape[-1]:
         return both
-    columns = zip(x.split(1, -1), y.split(1, -1), strict=True)
+    columns = zip(torch.split(x, 1, -1), torch.split(y, 1, -1), strict=True)
     alike = sum((hsic_shares(a, b) for a, b in columns), torch.zeros_like(both))
     width = x.shape[-1]
     return (both - alike) * width / (width - 1)

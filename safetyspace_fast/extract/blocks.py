@@ -116,8 +116,11 @@ class StreamedExtraction(Extraction):
         self._budget = _budget(self._session.folder, scratch)
         self._key = self._what_decides_states()
         self._waiting = deque(self._batches_left())
-        device = self._model.device
-        self._states_to_host, self._averages_to_host = HostCopy(device), HostCopy(device)
+        sizes = [_sizes(self._streamed, self._work, batch) for _, batch in self._waiting]
+        largest = [max(kind) for kind in zip(*sizes, strict=True)] or [0, 0]
+        self._states_to_host, self._averages_to_host = (
+            HostCopy(self._model.device, n) for n in largest
+        )
         self._prefix_states: Tensor | None = None
         self._prefix_blocks = 0
         """Blocks through which the shared prefix has gone."""

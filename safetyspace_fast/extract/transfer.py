@@ -39,17 +39,17 @@ class HostResult:
 class _Chunk:
     """Pinned memory that is handed out from its beginning; free again when all is given back."""
 
-    def __init__(self, values: int) -> None:
-        self._memory = torch.empty(values, pin_memory=True)
+    def __init__(self, size: int) -> None:
+        self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         self._used = self._taken = 0
 
-    def take(self, values: int) -> torch.Tensor | None:
-        """So much of it, or None if no more than that is left."""
-        if self._used + values > len(self._memory):
+    def take(self, size: int) -> torch.Tensor | None:
+        """So many bytes of it, or None if no more than that is left."""
+        if self._used + size > len(self._memory):
             return None
-        self._used += values
+        self._used += size
         self._taken += 1
-        return self._memory[self._used - values : self._used]
+        return self._memory[self._used - size : self._used]
 
     def give_back(self) -> None:
         """One of the tensors that were taken is no longer in use."""
@@ -77,7 +77,7 @@ class HostCopy:
         """Make the stream, and allocate.
 
         Args:
-            device: where the results are, in float32.
+            device: where the results are, all of one dtype.
             largest: bytes of the largest result.
             kept: bytes of all results that would stay in memory at one time.
             budget: bytes that they may take.
@@ -90,9 +90,9 @@ class HostCopy:
         if self._cuda is not None:
             self._stream = self._cuda.Stream(device)
             for _ in range(SLOTS):
-                self._slots.put(torch.empty(largest // 4, pin_memory=True))
+                self._slots.put(torch.empty(largest, dtype=torch.uint8, pin_memory=True))
             size, count = chunks(largest, kept, budget)
-            self._chunks = [_Chunk(size // 4) for _ in range(count)]
+            self._chunks = [_Chunk(size) for _ in range(count)]
 
     def start(self, result: torch.Tensor) -> HostResult:
         """Begin to copy a result; waits only if it cannot be kept and all slots are in use.
@@ -102,12 +102,12 @@ class HostCopy:
         """
         if self._cuda is None:
             return HostResult(result, lambda: None, lambda: None, kept=False)
-        values, free = self._room(result.numel())
+        room, free = self._room(result.nbytes)
         kept = free is not None
-        if values is None or free is None:
+        if room is None or free is None:
             buffer = self._slots.get()
-            values, free = buffer[: result.numel()], partial(self._slots.put, buffer)
-        host = values.view(result.shape)
+            room, free = buffer[: result.nbytes], partial(self._slots.put, buffer)
+        host = room.view(result.dtype).view(result.shape)
         self._stream.wait_stream(self._cuda.current_stream(result.device))
         with self._cuda.stream(self._stream):
             host.copy_(result, non_blocking=True)
@@ -116,11 +116,11 @@ class HostCopy:
         result.record_stream(self._stream)  # so that its memory is reused only after the copy
         return HostResult(host, copied.synchronize, free, kept=kept)
 
-    def _room(self, values: int) -> tuple[torch.Tensor, Callable[[], None]] | tuple[None, None]:
+    def _room(self, size: int) -> tuple[torch.Tensor, Callable[[], None]] | tuple[None, None]:
         """Memory in which a result can stay, and how it is given back; None: there is none."""
         with self._lock:
             for chunk in self._chunks:
-                taken = chunk.take(values)
+                taken = chunk.take(size)
                 if taken is not None:
                     return taken, partial(self._give_back, chunk)
         return None, None
