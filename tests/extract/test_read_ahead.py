@@ -130,7 +130,9 @@ def test_in_a_streamed_run_only_the_writer_waits_for_the_device(
         return advance(self, *arguments)
 
     monkeypatch.setattr(blocks.BlockCapture, "advance", counted)
-    monkeypatch.setattr(blocks, "HostCopy", lambda _device, largest: HostCopy(GPU, largest, cuda=cuda))
+    monkeypatch.setattr(
+        blocks, "HostCopy", lambda _device, largest: HostCopy(GPU, largest, cuda=cuda)
+    )
     monkeypatch.setattr(
         blocks, "ahead", lambda read, items, _, tensors: ahead(read, items, GPU, tensors, cuda)
     )
