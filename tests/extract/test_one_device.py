@@ -6,19 +6,27 @@ on a GPU in an order that changes from run to run.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_extraction import files, make_config
+from tiny_models import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from safetyspace_fast import api
 from safetyspace_fast.data import read_samples
+from safetyspace_fast.extract import blocks
+from safetyspace_fast.extract.blocks import StreamedExtraction
 from safetyspace_fast.extract.chance import Chance
 from safetyspace_fast.extract.equal_length import at_equal_length
 from safetyspace_fast.extract.finish import Basis, finish_cell
+from safetyspace_fast.extract.transfer import HostResult
+from safetyspace_fast.models import StreamedBlocks
 from safetyspace_fast.ops import group_sums
 from safetyspace_fast.store.layout import COMPONENTS
 
@@ -78,6 +86,9 @@ class StandIn(TorchDispatchMode):
     """What is made on the GPU is an `OnGpu`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            with self:  # only then such operations come here as a whole
+                return func.decompose(*args, **(kwargs or {}))
         return run(func, args, kwargs or {})
 
 
@@ -215,3 +226,74 @@ def test_each_stream_has_its_own_labellings(
     assert chance._labellings(kept, gpu) is first
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: "another stream")
     assert chance._labellings(kept, gpu) is not first
+
+
+# Streamed weights
+
+
+def moved(module: torch.nn.Module) -> torch.nn.Module:
+    """Put the weights and buffers of a module on the stand-in."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and not tensor.is_meta and not isinstance(tensor, OnGpu):
+                    tensors[name] = OnGpu(tensor.detach())
+    return module
+
+
+class ToHost:
+    """What stands in for `HostCopy`."""
+
+    def start(self, result: torch.Tensor) -> HostResult:
+        assert result.is_cuda
+        return HostResult(result.cpu(), lambda: None, lambda: None, kept=False)
+
+
+class AtOnce:
+    """A writer on this thread, on which alone the stand-in is there."""
+
+    def put(self, job: Callable[[], None], _dropped: object = None) -> None:
+        job()
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("template", ["none", "auto"])
+def test_blocks_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    """`auto`: with tokens that all prompts share."""
+    model = save_tiny("llama", tmp_path / "model")
+    tiny_tokenizer(CHAT_TEMPLATE).save_pretrained(model)
+
+    def run_it(name: str) -> dict[str, bytes]:
+        options = {"weights": "stream", "dtype": "bfloat16", "impl": "reference"}
+        options |= {"token_budget": 256, "template": template}
+        data = Path(write_texts(tmp_path, paired=True))
+        return files(api.run(make_config(model, data, tmp_path / name, **options)).path / "models")
+
+    expected = run_it("cpu.zarr")
+    until, take = StreamedExtraction._until, StreamedBlocks.take
+    ran, made = [], torch.tensor
+
+    def tensor(data: Any, *, device: Any = "cpu", **options: Any) -> torch.Tensor:
+        return made(data, **options).to(device)
+
+    def until_on_gpu(self: Any, _writer: object, unit: object, part: Any) -> Iterator[Any]:
+        kept = self._model, self._work
+        moved(self._model.backbone)
+        self._model = replace(self._model, device=GPU)
+        self._work = replace(self._work, projection=OnGpu(self._work.projection))
+        self._states_to_host = self._averages_to_host = ToHost()
+        with StandIn(), monkeypatch.context() as patch:
+            patch.setattr(StreamedBlocks, "take", lambda self, i: moved(take(self, i)))
+            patch.setattr(torch, "tensor", tensor)  # no operation, so `StandIn` does not see it
+            ran.extend(until(self, AtOnce(), unit, part))  # type: ignore[arg-type]
+        self._model, self._work = kept
+        return iter(())
+
+    monkeypatch.setattr(StreamedExtraction, "_until", until_on_gpu)
+    monkeypatch.setattr(blocks, "ahead", lambda read, items, *_: map(read, items))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    assert run_it("gpu.zarr") == expected
+    assert ran
