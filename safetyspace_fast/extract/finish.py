@@ -119,8 +119,8 @@ def finish_language(
 
     Returns:
         By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell`,
-        `at_equal_length` and `dominance`; `projected [n, P]`; and `count [2, 10]` and
-        `mean [2, 10, P]` of it, by label and fold.
+        `Chance.kernels_of_cell`, `at_equal_length` and `dominance`; `projected [n, P]`; and
+        `count [2, 10]` and `mean [2, 10, P]` of it, by label and fold.
     """
     label, fold = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (labels, folds))
     unit, n_tokens = chance.unit.to(device), torch.from_numpy(tokens).to(device)
@@ -133,6 +133,7 @@ def finish_language(
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
         kept = chance.counted(pooled)
         cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled, kept)
+        cell |= chance.kernels_of_cell(pooled, kept, cell["pair_sum"])
         cell |= at_equal_length(pooled, label, fold, unit, n_tokens, kept.to(device))
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].numpy().copy()
