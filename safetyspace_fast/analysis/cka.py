@@ -71,8 +71,9 @@ def _rest(x: Tensor, y: Tensor) -> Tensor:
     both = hsic_shares(x, y)
     if x.shape[-1] != y.shape[-1]:
         return both
-    columns = zip(torch.split(x, 1, -1), torch.split(y, 1, -1), strict=True)
-    alike = sum((hsic_shares(a, b) for a, b in columns), torch.zeros_like(both))
+    columns = zip(x.unbind(-1), y.unbind(-1), strict=True)
+    each = (hsic_shares(a[..., None], b[..., None]) for a, b in columns)
+    alike = sum(each, torch.zeros_like(both))
     width = x.shape[-1]
     return (both - alike) * width / (width - 1)
 

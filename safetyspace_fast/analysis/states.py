@@ -200,6 +200,11 @@ class States(Texts):
         return self._null[:, STATISTICS.index(name)]
 
     @property
+    def labellings_of_null(self) -> int:
+        """Labellings of a null, the true one first: a comparison permutes none."""
+        return 1 if self.compared else len(self.resamples.labellings)
+
+    @property
     def has_null(self) -> bool:
         """Whether `null` is at full width."""
         return self.window.has("null") and self._left_out_alike
@@ -220,7 +225,7 @@ class States(Texts):
     @cached_property
     def _null(self) -> Tensor:
         """[cell, statistic, 1 + permutations] float64."""
-        number = 1 if self.compared else len(self.resamples.labellings)
+        number = self.labellings_of_null
         if self.has_null:
             return self.stored("null")[..., :number]
         if number == 1 and not self.paired:  # nothing is permuted

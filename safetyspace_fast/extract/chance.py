@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from ..config import LABELLINGS
 from ..data import Samples, equal_rows, find_units, numbered, permuted_labels
 from ..ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale, shift_noise
+from .kernel_mean import kernel_means
 
 AXES = {"statistic": len(STATISTICS), "labelling": 1 + LABELLINGS, "space": 2}
 """Lengths of the axes that the arrays of `Chance.of_cell` have and others have not."""
@@ -124,6 +125,37 @@ class Chance:
         )
         found["noise"] = torch.stack([shift_noise(z, y, unit) for z in (x.double(), thin)])
         return found
+
+    def kernels_of_cell(
+        self, states: torch.Tensor, kept: torch.Tensor, pair_sum: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Compute what MMD^2 needs of one cell, see `kernel_means`.
+
+        Args:
+            states, kept: as in `of_cell`.
+            pair_sum: `[n, 2]`, from `finish_cell`: the width of the kernel is the mean distance of
+                the texts that are kept to all with finite states.
+
+        Returns:
+            `kernel_sum [n, 2]`, `kernel_slope []`, float64, `kernel_null [1 + R]`, float32. NaN
+            where `of_cell` gives NaN.
+        """
+        found = {
+            "kernel_sum": torch.full((len(states), 2), torch.nan, dtype=torch.float64),
+            "kernel_slope": torch.tensor(torch.nan, dtype=torch.float64),
+            "kernel_null": torch.full((len(self._labels),), torch.nan),
+        }
+        keep, device = kept.to(states.device), states.device
+        if int(torch.bincount(self._labels[0, kept].long(), minlength=2).min()) < MIN_TEXTS:
+            return found
+        finite = int(pair_sum.isfinite().all(1).sum())
+        width = float(pair_sum[keep].sum()) / (int(kept.sum()) * (finite - 1))
+        copy = _numbered(self._units.copy[kept.numpy()]).to(device)
+        of = self._labellings(kept, device)
+        copied = bool(torch.bincount(copy).max() > 1)
+        one = kernel_means(states[keep][of.order], width, of, copy[of.order] if copied else None)
+        found["kernel_sum"][kept] = one["kernel_sum"][of.back].cpu()
+        return found | {name: one[name].cpu() for name in ("kernel_slope", "kernel_null")}
 
 
 def _standard(x: torch.Tensor, y: torch.Tensor, fold: torch.Tensor) -> tuple[torch.Tensor, ...]:

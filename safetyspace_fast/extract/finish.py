@@ -121,8 +121,8 @@ def finish_language(
 
     Returns:
         By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell`,
-        `at_equal_length` and `dominance`; `projected [n, P]`; and `count [2, 10]` and
-        `mean [2, 10, P]` of it, by label and fold.
+        `Chance.kernels_of_cell`, `at_equal_length` and `dominance`; `projected [n, P]`; and
+        `count [2, 10]` and `mean [2, 10, P]` of it, by label and fold.
 
     Raises:
         torch.OutOfMemoryError: the device's memory is too small for one cell.
@@ -138,6 +138,7 @@ def finish_language(
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
         kept = chance.counted(pooled)
         cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled, kept)
+        cell |= chance.kernels_of_cell(pooled, kept, cell["pair_sum"])
         cell |= at_equal_length(pooled, label, fold, unit, n_tokens, kept.to(device))
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].numpy().copy()

@@ -137,7 +137,6 @@ def labelled_distances(
     x: Tensor,
     labels: Tensor,
     *,
-    bandwidth: float | None = None,
     neighbours: bool = False,
     copy: Tensor | None = None,
 ) -> LabelledDistances:
@@ -150,17 +149,11 @@ def labelled_distances(
         x: [n, k] float64, roughly centred.
         labels: [R, n], one labelling a row.
         neighbours, copy: as in `DistanceSums`.
-        bandwidth: use minus the Gaussian kernel exp(-|x-y|^2/(2 bandwidth^2)) as the distance;
-            `energy` is then the MMD^2.
     """
-    sums = DistanceSums(
-        Labellings(labels), copy=copy, neighbours=neighbours, silhouettes=bandwidth is None
-    )
+    sums = DistanceSums(Labellings(labels), copy=copy, neighbours=neighbours)
     # Scaled to fit float32; every statistic scales with the distances.
-    scale = float(x.abs().max().clamp_min(1e-300)) if bandwidth is None else 1.0
+    scale = float(x.abs().max().clamp_min(1e-300))
     for rows, distance in distance_tiles(x / scale):
-        if bandwidth is not None:
-            distance.div_(bandwidth).square_().mul_(-0.5).exp_().neg_()
         sums.add(rows, distance)
     found = sums.result()
     return replace(found, pair_sum=found.pair_sum * scale, energy=found.energy * scale)

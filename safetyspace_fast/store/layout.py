@@ -260,6 +260,33 @@ MODEL = (
         optional=True,
     ),
     ArraySpec(
+        "kernel_sum",
+        (*_ROWS, "class"),
+        "float64",
+        "1",
+        "sum of the Gaussian kernel with the other samples of each class of the language, full "
+        "width; its width is the mean distance of two samples",
+        keepbits=24,
+        optional=True,
+    ),
+    ArraySpec(
+        "kernel_slope",
+        _LANGUAGE,
+        "float64",
+        "1",
+        "derivative of MMD^2 by the logarithm of this width",
+        optional=True,
+    ),
+    ArraySpec(
+        "kernel_null",
+        ("layer", "pooling", "lang", "labelling"),
+        "float32",
+        "1",
+        "MMD^2 of the true labels, then of each permutation of them",
+        keepbits=12,
+        optional=True,
+    ),
+    ArraySpec(
         "scale",
         ("layer", "pooling", "lang", "hidden"),
         "float32",

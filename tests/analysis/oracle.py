@@ -71,6 +71,21 @@ class StandInModel:
     def has(self, name):
         return name in self._arrays
 
+    def kernel_nulls(self, states, samples):
+        """Prepare MMD^2 of a thousand labellings of `states` {lang number: [layer, pooling, n, D]},
+        which is only computed where it is read."""
+        shape = (*self._arrays["kernel_slope"].shape, 1001)
+
+        def compute():
+            null = np.full(shape, np.nan)
+            for i, x in states.items():
+                for at in np.ndindex(shape[:2]):
+                    null[(*at, i)] = kernel_null(x[at], samples, samples.lang_index == i)
+            return null
+
+        self._arrays["kernel_null"] = compute
+        self._dims["kernel_null"] = ("layer", "pooling", "lang", "labelling")
+
     def add(self, name, array, dims):
         self._arrays[name], self._dims[name] = array, dims
 
@@ -83,6 +98,8 @@ class StandInModel:
     ):
         chosen = {"layer": layer, "pooling": pooling, "sample": samples, "lang": lang}
         index = tuple(chosen.get(dim, slice(None)) for dim in self._dims[name])
+        if callable(self._arrays[name]):
+            self._arrays[name] = self._arrays[name]()
         return self._arrays[name][index]
 
 
@@ -119,7 +136,7 @@ def folds_of(label, pair, seed=0, text=None):
     return fold
 
 
-def language_arrays(x, label, fold, projection, evidence=None, tokens=None):
+def language_arrays(x, label, fold, projection, evidence=None, tokens=None, equal=None):
     """Every stored array of one layer, pooling and language from its vectors x [n, D]."""
     n, _ = x.shape
     ok = np.isfinite(x).all(1)
@@ -162,6 +179,10 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None):
             some = np.nan_to_num(off[:, mine], nan=np.inf).min(1, initial=np.inf)
             row["pair_min"][ok, c] = some
             row["pair_max"][ok, c] = np.nan_to_num(off[:, mine], nan=-1).max(1, initial=-1)
+    equal = (np.eye(n, dtype=bool) if equal is None else equal)[np.ix_(ok, ok)]
+    kernel, slopes = gaussian(z, equal)
+    row["kernel_sum"] = np.full((n, 2), np.nan)
+    row["kernel_sum"][ok] = np.stack([kernel[:, y == c].sum(1) for c in (0, 1)], 1)
     mean = np.full((2, x.shape[1]), np.nan)
     var = np.full((2, x.shape[1]), np.nan)
     for c in (0, 1):
@@ -200,6 +221,7 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None):
         "class_var": var,
         "scale": scale,
         "noise": noise,
+        "kernel_slope": np.array(mmd(slopes, (y == 1).astype(float), equal)),
         "equal_length_noise": bridged[0],
         "equal_length_noise_sq": bridged[1],
         "fold_mean": fold_mean,
@@ -207,6 +229,57 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None):
         "count": count,
     }
     return row, {"pca_explained": explained}, cell
+
+
+def gaussian(z, same):
+    """Gaussian kernel whose width is the mean distance, 0 with a text itself and its copies, and
+    its derivative by the logarithm of the width. `same` [n, n] is True for these."""
+    centred = z - z.mean(0)
+    norm = (centred**2).sum(1)
+    square = np.maximum(norm[:, None] + norm - 2 * centred @ centred.T, 0)
+    np.fill_diagonal(square, 0)
+    with np.errstate(all="ignore"):
+        square = square / (np.sqrt(square).sum() / (len(z) * (len(z) - 1))) ** 2
+    kernel = np.exp(-square / 2) * ~same
+    return kernel, kernel * square
+
+
+def mmd(kernel, y, same):
+    """MMD^2 over distinct texts of a kernel [n, n] whose entries with copies are 0."""
+    ones, n1 = kernel @ y, y.sum()
+    zeros, n0 = kernel.sum(1) - ones, (1 - y).sum()
+    copies = same.sum(1)
+    with np.errstate(all="ignore"):
+        own = (y * ones / (n1 - copies)).sum() / n1
+        return own + ((1 - y) * zeros / (n0 - copies)).sum() / n0 - 2 * y @ zeros / (n0 * n1)
+
+
+def copies_of(samples, mine):
+    """[n, n] bool, whether two texts are equal and have one label."""
+    number = samples.text_sha256[mine].astype(np.int64) @ 256 ** np.arange(4)
+    both = 2 * number + samples.label[mine]
+    return both[:, None] == both
+
+
+def kernel_null(x, samples, mine, labellings=1000):
+    """MMD^2 of the labels, and of labels that units exchange, or the texts of a pair."""
+    ok = np.isfinite(x).all(1)
+    pair, y, of = samples.pair[mine], samples.label[mine].astype(float), units_of(samples, mine)
+    with_partner = np.array([p >= 0 and ok[pair == p].sum() == 2 for p in pair])
+    if with_partner.mean() >= 0.9:
+        ok &= with_partner
+    y, of, pair = y[ok], np.unique(of[ok], return_inverse=True)[1], pair[ok]
+    same = copies_of(samples, mine)[np.ix_(ok, ok)]
+    kernel, _ = gaussian(x[ok], same)
+    rng = np.random.default_rng(1)
+    first = np.unique(of, return_index=True)[1]
+    drawn = [y]
+    for _ in range(labellings):
+        if with_partner.mean() >= 0.9:
+            drawn.append(np.abs(y - rng.integers(0, 2, of.max() + 1)[of]))
+        else:
+            drawn.append(rng.permutation(y[first])[of])
+    return np.array([mmd(kernel, labels, same) for labels in drawn])
 
 
 def held_out_scores(z, y, fold):
@@ -346,6 +419,7 @@ def stand_in(
             for i_pool in range(n_pool):
                 for i_lang, lang in enumerate(languages):
                     mine = samples.lang_index == i_lang
+                    copy = copies_of(samples, mine)
                     row, whole, cell = language_arrays(
                         np.asarray(by_lang[lang][i_layer, i_pool], np.float64),
                         samples.label[mine],
@@ -353,6 +427,7 @@ def stand_in(
                         projection,
                         units_of(samples, mine),
                         n_tokens[mine],
+                        copy,
                     )
                     for key, value in row.items():
                         shape = (n_layers, n_pool, len(mine), *value.shape[1:])
@@ -370,6 +445,8 @@ def stand_in(
         hookpoints = ("embed", *(f"block.{i}" for i in range(n_layers - 1)))
         poolings = ("mean", "last")[:n_pool]
         models[name] = StandInModel(arrays, dims, hookpoints, poolings, name)
+        vectors = {i: np.asarray(by_lang[x], np.float64) for i, x in enumerate(languages)}
+        models[name].kernel_nulls(vectors, samples)
         first = models[next(iter(models))]
         if first.name != name and first._arrays["class_mean"].shape[-1] == hidden:
             models[name].express(

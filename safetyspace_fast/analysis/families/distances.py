@@ -4,11 +4,7 @@ Values at full width come from the store's sums, minima and maxima of distances,
 nulls. In components and for kernels, one pass over the distances serves all labellings at once.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +22,6 @@ from ..metric import (
     NULL_MEAN,
     OWN_COMPONENTS,
     SHARE,
-    SHUFFLE,
     SHUFFLE_FULL,
     SHUFFLE_WELCH,
     SHUFFLE_WELCH_PC,
@@ -73,22 +68,11 @@ def _full_width(cells: Cells) -> tuple[Tensor, Tensor]:
     return mean_distances(cells.stored("pair_sum"), cells.labels, cells.copies, cells.lone_count)
 
 
-Space = int | Literal["kernel"]
-"""A number of components, or a Gaussian kernel in the projection."""
-
-
 @once
-def _labelled(cells: Cells, space: Space) -> list[LabelledDistances]:
+def _labelled(cells: Cells, k: int) -> list[LabelledDistances]:
     """`labelled_distances` of each cell, for the true labels and every permutation behind p."""
-    labellings = cells.resamples.labellings[: 1 if cells.compared else None]
-    x = cells.components(space) if isinstance(space, int) else cells.projected
-    widths: Sequence[float | None] = [None] * len(x)
-    if space == "kernel":
-        widths = [kernel.width for kernel in _kernel_widths(cells)]
-    return [
-        labelled_distances(texts, labellings, bandwidth=width, copy=cells.copy)
-        for texts, width in zip(x, widths, strict=True)
-    ]
+    labellings = cells.resamples.labellings[: cells.labellings_of_null]
+    return [labelled_distances(x, labellings, copy=cells.copy) for x in cells.components(k)]
 
 
 def _pair_sums(labelled: list[LabelledDistances], cells: Cells) -> tuple[Tensor, Tensor]:
@@ -450,70 +434,24 @@ _ENERGY_DISTANCE = Metric(
 # mmd -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class KernelWidth:
-    """Bandwidth of a Gaussian kernel: the median distance between some texts.
-
-    influence: [n] float64, of each text on the logarithm of the bandwidth.
-    """
-
-    width: float
-    influence: Tensor
-
-
-def kernel_width(x: Tensor, first: Tensor, most: int = 1000) -> KernelWidth:
-    """Median distance of at most `most` evenly spaced texts, as a U-quantile (Serfling 1984).
-
-    Args:
-        x: [n, k] float64; first: [different texts] int64, one of the copies of each text.
-        most: texts to use.
-    """
-    some = first[:: -(-len(first) // most)]
-    width = float(torch.pdist(x[some]).median())
-    influence = torch.zeros(len(x), dtype=x.dtype)
-    if width > 0:
-        scaled = torch.cdist(x[some], x[some], compute_mode="donot_use_mm_for_euclid_dist") / width
-        below = (scaled <= 1).double().sum(-1) - 1  # not the text itself
-        share = below / (len(some) - 1)
-        # Density of the logarithm of a distance at the median.
-        density = ((scaled > 0.9) & (scaled < 1.1)).double().mean() / math.log(1.1 / 0.9)
-        influence[some] = -2 * centred(share) / len(some) / density
-    return KernelWidth(width, influence.nan_to_num(0.0, 0.0, 0.0))
-
-
-@once
-def _kernel_widths(cells: Cells) -> list[KernelWidth]:
-    """Bandwidth of the Gaussian kernel of each cell: in a comparison the base model's."""
-    if cells.base is not cells:
-        return _kernel_widths(cells.base)
-    return [kernel_width(x, cells.first) for x in cells.projected]
-
-
-def _width_slope(cells: Cells) -> Tensor:
-    """[cell], derivative of the MMD^2 by the logarithm of the bandwidth."""
-    sums = torch.empty(*cells.projected.shape[:-1], 2, dtype=torch.float64)
-    member = torch.stack([cells.labels == c for c in (0, 1)], -1).double()
-    for x, kernel, out in zip(cells.projected, _kernel_widths(cells), sums, strict=True):
-        for rows, distance in distance_tiles(x / kernel.width):
-            square = distance.square_()
-            out[rows] = -(square * (-square / 2).exp()) @ member
-    return energy_distance(*mean_distances(sums, cells.labels, cells.copies), cells.labels)[0]
-
-
 def _mmd(cells: Cells) -> Estimate:
-    kernels = _kernel_widths(cells)
-    if min(kernel.width for kernel in kernels) <= 0:
-        raise Refusal("the median distance is 0, and so is the bandwidth of the kernel")
-    labelled = _labelled(cells, "kernel")
-    value, influence = energy_distance(*_pair_sums(labelled, cells), cells.labels)
-    null = torch.stack([cell.energy for cell in labelled])
-    by_width = _width_slope(cells)[:, None] * torch.stack([x.influence for x in kernels])
+    if not cells.window.has("kernel_sum"):
+        raise Refusal("the store is of an earlier version: run the model again")
+    if not cells.own_null:
+        raise Refusal("the store has kernels of other texts or pairs than these")
+    means = mean_distances(-cells.stored("kernel_sum"), cells.labels, cells.copies)
+    value, influence = energy_distance(*means, cells.labels)
+    null = cells.stored("kernel_null")[:, : cells.labellings_of_null]
+    distance = cells.stored("pair_sum").sum(-1)
+    pull = cells.about_class_means(distance[..., None]).squeeze(-1)
+    # Each text is in both places of a mean distance, which is the width of the kernel.
+    on_width = 2 * pull / distance.sum(-1, keepdim=True)
     return make_estimate(
         cells,
         value,
         null=null,
         floor=cells.chance(null, 0.0),
-        influence=influence + by_width,
+        influence=influence + cells.stored("kernel_slope")[:, None] * on_width,
         ends=partial(t_interval, freedom=cells.freedom),
     )
 
@@ -521,16 +459,17 @@ def _mmd(cells: Cells) -> Estimate:
 _MMD = Metric(
     name="mmd",
     title="MMD^2, Gaussian kernel",
-    space="projection",
+    space="full",
     kind="C",
     unit="1",
-    definition="E k(X,X') + E k(Y,Y') - 2E k(X,Y), k = exp(-|x-y|^2/(2h^2)), h = median "
-    "distance; means over distinct texts",
+    definition="E k(X,X') + E k(Y,Y') - 2E k(X,Y), k = exp(-|x-y|^2/(2h^2)), h = mean distance "
+    "of two texts; means over distinct texts",
     source="Gretton et al. 2012, U-statistic",
-    pitfalls="Depends on the bandwidth; `compare` uses that of the base model for both models. The "
-    f"interval is first-order: close to zero it is too narrow; use p there. {SPREAD_COUNTS}",
+    pitfalls="Depends on the bandwidth h, which is each model's own, also in `compare`: states "
+    "times a constant have the same value. The interval is first-order: close to zero it is too "
+    f"narrow; use p there. {SPREAD_COUNTS}",
     interval=f"{INFLUENCE}, also on the bandwidth; Student's t",
-    null=SHUFFLE,
+    null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     any_difference=True,
     estimator=_mmd,
