@@ -390,7 +390,7 @@ def quantised(path, **settings):
 )
 def test_quantised_weights_name_the_package_they_need(copy, settings, package):
     if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+        pytest.skip(f"tests what is said without {package}, which is installed here")
     refused(quantised(copy, **settings), f"a package is missing to load it: .*{package}")
 
 
@@ -407,7 +407,7 @@ def test_quantised_weights_load_and_are_told(copy, lora):
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run them packed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU they may run packed")
 def test_quantised_weights_that_transformers_unpacks_are_told(copy):
     notes = []
     quantised(copy, quant_method="fp8")
@@ -461,7 +461,8 @@ def test_what_is_no_gguf_is_refused(tmp_path):
 
 def save_tiny_gguf(directory, target):
     """Write a tiny Llama as GGUF with 8-bit matrices; return its unpacked weights."""
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     config, state = model.config, model.state_dict()
     writer = gguf.GGUFWriter(target, "llama")
@@ -535,7 +536,7 @@ def test_gguf_unpacks(tmp_path):
 def test_real_gguf_equals_its_conversion(smollm2, tmp_path):
     file = small_gguf("smollm2", tmp_path / "smollm2.gguf")
     if file is None:
-        pytest.skip("the packages that hold the GGUF file are not in the cache")
+        pytest.skip("the real GGUF file is not in the cache: run `make models`")
     notes = []
     unpacked = load_model(parse_model(str(file)), on_note=notes.append)
     converted = load_model(ModelSpec("m", str(smollm2)))

@@ -66,7 +66,7 @@ def run_worker(
     elif kind == "full disk":
         files.os = FaultyOS(Path(configs[0].out).parent, "enospc", at)
     elif kind == "no model":
-        OneModel.load = fail_to_load  # type: ignore[method-assign]
+        OneModel.load = fail_to_load
     texts = 0
     try:
         for event in work(configs, *rank):
