@@ -12,4 +12,4 @@ def need_cuda(count: int = 1) -> None:
         return
     if count == 1 and os.environ.get("FAIL_WITHOUT_CUDA") == "1":
         pytest.fail("FAIL_WITHOUT_CUDA=1, and torch sees no CUDA device")
-    pytest.skip("no CUDA device" if count == 1 else f"fewer than {count} CUDA devices")
+    pytest.skip("needs a CUDA device" if count == 1 else f"needs {count} CUDA devices")

@@ -20,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tiny: Path, out: Path, **changes: object) -> ssf.RunConfig:
     fields = {"models": f"m={tiny}", "data": "sample:polite", "languages": ["en", "de"]}
     fields |= {"layers": ["-1"], "limit": 20, "out": out}
-    return ssf.RunConfig(**fields | changes)  # type: ignore[arg-type]
+    return ssf.RunConfig(**fields | changes)
 
 
 @pytest.fixture(scope="module")

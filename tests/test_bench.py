@@ -44,7 +44,7 @@ def test_a_slower_engine_is_seen(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def slow(*args: object) -> torch.Tensor:
         time.sleep(0.3)
-        return run(*args)  # type: ignore[arg-type]
+        return run(*args)
 
     before = api.bench(str(tiny), "sample:polite", samples=8, languages=("en",))
     monkeypatch.setattr(benchmark.Capture, "run", slow)

@@ -40,7 +40,7 @@ def build(options: dict[str, object]) -> None:
     """Make all that is made before anything is opened."""
     message = ""
     try:
-        config = RunConfig(**options)  # type: ignore[arg-type]
+        config = RunConfig(**options)
         names = [parse_model(text).name for text in config.models]
         place = Place(config.out)
     except SafetySpaceError as error:
@@ -80,7 +80,7 @@ def test_any_options_for_long(options: dict[str, object]) -> None:
 )
 def test_values_out_of_range(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RunConfig(models=("m",), data="x.jsonl", out="x.zarr", **change)  # type: ignore[arg-type]
+        RunConfig(models=("m",), data="x.jsonl", out="x.zarr", **change)
 
 
 @pytest.mark.parametrize("out", ["/", "x" * 300, "a/" * 3000 + "x", "a\0b", "\ud800.zarr"])
@@ -100,11 +100,11 @@ NEEDED = {"models": "m", "data": "d.jsonl", "out": "o.zarr"}
 
 
 def test_what_a_notebook_gives_is_taken() -> None:
-    config = RunConfig(models=Path("m"), data=Path("d.jsonl"), out="o.zarr", layers=[-1, "embed"])  # type: ignore[arg-type]
+    config = RunConfig(models=Path("m"), data=Path("d.jsonl"), out="o.zarr", layers=[-1, "embed"])
     assert (config.models, config.data) == (("m",), ("d.jsonl",))
     assert config.layers == ("-1", "embed")
-    assert RunConfig(**NEEDED, layers=-1).layers == ("-1",)  # type: ignore[arg-type]
-    assert RunConfig(**NEEDED | {"models": [Path("a"), "b"]}).models == ("a", "b")  # type: ignore[arg-type]
+    assert RunConfig(**NEEDED, layers=-1).layers == ("-1",)
+    assert RunConfig(**NEEDED | {"models": [Path("a"), "b"]}).models == ("a", "b")
     assert parse_model(Path("some/where")).name == "where"
 
 
@@ -122,4 +122,4 @@ def test_what_a_notebook_gives_is_taken() -> None:
 )
 def test_what_cannot_be_meant_is_one_line(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        RunConfig(**NEEDED | wrong)  # type: ignore[arg-type]
+        RunConfig(**NEEDED | wrong)

@@ -88,17 +88,17 @@ def test_a_string_where_a_tuple_belongs_is_refused(field: str) -> None:
     with pytest.raises(
         ssf.SafetySpaceError, match=f"{field}: got the string 'mean', expected a tup"
     ):
-        RunConfig(models="m", data="x", out="y", **{field: "mean"})  # type: ignore[arg-type]
+        RunConfig(models="m", data="x", out="y", **{field: "mean"})
 
 
 def test_run_takes_a_config_or_its_fields(tmp_path: Path) -> None:
     model = str(save_tiny("llama", tmp_path / "tiny"))
     fields = {"models": model, "data": "sample:polite", "languages": ["en"], "layers": ["-1"]}
     events: list[ssf.Event] = []
-    run = ssf.run(**fields, out=tmp_path / "a.zarr", on_event=events.append)  # type: ignore[arg-type]
+    run = ssf.run(**fields, out=tmp_path / "a.zarr", on_event=events.append)
     assert run.model("tiny").hookpoints == ("final_norm",)
     assert isinstance(events[-1], ssf.ModelDone)
-    config = RunConfig(**fields, out=tmp_path / "b.zarr")  # type: ignore[arg-type]
+    config = RunConfig(**fields, out=tmp_path / "b.zarr")
     assert [type(event) for event in ssf.iter_run(config)] == [type(event) for event in events]
 
 
@@ -112,4 +112,4 @@ def test_run_takes_a_config_or_its_fields(tmp_path: Path) -> None:
 )
 def test_run_says_what_is_missing_or_unknown(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ssf.SafetySpaceError, match=message):
-        ssf.run(**arguments)  # type: ignore[call-overload]
+        ssf.run(**arguments)

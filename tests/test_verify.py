@@ -112,7 +112,7 @@ def test_every_architecture_is_supported(name: str, tmp_path: Path) -> None:
     assert_supported(found)
     assert len(found.cells) == 2 * (NUM_BLOCKS + 2)
     assert (found.texts, found.dtype, found.exact_dtype) == (7, "float32", "float64")
-    assert all(0 <= cell.error < 1e-5 for cell in found.cells)  # type: ignore[operator]
+    assert all(0 <= cell.error < 1e-5 for cell in found.cells)
 
 
 MULTIMODAL: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {

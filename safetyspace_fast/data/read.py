@@ -11,21 +11,10 @@ from typing import Any
 from ..config import QUOTINGS, Names, Quoting, several_names
 from ..errors import ConfigError, DataError
 from ..names import languages_meant, nearest, primary_language
-from .columns import (
-    RECOGNISED,
-    Columns,
-    Labels,
-    Layout,
-    UnusableError,
-    counted,
-    lookup,
-    no_column,
-    rules,
-    shown,
-    word,
-)
+from .columns import RECOGNISED, Columns, Layout, lookup, no_column
 from .formats import MAX_ROWS, Form, format_of, read_records
 from .json_rows import BROKEN_UTF8
+from .labels import Labels, UnusableError, counted, rules, shown, word
 from .samples import Exclusion, Row, Samples, Splits, arrange
 from .separated import delimiter_named
 from .sources import DataFile, find_sources, is_language, printable
@@ -124,7 +113,7 @@ def read_samples(
         reader.read(file)
     reader.check_text_column(typed.text)
     reader.keep_languages(wanted, data.name)
-    for line in reader.labels.notes(typed, data.name):
+    for line in reader.labels.notes(typed.harmful, typed.harmless, data.name):
         note(line)
     for find_unusable in (_label_conflicts, _broken_pairs, _one_class_languages):
         reader.drop(find_unusable(reader.rows))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracle import at_equal_length as by_hand
 from oracle import planted, stand_in
+from scipy import stats
 
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis.uncertainty import f_tail
@@ -118,7 +119,6 @@ def test_an_earlier_store_says_so():
 
 
 def test_the_tail_of_f_is_known():
-    stats = pytest.importorskip("scipy.stats")
     for first, second in ((1, 1), (1, 11), (1.7, 30), (50, 2000), (300, 60_000)):
         for p in (0.9, 0.05, 1e-4):
             value = stats.f.isf(p, first, second)

@@ -71,11 +71,11 @@ def test_labels_in_neither_list_are_left_out_and_counted(tmp_path: Path) -> None
     path = write(tmp_path / "en.jsonl", ROWS)
     options = {"text_column": "words", "label_column": "class", "harmful": "worse"}
     notes: list[str] = []
-    samples = read_samples(path, harmless="good", on_note=notes.append, **options)  # type: ignore[arg-type]
+    samples = read_samples(path, harmless="good", on_note=notes.append, **options)
     assert notes[0] == "en: labels in neither list leave their texts out: 'bad' (4)"
     assert Counter(e.reason for e in samples.excluded) == {"class is in neither list": 4}
     with pytest.raises(DataError, match=r"^en\.jsonl:1: class is in neither list \(strict"):
-        read_samples(path, harmless="good", strict=True, **options)  # type: ignore[arg-type]
+        read_samples(path, harmless="good", strict=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_score_has_a_threshold(tmp_path: Path, operator: str, harmful: set[int
         {"harmful": f"score{operator}2"},
         {"harmful": f"{operator} 2.0", "label_column": "score"},
     ):
-        found = labels_of(read_samples(path, **options))  # type: ignore[arg-type]
+        found = labels_of(read_samples(path, **options))
         assert {int(text) for text, label in found.items() if label} == harmful
 
 
@@ -247,7 +247,7 @@ def test_no_error_prints_a_text(tmp_path: Path) -> None:
         (bare, {"text_column": "2", "label_column": "1", "lang": "en"}),
     ):
         with pytest.raises(DataError) as caught:
-            read_samples(source, **options)  # type: ignore[arg-type]
+            read_samples(source, **options)
         assert "unrepeatable" not in str(caught.value)
 
 
@@ -514,7 +514,7 @@ def test_no_message_holds_a_short_text(tmp_path: Path, words: str, suffix: str) 
         (bare, {"text_column": "text", "lang": "en"}),
     ):
         with pytest.raises((DataError, ConfigError)) as caught:
-            read_samples(source, on_note=said.append, **options)  # type: ignore[arg-type]
+            read_samples(source, on_note=said.append, **options)
         said.append(str(caught.value))
     assert marker not in " ".join(said)
 
@@ -661,7 +661,7 @@ def test_options_of_another_type(tmp_path: Path, options: dict[str, Any]) -> Non
 def test_options_that_are_not_strings(tmp_path: Path, option: str) -> None:
     path = write(tmp_path / "en.jsonl", ROWS)
     with pytest.raises(ConfigError, match=f"{option} 3: expected a string"):
-        read_samples(path, **{option: 3})  # type: ignore[arg-type]
+        read_samples(path, **{option: 3})
 
 
 @pytest.mark.parametrize("options", [{}, {"languages": ["en"]}, {"languages": ["qzxa"]}])

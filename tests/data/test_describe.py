@@ -111,4 +111,4 @@ def test_the_known_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("function", [ssf.verify, ssf.bench])
 def test_a_string_of_languages_is_not_taken_apart(function: object) -> None:
     with pytest.raises(ssf.SafetySpaceError, match="languages 'en': expected several names"):
-        function("no-model", "sample:polite", languages="en")  # type: ignore[operator]
+        function("no-model", "sample:polite", languages="en")

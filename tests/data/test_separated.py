@@ -21,7 +21,7 @@ DELIMITERS = [",", "\t", ";", "|"]
 
 def texts_of(path: Path, **options: str) -> list[str]:
     """The texts of a file in the order of its lines; none may be left out."""
-    samples = read_samples(path, strict=True, lang="en", **options)  # type: ignore[arg-type]
+    samples = read_samples(path, strict=True, lang="en", **options)
     placed = zip(samples.file_position.tolist(), samples.texts, strict=True)
     return [text for _, text in sorted(placed)]
 
@@ -35,7 +35,7 @@ def plain(path: Path, texts: Sequence[str], delimiter: str) -> Path:
 
 def quoted(path: Path, texts: Sequence[str], delimiter: str, quoting: int) -> Path:
     sink = io.StringIO(newline="")
-    writer = csv.writer(sink, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+    writer = csv.writer(sink, delimiter=delimiter, quoting=quoting)
     writer.writerow(["text", "label"])
     writer.writerows([text, i % 2] for i, text in enumerate(texts))
     path.write_text(sink.getvalue(), newline="")
@@ -162,7 +162,7 @@ def test_a_long_text_in_a_csv(tmp_path: Path) -> None:
     rows = [{"text": text, "label": i % 2} for i, text in enumerate((long, "x", "y"))]
     lines = tmp_path / "en.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = quoted(tmp_path / "en.csv", [row["text"] for row in rows], ",", csv.QUOTE_MINIMAL)  # type: ignore[misc]
+    table = quoted(tmp_path / "en.csv", [row["text"] for row in rows], ",", csv.QUOTE_MINIMAL)
     assert read_samples(table).sha256 == read_samples(lines).sha256
 
 
@@ -182,7 +182,7 @@ def one_class(path: Path, notes: list[str], **options: str) -> set[str]:
         text_column="1",
         lang="en",
         on_note=notes.append,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     return {t for t, y in zip(samples.texts, samples.labels, strict=True) if y}
 

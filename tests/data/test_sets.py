@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from safetyspace_fast.data import describe_sets, read_samples
-from safetyspace_fast.data.columns import RECOGNISED, rules
+from safetyspace_fast.data.columns import RECOGNISED
+from safetyspace_fast.data.labels import rules
 from safetyspace_fast.data.sets import known_sets
 from safetyspace_fast.data.sources import is_language
 from safetyspace_fast.errors import DataError

@@ -175,7 +175,7 @@ def test_a_prefix_runs_once_where_keys_and_values_are_all_there_is(
     )
 
 
-@pytest.mark.skipif(not can_pack(), reason="no AVX-512 here, or nothing is compiled")
+@pytest.mark.skipif(not can_pack(), reason="needs the compiled CPU kernels and AVX-512")
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
 def test_attention_behind_a_prefix_is_fused_where_nothing_is_hidden(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

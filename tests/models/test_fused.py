@@ -21,7 +21,8 @@ from safetyspace_fast.models import (
 from safetyspace_fast.models.fused import FusedAttention, FusedRMSNorm, try_fusing
 
 pytestmark = pytest.mark.skipif(
-    not ops.can_pack(), reason="no AVX-512 here, or nothing is compiled: layers stay as they are"
+    not ops.can_pack(),
+    reason="needs the compiled CPU kernels and AVX-512; without, layers stay as they are",
 )
 
 

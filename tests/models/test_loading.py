@@ -391,7 +391,7 @@ def quantised(path, **settings):
 )
 def test_quantised_weights_name_the_package_they_need(copy, settings, package):
     if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+        pytest.skip(f"tests what is said without {package}, which is installed here")
     refused(quantised(copy, **settings), f"a package is missing to load it: .*{package}")
 
 
@@ -408,7 +408,7 @@ def test_quantised_weights_load_and_are_told(copy, lora):
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run them packed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU they may run packed")
 def test_quantised_weights_that_transformers_unpacks_are_told(copy):
     notes = []
     quantised(copy, quant_method="fp8")
@@ -496,7 +496,7 @@ def test_gguf_unpacks(tmp_path):
 def test_real_gguf_equals_its_conversion(smollm2, tmp_path):
     file = small_gguf("smollm2", tmp_path / "smollm2.gguf")
     if file is None:
-        pytest.skip("the packages that hold the GGUF file are not in the cache")
+        pytest.skip("the real GGUF file is not in the cache: run `make models`")
     notes = []
     unpacked = load_model(parse_model(str(file)), on_note=notes.append)
     converted = load_model(ModelSpec("m", str(smollm2)))

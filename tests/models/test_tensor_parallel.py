@@ -44,7 +44,7 @@ def config_of(models: Path, out: Path, *names: str, **fields: object) -> RunConf
         "tensor_parallel": 2,
     }
     given = [str(models / name) for name in names or ("llama",)]
-    return RunConfig(models=given, out=out, **usual | fields)  # type: ignore[arg-type]
+    return RunConfig(models=given, out=out, **usual | fields)
 
 
 def ranks_here() -> list[int]:

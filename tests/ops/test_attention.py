@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from safetyspace_fast.ops import can_pack, rotary_attention
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="no AVX-512 here, or nothing is compiled")
+pytestmark = pytest.mark.skipif(not can_pack(), reason="needs the compiled CPU kernels and AVX-512")
 # Samples, tokens, heads of queries, of keys, dimensions: around 14 rows, 16 lanes, 32 columns, 192
 # in a chain, with few tasks and with many.
 SIZES = [

@@ -103,7 +103,7 @@ def test_class_moments_of_right_shapes(N, P, value, cell):
     one_line(lambda: ops.class_moments(x, cells, 2).merge(ops.class_moments(x, cells, 2)))
 
 
-@pytest.mark.skipif(ops.simd_level() is None, reason="no compiled kernels")
+@pytest.mark.skipif(ops.simd_level() is None, reason="needs the compiled CPU kernels")
 @pytest.mark.parametrize(
     ("op", "args", "message"),
     [

@@ -60,7 +60,7 @@ def paths_in(library):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     if not shutil.which("g++"):
-        pytest.skip("no compiler")
+        pytest.skip("needs a C++ compiler (g++)")
     folder = tmp_path_factory.mktemp("built")
     process, wheel = build(folder)
     assert process.returncode == 0, process.stderr
@@ -87,7 +87,7 @@ def test_what_is_not_dispatched_runs_on_every_x86_64(built):
     """Only functions in the namespaces avx2 and avx512, chosen at run time, go beyond SSE2."""
     folder, wheel = built
     if record_of(wheel)["machine"] != "x86_64" or not shutil.which("objdump"):
-        pytest.skip("no x86-64, or no objdump")
+        pytest.skip("needs an x86-64 processor and objdump")
     objects = [str(path) for path in (folder / "source/build").rglob("*.o")]
     assert len(objects) == len(list((REPO / "csrc").rglob("*.cpp")))
     code = run(folder, "objdump", "-d", "--no-show-raw-insn", *objects).stdout
@@ -121,7 +121,7 @@ STUB = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { retu
 def cuda_built(tmp_path_factory):
     """Sources with the library that SAFETYSPACE_FAST_BUILD=cuda builds, and the build's output."""
     if not shutil.which("nvcc") or not shutil.which("g++"):
-        pytest.skip("no nvcc")
+        pytest.skip("needs the CUDA compiler (nvcc) and g++")
     folder = tmp_path_factory.mktemp("cuda")
     source = copy_sources(folder)
     (folder / "stub.cu").touch()
@@ -213,7 +213,7 @@ def test_what_was_asked_for_and_cannot_be_had_fails(tmp_path):
 
 def test_an_impossible_cuda_build_fails(tmp_path):
     if torch.version.cuda and shutil.which("nvcc"):
-        pytest.skip("here it is possible")
+        pytest.skip("tests a machine that cannot build for CUDA; this one can")
     process, wheel = build(tmp_path, SAFETYSPACE_FAST_BUILD="cuda")
     assert process.returncode != 0
     assert "SAFETYSPACE_FAST_BUILD=cuda: " in process.stdout + process.stderr

@@ -100,7 +100,7 @@ def compiled_and_eager(impl):
 @pytest.mark.parametrize("impl", [None, "reference", "cpu", "triton"])
 def test_a_hooked_model_compiles_without_a_graph_break(impl):
     if impl == "cpu" and not NATIVE:
-        pytest.skip("no compiled kernels")
+        pytest.skip("needs the compiled CPU kernels")
     where = (run, "interpreter") if impl == "triton" else (lambda function, *args: function(*args),)
     compiled, eager, num_graphs = where[0](*where[1:], compiled_and_eager, impl)
     assert num_graphs == 1
@@ -174,11 +174,11 @@ def test_public_names():
         safetyspace_fast.nonsense  # noqa: B018
 
 
-@pytest.mark.skipif(not NATIVE, reason="no compiled kernels")
+@pytest.mark.skipif(not NATIVE, reason="needs the compiled CPU kernels")
 @pytest.mark.parametrize("level", ["avx2", "baseline"])
 def test_narrower_instruction_sets_agree(level):
     if ops.simd_level() not in ("avx512", level):
-        pytest.skip(f"this processor runs {ops.simd_level()}")
+        pytest.skip(f"needs {level}; this processor runs {ops.simd_level()}")
     code = """
 import torch
 from safetyspace_fast import ops

@@ -24,7 +24,7 @@ SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 def compiled(tmp_path_factory):
     """What the assembler says about every kernel and target."""
     if not (nvcc := shutil.which("nvcc")):
-        pytest.skip("no nvcc")
+        pytest.skip("needs the CUDA compiler (nvcc)")
     command = [nvcc, "-c", SOURCE, "-o", tmp_path_factory.mktemp("nvcc") / "pool_project.o"]
     command += ["-std=c++20", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     command += [f"-I{path}" for path in cpp_extension.include_paths()]
@@ -52,7 +52,7 @@ def test_registers_leave_room_for_two_blocks(compiled):
 def emulated(request, tmp_path_factory):
     """The kernel as a program for the CPU, which a sanitizer ends at the first find."""
     if not (compiler := shutil.which("g++")):
-        pytest.skip("no g++")
+        pytest.skip("needs a C++ compiler (g++)")
     program = tmp_path_factory.mktemp(request.param) / "pool_project_emulated"
     command = [compiler, Path(__file__).parent / "emulation/pool_project.cpp", "-o", program]
     command += ["-std=c++20", "-O1", "-g", "-Wall", "-Wno-unknown-pragmas", "-pthread"]

@@ -70,7 +70,7 @@ def form(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(_native, "simd_level", lambda: "avx2")
     elif _native.simd_level() != "avx512":
-        pytest.skip("this processor has no AVX-512, or nothing is compiled")
+        pytest.skip("needs the compiled CPU kernels and AVX-512")
 
 
 @pytest.mark.usefixtures("form")
@@ -206,7 +206,9 @@ def test_ties_win_half_and_exchanging_the_labels_changes_no_score():
     assert torch.equal(score, swapped[1])
 
 
-@pytest.mark.skipif(_native.simd_level() != "avx512", reason="needs the compiled kernel")
+@pytest.mark.skipif(
+    _native.simd_level() != "avx512", reason="needs the compiled CPU kernels and AVX-512"
+)
 def test_the_compiled_wins_are_those_of_the_plain_ones_to_the_bit():
     rng = np.random.default_rng(6)
     fold = np.sort(rng.integers(0, 7, 500))

@@ -19,7 +19,7 @@ def form(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(_native, "simd_level", lambda: "avx2")
     elif _native.simd_level() != "avx512":
-        pytest.skip("this processor has no AVX-512, or nothing is compiled")
+        pytest.skip("needs the compiled CPU kernels and AVX-512")
 
 
 @pytest.mark.parametrize(("rows", "n", "number"), SIZES)
@@ -41,7 +41,9 @@ def test_long_sums_lose_less_than_float32_keeps(form):
     assert ((found - exact).abs() / exact).max() < 2e-6
 
 
-@pytest.mark.skipif(_native.simd_level() != "avx512", reason="this processor has no AVX-512")
+@pytest.mark.skipif(
+    _native.simd_level() != "avx512", reason="needs the compiled CPU kernels and AVX-512"
+)
 def test_bad_operands_are_named():
     values, labels = drawn(4, 40, 3)
     packed = pack_labels(labels)

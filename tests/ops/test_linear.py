@@ -15,7 +15,7 @@ from safetyspace_fast.ops import (
     unpack_linear,
 )
 
-kernel = pytest.mark.skipif(not can_pack(), reason="no AVX-512 here, or nothing is compiled")
+kernel = pytest.mark.skipif(not can_pack(), reason="needs the compiled CPU kernels and AVX-512")
 # Rows, inputs, outputs: around 14 rows, 192 inputs, 32 outputs, four panels of them, 512 rows.
 SIZES = [
     (1, 1, 1), (13, 191, 31), (14, 192, 32), (15, 193, 33), (29, 385, 129), (600, 40, 200),

@@ -199,7 +199,10 @@ def test_showing_another_metric_or_pooling_computes_nothing(results: Results) ->
             results.showing(**wrong)
 
 
-@pytest.mark.parametrize("name", figures.names())
+@pytest.mark.parametrize(
+    "name",
+    [name for name in figures.names() if name != "cosines"],  # these models have no direction
+)
 def test_a_figure_is_a_valid_svg_of_the_asked_width_with_labels(
     name: str, results: Results, tmp_path: Path
 ) -> None:
@@ -315,7 +318,7 @@ def test_a_missing_package_is_named(run: ssf.Run, monkeypatch: pytest.MonkeyPatc
 
 def test_a_store_without_a_complete_model_has_nothing_to_show() -> None:
     with pytest.raises(ConfigError, match="no model is complete"):
-        Results(SimpleNamespace(models=(), place="a.zarr"))  # type: ignore[arg-type]
+        Results(SimpleNamespace(models=(), place="a.zarr"))
 
 
 def test_one_text_a_class_gives_the_reason(models: tuple[str, ...], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def window() -> Iterator[Browser]:
     if CHROMIUM is None:
         if os.environ.get("CI"):
             pytest.fail("no chromium: apt-get install chromium")
-        pytest.skip("no chromium here: apt-get install chromium")
+        pytest.skip("needs Chromium: run `make browser`")
     with Browser() as browser:
         yield browser
 
@@ -375,7 +375,7 @@ def test_axe_finds_nothing(window: Browser, page: Path, width: int, dark: bool) 
     if not AXE.exists():
         if os.environ.get("CI"):
             pytest.fail("no axe-core: run `make browser`")
-        pytest.skip("no axe-core here: run `make browser`")
+        pytest.skip("needs axe-core: run `make browser`")
     window.open(page, width=width, dark=dark)
     window.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     window.until(

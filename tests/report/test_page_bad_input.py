@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of(model: Path, folder: Path, name: str = "tiny", **fields: object) -> Path:
     out = folder / "run.zarr"
     options = {"proj_dim": 16, "poolings": ("mean",)} | fields
-    ssf.run(models=f"{name}={model}", data=folder / "texts.jsonl", out=out, **options)  # type: ignore[arg-type]
+    ssf.run(models=f"{name}={model}", data=folder / "texts.jsonl", out=out, **options)
     return out
 
 

@@ -72,7 +72,7 @@ def run_in_child(
     if fault == "file size":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(at), int(at)))
     system = FaultyOS(Path(folder), fault if fault in FAULTS else None, int(at))
-    files.os = system  # type: ignore[assignment]
+    files.os = system
     try:
         status: int | str = cli.main(["run", *arguments])
     except PowerCutError:

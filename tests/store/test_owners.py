@@ -126,7 +126,9 @@ def test_a_claim_that_another_host_has_lost_is_taken_over(tiny: Path, tmp_path: 
     assert not Place(out).work.exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs /proc, where Linux lists processes"
+)
 def test_where_no_folder_can_be_made_nothing_waits() -> None:
     with pytest.raises(StoreError, match="cannot be locked: No such file or directory"):
         Claim(Path("/proc/run.zarr.work/m"), "model 'm'")

@@ -68,7 +68,7 @@ def run_worker(
     elif kind == "full disk":
         files.os = FaultyOS(Path(configs[0].out).parent, "enospc", at)
     elif kind == "no model":
-        OneModel.load = fail_to_load  # type: ignore[method-assign]
+        OneModel.load = fail_to_load
     texts = 0
     try:
         for event in raising(work(configs, *rank)):

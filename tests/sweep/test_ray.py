@@ -27,7 +27,7 @@ from safetyspace_fast.sweep.events import RunEnded, raising
 from safetyspace_fast.sweep.ray_cluster import Patience, run_on_ray
 from safetyspace_fast.sweep.units import work
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="needs Ray, which has no package for every Python")
 
 NODE: dict[str, Any] = {"object_store_memory": 80 * 1024**2}
 PATIENCE = Patience(start=90, silence=60, head=20, stopping=20)
