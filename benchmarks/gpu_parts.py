@@ -2,7 +2,6 @@
 
 import gc
 import re
-import sys
 import tempfile
 import threading
 import time
@@ -11,231 +10,36 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
+from benchmarks.gpu_subject import HAS_STORE, Subject, even, tokens_of, usual_lengths
 from safetyspace_fast import ops
-
-
-class _StandIn(MetaPathFinder, Loader):
-    """Lets the engine be imported where zarr is missing, as on a bare machine with a GPU."""
-
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        found = name.partition(".")[0] in ("zarr", "numcodecs")
-        return ModuleSpec(name, self, is_package=True) if found else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module: ModuleType = MagicMock(name=spec.name)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing: whatever is asked of the module is there, and does nothing."""
-
-
-HAS_STORE = all(find_spec(name) for name in ("zarr", "numcodecs"))
-if not HAS_STORE:
-    sys.meta_path.insert(0, _StandIn())
-
-from safetyspace_fast.benchmark import _usual_way, matrix_products  # noqa: E402
-from safetyspace_fast.data import read_samples  # noqa: E402
-from safetyspace_fast.extract import (  # noqa: E402
-    Batching,
-    Capture,
-    find_batching,
-    make_plan,
-    packing_pays,
-    seeded_projection,
-)
-from safetyspace_fast.extract.capture import ATTENTION, padded  # noqa: E402
-from safetyspace_fast.extract.finish import finish_cell  # noqa: E402
-from safetyspace_fast.extract.plan import Batch  # noqa: E402
-from safetyspace_fast.extract.prepare import Prepared  # noqa: E402
-from safetyspace_fast.extract.tune import USUAL  # noqa: E402
-from safetyspace_fast.models import LoadedModel, Tokenized, layers  # noqa: E402
-from safetyspace_fast.models.packed import why_not_packed  # noqa: E402
-from safetyspace_fast.models.prefix import NoCache  # noqa: E402
-from safetyspace_fast.models.source import Source  # noqa: E402
-from safetyspace_fast.models.stored import stored_tensors  # noqa: E402
-from safetyspace_fast.models.tokens import Template  # noqa: E402
+from safetyspace_fast.benchmark import _usual_way
+from safetyspace_fast.data import read_samples
+from safetyspace_fast.extract import Batching, find_batching, make_plan, packing_pays
+from safetyspace_fast.extract.capture import ATTENTION
+from safetyspace_fast.extract.finish import finish_cell
+from safetyspace_fast.extract.plan import Batch
+from safetyspace_fast.extract.prepare import Prepared
+from safetyspace_fast.extract.tune import USUAL
+from safetyspace_fast.models import LoadedModel, Tokenized
+from safetyspace_fast.models.packed import why_not_packed
+from safetyspace_fast.models.source import Source
+from safetyspace_fast.models.stored import stored_tensors
 
 Figures = dict[str, Any]
-PROJ_DIM = 64
-MODELS: dict[str, tuple[str, dict[str, int]]] = {
-    "8b": (
-        "llama",
-        {
-            "vocab_size": 128_256,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-    ),
-    "0.6b": (
-        "qwen3",
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-    ),
-    "tiny": (
-        "llama",
-        {
-            "vocab_size": 500,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-        },
-    ),
-}
-"""Sizes of Llama 3.1 8B, of Qwen3 0.6B, and of a model for tests."""
-SHAPES = {False: [(256, 64), (64, 256), (8, 2048), (16, 64), (4, 256)], True: [(8, 16), (2, 64)]}
-"""Texts and tokens in a batch, by whether the model is tiny: first the large batches of a run."""
-FULL_BATCH = 16_384
-"""Tokens in a batch from which on the device and not the host is the limit."""
 
 
 class LeftOut(Exception):  # noqa: N818 - not an error
     """A part that cannot be measured here, and why."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with random weights, made on the device.
-
-    model: without a tokenizer.
-    projection: `[D, P] float32`, on the device.
-    cache: what forward passes get on a GPU, so that they never wait for it; see `models.prefix`.
-    token_flops: of the matrix products of all blocks, for one token.
-    peaks: what the device reaches; see `harness.measured_peaks`.
-    out: the folder for large results.
-    """
-
-    name: str
-    model: LoadedModel
-    projection: Tensor
-    cache: Any
-    token_flops: float
-    peaks: dict[str, float]
-    out: Path
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Batches to measure: texts, and tokens in each."""
-        return SHAPES[self.name == "tiny"]
-
-    def capture(self, impl: str | None = None, *, packed: bool = False) -> Capture:
-        """All hookpoints of the model."""
-        hookpoints = self.model.hookpoints
-        return Capture(self.model, hookpoints, self.projection, impl, self.cache, packed=packed)
-
-    @torch.inference_mode()
-    def bare(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
-        """A forward pass without hooks, on the same input as `Capture.run`."""
-        ids, _, mask = padded(self.model, tokens, batch)
-        return self.model.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **options)
-
-    def flops(self, num_texts: int, length: int) -> float:
-        """Floating-point operations of a forward pass: matrix products, and causal attention."""
-        sizes = MODELS[self.name][1]
-        heads = sizes["num_attention_heads"] * sizes["head_dim"] * sizes["num_hidden_layers"]
-        return num_texts * (length * self.token_flops + 2 * length**2 * heads)
-
-
-def make_subject(name: str, device: torch.device, out: Path) -> Subject:
-    """Make a model of the sizes in `MODELS`: in bfloat16 on a GPU, in float32 on a CPU."""
-    import transformers
-
-    kind, sizes = MODELS[name]
-    config = transformers.AutoConfig.for_model(
-        kind, pad_token_id=0, max_position_embeddings=8192, **sizes
-    )
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with device:
-        backbone = transformers.AutoModel.from_config(config, dtype=dtype)
-    backbone.eval().requires_grad_(False)
-    blocks = layers.find_blocks(backbone, sizes["num_hidden_layers"], name)
-    model = LoadedModel(
-        name=name,
-        backbone=backbone,
-        blocks=blocks.modules,
-        causal=blocks.causal,
-        hookpoints=layers.hookpoint_names(len(blocks.modules)),
-        hidden_size=blocks.width,
-        tokenizer=None,
-        max_tokens=8192,
-        pad_token_id=1,
-        device=device,
-        dtype=dtype,
-        identify=dict,
-    )
-    projection = seeded_projection(blocks.width, PROJ_DIM, 0).to(device)
-    cache = NoCache.of(backbone, device) if device.type == "cuda" else None
-    _, token_flops = matrix_products(model, 1)
-    peaks = harness.measured_peaks(device)
-    return Subject(name, model, projection, cache, token_flops, peaks, out)
-
-
-def tokens_of(lengths: list[int] | NDArray[np.int64]) -> Tokenized:
-    """Prompts of random tokens, pooled over all tokens and at the last one."""
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    length = np.diff(ends)
-    begin, none = np.zeros_like(length), np.zeros(len(length), np.bool_)
-    spans = np.stack([np.stack([begin, length], 1), np.stack([length - 1, length], 1)], 1)
-    ids = np.random.default_rng(0).integers(10, 400, ends[-1]).astype(np.int32)
-    return Tokenized(
-        ids=ids,
-        starts=ends,
-        spans=spans.astype(np.int32),
-        n_text_tokens=length.astype(np.int32),
-        begins_with_text=none,
-        truncated=none,
-        poolings=("mean", "last"),
-        template=Template("none"),
-        prefix_length=0,
-    )
-
-
-def even(num_texts: int, length: int) -> tuple[Tokenized, Batch]:
-    """One batch of texts of the same length."""
-    rows = np.arange(num_texts)
-    return tokens_of([length] * num_texts), Batch(rows, rows, rows, length)
-
-
-def usual_lengths(number: int) -> NDArray[np.int64]:
-    """Lengths as texts have them: log-normal, 64 tokens in the mean, at most 1,000."""
-    draws = np.random.default_rng(0).normal(np.log(64) - 0.3, 0.8, number)
-    return np.clip(np.exp(draws), 3, 1000).astype(np.int64)
 
 
 @contextmanager

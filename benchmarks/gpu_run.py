@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.gpu_parts import FULL_BATCH, MODELS, PARTS, LeftOut, Subject, make_subject
+from benchmarks.gpu_parts import PARTS, LeftOut
+from benchmarks.gpu_subject import FULL_BATCH, MODELS, Subject, make_subject
 from safetyspace_fast import ops
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.models.device import find_device

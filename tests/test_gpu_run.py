@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_parts, gpu_run
+from benchmarks import gpu_check, gpu_parts, gpu_run, gpu_subject
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module", autouse=True)
 def _one_model() -> Iterator[None]:
     """The model is made once for all tests."""
-    made = gpu_parts.make_subject("tiny", torch.device("cpu"), Path())
+    made = gpu_subject.make_subject("tiny", torch.device("cpu"), Path())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_run, "make_subject", lambda _name, _device, out: replace(made, out=out))
         yield

@@ -38,8 +38,8 @@ ALLOWED = {
     "sweep": {"config", "data", "errors", "extract", "info", "models", "names", "runner"}
     | {"store", "threads"},
     "terminal": {"api", "errors", "info", "sweep"},
-    "cli": {"config", "data", "errors", "info", "presets", "api", "analysis", "report", "sweep"}
-    | {"terminal"},
+    "cli": {"config", "data", "errors", "info", "models", "presets", "api", "analysis", "report"}
+    | {"sweep", "terminal"},
     "__init__": {"api", "ops", "report"},
 }
 

@@ -68,6 +68,7 @@ def compare(
     different_templates: bool = False,
     components: Space = "own",
     equivalence: float | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compare two models of a store on the same texts.
@@ -82,7 +83,7 @@ def compare(
         reference: language for the difference of differences; None, English where there is none,
             or a language that is not selected leaves it out.
         groups, layers, poolings, languages, bootstraps, permutations, seed, paired, force,
-            progress: as in `separation`.
+            device, progress: as in `separation`.
         different_templates: compare models whose prompts differ in the template, and say so in the
             results.
         components: `own`: each model in its own exact components, as in `separation`; `union`: both
@@ -174,6 +175,7 @@ def compare(
             paired=paired is not False,
             force=force,
             space=components,
+            device=device,
         ):
             signs = random_signs(first.unit, permutations, seed=seed, key=lang)
             i_layers, i_poolings = chosen.positions(first.names)

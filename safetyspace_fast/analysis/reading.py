@@ -34,6 +34,7 @@ def read_cells(
     paired: bool = True,
     force: bool = False,
     space: Space = "own",
+    device: str = "cpu",
 ) -> Iterator[tuple[Cells, ...]]:
     """Read one language of one or two models, some layers at a time.
 
@@ -46,6 +47,7 @@ def read_cells(
         paired: resample pairs as units where texts have partners, and leave out texts without one
             in languages of pairs (`selection.is_paired`).
         force, space: see `Cells`.
+        device: see `uncertainty.Resamples`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.
@@ -66,6 +68,7 @@ def read_cells(
         seed=seed,
         key=lang,
         shared=shared_units(run, paired=paired).get(lang) if bootstraps else None,
+        device=device,
     )
     i_layers, i_poolings = (
         [i for i, name in enumerate(known) if name in asked]

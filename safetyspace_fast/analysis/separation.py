@@ -42,6 +42,7 @@ def separation(
     seed: int = 0,
     paired: bool | None = None,
     force: bool = False,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> "xarray.Dataset":
     """Compute metrics for all models, layers, poolings and languages of a store.
@@ -61,6 +62,8 @@ def separation(
         paired: None resamples pairs as units in languages whose texts all have a partner; False
             ignores pairs, with a warning.
         force: compute covariances even with fewer than ten texts per class and component.
+        device: `cpu`, or a GPU for the matrix products of the resampling; the numbers differ by
+            rounding.
         progress: called with the number of (model, language) steps that are done, and of all.
 
     Returns:
@@ -114,6 +117,7 @@ def separation(
             seed=seed,
             paired=paired is not False,
             force=force,
+            device=device,
         ):
             i_layers, i_poolings = chosen.positions(cells.names)
             counts[:, i_model, i_layers, i_poolings, i_lang] = cells.count.numpy()[:, None]

@@ -30,7 +30,8 @@ class Resamples:
     unit, pair, copy: [n] int64, texts of one unit, of one pair, and equal texts of one label share
         a number; a text without partner or without copies has its own;
     counts: [bootstraps, n] uint8, how often each text is in a resample;
-    permuted: [permutations, n] uint8, labels of every permutation.
+    permuted: [permutations, n] uint8, labels of every permutation;
+    device: where sums over resamples are computed; everything else is on the CPU.
     """
 
     labels: Tensor
@@ -39,6 +40,7 @@ class Resamples:
     copy: Tensor
     counts: Tensor
     permuted: Tensor
+    device: str = "cpu"
 
     def keep(self, kept: Tensor) -> "Resamples":
         """The same draws, of some of the texts only: kept [n] bool."""
@@ -46,9 +48,8 @@ class Resamples:
             torch.unique(number[kept], return_inverse=True)[1]
             for number in (self.unit, self.pair, self.copy)
         )
-        return Resamples(
-            self.labels[kept], unit, pair, copy, self.counts[:, kept], self.permuted[:, kept]
-        )
+        labels, counts, permuted = self.labels[kept], self.counts[:, kept], self.permuted[:, kept]
+        return Resamples(labels, unit, pair, copy, counts, permuted, self.device)
 
     @cached_property
     def labellings(self) -> Tensor:
@@ -56,9 +57,11 @@ class Resamples:
         return torch.cat([self.labels[None].to(torch.uint8), self.permuted]).double()
 
     @cached_property
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        """Bootstrap counts of the texts of class 0 and of class 1, float64."""
-        return self._of_class(0).double(), self._of_class(1).double()
+    def _on_device(self) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """`labellings`; bootstrap counts of each class's texts, float64; and `labels`."""
+        drawn0, drawn1 = (self._of_class(c).double().to(self.device) for c in (0, 1))
+        labels = self.labels.to(self.device)
+        return self.labellings.to(self.device), (drawn0, drawn1), labels
 
     def _of_class(self, label: int) -> Tensor:
         return self.counts[:, self.labels == label]
@@ -86,14 +89,14 @@ class Resamples:
         Returns:
             [..., R, 2, k] float64.
         """
-        ones = self.labellings @ x
+        x = x.to(self.device)
+        labellings, counts, labels = self._on_device
+        ones = labellings @ x
         swapped = torch.stack([x.sum(-2, keepdim=True) - ones, ones], -2)
         if not bootstrap:
-            return swapped
-        drawn = torch.stack(
-            [self._drawn[label] @ x[..., self.labels == label, :] for label in (0, 1)], -2
-        )
-        return torch.cat([swapped[..., :1, :, :], drawn, swapped[..., 1:, :, :]], -3)
+            return swapped.cpu()
+        drawn = torch.stack([counts[c] @ x[..., labels == c, :] for c in (0, 1)], -2)
+        return torch.cat([swapped[..., :1, :, :], drawn, swapped[..., 1:, :, :]], -3).cpu()
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def draw(
     seed: int,
     key: str,
     shared: SharedUnits | None = None,
+    device: str = "cpu",
 ) -> Resamples:
     """Draw the resamples of one language.
 
@@ -129,6 +133,7 @@ def draw(
         seed: of the bootstraps.
         key: name of the language; it goes into the seed.
         shared: contents that are in several languages: their bootstrap counts are the same in all.
+        device: see `Resamples`.
     """
     labels, unit = units.labels, units.unit
     drawn = _drawn(kinds(labels, unit), bootstraps, [seed, *key.encode()])
@@ -138,8 +143,15 @@ def draw(
         drawn[:, unit[inside]] = everywhere[:, shared.group[inside]]
     number = LABELLINGS if permutations else 0  # the first ones depend on how many there are
     permuted = permuted_labels(units, number, key)[:permutations]
-    arrays = (labels, unit, units.partner, units.copy, drawn[:, unit], permuted)
-    return Resamples(*(torch.from_numpy(array) for array in arrays))
+    return Resamples(
+        labels=torch.from_numpy(labels),
+        unit=torch.from_numpy(unit),
+        pair=torch.from_numpy(units.partner),
+        copy=torch.from_numpy(units.copy),
+        counts=torch.from_numpy(drawn[:, unit]),
+        permuted=torch.from_numpy(permuted),
+        device=device,
+    )
 
 
 def _drawn(kind: NDArray[np.int64], bootstraps: int, seeds: list[int]) -> NDArray[np.uint8]:

@@ -184,6 +184,13 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
         help="seed of the resampling (default: 0)",
     )
     parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="cpu, cuda or cuda:N: where the matrix products of the resampling run; they are a few "
+        "percent of the time (default: cpu)",
+    )
+    parser.add_argument(
         "--unpaired",
         action="store_true",
         help="ignore pairing (invalid; for comparison only)",
@@ -206,6 +213,8 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
 
 def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `api.separation` and `api.compare`; a preset fills in what was not typed."""
+    from ..models.device import find_device
+
     metrics = "all" if arguments.metrics == ["all"] else arguments.metrics
     layers, poolings = arguments.layers, arguments.poolings
     if arguments.preset:
@@ -223,5 +232,6 @@ def _statistics(arguments: argparse.Namespace) -> dict[str, Any]:
         "bootstraps": arguments.bootstraps,
         "permutations": arguments.permutations,
         "seed": arguments.seed,
+        "device": str(find_device(arguments.device)),
         "paired": False if arguments.unpaired else None,
     }

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gpus import need_cuda
 from oracle import stand_in
 
 from safetyspace_fast.analysis import separation
@@ -57,6 +58,16 @@ def test_draws_depend_on_seed_and_language_only():
     assert not torch.equal(same.counts, drawn(label, seed=1).counts)
     assert torch.equal(same.permuted, drawn(label, seed=1, bootstraps=3).permuted)
     assert not torch.equal(same.counts, drawn(label, key="de").counts)
+
+
+@pytest.mark.needs_cuda
+def test_class_sums_on_a_card_are_those_of_the_cpu():
+    need_cuda()
+    label = np.tile([0, 1], 20)
+    x = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(
+        drawn(label, device="cuda").class_sums(x), drawn(label).class_sums(x)
+    )
 
 
 @pytest.mark.parametrize("paired", [False, True])

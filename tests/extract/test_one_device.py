@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_extraction import files, make_config
@@ -19,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from safetyspace_fast import api
-from safetyspace_fast.data import read_samples
+from safetyspace_fast.analysis.uncertainty import draw as draw_resamples
+from safetyspace_fast.data import find_units, read_samples
 from safetyspace_fast.extract import blocks
 from safetyspace_fast.extract.blocks import StreamedExtraction
 from safetyspace_fast.extract.chance import Chance
@@ -214,6 +216,18 @@ def test_sums_of_groups_are_those_of_the_cpu(gpu: torch.device) -> None:
     x, group = draw(50).double(), torch.arange(50) % 7
     got = group_sums(x.to(gpu), group.to(gpu), 7)
     torch.testing.assert_close(got.cpu(), group_sums(x, group, 7))
+
+
+def test_sums_over_resamples_come_back_to_the_cpu(gpu: torch.device) -> None:
+    units = find_units(np.arange(40) % 2, np.full(40, -1), np.arange(40))
+    options: dict[str, Any] = {"bootstraps": 5, "permutations": 7, "seed": 0, "key": "en"}
+    here, there = (draw_resamples(units, device=d, **options) for d in ("cpu", str(gpu)))
+    kept, x = torch.arange(40) != 3, draw(39).double()
+    for bootstrap in (True, False):
+        got = there.keep(kept).class_sums(x, bootstrap=bootstrap)
+        assert not got.is_cuda
+        torch.testing.assert_close(got, here.keep(kept).class_sums(x, bootstrap=bootstrap))
+    assert there._on_device[0].is_cuda
 
 
 def test_each_stream_has_its_own_labellings(
