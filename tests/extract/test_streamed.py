@@ -427,6 +427,10 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(
     assert model.streamed is not None
     assert "its weights do not fit into memory, so they are streamed from disk" in notes
     assert load_model(spec, device="cpu").streamed is None
+    control = parse_model(f"m=random:{tiny}")
+    assert load_model(control, weights="auto", on_note=notes.append).streamed is None
+    match = "need more memory than there is, and cannot be streamed: the random weights"
+    assert any(match in note for note in notes)
 
 
 def test_memory_limits_of_a_job_count_and_pages_of_files_do_not(tmp_path: Path) -> None:
