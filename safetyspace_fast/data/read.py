@@ -1,9 +1,8 @@
 """Reading a data set: columns are recognised, rows checked, unusable rows counted and listed."""
 
-import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,17 @@ from typing import Any
 from ..config import QUOTINGS, Names, Quoting, several_names
 from ..errors import ConfigError, DataError
 from ..names import languages_meant, nearest, primary_language
+from .checks import (
+    BOTH_LABELS,
+    ONE_CLASS,
+    NotUtf8Error,
+    broken_pairs,
+    checked_name,
+    checked_text,
+    label_conflicts,
+    may_be_texts,
+    one_class_languages,
+)
 from .columns import RECOGNISED, Columns, Layout, lookup, no_column
 from .formats import MAX_ROWS, Form, format_of, read_records
 from .json_rows import BROKEN_UTF8
@@ -18,7 +28,6 @@ from .labels import Labels, UnusableError, counted, rules, shown, word
 from .samples import Exclusion, Row, Samples, Splits, arrange
 from .separated import delimiter_named
 from .sources import DataFile, find_sources, is_language, printable
-from .unpack import MAX_LINE_BYTES
 
 MAX_TOTAL_BYTES = 4 << 30
 """Of all texts together, which are kept in memory."""
@@ -26,8 +35,6 @@ MAX_LANGUAGES = 10_000
 """More than ISO 639-3 names; a store numbers languages in 16 bits."""
 
 _LANGUAGE_ADVICE = "expected a BCP 47 name such as en, pt-BR or zh-Hans"
-_ONE_CLASS = "all usable"
-_BOTH_LABELS = "the same text has both labels"
 _MAX_FIELDS = 1000
 """Different fields of a JSON file that messages may name."""
 _ENOUGH_BROKEN = 3
@@ -115,13 +122,13 @@ def read_samples(
     reader.keep_languages(wanted, data.name)
     for line in reader.labels.notes(typed.harmful, typed.harmless, data.name):
         note(line)
-    for find_unusable in (_label_conflicts, _broken_pairs, _one_class_languages):
+    for find_unusable in (label_conflicts, broken_pairs, one_class_languages):
         reader.drop(find_unusable(reader.rows))
 
     excluded = reader.exclusions()
     if not reader.rows:
         advice = ""
-        if any(exclusion.reason.startswith(_ONE_CLASS) for exclusion in excluded):
+        if any(exclusion.reason.startswith(ONE_CLASS) for exclusion in excluded):
             advice = ": add the other class, as in --data harmful=FILE --data harmless=FILE"
         reason = _summary(excluded) or "it is empty"
         raise DataError(f"{data.name}: no usable texts: {reason}{advice}")
@@ -181,15 +188,11 @@ def _summary(excluded: Sequence[Exclusion]) -> str:
         first.setdefault(exclusion.reason, exclusion)
     counts = Counter(exclusion.reason for exclusion in excluded)
     common = counts.most_common(3)
-    if _BOTH_LABELS in counts and _BOTH_LABELS not in dict(common):
-        common.append((_BOTH_LABELS, counts[_BOTH_LABELS]))
+    if BOTH_LABELS in counts and BOTH_LABELS not in dict(common):
+        common.append((BOTH_LABELS, counts[BOTH_LABELS]))
     parts = [f"{n} x {reason} ({first[reason].file}:{first[reason].line})" for reason, n in common]
     more = f", {len(first) - len(common)} more reasons" if len(first) > len(common) else ""
     return f"{len(excluded)} texts left out: {', '.join(parts)}{more}"
-
-
-class _NotUtf8Error(UnusableError):
-    """A row holds bytes that are not UTF-8."""
 
 
 class _NoLanguageError(UnusableError):
@@ -251,7 +254,7 @@ class _Reader:
             n_rows += 1
             try:
                 if isinstance(record, str):
-                    raise (_NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
+                    raise (NotUtf8Error if record == BROKEN_UTF8 else UnusableError)(record)
                 if layout is None:
                     held = self._fields(file, form) if may_differ else record
                     layout = Layout(file.columns, file.label, held, where, self.labels)
@@ -264,7 +267,7 @@ class _Reader:
                 self._exclude(position, str(reason))
             except UnusableError as reason:
                 self._exclude(position, str(reason))
-                n_broken += isinstance(reason, _NotUtf8Error)
+                n_broken += isinstance(reason, NotUtf8Error)
             if len(self.rows) + len(self._excluded) > MAX_ROWS:
                 raise DataError(f"{where}: more than {MAX_ROWS} rows: split the data")
             if self._total_bytes > MAX_TOTAL_BYTES:
@@ -283,7 +286,7 @@ class _Reader:
                 f"{layout.unread_labels!a} is not read"
             )
         if self._replaced:
-            is_known = all(map(is_language, self._replaced)) and not _may_be_texts(self._replaced)
+            is_known = all(map(is_language, self._replaced)) and not may_be_texts(self._replaced)
             replaced = counted(self._replaced) if is_known else f"{len(self._replaced)} others"
             self._note(f"{file.name}: lang {file.columns.lang} in place of {replaced}")
             self._replaced.clear()
@@ -309,11 +312,11 @@ class _Reader:
         where: str,
         position: int,
     ) -> None:
-        pair = _identifier(record.get("pair"), "pair")
+        pair = checked_name(record.get("pair"), "pair")
         if pair and file.part:
             pair = f"{file.part}\x1f{pair}"
-        item = _identifier(record.get(layout.item_column), layout.item_column)
-        cluster = _identifier(record.get("cluster"), "cluster")
+        item = checked_name(record.get(layout.item_column), layout.item_column)
+        cluster = checked_name(record.get("cluster"), "cluster")
         for column, lang in layout.texts:
             if lang and column not in record:
                 continue
@@ -321,13 +324,14 @@ class _Reader:
                 lang = self._language(lookup(record, layout.lang_column), file, where)
             if self._is_wanted(lang, where):
                 label = layout.label(record, where)
-                text = _text(lookup(record, column), column, layout.joins_words)
+                text = checked_text(lookup(record, column), column, layout.joins_words)
                 self._keep(label, text, lang, pair, item, cluster, position)
         if layout.is_pair:
             lang = self._language(lookup(record, layout.lang_column), file, where)
             if self._is_wanted(lang, where):
                 toxic, neutral = (
-                    _text(record.get(name), name) for name in ("toxic_sentence", "neutral_sentence")
+                    checked_text(record.get(name), name)
+                    for name in ("toxic_sentence", "neutral_sentence")
                 )
                 pair = pair or self._pair_of(lang, toxic[1] + neutral[1])
                 self._keep(1, toxic, lang, pair, item, cluster, position)
@@ -409,11 +413,11 @@ class _Reader:
         meant = {name: languages_meant(name, self._meant) for name in wanted}
         if missing := [name for name, found in meant.items() if not found]:
             seen = ", ".join(sorted(self._meant)) or "none"
-            if _may_be_texts(self._meant):
+            if may_be_texts(self._meant):
                 seen = f"{len(self._meant)} different ones"
             raise DataError(
                 f"{data_name}: no texts in {', '.join(sorted(missing))}: its languages are {seen}"
-                f"{'' if _may_be_texts(self._meant) else nearest(missing[0], self._meant)}"
+                f"{'' if may_be_texts(self._meant) else nearest(missing[0], self._meant)}"
             )
         kept = {lang for found in meant.values() for lang in found}
         self.rows = [row for row in self.rows if row.lang in kept]
@@ -495,12 +499,6 @@ def _notes_on_splits(splits: Splits, asked: str | None) -> Iterator[str]:
         )
 
 
-def _may_be_texts(languages: Collection[str]) -> bool:
-    """Whether there are many languages whose names are not codes, as where texts are read as
-    languages: messages then do not name them."""
-    return len(languages) > 12 and any(len(primary_language(lang)) > 3 for lang in languages)
-
-
 def _notes_on_languages(rows: Sequence[Row]) -> Iterator[str]:
     """Languages under codes of two and of three letters, as en and eng_Latn: perhaps one."""
     by_primary: dict[str, set[str]] = {}
@@ -511,86 +509,6 @@ def _notes_on_languages(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{', '.join(sorted(langs))} may be one language, and are kept apart"
 
 
-def _text(value: object, column: str, joins_words: bool = False) -> tuple[str, bytes, int]:
-    """Check a text; return it with its SHA-256 and its size in UTF-8."""
-    if value is None:
-        raise UnusableError(f"no {column}")
-    if joins_words and isinstance(value, list) and all(isinstance(part, str) for part in value):
-        value = " ".join(value)
-    if not isinstance(value, str):
-        raise UnusableError(f"{column} is not a string but {type(value).__name__}")
-    if not value or value.isspace():
-        raise UnusableError(f"empty {column}")
-    if "\0" in value:
-        raise UnusableError(f"NUL character in {column}")
-    data = _utf8(value, column)
-    if len(data) > MAX_LINE_BYTES:
-        raise UnusableError(f"{column} of more than {MAX_LINE_BYTES} bytes")
-    return value, hashlib.sha256(data).digest(), len(data)
-
-
-def _utf8(value: str, column: str) -> bytes:
-    try:
-        return value.encode()
-    except UnicodeEncodeError as error:
-        is_byte = "\udc80" <= value[error.start] <= "\udcff"  # as which it was decoded
-        kind = _NotUtf8Error if is_byte else UnusableError
-        raise kind(f"broken UTF-8 or a lone surrogate in {column}") from None
-
-
-def _identifier(value: object, column: str) -> str | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UnusableError(f"{column} is not a string or integer but {type(value).__name__}")
-    name = str(value)
-    _utf8(name, column)
-    return name
-
-
 def _quoted(value: object) -> str:
     """A value as it appears in a one-line message."""
     return printable(ascii(value)[:60])
-
-
-def _label_conflicts(rows: Sequence[Row]) -> dict[int, str]:
-    """Find texts that have both labels in one language."""
-    labels: dict[tuple[str, bytes], int] = {}
-    for row in rows:
-        key = (row.lang, row.sha256)
-        labels[key] = labels.get(key, 0) | (1 << row.label)
-    both = {key for key, seen in labels.items() if seen == 0b11}
-    return {i: _BOTH_LABELS for i, row in enumerate(rows) if (row.lang, row.sha256) in both}
-
-
-def _broken_pairs(rows: Sequence[Row]) -> dict[int, str]:
-    """Find pairs that are not one harmful and one harmless text of a language."""
-    sides: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        if row.pair is not None:
-            sides.setdefault((row.lang, row.pair), [0, 0])[row.label] += 1
-    broken = {
-        key: f"its pair has {count[1]} harmful and {count[0]} harmless usable texts, not 1 and 1"
-        for key, count in sides.items()
-        if count != [1, 1]
-    }
-    return {
-        i: broken[row.lang, row.pair]
-        for i, row in enumerate(rows)
-        if row.pair is not None and (row.lang, row.pair) in broken
-    }
-
-
-def _one_class_languages(rows: Sequence[Row]) -> dict[int, str]:
-    """Find languages whose texts all have the same label: there is nothing to separate."""
-    labels: dict[str, set[int]] = {}
-    for row in rows:
-        labels.setdefault(row.lang, set()).add(row.label)
-    hidden = _may_be_texts(labels)
-    reasons = {
-        lang: f"{_ONE_CLASS} {'' if hidden else lang + ' '}texts "
-        f"{'of a language ' if hidden else ''}are {('harmless', 'harmful')[min(seen)]}"
-        for lang, seen in labels.items()
-        if len(seen) == 1
-    }
-    return {i: reasons[row.lang] for i, row in enumerate(rows) if row.lang in reasons}

@@ -19,7 +19,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from safetyspace_fast.data import Samples, formats, json_rows, read, read_samples, separated, unpack
+from safetyspace_fast.data import (
+    Samples,
+    checks,
+    formats,
+    json_rows,
+    read,
+    read_samples,
+    separated,
+    unpack,
+)
 from safetyspace_fast.data.columns import RECOGNISED
 from safetyspace_fast.data.read import MAX_LANGUAGES
 from safetyspace_fast.errors import ConfigError, DataError
@@ -302,7 +311,7 @@ def test_bidirectional_overrides_are_kept_and_shown_nowhere(tmp_path: Path) -> N
 
 
 def test_long_lines_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (json_rows, separated, read):
+    for module in (checks, json_rows, separated):
         monkeypatch.setattr(module, "MAX_LINE_BYTES", 100)
     rows = [{"text": "x" * n, "label": n % 2, "lang": "en"} for n in (1, 2, 70, 350, 3)]
     path = tmp_path / "x.jsonl"
