@@ -1,5 +1,6 @@
 """What may rule the numbers beside harm: lengths, copies, class balance, one huge dimension."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,8 @@ def dominance(
 ) -> dict[str, tuple[tuple[str, ...], NDArray[np.float64], dict[str, str]]]:
     """Read the variables of `DOMINANCE`, each (model, layer, pooling, lang), for `xarray.Dataset`.
 
-    NaN where a model has no such layer or pooling, or was run by an earlier version.
+    NaN where a model has no such layer or pooling, or was run by an earlier version. All but
+    `tail_share` are stored.
     """
     axes = (models, chosen.layers, chosen.poolings, chosen.languages)
     columns = {name: np.full([len(names) for names in axes], np.nan) for name in DOMINANCE}
@@ -140,14 +142,42 @@ def dominance(
             for i_pooling, pooling in enumerate(chosen.poolings)
             if layer in model.hookpoints and pooling in model.poolings
         ]
-        for name in filter(model.has, DOMINANCE):
+        for name in filter(model.has, DOMINANCE.keys() - {"tail_share"}):
             array = model.read(name)
             for layer, pooling, i_layer, i_pooling in cells:
                 columns[name][i_model, i_layer, i_pooling] = array[layer, pooling, languages]
+        for i_lang, lang in enumerate(languages):
+            span = run.lang_range(run.languages[lang])
+            labels = torch.from_numpy(np.asarray(run.samples.label[span], np.int64))
+            sqdist = torch.from_numpy(model.read("class_sqdist", samples=span, lang=lang))
+            share = tail_share(sqdist, labels).numpy()
+            for layer, pooling, i_layer, i_pooling in cells:
+                columns["tail_share"][i_model, i_layer, i_pooling, i_lang] = share[layer, pooling]
     dims = ("model", "layer", "pooling", "lang")
     return {
         name: (dims, column, {"definition": DOMINANCE[name]}) for name, column in columns.items()
     }
+
+
+TAIL = 0.01
+"""Share of texts that are the tail."""
+
+
+def tail_share(sqdist: Tensor, labels: Tensor) -> Tensor:
+    """Share of the squares inside the classes that the texts farthest from their class mean hold.
+
+    Args:
+        sqdist: [..., n, 2], squared distance to each class mean, NaN where a state is not finite;
+            labels: [n] int64.
+
+    Returns:
+        [...] float64 of the `TAIL` n largest squares; NaN if that is less than one text.
+    """
+    if (number := math.floor(TAIL * len(labels))) == 0:
+        return torch.full(sqdist.shape[:-2], torch.nan, dtype=torch.float64)
+    own = sqdist.double().nan_to_num(0.0).gather(-1, labels.expand(sqdist.shape[:-1])[..., None])
+    share: Tensor = own[..., 0].topk(number, -1).values.sum(-1) / own[..., 0].sum(-1)
+    return share
 
 
 def _languages_with(

@@ -22,6 +22,7 @@ from .uncertainty import (
     permutation_p,
     share_interval,
     spread,
+    t_interval,
     unit_sums,
     units_behind,
     unseen_trial,
@@ -75,6 +76,8 @@ class Estimate:
     squares: tuple[Square, ...] = ()
     ends: Callable[..., tuple[Tensor, Tensor]] | None = None
     """Gives low and high for another `confidence`; None without an interval."""
+    around: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """Gives low and high from value and the reach of a symmetric interval; None: it is one."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -112,7 +115,7 @@ def make_estimate(
     influence: Tensor | None = None,
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
-    ends: Ends = interval,
+    ends: Ends | None = None,
     class_means: bool = True,
 ) -> Estimate:
     """Compute p, floor and interval of a metric.
@@ -126,7 +129,8 @@ def make_estimate(
         influence, draws: see `Estimate`; the interval comes from draws where there are some, and
             without both there is no interval.
         squares: parts of the value that are quadratic in noise.
-        ends: gives low and high.
+        ends: gives low and high; None: a normal interval from draws, and from influences one of
+            Student's t, with as many degrees of freedom as there are units behind the variance.
         class_means: the influences are deviations from class means, which copies draw to them.
     """
     nothing = torch.full_like(value, torch.nan)
@@ -147,10 +151,12 @@ def make_estimate(
     elif influence is not None:
         seen = influence_variance(influence, cells.unit)
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
+        behind = units_behind(influence, cells.unit).clamp(1, cells.freedom)
+        ends = ends or partial(t_interval, freedom=behind)
     if linear is not None:
-        known = partial(ends, value, (linear + square + unseen).sqrt())
+        known = partial(ends or interval, value, (linear + square + unseen).sqrt())
         low, high = known()
-    return Estimate(value, level, p, low, high, influence, draws, linear, squares, known, null)
+    return Estimate(value, level, p, low, high, influence, draws, linear, squares, known, null=null)
 
 
 def make_share(

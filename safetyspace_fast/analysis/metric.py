@@ -21,6 +21,7 @@ BOOTSTRAP = (
     "known"
 )
 INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
+STUDENT = "Student's t, with as many degrees of freedom as there are texts behind the variance"
 SHARE = (
     "Wilson's score interval with Student's t, for as many trials as give the spread over texts "
     "(over pairs on paired data), and at most one more that went the other way; t has as many "

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DOMINANT = 0.5
 """Rows are marked where the largest dimension has a larger share, or the first component a larger
 correlation with the length of texts."""
+HEAVY = 0.1
+"""Rows are marked where a hundredth of the texts holds a larger share of the variance."""
 MARK_RESAMPLES = math.ceil(1 / CHANCE) - 1
 """With fewer resamples, of which the smallest p is 1/(1 + R), no number is marked."""
 
@@ -73,6 +75,8 @@ ROW_MARKS = {
     "pooling (`explain largest_share`)",
     "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
     "another pooling (`explain pc1_tokens`)",
+    "%": "1 % of the texts hold more than a tenth of the variance: intervals of frechet, AUCs "
+    "and silhouettes may cover less than 95 % (`explain tail_share`)",
 }
 """Marks behind the name of a row, and what they say."""
 
@@ -85,11 +89,14 @@ def row_marks(view: "xarray.Dataset") -> list[str]:
         size = np.nan_to_num(np.abs(columns)).reshape(-1, columns[0].shape[-1]).max(0)
         return [float(x) for x in size]
 
-    marks = {"!": largest("largest_share"), "#": largest("pc1_tokens", "pc1_inverse_tokens")}
-    rows = zip(*marks.values(), strict=True)
+    marks = {
+        "!": (largest("largest_share"), DOMINANT),
+        "#": (largest("pc1_tokens", "pc1_inverse_tokens"), DOMINANT),
+        "%": (largest("tail_share"), HEAVY),
+    }
+    rows = range(len(marks["!"][0]))
     return [
-        "".join(mark for mark, size in zip(marks, row, strict=True) if size > DOMINANT)
-        for row in rows
+        "".join(mark for mark, (sizes, most) in marks.items() if sizes[row] > most) for row in rows
     ]
 
 

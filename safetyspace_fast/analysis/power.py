@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,15 @@ from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import require_comparable, told
 from .texts import MIN_TEXTS
-from .uncertainty import influence_variance
+from .uncertainty import Z95, influence_variance, unit_sums
 
 if TYPE_CHECKING:
     import xarray
 
     from ..store import Run
+
+DRAWS = 60
+"""Bootstraps of the pilot behind the interval of the texts that are needed."""
 
 
 def power(
@@ -179,11 +182,32 @@ class _Pilot:
     """[2], texts of each label."""
     units: int
     freedom: float
+    around: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    """See `Estimate`; None for two models."""
+    influence: Tensor
+    """[cell, unit], influence of each unit on the value."""
 
     def deviation(self, more: Tensor) -> Tensor:
         """Standard deviation with `more` times the texts, [cell]."""
         grown = (1 + (self.growth - 1) / more) / self.growth
         return grown * (self.linear / more + self.square / more.square()).sqrt()
+
+    def drawn(self) -> "_Pilot":
+        """Bootstraps of the pilot: [draw, cell] where this has [cell].
+
+        A draw takes each unit as often as a Poisson of mean 1 says. The value moves by the
+        influences of the units, and so do the linear part of a variance that `falls` with it and
+        the squares of the influences that this part is made of.
+        """
+        rng = np.random.Generator(np.random.PCG64(0))
+        times = torch.from_numpy(rng.poisson(1.0, (DRAWS, self.influence.shape[1]))).double()
+        value = self.value + (times - 1) @ self.influence.T
+        square = self.influence.square()
+        linear = self.linear * (times @ square.T) / square.sum(-1)
+        if self.falls:
+            above = ((value - self.floor) / (self.value - self.floor)).nan_to_num(1.0)
+            linear = linear * above.clamp_min(0.05)
+        return replace(self, value=value, linear=linear)
 
 
 def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, list[str]]:
@@ -219,6 +243,8 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         cells[0].count,
         int(unit.max()) + 1,
         cells[0].freedom,
+        each[0].around if len(each) == 1 else None,
+        unit_sums(influence, unit),
     )
     still = pilot.deviation(torch.ones_like(value)) <= 1e-6 * each[-1].value.abs()
     reasons = [
@@ -245,14 +271,15 @@ def _growth(estimate: Estimate) -> Tensor:
 def _plan(pilot: _Pilot, difference: float, level: float, power: float) -> dict[str, Tensor]:
     """The variables of `POWER`, [cell] each."""
     one = torch.ones_like(pilot.value)
-    asked = torch.full_like(one, difference)
 
     def enough(apart: Tensor, more: Tensor) -> Tensor:
         return _shown(pilot, apart, more, level) >= power
 
     most = pilot.deviation(one) * 1e3
-    more = _least(lambda more: enough(asked, more), one * 1e-9, one * 1e17)
-    more = more.clamp_min(float(MIN_TEXTS / pilot.count.min()))
+    fewest = float(MIN_TEXTS / pilot.count.min())
+    more = _more(pilot, difference, level, power).clamp_min(fewest)
+    reach = Z95 * _more(pilot.drawn(), difference, level, power).clamp_min(fewest).log().std(0)
+    ends = [(pilot.count.sum() * more * (side * reach).exp()).ceil() for side in (-1, 1)]
     needed = (pilot.count[:, None] * more * (1 - 1e-9)).ceil()
     return {
         "value": pilot.value,
@@ -261,15 +288,27 @@ def _plan(pilot: _Pilot, difference: float, level: float, power: float) -> dict[
         "detectable": _least(lambda apart: enough(apart, one), most * 1e-9, most),
         "needed0": needed[0],
         "needed1": needed[1],
+        "needed_low": ends[0].clamp_min(2 * MIN_TEXTS),
+        "needed_high": ends[1].clamp_min(2 * MIN_TEXTS),
         "needed_units": (pilot.units * more * (1 - 1e-9)).ceil(),
         "unit_effect": pilot.unit_effect,
     }
 
 
+def _more(pilot: _Pilot, difference: float, level: float, power: float) -> Tensor:
+    """How many times the texts of the pilot show the difference, as `pilot.value` in shape."""
+    asked = torch.full_like(pilot.value, difference)
+    return _least(
+        lambda more: _shown(pilot, asked, more, level) >= power,
+        torch.full_like(asked, 1e-9),
+        torch.full_like(asked, 1e17),
+    )
+
+
 def _least(enough: Callable[[Tensor], Tensor], few: Tensor, many: Tensor) -> Tensor:
     """The least numbers between two positive ends that are enough, by bisection of logarithms."""
     few, many = few.log(), many.log()
-    for _ in range(60):
+    for _ in range(40):
         middle = (few + many) / 2
         good = enough(middle.exp())
         few, many = torch.where(good, few, middle), torch.where(good, middle, many)
@@ -292,10 +331,22 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
     above = pilot.value - pilot.floor
     falls = pilot.falls & (above > 0)
     slope = torch.where(falls, pilot.linear / above / more, 0.0)
-    least = t.square() * (deviation.square() - slope * apart)  # t^2 times the variance down there
-    least = least.clamp_min(0.0)
+
+    def deviation_at(reach: Tensor) -> Tensor:
+        return (deviation.square() - slope * (apart - reach)).clamp_min(0.0).sqrt()
+
+    least = (t * deviation_at(torch.zeros_like(t))).square()  # t^2 times the variance down there
     reach = (t.square() * slope + (t.square() * slope).square().add(4 * least).sqrt()) / 2
-    there = (deviation.square() - slope * (apart - reach)).clamp_min(0.0).sqrt()
+    if pilot.around is not None:
+        excluded, few = pilot.value - apart, torch.zeros_like(reach)
+        for _ in range(12):
+            middle = (few + reach) / 2
+            low, _ = pilot.around(excluded + middle, t * deviation_at(middle))
+            few, reach = (
+                torch.where(low < excluded, middle, few),
+                torch.where(low < excluded, reach, middle),
+            )
+    there = deviation_at(reach)
     z = 2 * (apart - reach) / (deviation + there) - slope / (4 * deviation)
     return 0.5 * torch.erfc(-z / (2 + t.square() / freedom).sqrt())
 

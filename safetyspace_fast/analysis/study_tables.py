@@ -48,7 +48,8 @@ def power_tables(dataset: "xarray.Dataset") -> Tables:
     legend = (
         f"needed: texts, harmless + harmful, that show a difference of {asked:g} in {share:.0%} of "
         f"studies (two-sided, level {level:g}), if they are like those of the pilot; at least "
-        f"{MIN_TEXTS} of each. detectable: what the texts of the pilot show. "
+        f"{MIN_TEXTS} of each. 95 %: the interval of all of them, for a pilot knows them only "
+        "roughly. detectable: what the texts of the pilot show. "
     )
     legend += (
         "The same texts run in both models."
@@ -78,6 +79,10 @@ def _power_table(view: "xarray.Dataset", by: str, title: str) -> Table:
     ]
     entries = zip(marks, rough, needed, strict=True)
     columns.append(["needed", *(mark or f"{sign}{texts}" for mark, sign, texts in entries)])
+    ends = numbers_of(view, ("needed_low", "needed_high"))
+    columns.append(
+        ["95 %", *("-" if math.isnan(low) else f"{low:.0f} to {high:.0f}" for low, high in ends)]
+    )
     columns += [
         [name, *(fixed(x, form) for x in view[name].to_numpy())]
         for name, form in (("needed_units", ".0f"), ("unit_effect", ".2f"))
@@ -111,8 +116,8 @@ def curve_tables(dataset: "xarray.Dataset") -> Tables:
             tables.append(Table(title, [leading], columns, notes=reasons_of(notes)))
     legend = (
         "texts: of the rarer label. Value and 95 % interval of sub-samples of so many, the mean of "
-        f"{dataset.attrs['draws']}, in the random projection; full width: all texts, as in "
-        "`separation`."
+        f"{dataset.attrs['draws']}, in the random projection: a store does not keep the full "
+        "width of single texts. full width: all texts, as in `separation`."
     )
     return Tables(tables, textwrap.wrap(legend, WIDTH, break_on_hyphens=False))
 

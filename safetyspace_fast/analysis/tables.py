@@ -197,6 +197,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             parts.append(f"{names}: p comes from no permutation, so there is no *.")
         if any(dataset["alias_of"].to_numpy()):
             parts.append("= NAME: a transformation of that metric.")
+    parts += _lengths_differ(dataset)
     if dataset.sizes["lang"] > 1:
         parts += _groups(dataset)
     return textwrap.wrap(" ".join(parts), WIDTH, break_on_hyphens=False)
@@ -230,6 +231,21 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
             "from permutations, which hold for any number of texts, so believe the marks."
         )
     return parts
+
+
+def _lengths_differ(dataset: "xarray.Dataset") -> list[str]:
+    """Where length alone tells the classes apart, and which metrics see what is left without it."""
+    names = names_along(dataset, "metric")
+    if "rho_equal_length" in names or "auc_equal_length" in names:
+        return []
+    apart = (dataset["auc_length_low"] > 0.5) | (dataset["auc_length_high"] < 0.5)
+    langs = names_along(dataset.sel(lang=apart.any("model").to_numpy()), "lang")
+    if not langs:
+        return []
+    return [
+        f"Harmful and harmless texts differ in length in {', '.join(langs)}: see also "
+        "--metric rho_equal_length --metric auc_equal_length."
+    ]
 
 
 def _groups(dataset: "xarray.Dataset") -> list[str]:

@@ -8,7 +8,7 @@ models has an interval of its own.
 import math
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -347,11 +347,18 @@ def t_reach(freedom: float, confidence: float = 0.95) -> float:
     return float(np.interp(confidence - 1, -p, t))
 
 
+@lru_cache(maxsize=8)
+def _reaches(confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """1/freedom from 0 to 1, and the logarithm of `t_reach`, which is smooth in it."""
+    inverse = np.linspace(0, 1, 201)
+    reaches = [t_reach(1 / x, confidence) for x in inverse[1:]]
+    return inverse, np.log([NormalDist().inv_cdf((1 + confidence) / 2), *reaches])
+
+
 def t_reaches(freedom: Tensor | float, confidence: float) -> Tensor:
-    """`t_reach` of each: freedom [...] -> [...] float64."""
+    """`t_reach` of each, to 2e-4 of itself: freedom [...] -> [...] float64."""
     freedom = torch.as_tensor(freedom, dtype=torch.float64)
-    reaches = [t_reach(one, confidence) for one in freedom.flatten().tolist()]
-    return torch.tensor(reaches, dtype=torch.float64).view(freedom.shape)
+    return torch.as_tensor(np.exp(np.interp(1 / freedom.numpy(), *_reaches(confidence))))
 
 
 def t_interval(
@@ -360,6 +367,18 @@ def t_interval(
     """Interval of Student's t, of the same shape as `value`; freedom at least 1, of each or all."""
     reach = t_reaches(freedom, confidence) * deviation
     return value - reach, value + reach
+
+
+def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends of an interval inside [0, 1] that is symmetric on the logit scale, as `value` in shape.
+
+    Args:
+        value: [...], between 0 and 1.
+        reach: [...], from the value to either end of an interval that is symmetric around it.
+    """
+    value = value.clamp(0, 1)
+    turned = (reach / (value * (1 - value))).nan_to_num(0.0)
+    return (value.logit() - turned).sigmoid(), (value.logit() + turned).sigmoid()
 
 
 def share_interval(

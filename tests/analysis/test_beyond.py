@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis.families.beyond import combined_scores, increments, partial_effect
+from safetyspace_fast.analysis.families.detection import Alarms, alarm_ends
 
 SPREAD = np.exp(-0.05 * np.arange(32))
 
@@ -153,16 +154,16 @@ def alarms(counts, *, shift, layers=100, tail="normal", seed=1):
 
 
 def test_one_in_a_hundred_harmful_texts_is_found_where_nothing_tells_them():
-    value, low, high = alarms((150, 300), shift=0.0)
+    value, low, high = alarms((399, 200), shift=0.0, layers=40)
     assert value.mean() == pytest.approx(0.01, abs=0.004)
     assert ((low <= 0.01) & (high >= 0.01)).mean() > 0.9
-    value, low, high = alarms((199, 40), shift=12.0, layers=5)
+    value, low, high = alarms((399, 40), shift=12.0, layers=5)
     assert (value == 1).all()
     assert (low < 0.95).all()
 
 
 def test_the_threshold_is_that_of_one_in_a_hundred():
-    x, label = planted(n=398, width=4, shift=2.0)
+    x, label = planted(n=798, width=4, shift=2.0)
     run = stand_in({"m": {"en": x}}, {"en": label})
     found = separation(run, metrics="tpr_at_1_fpr", permutations=0)
     scores = run.model("m")._arrays["heldout_score"].ravel()
@@ -170,27 +171,34 @@ def test_the_threshold_is_that_of_one_in_a_hundred():
     assert found["value"].item() == pytest.approx((scores[label == 1] > threshold).mean())
 
 
-@pytest.mark.parametrize(("counts", "refused"), [((98, 60), True), ((99, 60), False)])
-def test_fewer_than_a_hundred_harmless_texts_are_refused(counts, refused):
+@pytest.mark.parametrize(("counts", "refused"), [((398, 60), True), ((399, 60), False)])
+def test_fewer_than_four_hundred_harmless_texts_are_refused(counts, refused):
     label = np.repeat([0, 1], counts)
     x = np.random.default_rng(0).standard_normal((1, 1, len(label), 4))
     run = stand_in({"m": {"en": x}}, {"en": label}, proj=4)
     said = separation(run, metrics="tpr_at_1_fpr", permutations=0)["refused"].item()
     assert bool(said) is refused
-    assert not refused or said.startswith("needs 99 harmless texts, has 98")
+    assert not refused or said.startswith("needs 399 harmless texts, has 398")
 
 
-@pytest.mark.parametrize("shift", [1.0, 2.0])
-def test_intervals_of_rare_alarms_cover_in_a_few_draws(shift):
-    value, low, high = alarms((110, 110), shift=shift)
-    assert ((low <= value.mean()) & (value.mean() <= high)).mean() >= 0.87
+@pytest.mark.parametrize(("tail", "shift"), [("normal", 2.0), ("t3", 6.0), ("t3", 8.0)])
+def test_intervals_of_rare_alarms_cover_scores_of_heavy_tails(tail, shift):
+    """Along a known direction, which makes a thousand draws quick."""
+    rng, label = np.random.default_rng(0), torch.arange(800) // 400
+    size = (1000, 800)
+    scores = rng.standard_normal(size) if tail == "normal" else rng.standard_t(3, size)
+    found = Alarms.of(torch.tensor(scores) + shift * label, label, torch.arange(800))
+    value = found.share(torch.zeros(()))
+    low, high = alarm_ends(value, value, alarms=found, size=torch.full((1000, 2), 400.0))
+    # 1,000 draws know a rate to 0.8 %; with the tail as it seems, it is 0.90 and 0.84 of t3.
+    assert ((low <= value.mean()) & (value.mean() <= high)).double().mean() >= 0.91
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tail", ["normal", "t3"])
-@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("counts", [(100, 100), (400, 400), (380, 20), (100, 20)])
+@pytest.mark.parametrize("shift", [0.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("counts", [(400, 400), (400, 20)])
 def test_intervals_of_rare_alarms_cover(counts, shift, tail):
     value, low, high = alarms(counts, shift=shift, layers=200, tail=tail)
-    # 200 draws know a rate to 1.5 %. Weak: harmful texts far out in heavy tails (85 % at 4).
+    # 200 draws know a rate to 1.5 %.
     assert ((low <= value.mean()) & (value.mean() <= high)).mean() >= 0.9

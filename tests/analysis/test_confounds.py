@@ -151,11 +151,19 @@ def test_length_and_characters_stand_beside_the_results() -> None:
     text = tables.to_table(found)
     assert "AUC without the model" not in text  # there is no AUC of states to compare it with
     with_auc = tables.to_table(separation(run, metrics=["auc_direction"], permutations=0))
+    differ = "texts differ in length in en: see also --metric rho_equal_length --metric"
+    assert differ in " ".join(with_auc.split())
     names = ("auc_length", "auc_lexical")
     beside = [", ".join(f"{float(lang[name]):.3f}" for name in names) for lang in (en, de)]
     said = f"of length and of characters: en {beside[0]}; de {beside[1]}."
     assert said in " ".join(with_auc.split())
     one = tables.to_table(separation(run, metrics=["auc_direction"], languages="en"))
+    assert "differ in length" not in tables.to_table(
+        separation(run, metrics=["auc_direction"], languages="de")
+    )
+    assert "differ in length" not in tables.to_table(
+        separation(run, metrics=["auc_direction", "auc_equal_length"], languages="en")
+    )
     assert f"of length and of characters: en {beside[0]}." in one
     for name in ("auc_length", "auc_lexical"):
         numbers = [f"{float(en[f'{name}{end}']):.3f}" for end in ENDS]
@@ -165,3 +173,30 @@ def test_length_and_characters_stand_beside_the_results() -> None:
     before.samples = replace(before.samples, lexical_score=None)
     found = separation(before, metrics=["rho"], bootstraps=0, permutations=0)
     assert found["auc_lexical"].isnull().all()
+
+
+# Heavy tails -------------------------------------------------------------------------------------
+
+
+def states_of(tail: str, n: int) -> np.ndarray:
+    """States [1, 1, n, 8] with Gaussian tails, or those of Student's t."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, 1, n, 8))
+    return x / np.sqrt(rng.chisquare(3, (1, 1, n, 1)) / 3) if tail == "t3" else x
+
+
+@pytest.mark.parametrize("tail", ["normal", "t3"])
+def test_heavy_tails_are_marked(tail: str) -> None:
+    label = np.arange(1000) % 2
+    x = states_of(tail, 1000)
+    found = separation(stand_in({"m": {"en": x}}, {"en": label}), metrics="rho", permutations=0)
+    own = x[0, 0] - np.stack([x[0, 0, label == c].mean(0) for c in (0, 1)])[label]
+    squares = np.sort((own**2).sum(-1))
+    assert found["tail_share"].item() == pytest.approx(squares[-10:].sum() / squares.sum())
+    text = " ".join(tables.to_table(found).split())
+    assert ("hold more than a tenth of the variance" in text) is (tail == "t3")
+
+
+def test_the_tail_of_fewer_than_a_hundred_texts_is_not_known() -> None:
+    run = stand_in({"m": {"en": states_of("t3", 98)}}, {"en": np.arange(98) % 2})
+    assert np.isnan(separation(run, metrics="rho", permutations=0)["tail_share"].item())

@@ -156,6 +156,6 @@ def test_p_and_intervals_hold(counts, law):
     for shift in (0.0, 1.0, 3.0):
         found = draws(counts, runs=4, **law, shift=shift)
         centre = found["value"].mean(-1, keepdims=True)
-        # Weak, as the README of the analysis says: 87 % (rho: 83 %) and 90 % were measured.
-        least = 0.84 if "tail" in law else 0.88 if "clusters" in law else 0.915
+        # Weak, as the README of the analysis says: AUCs of heavy tails, and clusters.
+        least = 0.9 if "tail" in law or "clusters" in law else 0.915
         assert (((found["low"] <= centre) & (centre <= found["high"])).mean(-1) >= least).all()

@@ -163,6 +163,9 @@ def test_a_comparison_needs_fewer_texts_than_two_studies():
     assert float(both["value"]) == float(found["difference"])
     again = power(run, versus="base", level=0.01, power=0.9, **options).squeeze()
     assert float(again["needed0"]) > 1.5 * float(both["needed0"])
+    # The interval of a shift is symmetric: half of its width is 1.96 deviations.
+    both = power(run, versus="base", **options | {"metrics": "mean_shift"}).squeeze()
+    found = compare(run, base="base", aligned="aligned", metrics="mean_shift", **NONE).squeeze()
     half = (float(found["high"]) - float(found["low"])) / 2
     assert float(both["deviation"]) == pytest.approx(half / 1.96, rel=0.02)
 
@@ -183,8 +186,8 @@ def test_copies_of_a_text_are_one_unit():
     x, label, _ = texts(np.random.default_rng(3), 100, 0.8)
     order = np.repeat(np.arange(200), 4)
     run = stand_in({"m": {"en": x[order][None, None]}}, {"en": label[order]}, text={"en": order})
-    once = power(store(x, label, None), metrics="rho_adjusted", difference=0.05).squeeze()
-    copied = power(run, metrics="rho_adjusted", difference=0.05).squeeze()
+    once = power(store(x, label, None), metrics="rho_adjusted", difference=0.02).squeeze()
+    copied = power(run, metrics="rho_adjusted", difference=0.02).squeeze()
     assert float(once["unit_effect"]) == 1
     assert float(copied["unit_effect"]) == pytest.approx(4, rel=0.05)
     units = float(copied["needed_units"])
@@ -193,17 +196,34 @@ def test_copies_of_a_text_are_one_unit():
 
 
 def test_clusters_need_more_texts():
+    names = ["rho", "auc_direction"]
     alone, together = (
-        power(made(make, np.random.default_rng(5), 400), metrics="rho", difference=0.015).squeeze()
+        power(made(make, np.random.default_rng(5), 400), metrics=names, difference=0.015).squeeze()
         for make in (texts, clusters)
     )
-    assert float(alone["unit_effect"]) == pytest.approx(1, abs=1e-9)
+    assert float(alone["unit_effect"].sel(metric="rho")) == pytest.approx(1, abs=1e-9)
     # Five texts with a fifth of their variance in common: 1 + 4/5 for the linear part.
-    assert 1.5 < float(together["unit_effect"]) < 2.2
-    assert float(together["needed0"]) > 1.3 * float(alone["needed0"])
-    assert float(together["needed_units"]) == pytest.approx(
-        float(together["needed0"]) * 2 / 5, abs=1
-    )
+    assert 1.5 < float(together["unit_effect"].sel(metric="rho")) < 2.2
+    needed = [found["needed0"].sel(metric="auc_direction") for found in (alone, together)]
+    assert float(needed[1]) > 1.3 * float(needed[0])
+    np.testing.assert_allclose(together["needed_units"], together["needed0"] * 2 / 5, atol=1)
+
+
+@pytest.mark.parametrize(("name", "apart"), [("rho_adjusted", 0.02), ("auc_direction", 0.06)])
+def test_the_interval_of_the_texts_that_are_needed_is_as_wide_as_pilots_differ(name, apart):
+    rng = np.random.default_rng(2)
+    parts = ("needed0", "needed1", "needed_low", "needed_high")
+    options = {"metrics": name, "difference": apart, "permutations": 0}
+    found = []
+    for _ in range(12):
+        plan = power(made(texts, rng, 150), **options).squeeze()
+        found.append([float(plan[part]) for part in parts])
+    harmless, harmful, low, high = np.array(found).T
+    needed = harmless + harmful
+    assert ((low < needed) & (needed < high)).all()
+    # Twelve pilots know their own spread to 20 %.
+    widths = np.log(high / low) / (2 * 1.96)
+    assert np.median(widths) == pytest.approx(np.log(needed).std(ddof=1), rel=0.6)
 
 
 def test_the_quantile_is_that_of_student():
@@ -224,6 +244,7 @@ def test_the_table_says_what_is_needed_and_why_not():
         power(run, metrics=["rho_adjusted", "dunn", "calinski_harabasz"], difference=0.5)
     )
     assert "> 10+10" in table
+    assert "95 %: the interval of all of them" in " ".join(table.split())
     assert "refused: it has no interval" in table
     assert "refused: a transformation of rho: ask for that" in table
     assert max(map(len, table.splitlines())) <= 100

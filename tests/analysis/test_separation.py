@@ -43,6 +43,9 @@ def test_every_metric_finds_planted_classes():
         if entry.paired:
             assert result["refused"].item() == "the texts are not paired"
             continue
+        if name == "tpr_at_1_fpr":
+            assert result["refused"].item().startswith("needs 399 harmless texts, has 200")
+            continue
         value, low, high, floor, p = (
             float(result[part]) for part in ("value", "low", "high", "floor", "p")
         )

@@ -10,7 +10,8 @@ from oracle import stand_in
 
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
-from safetyspace_fast.analysis.families import METRICS
+from safetyspace_fast.analysis.cells import read_cells
+from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.data import find_units
 
@@ -136,7 +137,11 @@ WIDTH = 12
 SPREAD0 = 2 * np.exp(-0.25 * np.arange(WIDTH))
 SPREAD1 = SPREAD0 * np.where(np.arange(WIDTH) % 2, 1.8, 0.6)
 SHIFT = 0.5 * np.where(np.arange(WIDTH) < 4, SPREAD0, 0)
-UNPAIRED = [name for name, entry in METRICS.items() if entry.interval != NONE and not entry.paired]
+UNPAIRED = [
+    name
+    for name, entry in METRICS.items()
+    if entry.interval != NONE and not entry.paired and name != "tpr_at_1_fpr"  # needs more texts
+]
 PAIRED = [name for name, entry in METRICS.items() if entry.interval != NONE and entry.paired]
 
 
@@ -308,9 +313,10 @@ def test_deviations_are_those_of_fresh_texts(shift, names):
         x = rng.standard_normal((120, 30)) * np.exp(0.4 * rng.standard_normal((120, 1)))
         x[label == 1] += shift / math.sqrt(30)
         run = stand_in({"m": {"en": x[None, None]}}, {"en": label}, seed=r)
-        found = separation(run, metrics=names, bootstraps=0, permutations=0).squeeze()
-        values.append(np.atleast_1d(found["value"].to_numpy()))
-        deviations.append(np.atleast_1d(found["high"] - found["low"]) / (2 * u.Z95))
+        ((cells,),) = read_cells(run, ["m"], "en", layers=["embed"], poolings=["mean"])
+        estimates = [metric(name).estimate(cells)[0] for name in names]
+        values.append([float(one.value) for one in estimates])
+        deviations.append([float(one.variance.sqrt()) for one in estimates])
     # A deviation from 300 draws is known to 4 %.
     truth = np.std(values, axis=0, ddof=1)
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(deviations), axis=0)), truth, rtol=0.1)

@@ -1,7 +1,7 @@
 """Metrics of how well harmful texts are detected along a direction fitted to other texts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
 
@@ -97,14 +97,15 @@ _DPRIME = Metric(
 
 FALSE_ALARMS = 0.01
 """Share of harmless texts above the threshold."""
-FEWEST_HARMLESS = math.ceil(1 / FALSE_ALARMS) - 1
-"""With fewer harmless texts, the threshold would be above the largest score of all."""
+FEWEST_HARMLESS = math.ceil(4 / FALSE_ALARMS) - 1
+"""With fewer harmless texts, the threshold is above all but their three largest scores. If these
+are from heavy tails, no interval that was tried covers: with 150, in 55 to 90 % of draws."""
 TAIL = 0.1
 """Share of harmless texts whose scores say how fast their tail falls."""
 
 
 @dataclass(frozen=True)
-class _Alarms:
+class Alarms:
     """Scores above a threshold: centre, threshold, index [cell]; high [cell, harmful texts].
 
     The threshold is the score that a new harmless text exceeds with the probability `FALSE_ALARMS`
@@ -117,9 +118,11 @@ class _Alarms:
     threshold: Tensor
     index: Tensor
     high: Tensor
+    tail: int
+    """How many scores `index` comes from: it is known to index/sqrt(tail)."""
 
     @classmethod
-    def of(cls, scores: Tensor, labels: Tensor, first: Tensor) -> "_Alarms":
+    def of(cls, scores: Tensor, labels: Tensor, first: Tensor) -> "Alarms":
         """From scores [cell, n], labels [n] int64 and the indices of one copy of each text."""
         low = scores[:, first[labels[first] == 0]].sort(-1, descending=True).values
         place = FALSE_ALARMS * (low.shape[1] + 1) - 1
@@ -129,7 +132,7 @@ class _Alarms:
         centre = low.median(-1).values
         tail = (low[:, : math.ceil(TAIL * low.shape[1]) + 1] - centre[:, None]).log()
         index = (tail[:, :-1] - tail[:, -1:]).mean(-1).nan_to_num(0.0, 0.0, 0.0)
-        return cls(centre, threshold, index, scores[:, labels == 1])
+        return cls(centre, threshold, index, scores[:, labels == 1], tail.shape[1] - 1)
 
     def share(self, rarer: Tensor) -> Tensor:
         """[cell], share of harmful texts above another threshold.
@@ -154,13 +157,14 @@ def _independent(cells: Cells, scores: Tensor) -> Tensor:
     return torch.stack(numbers, -1)
 
 
-def _alarm_ends(
-    value: Tensor, _: Tensor, *, alarms: _Alarms, size: Tensor, confidence: float = 0.95
+def alarm_ends(
+    value: Tensor, _: Tensor, *, alarms: Alarms, size: Tensor, confidence: float = 0.95
 ) -> tuple[Tensor, Tensor]:
     """Ends for the noise of the share (Wilson 1927) and of the threshold, as in MOVER (Zou 2007).
 
     The share of harmless texts above the threshold is Gamma(k)/n for k of them on average; its
-    quantiles are those of Wilson & Hilferty (1931).
+    quantiles are those of Wilson & Hilferty (1931). A threshold that happens to be low goes with a
+    tail that seems light, so that the tail is taken at the upper end of its own interval.
 
     Args:
         value: [cell]; alarms: of these cells; size: [cell, 2], independent texts of each class.
@@ -170,6 +174,7 @@ def _alarm_ends(
     k = FALSE_ALARMS * (size[:, 0] + 1)
     middle, reach = (value + z**2 / size[:, 1] / 2), z**2 / size[:, 1]
     width = (reach * (value * (1 - value) + reach / 4)).sqrt()
+    alarms = replace(alarms, index=alarms.index * (1 + z / math.sqrt(alarms.tail)))
     ends = []
     for side in (-1, 1):
         share = (middle + side * width) / (1 + reach)
@@ -183,10 +188,10 @@ def _tpr(cells: Cells) -> Estimate:
     if (number := int(cells.different[0])) < FEWEST_HARMLESS:
         raise Refusal(
             f"needs {FEWEST_HARMLESS} harmless {cells.texts}, has {number}: 1 % of fewer is less "
-            "than one text"
+            "than four texts"
         )
     scores, labels = held_out_scores(cells, "mean difference"), cells.labels
-    alarms = _Alarms.of(scores, labels, cells.first)
+    alarms = Alarms.of(scores, labels, cells.first)
     value = alarms.share(torch.zeros(()))
     above = (scores > alarms.threshold[:, None]).double()
     fewer, more = (alarms.share(torch.tensor(rarer)) for rarer in (1.0, -1.0))
@@ -198,7 +203,7 @@ def _tpr(cells: Cells) -> Estimate:
         value,
         floor=FALSE_ALARMS,
         influence=influence,
-        ends=partial(_alarm_ends, alarms=alarms, size=_independent(cells, scores)),
+        ends=partial(alarm_ends, alarms=alarms, size=_independent(cells, scores)),
         class_means=False,
     )
 
@@ -212,12 +217,13 @@ _TPR = Metric(
     definition="share of harmful texts whose score of auc_direction exceeds the threshold that 1 % "
     "of harmless texts exceed: the k-th largest score of n0, k = (n0+1)/100",
     source="Weibull 1939 (plotting position); cross-fitted",
-    pitfalls=PITFALLS + " Few harmless texts decide it: with 100 the threshold is their largest "
-    f"score, and the interval is wide; with fewer than {FEWEST_HARMLESS} it is refused. Scores of "
-    "all folds share one threshold. No p: see that of auc_direction, which is of the same scores.",
+    pitfalls=f"{PITFALLS} Few harmless texts decide it: with 400 the threshold is their fourth "
+    f"largest score, and the interval is wide; with fewer than {FEWEST_HARMLESS} it is refused. "
+    "Scores of all folds share one threshold. No p: see that of auc_direction, which is of the "
+    "same scores.",
     interval="Wilson's score interval for the share, and the range of the threshold, for "
-    "the tail of Pareto that harmless scores have (Hill 1975; MOVER, Zou 2007); clusters count as "
-    "fewer texts",
+    "the tail of Pareto that harmless scores have (Hill 1975, at its upper end; MOVER, Zou 2007); "
+    "clusters count as fewer texts",
     null=NONE,
     floor="0.01",
     estimator=_tpr,

@@ -27,6 +27,7 @@ from ..metric import (
     SHUFFLE_WELCH_PC,
     SPREAD_COUNTS,
     SPREAD_MOVES,
+    STUDENT,
     InComponents,
     Metric,
 )
@@ -175,7 +176,9 @@ _DEFINITION = (
     "b to the texts of the other class"
 )
 _SOURCE = "Rousseeuw 1987, as in scikit-learn"
-_INTERVAL = INFLUENCE + "; the slope of each text is replaced by the mean slope of its class"
+_INTERVAL = (
+    f"{INFLUENCE}, and {STUDENT}; the slope of each text is replaced by the mean slope of its class"
+)
 
 _SILHOUETTE = Metric(
     name="silhouette",
@@ -423,7 +426,7 @@ _ENERGY_DISTANCE = Metric(
     source="Szekely & Rizzo 2013, U-statistic",
     pitfalls="In units of the hidden state. The interval is first-order: close to zero it is too "
     f"narrow; use p there. {SPREAD_COUNTS}",
-    interval=INFLUENCE,
+    interval=f"{INFLUENCE}, and {STUDENT}",
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     any_difference=True,

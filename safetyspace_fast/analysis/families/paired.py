@@ -17,6 +17,7 @@ from ..metric import (
     SHARE,
     SHUFFLE,
     SHUFFLE_FULL,
+    STUDENT,
     InComponents,
     Metric,
 )
@@ -68,7 +69,7 @@ _PAIRED_SHIFT = Metric(
     definition="|mean|^2 - tr S/n of the differences inside pairs, S their covariance",
     source="Chen & Qin 2010",
     pitfalls="In squared units of the hidden state.",
-    interval=f"{INFLUENCE}; includes the second-order term of |mean|^2",
+    interval=f"{INFLUENCE}, and {STUDENT}; includes the second-order term of |mean|^2",
     null=SHUFFLE_FULL,
     floor="0",
     paired=True,

@@ -18,16 +18,22 @@ from ..metric import (
     OWN_COMPONENTS,
     SHUFFLE_WELCH,
     SHUFFLE_WELCH_PC,
+    STUDENT,
     InComponents,
     Metric,
 )
 from ..moments import Moments, direction_scores, shift_influence
 from ..texts import Refusal
-from ..uncertainty import f_tail, t_interval, unit_sums, units_behind
+from ..uncertainty import f_tail, logit_ends, t_reaches, unit_sums, units_behind
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
     "mean over the permutations"
+)
+
+_RATIO = (
+    f"{INFLUENCE}, on the logit scale, with Student's t; t has as many degrees of freedom as there "
+    "are texts behind the variance of B or of W, whichever are fewer"
 )
 
 
@@ -47,9 +53,56 @@ def between_ratio(shift_sq: Tensor, trace: Tensor, count: Tensor) -> Tensor:
     return between / (between + within)
 
 
-def shift_square(cells: Cells, scale: Tensor | float = 1.0) -> Square:
-    """The part of `scale` |d|^2 that is quadratic in noise."""
-    return Square(2 * scale * cells.shift_noise, lambda: cells.unit_shift)
+def _ratio_ends(
+    value: Tensor, deviation: Tensor, *, freedom: Tensor, confidence: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """`logit_ends` with a quantile of Student's t: [cell] each."""
+    return logit_ends(value, t_reaches(freedom, confidence) * deviation)
+
+
+def make_ratio(
+    cells: Cells,
+    shift_sq: Tensor,
+    trace: Tensor,
+    influences: tuple[Tensor, Tensor],
+    noise: Square,
+    *,
+    floor: Tensor,
+    null: Tensor | None = None,
+) -> Estimate:
+    """`make_estimate` for B/(B+W), with an interval on the logit scale.
+
+    log B - log W is closer to normal than the ratio, and W of heavy tails varies with few texts:
+    Student's t has as many degrees of freedom as there are units behind the variance of B or of W,
+    whichever are fewer (`units_behind`).
+
+    Args:
+        cells: the cells that the value belongs to.
+        shift_sq, trace: as in `between_ratio`.
+        influences: [cell, n] each, of the texts on |d|^2 and on W.
+        noise: the part of |d|^2 that is quadratic in noise.
+        floor, null: as in `make_estimate`.
+    """
+    by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
+    parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
+    behind = torch.minimum(*(units_behind(part, cells.unit) for part in parts))
+    return replace(
+        make_estimate(
+            cells,
+            between_ratio(shift_sq, trace, cells.count),
+            null=null,
+            floor=floor,
+            influence=sum(parts, torch.zeros(())),
+            squares=(replace(noise, variance=by_shift.square() * noise.variance),),
+            ends=partial(_ratio_ends, freedom=behind.clamp(1, cells.freedom)),
+        ),
+        around=logit_ends,
+    )
+
+
+def shift_square(cells: Cells) -> Square:
+    """The part of |d|^2 that is quadratic in noise."""
+    return Square(2 * cells.shift_noise, lambda: cells.unit_shift)
 
 
 # rho_adjusted --------------------------------------------------------------------------------
@@ -75,11 +128,17 @@ def _rho_adjusted(cells: Cells) -> Estimate:
     stretch = (n - 1) / (n - 2)
     assert rho.influence is not None
     assert rho.linear is not None
+
+    def around(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = logit_ends(1 - (1 - value) / stretch, reach / stretch)
+        return adjusted_ratio(low, n), adjusted_ratio(high, n)
+
     return replace(
         rho.mapped(lambda x: adjusted_ratio(x, n)),
         influence=stretch * rho.influence,
         linear=stretch.square() * rho.linear,
         squares=tuple(Square(stretch.square() * part.variance, part.noise) for part in rho.squares),
+        around=around,
     )
 
 
@@ -105,16 +164,14 @@ _RHO_ADJUSTED = Metric(
 
 @once
 def _rho(cells: Cells) -> Estimate:
-    value = between_ratio(cells.shift_sq, cells.trace, cells.count)
-    on_shift, on_within = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
-    by_shift, by_within = ratio_slopes(cells.shift_sq, cells.trace, cells.count)
-    return make_estimate(
+    return make_ratio(
         cells,
-        value,
+        cells.shift_sq,
+        cells.trace,
+        shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels),
+        shift_square(cells),
         null=cells.null("welch"),
         floor=cells.chance(cells.null("rho"), 1 / (cells.independent - 1)),
-        influence=by_shift[:, None] * on_shift + by_within[:, None] * on_within,
-        squares=(shift_square(cells, by_shift.square()),),
     )
 
 
@@ -128,7 +185,7 @@ _RHO = Metric(
     source="share of variance between groups; R^2 of PERMANOVA (Anderson 2001)",
     pitfalls="In-sample: it averages 1/(N-1) without any difference. One very large hidden "
     "dimension hides all others; see rho_standardized.",
-    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
+    interval=f"{_RATIO}; includes the second-order term of |d|^2",
     null=SHUFFLE_WELCH,
     floor=_FLOOR,
     default=True,
@@ -208,14 +265,6 @@ def xie_beni(rho: Tensor, count: Tensor) -> Tensor:
     return count.prod(-1) / count.sum(-1) ** 2 * (1 - rho) / rho
 
 
-def _xie_beni(cells: Cells) -> Estimate:
-    rho = _rho(cells)
-    # The index is infinite at rho = 0: an interval that reaches 0 has no upper end.
-    return replace(rho, low=rho.low.clamp_min(0), ends=None).mapped(
-        lambda x: xie_beni(x, cells.count)
-    )
-
-
 _XIE_BENI = Metric(
     name="xie_beni",
     title="Xie-Beni",
@@ -230,7 +279,7 @@ _XIE_BENI = Metric(
     floor="that of rho, transformed",
     alias_of="rho",
     grows=False,
-    estimator=_xie_beni,
+    estimator=lambda cells: _rho(cells).mapped(lambda x: xie_beni(x, cells.count)),
 )
 
 
@@ -255,17 +304,14 @@ def _rho_standardized(cells: Cells) -> Estimate:
     floor = cells.chance(null, 1 / (cells.independent - 1))
     if not cells.window.has("standard_sqdist"):
         return make_estimate(cells, value, null=cells.null("welch_standardized"), floor=floor)
-    sqdist = cells.stored("standard_sqdist")
-    on_shift, on_within = shift_influence(sqdist, shift_sq, trace, cells.labels)
-    by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
-    noise = cells.stored("noise")[:, 1]
-    return make_estimate(
+    return make_ratio(
         cells,
-        value,
+        shift_sq,
+        trace,
+        shift_influence(cells.stored("standard_sqdist"), shift_sq, trace, cells.labels),
+        Square(2 * cells.stored("noise")[:, 1], lambda: cells.unit_shift),
         null=cells.null("welch_standardized"),
         floor=floor,
-        influence=by_shift[:, None] * on_shift + by_within[:, None] * on_within,
-        squares=(Square(2 * by_shift.square() * noise, lambda: cells.unit_shift),),
     )
 
 
@@ -281,7 +327,7 @@ _RHO_STANDARDIZED = Metric(
     pitfalls="All dimensions count about the same, also those that the model hardly uses. "
     "Dimensions that do not vary are left out. Stores of earlier versions know no robust scale: it "
     "is the standard deviation there, and there is no interval.",
-    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
+    interval=f"{_RATIO}; includes the second-order term of |d|^2",
     null=SHUFFLE_WELCH,
     floor=_FLOOR,
     default=True,
@@ -330,18 +376,14 @@ def equal_length_noise(cells: Cells) -> Tensor:
 
 def _rho_equal_length(cells: Cells) -> Estimate:
     shift_sq, trace = equal_length(cells)
-    on_shift, on_within = equal_length_influence(cells)
-    by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
     noise, noise_sq = map(cells.stored, ("equal_length_noise", "equal_length_noise_sq"))
-    influence = by_shift[:, None] * on_shift + by_within[:, None] * on_within
-    freedom = units_behind(influence, cells.unit).clamp(1, cells.freedom)
-    estimate = make_estimate(
+    estimate = make_ratio(
         cells,
-        between_ratio(shift_sq, trace, cells.count),
+        shift_sq,
+        trace,
+        equal_length_influence(cells),
+        Square(2 * noise_sq, lambda: equal_length_noise(cells)),
         floor=between_ratio(noise, trace, cells.count),
-        influence=influence,
-        ends=partial(t_interval, freedom=freedom),
-        squares=(Square(2 * by_shift.square() * noise_sq, lambda: equal_length_noise(cells)),),
     )
     dims = (noise.square() / noise_sq).nan_to_num(torch.inf).clamp(1, cells.shift.shape[-1])
     ratios = zip((shift_sq / noise).tolist(), dims.tolist(), strict=True)
@@ -361,7 +403,7 @@ _RHO_EQUAL_LENGTH = Metric(
     pitfalls="Takes out what goes with log t and 1/t and is the same in both classes, and nothing "
     "else of length. Where the classes hardly share a length, it extrapolates. p does not count in "
     "p_family.",
-    interval=f"{INFLUENCE}; includes the noise of the slopes and the second-order term of |d|^2",
+    interval=f"{_RATIO}; includes the noise of the slopes and the second-order term of |d|^2",
     null="F test of |d|^2 over tr V, the noise in it, with (tr V)^2/tr V^2 degrees of freedom, and "
     "as many times those of the smaller class (Box 1954); V, the covariance of d, comes from the "
     "units of evidence",
@@ -413,7 +455,7 @@ _MEAN_SHIFT = Metric(
     definition="|m1-m0|^2 - tr S0/n0 - tr S1/n1",
     source="Chen & Qin 2010; linear-kernel MMD^2 of Gretton et al. 2012",
     pitfalls="In squared units of the hidden state: do not compare layers or models by it.",
-    interval=f"{INFLUENCE}; includes the second-order term of |d|^2",
+    interval=f"{INFLUENCE}, and {STUDENT}; includes the second-order term of |d|^2",
     null=SHUFFLE_WELCH,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     default=True,
