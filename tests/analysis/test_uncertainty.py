@@ -10,9 +10,9 @@ from oracle import stand_in
 
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
-from safetyspace_fast.analysis.cells import read_cells
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.reading import read_cells
 from safetyspace_fast.data import find_units
 
 
