@@ -356,7 +356,7 @@ def _reaches(confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 
 def t_reaches(freedom: Tensor | float, confidence: float) -> Tensor:
-    """`t_reach` of each, to 2e-4 of itself: freedom [...] -> [...] float64."""
+    """`t_reach` of each, to 1e-4 of itself at a confidence of 95 %: freedom [...] -> [...] float64."""
     freedom = torch.as_tensor(freedom, dtype=torch.float64)
     return torch.as_tensor(np.exp(np.interp(1 / freedom.numpy(), *_reaches(confidence))))
 
@@ -373,11 +373,13 @@ def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of an interval inside [0, 1] that is symmetric on the logit scale, as `value` in shape.
 
     Args:
-        value: [...], between 0 and 1.
-        reach: [...], from the value to either end of an interval that is symmetric around it.
+        value: [...], between 0 and 1; the interval of 0 and of 1 is that number alone.
+        reach: [...], from the value to either end of an interval that is symmetric around it; NaN
+            gives NaN.
     """
     value = value.clamp(0, 1)
-    turned = (reach / (value * (1 - value))).nan_to_num(0.0)
+    slope = value * (1 - value)
+    turned = torch.where(slope == 0, 0.0, reach / slope)
     return (value.logit() - turned).sigmoid(), (value.logit() + turned).sigmoid()
 
 

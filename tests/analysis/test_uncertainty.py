@@ -61,6 +61,20 @@ def test_draws_depend_on_seed_and_language_only():
     assert not torch.equal(same.counts, drawn(label, key="de").counts)
 
 
+def test_ends_on_the_logit_scale_are_inside_the_range_and_unknown_where_the_reach_is():
+    value, reach = (
+        torch.tensor(x).double()
+        for x in ([0.2, 0.999, 0.0, 1.0, 0.3], [0.1, 0.1, 0.1, 0.1, math.nan])
+    )
+    low, high = u.logit_ends(value, reach)
+    assert float(high[0].logit() - value[0].logit()) == pytest.approx(0.1 / 0.16)
+    assert float(value[0].logit() - low[0].logit()) == pytest.approx(0.1 / 0.16)
+    assert 0 < float(low[1]) < 0.999 < float(high[1]) <= 1
+    assert low[2:4].tolist() == high[2:4].tolist() == [0, 1]
+    assert low[4].isnan()
+    assert high[4].isnan()
+
+
 @pytest.mark.needs_cuda
 def test_class_sums_on_a_card_are_those_of_the_cpu():
     need_cuda()
