@@ -10,7 +10,7 @@ from .uncertainty import influence_variance, interval
 
 
 class Alignment(NamedTuple):
-    """Debiased linear CKA, [cell] each."""
+    """Debiased linear CKA, [cell] each; NaN if the HSIC of a model with itself is not above 0."""
 
     value: Tensor
     low: Tensor
@@ -41,7 +41,8 @@ def debiased_cka(base: Cells, aligned: Cells) -> Alignment:
         _shares(x, y) for x, y in ((first, second), (first, first), (second, second))
     )
     total, by_one, by_other = (part.sum(-1) for part in (shared, one, other))
-    value = total / (by_one * by_other).clamp_min(0).sqrt()
+    known = (by_one > 0) & (by_other > 0)  # not so for a few texts that are only noise
+    value = torch.where(known, total / (by_one * by_other).sqrt(), torch.nan)
     relative = shared / total[:, None] - (one / by_one[:, None] + other / by_other[:, None]) / 2
     # Each text is in both places of every pair of texts.
     influence = 2 * value[:, None] * (relative - relative.mean(-1, keepdim=True))

@@ -67,6 +67,18 @@ def test_equal_models_are_alike_and_the_order_does_not_matter():
         assert float(there[name]) == pytest.approx(float(back[name]), rel=1e-9)
 
 
+def test_a_few_texts_of_noise_have_none_rather_than_an_infinite_one():
+    """Unbiased, the HSIC of such a model with itself may be below 0."""
+    label = np.repeat([0, 1], 12)
+    x, y = np.random.default_rng(0).standard_normal((2, 20, 1, 24, 2000))
+    found = cka(x, y, label)
+    known = np.isfinite(found["cka"].to_numpy())
+    assert 2 < known.sum() < 20
+    for name in ("cka", "cka_low", "cka_high"):
+        assert not np.isinf(found[name]).any()
+        np.testing.assert_array_equal(np.isfinite(found[name]), known)
+
+
 def test_models_without_anything_in_common_have_none():
     label = np.repeat([0, 1], 100)
     x, y = np.random.default_rng(0).standard_normal((2, 1, 1, 200, 96)) * SPREAD
