@@ -38,10 +38,12 @@ class Labellings:
 class FoldLabellings(Labellings):
     """Labellings of texts in the order of their folds.
 
-    order: [n] int64, sorts the texts; back: undoes it; folds: slices of the sorted texts;
-    limits: [folds + 1] int64, where each begins, and n; fold: [n] int64, that of each sorted text;
-    of_fold: [folds, n] float32, 1 where a text is in a fold; n1_of_fold: [folds, R rounded up]
-    float32, texts of class 1 in each.
+    order: [n] int64, sorts the texts; back: undoes it; n1_of_fold: [folds, R rounded up] float32,
+    texts of class 1 in each fold.
+
+    The folds of the sorted texts, empty ones left out, in the forms that slices, indices and
+    products need: folds: slices, on the host; limits: [folds + 1] int64, where each begins, and n;
+    fold: [n] int64, that of each text; of_fold: [folds, n] float32, 1 where a text is in a fold.
     """
 
     def __init__(self, labels: Tensor, fold: Tensor) -> None:

@@ -139,8 +139,9 @@ def labelled_auc(scores: Tensor, labellings: FoldLabellings) -> tuple[Tensor, Te
         auc, score: [R] float64.
     """
     if labellings.compiled:
-        ends = torch.tensor([i.stop for i in labellings.folds])
-        sums = torch.ops.safetyspace_fast.label_wins(scores, labellings.packed, ends)
+        sums = torch.ops.safetyspace_fast.label_wins(
+            scores, labellings.packed, labellings.limits[1:]
+        )
     else:
         sums = _wins(scores, labellings)
     wins, chances, *of_classes = sums[:, : labellings.number]
