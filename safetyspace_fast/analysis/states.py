@@ -78,7 +78,7 @@ class States(Texts):
 
     @property
     def base(self) -> Self:
-        """The cells of the base model, whose kernel widths both models use; else these cells."""
+        """The cells of the base model of a comparison; else these cells."""
         return self.group[0] if self.group else self
 
     @property

@@ -1,7 +1,8 @@
 """Metrics made of distances between texts.
 
-Values at full width come from the store's sums, minima and maxima of distances, and so do their
-nulls. In components and for kernels, one pass over the distances serves all labellings at once.
+Values at full width come from the store's sums, minima and maxima of distances and its sums of
+kernels, and their nulls from the store too. In components, one pass over the distances serves all
+labellings at once.
 """
 
 from functools import partial
