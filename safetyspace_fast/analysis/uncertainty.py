@@ -356,7 +356,7 @@ def _reaches(confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 
 def t_reaches(freedom: Tensor | float, confidence: float) -> Tensor:
-    """`t_reach` of each, to 1e-4 of itself at a confidence of 95 %: freedom [...] -> [...] float64."""
+    """`t_reach` of each, to 1e-4 of itself at 95 % confidence: freedom [...] -> [...] float64."""
     freedom = torch.as_tensor(freedom, dtype=torch.float64)
     return torch.as_tensor(np.exp(np.interp(1 / freedom.numpy(), *_reaches(confidence))))
 
