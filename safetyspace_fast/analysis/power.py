@@ -74,8 +74,8 @@ def power(
 
     Returns:
         The variables of `POWER` (metric, model, layer, pooling, lang), and `refused`; `n0`, `n1`
-        (model, layer, pooling, lang). A number is NaN only if `refused` says why. The attributes
-        hold what was asked.
+        (model, layer, pooling, lang). A number is NaN only if `refused` says why, or as `POWER`
+        says of `needed_low`. The attributes hold what was asked.
 
     Raises:
         ConfigError: a name is not in the store, a metric does not exist, a number is out of range,
@@ -177,6 +177,8 @@ class _Pilot:
     """See `estimate.Square`; of two models the larger one."""
     falls: bool
     """Whether the linear part is smaller in a sample whose value happens to be nearer its floor."""
+    follows: Callable[[Tensor], Tensor]
+    """See `_follows`; constant for two models."""
     unit_effect: Tensor
     count: Tensor
     """[2], texts of each label."""
@@ -196,17 +198,16 @@ class _Pilot:
         """Bootstraps of the pilot: [draw, cell] where this has [cell].
 
         A draw takes each unit as often as a Poisson of mean 1 says. The value moves by the
-        influences of the units, and so do the linear part of a variance that `falls` with it and
-        the squares of the influences that this part is made of.
+        influences of the units, and so do what the linear part of the variance `follows` and the
+        squares of the influences that this part is made of.
         """
         rng = np.random.Generator(np.random.PCG64(0))
         times = torch.from_numpy(rng.poisson(1.0, (DRAWS, self.influence.shape[1]))).double()
         value = self.value + (times - 1) @ self.influence.T
         square = self.influence.square()
         linear = self.linear * (times @ square.T) / square.sum(-1)
-        if self.falls:
-            above = ((value - self.floor) / (self.value - self.floor)).nan_to_num(1.0)
-            linear = linear * above.clamp_min(0.05)
+        moved = (self.follows(value) / self.follows(self.value)).nan_to_num(1.0)
+        linear = linear * moved.clamp_min(0.05)
         return replace(self, value=value, linear=linear)
 
 
@@ -239,6 +240,7 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         square,
         torch.stack([_growth(one) for one in each]).amax(0),
         len(each) == 1 and any(part.growth is None for part in each[0].squares if not part.unseen),
+        _follows(each[0]) if len(each) == 1 else torch.ones_like,
         influence_variance(influence, unit) / alone,
         cells[0].count,
         int(unit.max()) + 1,
@@ -260,6 +262,22 @@ def _variances(estimate: Estimate) -> tuple[Tensor, Tensor]:
     return linear, estimate.variance - linear
 
 
+def _follows(estimate: Estimate) -> Callable[[Tensor], Tensor]:
+    """What the linear part of a variance is proportional to, from the value, [..., cell].
+
+    That of a share along a fitted direction to p (1 - p); that of a metric without such a direction
+    to the value above its floor, since it is quadratic in d; nothing is assumed of others.
+    """
+    fitted = any(part.growth is not None for part in estimate.squares)
+    share = any(part.unseen for part in estimate.squares)
+    if fitted and share:
+        return lambda p: p.clamp(0.02, 0.98) * (1 - p.clamp(0.02, 0.98))
+    if fitted or share:
+        return torch.ones_like
+    floor = estimate.floor.nan_to_num(0.0)  # that of a metric whose permutations were not asked for
+    return lambda value: value - floor
+
+
 def _growth(estimate: Estimate) -> Tensor:
     """[cell], see `estimate.Square`."""
     growth = torch.ones_like(estimate.value)
@@ -279,6 +297,7 @@ def _plan(pilot: _Pilot, difference: float, level: float, power: float) -> dict[
     fewest = float(MIN_TEXTS / pilot.count.min())
     more = _more(pilot, difference, level, power).clamp_min(fewest)
     reach = Z95 * _more(pilot.drawn(), difference, level, power).clamp_min(fewest).log().std(0)
+    reach = torch.where(pilot.linear > 0, reach, torch.nan)  # else nothing of the variance is seen
     ends = [(pilot.count.sum() * more * (side * reach).exp()).ceil() for side in (-1, 1)]
     needed = (pilot.count[:, None] * more * (1 - 1e-9)).ceil()
     return {
