@@ -156,7 +156,8 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
         known = [run.work for run in forecasts if run.work is not None]
         if not known:
-            raise ConfigError(f"{arguments.sweep}: nothing to estimate: {forecasts[0].why}")
+            why = next((run.why for run in forecasts if run.why), "all runs are complete already")
+            raise ConfigError(f"{arguments.sweep}: nothing to estimate: {why}")
         result = estimate(known, cluster)
         for run in forecasts:
             if run.why is not None:
