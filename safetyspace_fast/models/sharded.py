@@ -134,8 +134,9 @@ def check_plan(source: Source, size: int, *, alone: bool, trust_remote_code: boo
     from transformers import AutoConfig
 
     if reason := _form(source, alone):
-        raise ModelError(f"{source.asked}: tensor parallel {reason}; "
-            "or leave it out and use --weights stream")
+        raise ModelError(
+            f"{source.asked}: tensor parallel {reason}; or leave it out and use --weights stream"
+        )
     try:
         config: Any = AutoConfig.from_pretrained(
             source.directory, local_files_only=True, trust_remote_code=trust_remote_code
