@@ -93,7 +93,7 @@ def _check_devices(config: RunConfig) -> None:
     if on_gpus and gpus < config.tensor_parallel:
         raise ConfigError(
             f"tensor_parallel: got {config.tensor_parallel}, but torch sees {gpus} GPUs here; "
-            "give fewer, or --weights stream"
+            "give fewer, or --weights stream instead"
         )
 
 

@@ -280,7 +280,7 @@ def show_sweep(
     Args:
         forecasts: of all runs.
         truths, failed: by model and store.
-        where: follows the time that was estimated.
+        where: follows the time that was estimated, if that is not where the sweep has run.
     """
     took = [
         (run, truths[run.model, run.out]) for run in forecasts if (run.model, run.out) in truths
@@ -290,10 +290,8 @@ def show_sweep(
     print(f"{len(truths)} runs done{already}, {len(failed)} failed")
     if timed := [(run.seconds, truth.seconds) for run, truth in took if run.seconds is not None]:
         expected_s, seconds = map(sum, zip(*timed, strict=True))
-        print(
-            f"time: estimated {duration(expected_s)}{where}, took {duration(seconds)} "
-            f"({seconds / expected_s - 1:+.0%})"
-        )
+        by = "" if where else f" ({seconds / expected_s - 1:+.0%})"  # elsewhere: no error of it
+        print(f"time: estimated {duration(expected_s)}{where}, took {duration(seconds)}{by}")
     if sized := [
         (run.store_bytes, t.store_bytes) for run, t in took if run.store_bytes is not None
     ]:

@@ -43,6 +43,7 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from ..sweep.ranks import rank_of
 
     configs = read_sweep(arguments.sweep).configs()
+    workers = None if arguments.dry_run else events_of(configs, arguments)  # refuses at once
     refuse_missing(configs)
     # Ray places workers itself, whatever Slurm says of the process that starts them.
     on_ray = arguments.ray is not None
@@ -50,7 +51,6 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     if world_size == 1 and not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
     shared = _with_data(configs)
-    workers = None if arguments.dry_run else events_of(configs, arguments)
     # Of several ranks one measures; the machines of a cluster are not this one.
     timed = arguments.dry_run or (rank == 0 and not arguments.ray)
     forecasts = forecast(configs, shared, timed=timed, on_step=terminal.say)
@@ -156,7 +156,8 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
         known = [run.work for run in forecasts if run.work is not None]
         if not known:
-            raise ConfigError(f"{arguments.sweep}: nothing to estimate: {forecasts[0].why}")
+            why = next((run.why for run in forecasts if run.why), "all runs are complete already")
+            raise ConfigError(f"{arguments.sweep}: nothing to estimate: {why}")
         result = estimate(known, cluster)
         for run in forecasts:
             if run.why is not None:

@@ -56,10 +56,11 @@ def events_of(
         arguments: that were typed.
 
     Raises:
-        ConfigError: an option is wrong, or two exclude each other.
+        SafetySpaceError: an option is wrong, two exclude each other, or workers cannot do what
+            `configs` ask for; said now, before anything starts.
     """
     from ..sweep.devices import devices_of, run_on_devices
-    from ..sweep.ranks import rank_of, refuse_unseen, run_as_rank
+    from ..sweep.ranks import rank_of, run_as_rank
 
     if arguments.ray is not None:
         return _on_ray(configs, arguments)
@@ -72,8 +73,6 @@ def events_of(
         return run_as_rank(configs, rank, world_size)
     if arguments.device is not None:
         raise ConfigError("run: --device and --devices exclude each other; give one of them")
-    if world_size > 1:
-        refuse_unseen(configs)
     return run_on_devices(configs, devices_of(arguments.devices), rank, world_size)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 _NO_NEWS = re.compile(
     r"LOAD REPORT|missing adapter keys|save_embedding_layers|generation (config|flags)"
     r"|tie_word_embeddings=True|no longer tied|tied weights mapping|is_decoder=True"
-    r"|default to dequantizing"
+    r"|default to dequantizing|copying from a non-meta parameter"
 )
 
 

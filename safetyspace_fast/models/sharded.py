@@ -134,7 +134,9 @@ def check_plan(source: Source, size: int, *, alone: bool, trust_remote_code: boo
     from transformers import AutoConfig
 
     if reason := _form(source, alone):
-        raise ModelError(f"{source.asked}: tensor parallel {reason}; or use --weights stream")
+        raise ModelError(
+            f"{source.asked}: tensor parallel {reason}; or leave it out and use --weights stream"
+        )
     try:
         config: Any = AutoConfig.from_pretrained(
             source.directory, local_files_only=True, trust_remote_code=trust_remote_code
@@ -151,7 +153,7 @@ def check_plan(source: Source, size: int, *, alone: bool, trust_remote_code: boo
     if not plan:
         raise ModelError(
             f"{source.asked}: transformers has no tensor parallel plan for {text.model_type}; "
-            "run it on one device, or with --weights stream"
+            "leave it out: on one device, --weights stream runs models that do not fit"
         )
     if not any(part.rpartition(".")[2] in _HEADS for part in plan):
         return

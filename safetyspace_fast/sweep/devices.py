@@ -24,7 +24,8 @@ from ..errors import ConfigError
 from ..extract import Event, Note
 from ..threads import cores
 from .events import portable, together
-from .units import begin_stores, work
+from .ranks import refuse_apart
+from .units import begin_stores, refuse_unsuitable, work
 
 STOP_SECONDS = 60.0
 """A worker that was asked to stop, and has not by then, is killed."""
@@ -71,6 +72,7 @@ def run_on_devices(
 ) -> Generator[Event, None, None]:
     """Run models on several devices at once, one worker process for each.
 
+    What cannot be done is refused at once; workers start with the first event that is asked for.
     Units of a worker that dies go to the others. A model that fails on all of them ends with an
     error (`RunEnded`) and stops no other. Closing the generator stops all workers cleanly.
 
@@ -83,6 +85,16 @@ def run_on_devices(
     Raises:
         SafetySpaceError: a store exists already, or these workers cannot share it.
     """
+    if world_size == 1:
+        refuse_unsuitable(configs)
+    else:
+        refuse_apart(configs)
+    return _run_on_devices(configs, devices, rank, world_size)
+
+
+def _run_on_devices(
+    configs: Sequence[RunConfig], devices: Sequence[str], rank: int, world_size: int
+) -> Generator[Event, None, None]:
     if world_size == 1:
         begin_stores(configs)
     configs = [replace(config, resume=True, overwrite=False) for config in configs]
@@ -156,7 +168,7 @@ class _Worker:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         if self.failure is not None:
             how = f"has ended: {self.failure}"
-        return f"worker {self.number} ({self.device}) {how}; the others take over its units"
+        return f"worker {self.number} ({self.device}) {how}"
 
 
 def _events(workers: Sequence[_Worker], failures: list[Exception]) -> Iterator[Event]:
@@ -173,6 +185,8 @@ def _events(workers: Sequence[_Worker], failures: list[Exception]) -> Iterator[E
                 events.close()
                 why = worker.ended()
                 if why is not None and living:
+                    yield Note("", f"{why}; the others take over its units")
+                elif why is not None and worker.failure is None:  # else the error itself is shown
                     yield Note("", why)
                 continue
             if isinstance(said, Event):
@@ -223,6 +237,7 @@ def serve() -> None:
         code = 1
         with suppress(BrokenPipeError):
             events.send(portable(error))
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all is written: wait for no thread of a library, as the parent waits for this
 

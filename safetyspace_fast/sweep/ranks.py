@@ -9,7 +9,7 @@ from ..config import RunConfig
 from ..errors import ConfigError
 from ..extract import Event
 from .events import together
-from .units import work
+from .units import refuse_unshared, work
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 """Environment variables of a rank and the number of ranks, by launcher, the first that has them."""
@@ -69,17 +69,26 @@ def run_as_rank(
 ) -> Generator[Event, None, None]:
     """Be one rank of several, each started by itself; see `units.work`.
 
+    What cannot be done is refused at once; the work starts with the first event that is asked for.
+
     Raises:
         ConfigError: a store cannot be overwritten by ranks, or its folder is not on this machine,
             or another rank has other settings.
     """
-    refuse_unseen(configs)
+    refuse_apart(configs)
+    return _run_as_rank(configs, rank, world_size)
+
+
+def _run_as_rank(
+    configs: Sequence[RunConfig], rank: int, world_size: int
+) -> Generator[Event, None, None]:
     with closing(work(configs, rank, world_size)) as events:
         yield from together(events, configs, ())
 
 
-def refuse_unseen(configs: Sequence[RunConfig]) -> None:
-    """Raise ConfigError if ranks cannot share the stores of these configs."""
+def refuse_apart(configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError if ranks cannot share these models, or the stores of these configs."""
+    refuse_unshared(configs)
     for config in configs:
         if config.overwrite:
             raise ConfigError(

@@ -63,6 +63,8 @@ def run_on_ray(
 ) -> Generator[Event, None, None]:
     """Run configs on a Ray cluster; yields the events of all workers.
 
+    What cannot be done is refused at once; workers start with the first event that is asked for.
+
     Args:
         configs: each with one model; several may have one store, which all nodes see.
         address: of the cluster, `auto` or `HOST:PORT`; None: what the variable RAY_ADDRESS names,
@@ -81,6 +83,16 @@ def run_on_ray(
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         _refuse_deaf(address)
+    return _run_on_ray(ray, configs, address, workers, patience)
+
+
+def _run_on_ray(
+    ray: Any,
+    configs: Sequence[RunConfig],
+    address: str | None,
+    workers: int | None,
+    patience: Patience,
+) -> Generator[Event, None, None]:
     started_here = not ray.is_initialized()
     if started_here:
         _connect(ray, address)

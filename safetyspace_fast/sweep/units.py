@@ -61,7 +61,7 @@ def work(
         StoreError: the disk cannot be written to; the worker ends at once, others go on.
         SafetySpaceError: the data or a store cannot be used.
     """
-    _refuse_unshared(configs)
+    refuse_unshared(configs)
     names = list(dict.fromkeys(parse_model(*config.models).name for config in configs))
     compiled = {parse_model(*config.models).name for config in configs if config.compile}
     shared = SharedWork(configs)
@@ -111,7 +111,7 @@ def refuse_unsuitable(configs: Sequence[RunConfig]) -> None:
         StoreError: a store exists, and is neither to be gone on with nor overwritten.
         ConfigError: a model cannot be shared, or two have the same name.
     """
-    _refuse_unshared(configs)
+    refuse_unshared(configs)
     for of_store in by_store(configs):
         refuse_existing(of_store[0])
 
@@ -125,15 +125,15 @@ def begin_stores(configs: Sequence[RunConfig]) -> None:
             start_afresh(of_store[0], names)
 
 
-def _refuse_unshared(configs: Sequence[RunConfig]) -> None:
+def refuse_unshared(configs: Sequence[RunConfig]) -> None:
     """Raise ConfigError if workers cannot share these models."""
-    alone = "run this model by itself, without --devices, --rank, --world-size and --ray"
+    instead = "run this model by itself, without --devices, --rank, --world-size and --ray"
     for config in configs:
         if config.tensor_parallel > 1:
-            raise ConfigError(f"tensor_parallel: a worker has one device; {alone}")
+            raise ConfigError(f"tensor_parallel: a worker has one device; {instead}")
         if config.weights == "stream":
             raise ConfigError(
-                f"weights: one process reads streamed weights, once for all texts; {alone}, or "
+                f"weights: one process reads streamed weights, once for all texts; {instead}, or "
                 "choose weights 'load'"
             )
     for of_store in by_store(configs):

@@ -411,6 +411,25 @@ def test_where_layers_would_round_otherwise_one_block_at_a_time_is_in_float32(
     torch.testing.assert_close(last_states(model), last_states(expected), rtol=0, atol=0)
 
 
+def test_adapters_of_a_decoder_that_never_runs_are_no_news(tmp_path, whole_model_in_float32):
+    tiny_models.save_tiny("mt5", tmp_path / "mt5")
+    options = {"target_modules": ["q"], "task_type": "SEQ_2_SEQ_LM"}
+    adapters = [
+        tiny_models.save_adapter(
+            tmp_path / "mt5",
+            tmp_path / f"a{seed}",
+            auto="AutoModelForSeq2SeqLM",
+            seed=seed,
+            **options,
+        )
+        for seed in (1, 2)
+    ]
+    spec = "+".join(map(str, [tmp_path / "mt5", *adapters]))
+    model, notes = load(spec, dtype="bfloat16")
+    assert [note.split(" ")[0] for note in notes] == ["adapter", "adapter"]
+    assert_equal_weights(model, whole_model_in_float32(spec, dtype="bfloat16"))
+
+
 @pytest.mark.parametrize("why", ["PiSSA", "another type"])
 def test_adapters_that_do_more_than_add_are_merged_into_a_whole_model_in_float32(
     bases, tmp_path, monkeypatch, why

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, SafetySpaceError, StoreError
 from safetyspace_fast.store import Place
-from safetyspace_fast.sweep.devices import STOP_SECONDS, run_on_devices
+from safetyspace_fast.sweep.devices import STOP_SECONDS, _Job, run_on_devices
 from safetyspace_fast.sweep.events import RunEnded, raising
 
 
@@ -147,6 +149,37 @@ def test_a_thread_that_a_library_left_in_a_worker_keeps_no_run_alive(
     ended = [e.error for e in run_on_devices(configs, ("cpu",)) if isinstance(e, RunEnded)]
     assert ended == [None, None]
     assert time.monotonic() - started < TIMEOUT
+
+
+def test_what_a_library_prints_in_a_worker_is_not_lost_when_it_ends() -> None:
+    code = """
+from safetyspace_fast.sweep import devices
+def work(*_):
+    print("printed by a library", end="")
+    yield from ()
+devices.work = work
+devices.serve()
+"""
+    worker = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(_Job([], (0, 1), [])),
+        capture_output=True,
+        check=True,
+    )
+    assert worker.stderr.decode() == "printed by a library"
+    assert worker.stdout == b""  # which is for events
+
+
+def test_the_last_worker_says_by_what_it_was_killed(team: Team, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    events = []
+    for event in run_on_devices(team.at(out)[:1], ("cpu",)):
+        events.append(event)
+        if isinstance(event, api.Progressed):
+            with suppress(IndexError, ProcessLookupError):
+                os.kill(worker_pids(out)[0], signal.SIGKILL)
+    assert api.Note("", "worker 0 (cpu) was killed by SIGKILL") in events
+    assert "repeat the command with --resume" in str(events[-1].error)
 
 
 def test_a_batch_that_is_told_after_its_model_was_merged_breaks_no_display() -> None:

@@ -92,7 +92,8 @@ def test_a_rank_shows_what_a_sweep_in_one_process_shows(
     states = [line.split(": ")[1] for line in said.err.splitlines() if line.startswith("[6/6]")]
     assert states == ["running", "running", "done"]
     assert "4 runs done, 2 failed" in said.out
-    assert re.search(r"^time: estimated .* in one process, took ", said.out, re.M)
+    # Of another place than the truth, so no share of it is printed.
+    assert re.search(r"^time: estimated .* s in one process, took [\d.]+ s$", said.out, re.M)
     assert said.out.count("failed: broken -> ") == 2
     assert said.out.count("not a complete safetensors file") == 2
     assert f"safetyspace-fast run {file} --resume" in said.err.splitlines()[-1]
@@ -114,6 +115,36 @@ def test_json_of_a_sweep_on_devices_has_a_record_for_each_run(
     assert [run["truth"] is not None for run in runs] == [True, False, True]
     assert all(run["truth"]["store_bytes"] > 0 for run in (runs[0], runs[2]))
     assert team.is_done(tmp_path / "one.zarr")
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "said"),
+    [
+        (["--devices", "cpu:2"], {"weights": "stream"}, "one process reads streamed weights"),
+        (["--devices", "cpu:2"], {"tensor_parallel": 2}, "a worker has one device"),
+        (["--devices", "cpu:0"], {}, "expected 1 to 1024 workers"),
+        (["--rank", "0", "--world-size", "2"], {"weights": "stream"}, "one process reads"),
+        (["--ray", "127.0.0.1:1"], {"tensor_parallel": 2}, "a worker has one device"),
+        (["--ray", "127.0.0.1:1", "--workers", "0"], {}, "expected at least 1"),
+        (["--ray", "127.0.0.1:1", "--devices", "cpu:2"], {}, "exclude each other"),
+    ],
+)
+def test_what_workers_cannot_do_is_said_before_anything_is_read_or_measured(
+    team: Team,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    key: dict[str, Any],
+    said: str,
+) -> None:
+    file = Path(sweep_file(team, tmp_path, "one"))
+    content = json.loads(file.read_text()) | key
+    (data,) = content["data"]
+    data["data"] = str(tmp_path / "missing.jsonl")  # reading it would be the next error
+    file.write_text(json.dumps(content))
+    assert main(["run", str(file), *options]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
 
 
 def test_what_nobody_foresaw_in_a_worker_stops_no_other_model(
