@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,25 @@ def test_without_torch_the_build_says_what_to_do_first(source: Path, tmp_path: P
     (line,) = done.stderr.splitlines()
     assert "pip install 'setuptools>=77' torch" in line
     assert "pip install --no-build-isolation ." in line
+
+
+def test_what_is_packed_has_the_page_the_fonts_and_their_licence(
+    source: Path, tmp_path: Path
+) -> None:
+    package = source / "safetyspace_fast"
+    beside = (".py", ".md", ".png", ".ipynb")
+    wanted = {
+        file.relative_to(source).as_posix()
+        for file in package.rglob("*")
+        if file.is_file() and file.suffix not in beside
+    }
+    fonts = "safetyspace_fast/report/static/fonts"
+    assert {f"{fonts}/LiberationSans-Regular.woff", f"{fonts}/OFL.txt"} <= wanted
+    folders = ("sdist", "-d", tmp_path / "sdist", "build_py", "-d", tmp_path / "lib")
+    command(sys.executable, "setup.py", "-q", *folders, folder=source)
+    with tarfile.open(next((tmp_path / "sdist").iterdir())) as archive:
+        assert wanted <= {name.partition("/")[2] for name in archive.getnames()}
+    assert all((tmp_path / "lib" / name).is_file() for name in wanted)
 
 
 @pytest.mark.slow

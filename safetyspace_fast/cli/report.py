@@ -127,7 +127,8 @@ def add_plot(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="ends with .svg, .pdf (with its fonts) or .png (300 dots an inch)",
+        help="ends with .svg or .pdf (both with the letters that they use) or .png (300 dots "
+        "an inch)",
     )
     plot.add_argument(
         "--width",

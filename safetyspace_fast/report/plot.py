@@ -103,7 +103,7 @@ def save(results: Results, name: str, path: Path, *, width: str = "column") -> N
         dots = _PNG_DPI / _INCH / _PX
         content = vl_convert.svg_to_png(_sized(svg, dots), scale=1)
     else:
-        content = svg.replace("<title>", f"{fonts.style(svg)}<title>", 1).encode()
+        content = svg.replace("</title>", f"</title>{fonts.style(svg)}", 1).encode()
     write_file(path, content)
 
 

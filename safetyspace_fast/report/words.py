@@ -89,11 +89,7 @@ def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> F
         return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
     ends = float(np.nanmin(low)), float(np.nanmax(high))
     style = Style.of([(0.0, *ends)])
-    reach = (
-        " In this measure, and as far as these texts show, tuning did not reach them."
-        if others
-        else ""
-    )
+    reach = " In this measure these texts show no effect of tuning there." if others else ""
     return Finding(
         "unknown",
         f"{listed(langs)}:",
@@ -206,7 +202,9 @@ def choice_of(pair: tuple[str, str], *, named: bool) -> Finding:
 
 
 def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
-    """In which languages tuning turned the harm direction, where it turned most.
+    """In which languages tuning turned the harm direction, and where most.
+
+    A layer counts if the interval of its cosine excludes 1.
 
     Args:
         dataset: of `compare`.
@@ -220,10 +218,11 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
         if np.isnan(value).all():
             unknown.append(lang)
             continue
-        i = int(np.nanargmin(value))
-        if not high[i] < 1:
+        beyond = np.where(high < 1, value, np.nan)
+        if np.isnan(beyond).all():
             straight.append(lang)
             continue
+        i = int(np.nanargmin(beyond))
         ends = float(value[i]), float(low[i]), float(high[i])
         entry = Style.of([ends]).entry(*ends)
         found.append((ends[0], f"{isolated(lang)} {entry} at {_names(view, 'layer')[i]}"))
@@ -233,8 +232,8 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     if found:
         each = ", ".join(text for _, text in sorted(found))
         parts.append(
-            "the cosine between both models, where it is smallest (1: not turned; each interval "
-            f"holds for its layer, not for the smallest of all): {each}"
+            "the cosine between both models at the layer where it turned most (1: not turned; the "
+            f"intervals are not corrected for this choice): {each}"
         )
     if straight:
         parts.append(f"no turn beyond noise in {listed(straight)}")

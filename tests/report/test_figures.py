@@ -216,6 +216,7 @@ def test_a_figure_is_a_valid_svg_of_the_asked_width_with_labels(
     )
     assert 1 <= wide / float(root.attrib["width"]) < 1.1  # fonts are hardly scaled
     assert root.attrib["aria-label"].startswith(figures.figure(name).TITLE)
+    assert root[0].tag.endswith("}title")  # where screen readers look for it
     assert "aria-label" in file.read_text("utf-8").partition("<title>")[2]
 
 

@@ -62,7 +62,7 @@ def test_languages_without_a_change_are_not_called_unchanged() -> None:
     assert "hi" in other.head
     assert "This does not show that nothing changed" in other.text
     assert "from -0.10 to 0.15" in other.text
-    assert "tuning did not reach them" in other.text
+    assert "these texts show no effect of tuning there" in other.text
 
 
 def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
@@ -80,6 +80,10 @@ def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
     assert "no turn beyond noise in \u2068de\u2069" in finding.text
     assert "too noisy in \u2068hi\u2069" in finding.text
     assert words.turned(data.isel(lang=[2]), "mean") == []
+    noisy = data.copy(deep=True)  # a smaller cosine that 1 does not exclude hides no turn
+    noisy["direction_cosine"][0, 0, 0], noisy["direction_low"][0, 0, 0] = 0.2, -0.8
+    (finding,) = words.turned(noisy, "mean")
+    assert "\u2068en\u2069 0.30 [0.20, 0.40] at block.0" in finding.text
 
 
 def test_nothing_is_said_of_refused_cells() -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 NAME = "cosines"
 TITLE = "Harm directions of languages"
 ABOUT = (
-    "Cosine between the directions of two languages, corrected for noise. Diagonal: the noise "
-    "ceiling, the cosine between two halves of a language's own texts. Empty: too noisy."
+    "Cosine between the directions of two languages, corrected for noise. Diagonal: reliability, "
+    "the cosine between two halves of a language's own texts. Empty: too noisy."
 )
 _NUMBERS = {
     "value": "direction_cosine",

@@ -13,8 +13,8 @@ NAME = "directions"
 TITLE = "Harm direction before and after tuning"
 ABOUT = (
     "Cosine between the harm directions of both models, corrected for noise: 1 if tuning did not "
-    "turn the direction. Band: 95 % interval. Dotted: the noise ceiling, the cosine between two "
-    "halves of the texts in the noisier model. Gaps, and languages without a panel: too noisy."
+    "turn the direction. Band: 95 % interval. Dotted: reliability, the cosine between two halves "
+    "of the texts in the noisier model. Gaps, and languages without a panel: too noisy."
 )
 _NUMBERS = ("direction_cosine", "direction_low", "direction_high", "direction_reliability")
 
