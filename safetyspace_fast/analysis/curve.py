@@ -229,13 +229,10 @@ def _drawn(cells: Cells, inside: Tensor) -> Cells:
         "heldout_score": _held_out_scores(x, y, fold),
         "noise": shift_noise(unit, 0)[:, None],
     }
-    window = cells.window
     return replace(
         cells,
         window=_Drawn(
-            window.model,
-            window.lang,
-            window.samples,
+            cells.window.source,
             slice(0, 1),
             arrays={name: array[None] for name, array in arrays.items()},
         ),

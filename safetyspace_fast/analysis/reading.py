@@ -11,7 +11,7 @@ from .cells import Cells, Space
 from .moments import varies
 from .rounding import roundoff
 from .selection import has_pairs, is_paired, partners, shared_units, units_of
-from .states import Window
+from .states import LayerReader, Window
 from .uncertainty import draw
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def read_cells(
         [i for i, name in enumerate(known) if name in asked]
         for known, asked in ((stores[0].hookpoints, layers), (stores[0].poolings, poolings))
     )
+    readers = [LayerReader(store, i_lang, span, i_layers) for store in stores]
     cell_bytes = len(fold) * _TEXT_BYTES + (bootstraps + permutations) * _RESAMPLE_BYTES
     for some in _neighbours(i_layers, len(i_poolings) * cell_bytes):
-        windows = [Window(store, i_lang, span, slice(some[0], some[-1] + 1)) for store in stores]
+        windows = [Window(reader, slice(some[0], some[-1] + 1)) for reader in readers]
         each = [w.read("projected").isfinite().all(-1) for w in windows]
         finite = torch.stack(each).all(0)
         constant = torch.stack(

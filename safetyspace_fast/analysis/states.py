@@ -1,5 +1,6 @@
 """What a store holds of the states of some texts: full width, projection, chance."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from ..ops import (
     robust_scale,
 )
 from ..ops.distance_sums import labelled_distances
-from ..store.layout import ROW_ARRAYS
+from ..store.layout import MODEL, ROW_ARRAYS
 from .moments import shift_noise, varies
 from .texts import MIN_TEXTS, Texts
 from .uncertainty import unit_sums
@@ -26,15 +27,75 @@ if TYPE_CHECKING:
     from ..store import ModelStore
 
 
+AHEAD_BYTES = 64 << 20
+"""Stored layers of one model and language that are kept for later windows, at most."""
+_PARTS = {False: 4, True: 16}
+"""One array takes at most one of so many parts of them. By whether it has rows of texts: these are
+cheap to read a few layers at a time."""
+_BY_LAYER = {spec.name for spec in MODEL if spec.dims[0] == "layer"}
+
+
 @dataclass(frozen=True, eq=False)
-class Window:
-    """Stored arrays of one model, one language and some neighbouring layers; each is read once."""
+class LayerReader:
+    """Arrays of one model and one language. Each is read many layers at once, for later windows.
+
+    A chunk of an array with the axis `lang` holds all layers, so every read of a few of them
+    decodes all. Of an array that does not fit into `AHEAD_BYTES`, fewer layers are read at once.
+    """
 
     model: "ModelStore"
     lang: int
     samples: slice
+    wanted: Sequence[int]
+    """Layers that will be read, in order."""
+    _kept: dict[str, tuple[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    """By name: number of the first layer, and [layer, pooling, ...]."""
+
+    def read(self, name: str, layers: slice) -> Tensor:
+        """Some neighbouring layers as stored, [layer, pooling, ...]; without the axis, all."""
+        if name not in _BY_LAYER:
+            if name not in self._kept:
+                self._kept[name] = 0, self._read(name, layers)
+            return self._kept[name][1]
+        first, array = self._kept.get(name, (0, None))
+        if array is None or not first <= layers.start < layers.stop <= first + len(array):
+            self._kept.pop(name, None)  # its memory serves the next layers
+            ahead = self._ahead(name, layers)
+            first, array = ahead.start, self._read(name, ahead)
+            if ahead.stop > layers.stop:
+                self._kept[name] = first, array
+        return array[layers.start - first : layers.stop - first]
+
+    def _read(self, name: str, layers: slice) -> Tensor:
+        array = self.model.read(name, layer=layers, samples=self.samples, lang=self.lang)
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+    def _ahead(self, name: str, layers: slice) -> slice:
+        """These layers, and those after them that will be read and fit into memory."""
+        last = self.wanted[-1]
+        if name in ROW_ARRAYS:  # a chunk is one layer: none is read for nothing
+            last = next(i for i in range(layers.stop - 1, last + 1) if i + 1 not in self.wanted)
+        if last < layers.stop:
+            return layers
+        none = self._read(name, slice(0))  # decodes nothing
+        layer_bytes = math.prod(none.shape[1:]) * none.itemsize
+        free = AHEAD_BYTES - sum(array.nbytes for _, array in self._kept.values())
+        most = min(free, AHEAD_BYTES // _PARTS[name in ROW_ARRAYS]) // max(1, layer_bytes)
+        return slice(layers.start, max(layers.stop, min(last + 1, layers.start + most)))
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Stored arrays of some neighbouring layers; each is read once."""
+
+    source: LayerReader
     layers: slice
     _arrays: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def model(self) -> "ModelStore":
+        """The model that the layers are of."""
+        return self.source.model
 
     def has(self, name: str) -> bool:
         """Whether an optional array is known for the language."""
@@ -47,8 +108,7 @@ class Window:
     def read(self, name: str) -> Tensor:
         """An array as stored, [layer, pooling, ...]."""
         if name not in self._arrays:
-            array = self.model.read(name, layer=self.layers, samples=self.samples, lang=self.lang)
-            self._arrays[name] = torch.from_numpy(np.ascontiguousarray(array))
+            self._arrays[name] = self.source.read(name, self.layers)
         return self._arrays[name]
 
 
