@@ -174,7 +174,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
                 f"{DISAGREE}: in other components the difference has the other sign (explain "
                 f"{', '.join(others)}): the choice of components decides."
             )
-        parts += _cautious(dataset)
+        parts += _disputed(dataset)
         share = dataset["rounding_share"].to_numpy()
         if alike := int((share >= 1).sum()):
             parts.append(
@@ -203,15 +203,23 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
     return textwrap.wrap(" ".join(parts), WIDTH, break_on_hyphens=False)
 
 
-def _cautious(dataset: "xarray.Dataset") -> list[str]:
-    """What to think of intervals of differences that exclude 0 where the mark says chance."""
+def _disputed(dataset: "xarray.Dataset") -> list[str]:
+    """What to think of intervals of differences that say otherwise than the mark."""
     outside = (dataset["low"] > 0) | (dataset["high"] < 0)
-    number = int((outside & (dataset["p"] > CHANCE)).sum())
-    if not number:
+    inside = (dataset["low"] <= 0) & (dataset["high"] >= 0)
+    chance, found = dataset["p"] > CHANCE, dataset["p"] <= CHANCE
+    cases = (
+        (int((outside & chance).sum()), "the interval excludes 0 but the mark is ~"),
+        (int((inside & found).sum()), "the interval holds 0 but there is no ~"),
+    )
+    said = [f"in {number} of all differences {what}" for number, what in cases if number]
+    if not said:
         return []
+    both = " and ".join(said)
     return [
-        f"In {number} of all differences the interval excludes 0 but the mark is ~: p comes from "
-        "the influence of each text and is the more cautious of the two, so believe the mark."
+        f"{both[0].upper()}{both[1:]}: p comes from the influence of each text on the difference, "
+        "the interval from the intervals of both models. Believe the mark on whether there is a "
+        "difference."
     ]
 
 

@@ -210,11 +210,18 @@ def test_one_name_of_many_offers_the_nearest():
     assert "one unit of evidence" in explain("copies")
 
 
-def test_an_interval_that_excludes_zero_beside_the_mark_of_chance_is_explained():
+def test_intervals_that_say_otherwise_than_the_mark_are_explained():
     import xarray
 
-    rows = {"low": [0.1, -0.1, -0.4], "high": [0.5, 0.5, -0.1], "p": [0.2, 0.4, 0.01]}
+    rows = {
+        "low": [0.1, -0.1, -0.4, -0.1],
+        "high": [0.5, 0.5, -0.1, 0.4],
+        "p": [0.2, 0.4, 0.01, 0.04],
+    }
     numbers = xarray.Dataset({name: ("lang", values) for name, values in rows.items()})
-    (line,) = tables._cautious(numbers)
-    assert line.startswith("In 1 of all differences the interval excludes 0 but the mark is ~")
-    assert tables._cautious(numbers.isel(lang=[1, 2])) == []
+    excludes = "n 1 of all differences the interval excludes 0 but the mark is ~"
+    holds = "n 1 of all differences the interval holds 0 but there is no ~"
+    for langs, words in ((slice(None), f"{excludes} and i{holds}"), ([0], excludes), ([3], holds)):
+        (line,) = tables._disputed(numbers.isel(lang=langs))
+        assert line.startswith(f"I{words}: p comes from"), langs
+    assert tables._disputed(numbers.isel(lang=[1, 2])) == []
