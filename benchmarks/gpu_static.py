@@ -12,6 +12,7 @@ arithmetic at the same time, and launches that cost nothing. Nothing can run fas
 """
 
 import argparse
+import json
 import re
 import subprocess
 import tempfile
@@ -222,6 +223,7 @@ CASES = [
 # Other machine code, about the same speed: compiled here, not timed by `python -m benchmarks gpu`.
 VARIANTS = [
     _pool_case(BFLOAT16, 4, P=16),
+    _pool_case(BFLOAT16, 4, P=32),
     _pool_case(FLOAT16, 2),
     _pool_case(FLOAT32, 8),
     _capture_case(8, 2048, FLOAT32),
@@ -235,11 +237,13 @@ VARIANTS = [
     _pairwise_case("cosine", symmetric=False),
     _pairwise_case("euclidean", dtype=BFLOAT16),
     _pairwise_case("cosine", dtype=FLOAT16),
+    _pairwise_case("cosine", symmetric=False, dtype=BFLOAT16),
     _update_case(1),
     _within_case("cosine"),
     _within_case("sqeuclidean", dtype=BFLOAT16),
 ]
 PRODUCTS = ("tile_kernel", "within_kernel")  # on sm_90 wgmma is what counts, on sm_100 tcgen05
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 HOST_FUNCTIONS = {
     "pool_project": pool_project,
     "pool_into": pool_into,
@@ -290,7 +294,8 @@ def recorded(target: Any) -> Iterator[dict[str, Launch]]:
 
     def record(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         kernel, constants = fn.jit_function, compile["constants"]
-        options = {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+        given = json.loads(compile["specialization_data"])["options"]
+        options = {name: given[name] for name in OPTIONS if name in given}  # AMD has no maxnreg
         attributes = compile["configs"][0]
         launches[f"{kernel.__name__} {key}"] = Launch(
             kernel, compile["signature"], constants, attributes, options

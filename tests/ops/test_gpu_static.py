@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import gpu_static
 from safetyspace_fast.ops import PAIRWISE_BLOCK, reference
+from safetyspace_fast.ops.triton import pool_project as pooling
 from safetyspace_fast.ops.triton import tiles
 from safetyspace_fast.ops.triton.pairwise_reduce import pairwise_reduce
 from safetyspace_fast.ops.triton.pairwise_update import pairwise_update
@@ -78,6 +79,33 @@ def test_tiles_are_small_where_triton_would_compile_large_ones_to_nothing(
     monkeypatch.setattr(tiles, "TRITON", version)
     assert rows == tiles.tile_config(gpu_static.ARCHS["sm_100"].target).BT
     assert tiles.tile_config(gpu_static.ARCHS["sm_90"].target).BT == 128
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "num_warps", "limit"),
+    [
+        ("sm_100", (3, 6), 4, None),
+        ("sm_100", (3, 7), 8, None),
+        ("sm_100", (3, 8), 4, 255),
+        ("sm_100", (3, 9), 4, None),
+        ("sm_90", (3, 7), 4, None),
+        ("sm_90", (3, 8), 4, None),
+        ("gfx942", (3, 8), 4, None),
+    ],
+)
+def test_launches_differ_only_where_triton_would_spill(
+    monkeypatch, arch, version, num_warps, limit
+):
+    monkeypatch.setattr(tiles, "TRITON", version)
+    monkeypatch.setattr(pooling, "TRITON", version)
+    with gpu_static.recorded(gpu_static.ARCHS[arch].target) as launches:
+        for case in gpu_static.CASES:
+            if case.name in CASES and case.op in ("pool_project", "pairwise_reduce"):
+                gpu_static.HOST_FUNCTIONS[case.op](*case.arguments("cpu"))
+    options = {launch.kernel.__name__: launch.options for launch in launches.values()}
+    assert options["project_kernel"]["num_warps"] == num_warps
+    limits = {name: given["maxnreg"] for name, given in options.items() if given.get("maxnreg")}
+    assert limits == ({"mend_kernel": limit} if limit else {})
 
 
 def spilling_build(**changes):

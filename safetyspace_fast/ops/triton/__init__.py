@@ -7,6 +7,9 @@ from triton.backends.compiler import GPUTarget
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter; decided when they are defined."""
 
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+"""Triton's version: what a kernel compiles to depends on it."""
+
 
 def current_target() -> GPUTarget:
     """The GPU that a launch would use; in Triton's interpreter one that is in no table."""

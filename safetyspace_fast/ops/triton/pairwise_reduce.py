@@ -54,6 +54,7 @@ from safetyspace_fast.ops.triton.tiles import (
     distance_of,
     exact_squares,
     layer_offset,
+    mend_limit,
     split,
     squared_distances,
     tile_config,
@@ -560,7 +561,7 @@ def add_pairs(
             ALIGNED=rows.stride(0) % 16 == others.stride(0) % 16 == 0,
             BT=config.BT,
             BD=MEND_BLOCK // rows.itemsize,
-            **launch_options(config.BT // 16),
+            **launch_options(config.BT // 16, **mend_limit(target)),
         )
         rows_at_once = 4 * target.warp_size
         finish_kernel[(triton.cdiv(M, rows_at_once), C, L)](
