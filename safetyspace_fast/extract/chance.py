@@ -134,7 +134,7 @@ class Chance:
         Args:
             states, kept: as in `of_cell`.
             pair_sum: `[n, 2]`, from `finish_cell`: the width of the kernel is the mean distance of
-                the texts that are kept to all with finite states.
+                the texts that are kept to all with finite states but their copies.
 
         Returns:
             `kernel_sum [n, 2]`, `kernel_slope []`, float64, `kernel_null [1 + R]`, float32. NaN
@@ -148,8 +148,9 @@ class Chance:
         keep, device = kept.to(states.device), states.device
         if int(torch.bincount(self._labels[0, kept].long(), minlength=2).min()) < MIN_TEXTS:
             return found
-        finite = int(pair_sum.isfinite().all(1).sum())
-        width = float(pair_sum[keep].sum()) / (int(kept.sum()) * (finite - 1))
+        finite, number = pair_sum.isfinite().all(1).cpu(), _numbered(self._units.copy)
+        others = int(finite.sum()) - torch.bincount(number[finite], minlength=len(number))[number]
+        width = float(pair_sum[keep].sum()) / int(others[kept].sum())
         copy = _numbered(self._units.copy[kept.numpy()]).to(device)
         of = self._labellings(kept, device)
         copied = bool(torch.bincount(copy).max() > 1)

@@ -232,14 +232,14 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None, equa
 
 
 def gaussian(z, same):
-    """Gaussian kernel whose width is the mean distance, 0 with a text itself and its copies, and
-    its derivative by the logarithm of the width. `same` [n, n] is True for these."""
+    """Gaussian kernel whose width is the mean distance of different texts, 0 with a text itself and
+    its copies, and its derivative by the logarithm of the width. `same` [n, n] is True for these."""
     centred = z - z.mean(0)
     norm = (centred**2).sum(1)
     square = np.maximum(norm[:, None] + norm - 2 * centred @ centred.T, 0)
     np.fill_diagonal(square, 0)
     with np.errstate(all="ignore"):
-        square = square / (np.sqrt(square).sum() / (len(z) * (len(z) - 1))) ** 2
+        square = square / (np.sqrt(square).sum() / (~same).sum()) ** 2
     kernel = np.exp(-square / 2) * ~same
     return kernel, kernel * square
 
