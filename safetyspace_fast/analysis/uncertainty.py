@@ -372,6 +372,9 @@ def t_interval(
 def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of an interval inside [0, 1] that is symmetric on the logit scale, as `value` in shape.
 
+    No end is farther from the value than two reaches: near 0 and 1 that scale stretches without
+    bound, and a value that chance made small would be said to be anything.
+
     Args:
         value: [...], between 0 and 1; the interval of 0 and of 1 is that number alone.
         reach: [...], from the value to either end of an interval that is symmetric around it; NaN
@@ -380,7 +383,8 @@ def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     value = value.clamp(0, 1)
     slope = value * (1 - value)
     turned = torch.where(slope == 0, 0.0, reach / slope)
-    return (value.logit() - turned).sigmoid(), (value.logit() + turned).sigmoid()
+    low, high = (value.logit() - turned).sigmoid(), (value.logit() + turned).sigmoid()
+    return torch.maximum(low, value - 2 * reach), torch.minimum(high, value + 2 * reach)
 
 
 def share_interval(
