@@ -6,10 +6,13 @@ thread and back, which takes ten times as long as compressing it.
 
 import google_crc32c  # comes with zarr
 import numpy as np
+from numcodecs import blosc
 from numcodecs.blosc import Blosc
 from zarr.core.indexing import morton_order_iter
 
 from .layout import SHARD_SAMPLES, Array
+
+blosc.use_threads = False  # else those of the main thread write the blocks of a chunk in any order
 
 
 def encode_shard(rows: Array, fill_value: float) -> bytes:
@@ -26,10 +29,10 @@ def encode_shard(rows: Array, fill_value: float) -> bytes:
     if missing:
         shape = (*grid, missing, *rows.shape[3:])
         rows = np.concatenate([rows, np.full(shape, fill_value, rows.dtype)], 2)
-    blosc = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, typesize=rows.dtype.itemsize)
+    codec = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE, typesize=rows.dtype.itemsize)
     chunks, index, end = [], np.empty((*grid, 2), "<u8"), 0
     for cell in morton_order_iter(grid):
-        chunks.append(_checked(blosc.encode(np.ascontiguousarray(rows[cell]))))
+        chunks.append(_checked(codec.encode(np.ascontiguousarray(rows[cell]))))
         index[cell] = end, len(chunks[-1])
         end += len(chunks[-1])
     return b"".join([*chunks, _checked(index.tobytes())])

@@ -270,7 +270,7 @@ class ModelWriter:
         key = "/".join([array.path, "c", "0", "0", str(shard), *(array.ndim - 3) * ["0"]])
         rows = self._rounded(name, rows)
 
-        async def write() -> None:  # in Zarr's thread: in the main one Blosc would start others
+        async def write() -> None:
             encoded = encode_shard(rows, array.fill_value)
             await array.store.set(key, Buffer.from_bytes(encoded))
 

@@ -42,3 +42,9 @@ def test_a_shard_has_the_bytes_that_zarr_writes(
     array[...] = rows
     (file,) = (path for path in (tmp_path / "array" / "c").rglob("*") if path.is_file())
     assert encode_shard(rows, fill) == file.read_bytes()
+
+
+def test_a_large_chunk_has_the_same_bytes_in_each_try() -> None:
+    """On the main thread, where Blosc's threads would write its blocks in any order."""
+    rows = np.random.default_rng(0).standard_normal((1, 1, SHARD_SAMPLES, 64)).astype("float32")
+    assert len({encode_shard(rows, np.nan) for _ in range(200)}) == 1
