@@ -43,13 +43,13 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     from ..sweep.ranks import rank_of
 
     configs = read_sweep(arguments.sweep).configs()
-    workers = None if arguments.dry_run else events_of(configs, arguments)  # refuses at once
-    refuse_missing(configs)
     # Ray places workers itself, whatever Slurm says of the process that starts them.
     on_ray = arguments.ray is not None
     rank, world_size = (0, 1) if on_ray else rank_of(arguments.rank, arguments.world_size)
     if world_size == 1 and not (arguments.resume or arguments.dry_run):
         refuse_existing(configs)
+    workers = None if arguments.dry_run else events_of(configs, arguments)  # refuses at once
+    refuse_missing(configs)
     shared = _with_data(configs)
     # Of several ranks one measures; the machines of a cluster are not this one.
     timed = arguments.dry_run or (rank == 0 and not arguments.ray)
