@@ -232,8 +232,8 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None, equa
 
 
 def gaussian(z, same):
-    """Gaussian kernel whose width is the mean distance of different texts, 0 with a text itself and
-    its copies, and its derivative by the logarithm of the width. `same` [n, n] is True for these."""
+    """Gaussian kernel whose width is the mean distance of different texts, 0 with a text itself
+    and its copies, and its derivative by the logarithm of the width. `same` [n, n]: these."""
     centred = z - z.mean(0)
     norm = (centred**2).sum(1)
     square = np.maximum(norm[:, None] + norm - 2 * centred @ centred.T, 0)
