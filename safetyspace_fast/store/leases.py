@@ -72,7 +72,7 @@ class Leases:
         self._ended.set()
         self._heart.join()
         for path in (self._work / WORKERS).glob("*" + SUFFIX):
-            if self._alive(path) is None:
+            if self._is_left(path):
                 self._bury(path)
         for name in sorted(self._held):
             self.release(name)
@@ -90,8 +90,7 @@ class Leases:
             StoreError: nothing can be written there.
         """
         path = self._path(name)
-        owner = self._alive(path)
-        if owner is not None or (path.exists() and not self._bury(path)):
+        if self._is_left(path) and not self._bury(path):
             return False
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -147,12 +146,15 @@ class Leases:
     def _alive(self, path: Path) -> dict[str, object] | None:
         """The owner of a lease; None if there is none or it has gone."""
         read = _read(path)
-        if read is None:
-            return None
-        owner, touched = read
-        if _has_ended(owner) or self._now() - touched > STALE_SECONDS:
-            return None
-        return owner
+        return None if read is None or self._has_gone(*read) else read[0]
+
+    def _is_left(self, path: Path) -> bool:
+        """Whether a lease is there and its owner has gone."""
+        read = _read(path)
+        return read is not None and self._has_gone(*read)
+
+    def _has_gone(self, owner: dict[str, object], touched: float) -> bool:
+        return _has_ended(owner) or self._now() - touched > STALE_SECONDS
 
     def _now(self) -> float:
         """The file system's time: that of a file which is touched now."""
@@ -177,7 +179,7 @@ class Leases:
             os.rename(path, grave)
         except OSError:
             return False
-        buried = self._alive(grave) is None
+        buried = self._is_left(grave)
         if not buried:  # its new owner took it in between: give it back
             with suppress(OSError):
                 os.link(grave, path)

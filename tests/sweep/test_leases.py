@@ -51,6 +51,26 @@ def test_only_one_of_many_workers_gets_a_lease(work: Path) -> None:
     assert sorted(path.name for path in work.iterdir()) == ["m"]
 
 
+def test_a_lease_that_another_takes_while_one_looks_stays_where_it_is(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = work / f"{NAME}.lease"
+    with Leases(work) as fast, Leases(work) as slow:
+        read = leases._read
+
+        def nothing_yet(looked_at: Path) -> tuple[dict[str, object], float] | None:
+            found = read(looked_at)
+            if looked_at == path and found is None:
+                monkeypatch.setattr(leases, "_read", read)
+                assert fast.claim(NAME)
+            return found
+
+        monkeypatch.setattr(leases, "_read", nothing_yet)
+        monkeypatch.setattr(slow, "_bury", lambda _: pytest.fail("a fresh lease was moved"))
+        assert not slow.claim(NAME)
+        assert fast.holds(NAME)
+
+
 def test_a_lease_of_a_process_of_this_machine_that_has_ended_is_taken_at_once(work: Path) -> None:
     script = (
         "import sys, os; from pathlib import Path; from safetyspace_fast.store import Leases\n"
