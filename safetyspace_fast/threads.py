@@ -1,8 +1,9 @@
-"""Independent jobs side by side, each on one core."""
+"""Work on one core: independent jobs side by side, and products that must not depend on threads."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Let torch use one thread. MKL rounds some small products otherwise with two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def in_parallel(
@@ -30,17 +42,14 @@ def in_parallel(
         progress: called with the number of jobs done and their total.
     """
     threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        # OpenMP counts threads per calling thread: every worker sets its own.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            tasks = [pool.submit(work, *job) for job in jobs]
-            try:
-                for i, task in enumerate(as_completed(tasks), 1):
-                    task.result()
-                    if progress is not None:
-                        progress(i, len(jobs))
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-    finally:
-        torch.set_num_threads(threads)
+    # OpenMP counts threads per calling thread: every worker sets its own.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    with on_one_core(), pool:
+        tasks = [pool.submit(work, *job) for job in jobs]
+        try:
+            for i, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                if progress is not None:
+                    progress(i, len(jobs))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

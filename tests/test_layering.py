@@ -20,7 +20,7 @@ ALLOWED = {
     "names": set(),
     "notebook": set(),
     "entries": set(),
-    "ops": {"errors"},
+    "ops": {"errors", "threads"},
     "data": {"config", "entries", "errors", "names", "notebook"},
     "models": {"config", "errors", "names", "ops"},
     "store": {"errors", "names", "notebook"},

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..threads import on_one_core
 from . import _select
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -117,9 +118,12 @@ class PoolProject:
 
 
 def project_averages(out: Tensor, projection: Tensor) -> Tensor:
-    """Fill the last P columns of `out` [L, S, B, D + P] with the projection of the first D."""
+    """Fill the last P columns of `out` [L, S, B, D + P] with the projection of the first D.
+
+    The same bits for any number of threads.
+    """
     rows, width = out.flatten(0, 2), len(projection)
-    with _full_float32():
+    with _full_float32() if out.is_cuda else on_one_core():
         torch.mm(rows[:, :width], projection, out=rows[:, width:])
     return out
 

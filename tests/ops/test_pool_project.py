@@ -160,6 +160,19 @@ def test_the_number_of_threads_changes_no_bit(num_threads, threads):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
+@pytest.mark.parametrize("rows", [2, 9, 10, 31])
+def test_the_number_of_threads_changes_no_bit_of_a_projection(rows, threads):
+    averages, projection = normal(rows, 576), normal(576, 64, seed=1)
+    projected = []
+    for number in (1, 2):
+        threads(number)
+        out = torch.zeros(rows, 1, 1, 576 + 64)
+        out[..., :576] = averages[:, None, None]
+        projected.append(ops.project_averages(out, projection)[..., 576:])
+        assert torch.get_num_threads() == number
+    assert torch.equal(*projected)
+
+
 GOOD = {
     "hidden_states": torch.ones(2, 3, 4),
     "spans": torch.zeros(2, 1, 2, dtype=torch.int32),
