@@ -268,13 +268,8 @@ class ModelWriter:
     def _write_shard(self, name: str, shard: int, rows: Array) -> None:
         array = self._array(name)
         key = "/".join([array.path, "c", "0", "0", str(shard), *(array.ndim - 3) * ["0"]])
-        rows = self._rounded(name, rows)
-
-        async def write() -> None:
-            encoded = encode_shard(rows, array.fill_value)
-            await array.store.set(key, Buffer.from_bytes(encoded))
-
-        sync(write())
+        encoded = encode_shard(self._rounded(name, rows), array.fill_value)
+        sync(array.store.set(key, Buffer.from_bytes(encoded)))
 
     def _set(self, name: str, index: tuple[Index, ...], values: Array) -> None:
         self._array(name)[index] = self._rounded(name, values)
