@@ -6,8 +6,14 @@ from numpy.typing import NDArray
 
 from ..config import LABELLINGS
 from ..data import Samples, equal_rows, find_units, numbered, permuted_labels
-from ..ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale, shift_noise
-from .kernel_mean import kernel_means
+from ..ops import (
+    STATISTICS,
+    FoldLabellings,
+    KernelSums,
+    labelled_statistics,
+    robust_scale,
+    shift_noise,
+)
 
 AXES = {"statistic": len(STATISTICS), "labelling": 1 + LABELLINGS, "space": 2}
 """Lengths of the axes that the arrays of `Chance.of_cell` have and others have not."""
@@ -69,15 +75,20 @@ class Chance:
             kept &= finite[self._partner] == 2
         return kept
 
-    def of_cell(self, states: torch.Tensor, kept: torch.Tensor) -> dict[str, torch.Tensor]:
+    def of_cell(
+        self, states: torch.Tensor, kept: torch.Tensor, pair_sum: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Compute what the store keeps of one cell.
 
         Args:
             states: `[n, D] float32`, pooled states.
             kept: `[n] bool`, from `counted`; rows of the other texts are NaN or -1.
+            pair_sum: `[n, 2]`, from `finish_cell`: the width of the kernel of MMD^2 is the mean
+                distance of the texts that are kept to all with finite states but their copies.
 
         Returns:
-            `null [statistic, 1 + R]`, float32, see `ops.STATISTICS`; `scale [D]`, float32;
+            `null [statistic, 1 + R]`, float32, see `ops.STATISTICS`; `kernel_sum [n, 2]`,
+            `kernel_slope []`, `kernel_null [1 + R]`, see `KernelSums`; `scale [D]`, float32;
             `noise [2]`, float64, tr V^2 of the covariance V of d, and the same of standardised
             dimensions; by text `nearest [n]`, int32, `standard_sqdist [n, 2]`, float64, and
             `standard_score [n]`, float32. All NaN, `nearest` -1, if a class has fewer than
@@ -87,6 +98,9 @@ class Chance:
         device = states.device
         found = {
             "null": torch.full((len(STATISTICS), len(self._labels)), torch.nan),
+            "kernel_sum": torch.full((n, 2), torch.nan, dtype=torch.float64),
+            "kernel_slope": torch.tensor(torch.nan, dtype=torch.float64),
+            "kernel_null": torch.full((len(self._labels),), torch.nan),
             "scale": torch.full((width,), torch.nan),
             "noise": torch.full((2,), torch.nan, dtype=torch.float64),
             "nearest": torch.full((n,), -1, dtype=torch.int32),
@@ -103,19 +117,25 @@ class Chance:
             _numbered(numbers[kept.numpy()]).to(device)
             for numbers in (self._units.copy, self._units.unit, self._units.partner)
         )
-        copied = bool(torch.bincount(copy).max() > 1)
+        copies = copy if bool(torch.bincount(copy).max() > 1) else None
+        labellings = self._labellings(kept, device)
+        kernels = KernelSums(labellings, self._mean_distance(kept, pair_sum), copies)
         paired = bool((torch.bincount(partner) == 2).all())
         partners = torch.argsort(2 * partner + y).reshape(-1, 2) if paired else None
         found["null"], nearest = labelled_statistics(
             x,
             scale,
-            self._labellings(kept, device),
-            copy=copy if copied else None,
+            labellings,
+            copy=copies,
             partners=partners,
             pair_unit=_numbered(unit[partners[:, 1]].cpu().numpy()).to(device)
             if partners is not None
             else None,
+            kernels=kernels,
         )
+        of_kernels = {name: array.cpu() for name, array in kernels.result().items()}
+        found["kernel_sum"][kept] = of_kernels.pop("kernel_sum")
+        found |= of_kernels
         found["null"] = found["null"].float()
         found["nearest"][kept] = torch.arange(n, dtype=torch.int32)[kept][nearest.cpu()]
         found["scale"] = scale
@@ -126,37 +146,12 @@ class Chance:
         found["noise"] = torch.stack([shift_noise(z, y, unit) for z in (x.double(), thin)])
         return found
 
-    def kernels_of_cell(
-        self, states: torch.Tensor, kept: torch.Tensor, pair_sum: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Compute what MMD^2 needs of one cell, see `kernel_means`.
-
-        Args:
-            states, kept: as in `of_cell`.
-            pair_sum: `[n, 2]`, from `finish_cell`: the width of the kernel is the mean distance of
-                the texts that are kept to all with finite states but their copies.
-
-        Returns:
-            `kernel_sum [n, 2]`, `kernel_slope []`, float64, `kernel_null [1 + R]`, float32. NaN
-            where `of_cell` gives NaN.
-        """
-        found = {
-            "kernel_sum": torch.full((len(states), 2), torch.nan, dtype=torch.float64),
-            "kernel_slope": torch.tensor(torch.nan, dtype=torch.float64),
-            "kernel_null": torch.full((len(self._labels),), torch.nan),
-        }
-        keep, device = kept.to(states.device), states.device
-        if int(torch.bincount(self._labels[0, kept].long(), minlength=2).min()) < MIN_TEXTS:
-            return found
-        finite, number = pair_sum.isfinite().all(1).cpu(), _numbered(self._units.copy)
-        others = int(finite.sum()) - torch.bincount(number[finite], minlength=len(number))[number]
-        width = float(pair_sum[keep].sum()) / int(others[kept].sum())
-        copy = _numbered(self._units.copy[kept.numpy()]).to(device)
-        of = self._labellings(kept, device)
-        copied = bool(torch.bincount(copy).max() > 1)
-        one = kernel_means(states[keep][of.order], width, of, copy[of.order] if copied else None)
-        found["kernel_sum"][kept] = one["kernel_sum"][of.back].cpu()
-        return found | {name: one[name].cpu() for name in ("kernel_slope", "kernel_null")}
+    def _mean_distance(self, kept: torch.Tensor, pair_sum: torch.Tensor) -> float:
+        copy = _numbered(self._units.copy)
+        finite = pair_sum.isfinite().all(1).cpu()
+        copies = torch.bincount(copy[finite], minlength=len(copy))[copy]
+        number = int((int(finite.sum()) - copies)[kept].sum())
+        return float(pair_sum[kept.to(pair_sum.device)].sum()) / number
 
 
 def _standard(x: torch.Tensor, y: torch.Tensor, fold: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -121,8 +121,8 @@ def finish_language(
 
     Returns:
         By name, each `[layer, pooling, ..]`: the arrays of `finish_cell`, `Chance.of_cell`,
-        `Chance.kernels_of_cell`, `at_equal_length` and `dominance`; `projected [n, P]`; and
-        `count [2, 10]` and `mean [2, 10, P]` of it, by label and fold.
+        `at_equal_length` and `dominance`; `projected [n, P]`; and `count [2, 10]` and
+        `mean [2, 10, P]` of it, by label and fold.
 
     Raises:
         torch.OutOfMemoryError: the device's memory is too small for one cell.
@@ -137,8 +137,8 @@ def finish_language(
         pooled = rows.to(device, non_blocking=True)[:, :hidden_size]
         others = [basis.cell(i_layer, i_pooling, device) for basis in bases]
         kept = chance.counted(pooled)
-        cell = finish_cell(pooled, label, fold, impl, others) | chance.of_cell(pooled, kept)
-        cell |= chance.kernels_of_cell(pooled, kept, cell["pair_sum"])
+        cell = finish_cell(pooled, label, fold, impl, others)
+        cell |= chance.of_cell(pooled, kept, cell["pair_sum"])
         cell |= at_equal_length(pooled, label, fold, unit, n_tokens, kept.to(device))
         arrays = {name: tensor.cpu().numpy() for name, tensor in cell.items()}
         arrays["projected"] = rows[:, hidden_size:].numpy().copy()

@@ -29,6 +29,7 @@ from ._pairwise import (
 )
 from ._pool import PoolProject, pool_project, project_averages
 from ._select import implementations, written
+from .kernel_sums import KernelSums
 from .labelled import STATISTICS, labelled_statistics
 from .labellings import FoldLabellings
 from .moments import ClassMoments, class_moments
@@ -50,6 +51,7 @@ __all__ = [
     "STATISTICS",
     "ClassMoments",
     "FoldLabellings",
+    "KernelSums",
     "PairwiseResult",
     "PoolProject",
     "can_pack",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .distance_sums import DistanceSums, tiles
+from .kernel_sums import KernelSums
 from .labellings import FoldLabellings
 from .scores import CrossFit, balanced_accuracy, labelled_auc
 from .spread import group_sums
@@ -26,6 +27,7 @@ def labelled_statistics(
     copy: Tensor | None = None,
     partners: Tensor | None = None,
     pair_unit: Tensor | None = None,
+    kernels: KernelSums | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`STATISTICS` of many labellings of the same texts, at full width.
 
@@ -41,6 +43,7 @@ def labelled_statistics(
         partners: [pairs, 2] int64, harmless and harmful text of each pair; None: not paired. A
             labelling then swaps labels inside pairs.
         pair_unit: [pairs] int64, pairs with a text in common share a number.
+        kernels: of the same labellings; also gets all squared distances, which are here anyway.
 
     Returns:
         [statistic, R] float64, NaN for statistics of pairs without pairs; and [n] int64, the
@@ -65,8 +68,10 @@ def labelled_statistics(
     for rows in tiles(x):
         product = (x[rows] @ x.T).double()
         alike = (product * size.square()).add_(toward).add_(toward[rows, None])
-        distance = norms[0] + norms[0][rows, None] - 2 * product
-        euclidean.add(rows, distance.clamp_min_(0).sqrt_())
+        square = (norms[0] + norms[0][rows, None] - 2 * product).clamp_min_(0)
+        if kernels is not None:
+            kernels.add(rows, square * size.square())
+        euclidean.add(rows, square.sqrt_())
         plain.add(rows, product)
         standard.add(rows, (thin[rows] @ thin.T).double())
         alike.mul_(inverse).mul_(inverse[rows, None])

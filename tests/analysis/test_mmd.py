@@ -8,8 +8,7 @@ import torch
 from oracle import gaussian, mmd, planted, stand_in
 
 from safetyspace_fast.analysis import compare, separation
-from safetyspace_fast.extract.kernel_mean import kernel_means
-from safetyspace_fast.ops.labellings import Labellings
+from safetyspace_fast.ops import FoldLabellings, KernelSums, labelled_statistics
 
 QUICK = {"metrics": "mmd", "bootstraps": 0, "permutations": 99}
 
@@ -33,12 +32,13 @@ def test_kernels_of_a_language_are_those_of_all_pairs_of_distinct_texts(copies):
     kernel, by_width = gaussian(x, same)
     centred = x - x.mean(0)
     width = np.linalg.norm(centred[:, None] - centred, axis=-1).sum() / (~same).sum()
-    got = kernel_means(
-        torch.tensor(x, dtype=torch.float32),
-        width,
-        Labellings(torch.tensor(labels, dtype=torch.uint8)),
-        torch.tensor(np.unique(copy, return_inverse=True)[1]) if copies else None,
-    )
+    fold = torch.tensor(np.random.default_rng(1).integers(0, 5, 50)[copy])
+    labellings = FoldLabellings(torch.tensor(labels, dtype=torch.uint8), fold)
+    number = torch.tensor(np.unique(copy, return_inverse=True)[1]) if copies else None
+    kernels = KernelSums(labellings, width, number)
+    states = torch.tensor(x, dtype=torch.float32)
+    labelled_statistics(states, torch.ones(24), labellings, copy=number, kernels=kernels)
+    got = kernels.result()
     sums = np.stack([kernel[:, label == c].sum(1) for c in (0, 1)], 1)
     np.testing.assert_allclose(got["kernel_sum"], sums, rtol=1e-6)
     nulls = [mmd(kernel, one.astype(float), same) for one in labels]

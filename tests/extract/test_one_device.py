@@ -207,8 +207,11 @@ def test_what_chance_would_give(gpu: torch.device, tmp_path: Path, paired: bool)
     x[3, 2] = torch.nan
     kept = chance.counted(x)
     assert torch.equal(chance.counted(x.to(gpu)), kept)
-    expected = chance.of_cell(x, kept)
-    got = chance.of_cell(x.to(gpu), kept)
+    label, fold = (torch.from_numpy(a.astype(np.int64)) for a in (samples.labels, samples.fold))
+    pair_sum = finish_cell(x, label, fold)["pair_sum"]
+    expected = chance.of_cell(x, kept, pair_sum)
+    assert expected["kernel_sum"][kept].isfinite().all()
+    got = chance.of_cell(x.to(gpu), kept, pair_sum.to(gpu))
     assert_same(got, expected)
 
 
