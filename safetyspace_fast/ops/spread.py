@@ -55,15 +55,16 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
     Returns:
         A float64 scalar, not negative.
     """
-    count = torch.bincount(labels, minlength=2).to(x.dtype)
-    means = group_sums(x, labels, 2) / count[:, None]
-    part = (x - means[labels]) * ((2.0 * labels - 1) / count[labels])[:, None]
-    noise = group_sums(part, unit, int(unit.max()) + 1)
-    scale = noise.abs().max().clamp_min(1e-300)  # products must fit float32, which is enough
-    noise = (noise / scale).float()
+    count, units = torch.bincount(labels, minlength=2).to(x.dtype), int(unit.max()) + 1
+    part = (group_sums(x, labels, 2) / count[:, None])[labels]
+    torch.sub(x, part, out=part).mul_(((2.0 * labels - 1) / count[labels])[:, None])
+    if units < len(x):
+        part = group_sums(part, unit, units)
+    scale = part.abs().max().clamp_min(1e-300)  # products must fit float32, which is enough
+    noise = part.div_(scale).float()
     small = noise.T @ noise if len(noise) > x.shape[1] else noise @ noise.T
     own = noise.square().sum(1).double()
-    pairs = small.double().square().sum() - own.square().sum()
+    pairs = torch.linalg.vector_norm(small, dtype=torch.float64).square() - own.square().sum()
     return pairs.clamp_min(0) * scale**4
 
 
