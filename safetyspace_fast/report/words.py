@@ -223,8 +223,9 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
             continue
         i = int(np.nanargmin(beyond))
         ends = float(value[i]), float(low[i]), float(high[i])
-        entry = Style.of([ends]).entry(*ends)
-        found.append((ends[0], f"{isolated(lang)} {entry} at {_names(view, 'layer')[i]}"))
+        found.append(
+            (ends[0], f"{isolated(lang)} {_below_one(*ends)} at {_names(view, 'layer')[i]}")
+        )
     if not found and not straight:
         return []
     parts = []
@@ -355,6 +356,13 @@ def _share(where: NDArray[np.bool_], layers: Sequence[str]) -> str:
     each = ", ".join(one if one == last else f"{one} to {last}" for one, last in shown)
     more = ", and others" if len(ranges) > len(shown) else ""
     return f"{where.sum()} of {len(layers)} layers ({each}{more})"
+
+
+def _below_one(value: float, low: float, high: float) -> str:
+    """A cosine whose interval excludes 1, with as many digits as show that it does."""
+    styles = [Style.of([(value, low, high)]), *(Style(f"z.{digits}f") for digits in range(3, 9))]
+    below = (style for style in styles if float(style.number(high)) < 1)
+    return next(below, styles[-1]).entry(value, low, high)
 
 
 def _signed(style: Style, value: float, low: float, high: float) -> str:

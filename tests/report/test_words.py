@@ -88,6 +88,17 @@ def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
     assert "\u2068en\u2069 0.30 [0.20, 0.40] at block.0" in finding.text
 
 
+def test_an_interval_that_excludes_1_is_never_printed_as_one_that_reaches_it() -> None:
+    ends = {"cosine": 0.9, "low": 0.7, "high": 0.9996}
+    dims = ("layer", "pooling", "lang")
+    data = xarray.Dataset(
+        {f"direction_{end}": (dims, [[[number]]]) for end, number in ends.items()},
+        coords={"layer": ["embed"], "pooling": ["mean"], "lang": ["en"]},
+    )
+    (finding,) = words.turned(data, "mean")
+    assert "0.9000 [0.7000, 0.9996] at embed" in finding.text
+
+
 @pytest.mark.parametrize(
     ("name", "size", "head"),
     [
