@@ -304,15 +304,6 @@ def test_blanks_around_the_names_of_columns(tmp_path: Path, header: str) -> None
     assert labels_of(read_samples(path)) == {"a": 1, "b": 0}
 
 
-# Languages
-
-
-# Sources
-
-
-# Splits
-
-
 # Faults of what was typed, and messages that hold no text
 
 
