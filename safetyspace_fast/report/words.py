@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..analysis.columns import CHANCE, Style
+from ..analysis.metric_tables import DOMINANT, HEAVY
 
 if TYPE_CHECKING:
     import xarray
@@ -18,8 +19,6 @@ FEW_TEXTS = 50
 """Texts of a class below which the page warns of wide intervals."""
 CONFOUNDED = 0.1
 """An AUC of length this far from 1/2, with an interval that excludes 1/2, is worth a warning."""
-RULED = 0.5
-"""Correlation with length, or share of one dimension, beyond which it rules the states."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +223,9 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
             continue
         i = int(np.nanargmin(beyond))
         ends = float(value[i]), float(low[i]), float(high[i])
-        entry = Style.of([ends]).entry(*ends)
-        found.append((ends[0], f"{isolated(lang)} {entry} at {_names(view, 'layer')[i]}"))
+        found.append(
+            (ends[0], f"{isolated(lang)} {_below_one(*ends)} at {_names(view, 'layer')[i]}")
+        )
     if not found and not straight:
         return []
     parts = []
@@ -316,18 +316,20 @@ def _rarer(dataset: "xarray.Dataset") -> NDArray[np.float64]:
 
 
 def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str]]:
-    """Whether length, as an attention sink gives it, or one huge dimension rules the states."""
+    """Whether length, one huge dimension or few texts rule the states: what tables mark."""
     found = []
     tokens = np.maximum(*(abs(view[f"pc1_{name}"].to_numpy()) for name in ("tokens",
                         "inverse_tokens")))  # fmt: skip
-    share = view["largest_share"].to_numpy()
-    for values, head, text in (
-        (tokens, "Length in the states", "the first principal component follows the number of "
-         "tokens, as an attention sink at the first token gives it"),
-        (share, "One dimension", "a single hidden dimension holds more than half of the variance; "
-         "rho_standardized weighs all dimensions alike"),
+    for values, most, head, text in (
+        (tokens, DOMINANT, "Length in the states", "the first principal component follows the "
+         "number of tokens, as an attention sink at the first token gives it"),
+        (view["largest_share"].to_numpy(), DOMINANT, "One dimension", "a single hidden dimension "
+         "holds more than half of the variance; rho_standardized weighs all dimensions alike"),
+        (view["tail_share"].to_numpy(), HEAVY, "Heavy tails", "1 % of the texts hold more than a "
+         "tenth of the variance inside the classes; intervals of frechet, AUCs and silhouettes may "
+         "cover less than 95 %"),
     ):  # fmt: skip
-        beyond = np.nan_to_num(values) > RULED  # [model, layer, lang]
+        beyond = np.nan_to_num(values) > most  # [model, layer, lang]
         ruled = [lang for lang, flag in zip(langs, beyond.any((0, 1)), strict=True) if flag]
         if ruled:
             cells = beyond.any(0).sum()
@@ -354,6 +356,13 @@ def _share(where: NDArray[np.bool_], layers: Sequence[str]) -> str:
     each = ", ".join(one if one == last else f"{one} to {last}" for one, last in shown)
     more = ", and others" if len(ranges) > len(shown) else ""
     return f"{where.sum()} of {len(layers)} layers ({each}{more})"
+
+
+def _below_one(value: float, low: float, high: float) -> str:
+    """A cosine whose interval excludes 1, with as many digits as show that it does."""
+    styles = [Style.of([(value, low, high)]), *(Style(f"z.{digits}f") for digits in range(3, 9))]
+    below = (style for style in styles if float(style.number(high)) < 1)
+    return next(below, styles[-1]).entry(value, low, high)
 
 
 def _signed(style: Style, value: float, low: float, high: float) -> str:

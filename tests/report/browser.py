@@ -28,7 +28,8 @@ class Browser:
         self.timeout = timeout
         self.messages: list[str] = []
         self.requests: list[str] = []
-        self._profile = tempfile.TemporaryDirectory(prefix="page-test-")
+        # Chromium's children may still write to it for a moment when Chromium has ended.
+        self._profile = tempfile.TemporaryDirectory(prefix="page-test-", ignore_cleanup_errors=True)
         here, there = os.pipe(), os.pipe()  # theirs to read, theirs to write
         self._out, self._in = here[1], there[0]
 

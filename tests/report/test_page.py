@@ -323,6 +323,34 @@ def test_a_column_is_defined_on_focus_and_escape_closes_it(opened: Browser) -> N
     assert opened.js("document.getElementById('tip').hidden")
 
 
+def test_figures_tables_and_controls_have_names_when_they_are_read_aloud(opened: Browser) -> None:
+    for figure in ("layers", "scatter"):
+        rows_of(opened, figure)
+    opened.js("document.querySelector('#layers th button').click()")
+    nodes = [
+        node
+        for node in opened.call("Accessibility.getFullAXTree")["nodes"]
+        if not node.get("ignored")
+    ]
+    names: dict[str, list[str]] = {}
+    for node in nodes:
+        name = node.get("name", {}).get("value", "")
+        names.setdefault(node["role"]["value"], []).append(name)
+    for role in ("figure", "table", "slider", "combobox", "button", "graphics-document"):
+        assert names[role], role
+        assert all(names[role]), (role, names[role])
+    assert {"Table: Separation in every layer", "Table: Texts in two components"} <= {
+        *names["table"]
+    }
+    for role in ("figure", "graphics-document"):
+        assert "Separation in every layer" in names[role]
+    panels = [name for name in names["graphics-document"] if "Texts in two" in name]
+    assert panels == [f"Texts in two components: {model}" for model in ("base", "aligned")]
+    heads = opened.js("[...document.querySelectorAll('#layers th button')].map(x => x.textContent)")
+    assert {*heads} <= {*names["button"]}  # and not the arrow that shows the order
+    assert opened.js("document.querySelectorAll('#layers th[aria-sort=ascending]').length") == 1
+
+
 def test_a_phone_shows_all_without_scrolling_sideways(window: Browser, page: Path) -> None:
     window.open(page, width=360, height=740)
     assert window.js("document.documentElement.scrollWidth") == 360

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import xarray
 
+from safetyspace_fast.analysis.glossary import DOMINANCE
+from safetyspace_fast.analysis.metric_tables import row_marks
 from safetyspace_fast.report import words
 
 LAYERS = ("embed", "block.0", "block.1", "final_norm")
@@ -84,6 +86,44 @@ def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
     noisy["direction_cosine"][0, 0, 0], noisy["direction_low"][0, 0, 0] = 0.2, -0.8
     (finding,) = words.turned(noisy, "mean")
     assert "\u2068en\u2069 0.30 [0.20, 0.40] at block.0" in finding.text
+
+
+def test_an_interval_that_excludes_1_is_never_printed_as_one_that_reaches_it() -> None:
+    ends = {"cosine": 0.9, "low": 0.7, "high": 0.9996}
+    dims = ("layer", "pooling", "lang")
+    data = xarray.Dataset(
+        {f"direction_{end}": (dims, [[[number]]]) for end, number in ends.items()},
+        coords={"layer": ["embed"], "pooling": ["mean"], "lang": ["en"]},
+    )
+    (finding,) = words.turned(data, "mean")
+    assert "0.9000 [0.7000, 0.9996] at embed" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "head"),
+    [
+        ("largest_share", 0.51, "One dimension"),
+        ("pc1_tokens", -0.51, "Length in the states"),
+        ("pc1_inverse_tokens", 0.51, "Length in the states"),
+        ("tail_share", 0.11, "Heavy tails"),
+    ],
+)
+def test_what_tables_mark_behind_a_language_is_a_caution(name: str, size: float, head: str) -> None:
+    dims = ("model", "layer", "pooling", "lang")
+    columns = {one: (dims, np.zeros((2, 3, 1, 2))) for one in DOMINANCE}
+    for one in ("auc_length", "auc_lexical"):
+        for end in ("", "_low", "_high"):
+            columns[one + end] = (dims[::3], np.full((2, 2), 0.5))
+    columns["elsewhere"] = (dims[::3], np.zeros((2, 2)))
+    data = xarray.Dataset(columns, coords={"pooling": ["mean"], "lang": ["en", "de"]})
+    heads = [finding.head for finding in words.cautions(data, "mean")]
+    assert heads == ["Sources"]
+    data[name][1, 2, 0, 1] = size
+    caution, _ = words.cautions(data, "mean")
+    assert caution.head == head
+    assert caution.text.startswith("in \u2068de\u2069, in 1 of 6 layers and languages: ")
+    marks = [row_marks(data.sel(pooling="mean", layer=i)) for i in range(3)]
+    assert [[bool(mark) for mark in row] for row in marks] == [[False] * 2] * 2 + [[False, True]]
 
 
 def test_nothing_is_said_of_refused_cells() -> None:

@@ -125,7 +125,7 @@ function table(columns, rows, label) {
   });
   fill(rows);
   return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label },
-    make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body));
+    make("table", { "aria-label": label }, make("thead", {}, make("tr", {}, ...heads)), body));
 }
 
 /* Moving figures: one layer, pooling and language of all models at a time. */
@@ -282,6 +282,8 @@ class Figure {
     this.charts.replaceChildren(...places);
     const views = await Promise.all(panels.map(async ({ spec, rows, signals, title }, i) => {
       const whole = structuredClone(spec);
+      const heading = this.section.querySelector("h2").textContent;
+      whole.description = title ? `${heading}: ${title}` : heading; // the chart's name when it is read aloud
       if (title) whole.title = { text: title, limit: 300, anchor: "start" };
       whole.datasets = { rows };
       for (const param of whole.params || []) {
@@ -299,7 +301,8 @@ class Figure {
       if (place.scrollWidth > place.clientWidth + 1) {
         place.tabIndex = 0; // so that a keyboard can scroll it
         place.setAttribute("role", "group");
-        place.setAttribute("aria-label", "figure, scrolls sideways");
+        const heading = this.section.querySelector("h2").textContent;
+        place.setAttribute("aria-label", `${heading}, scrolls sideways`);
       }
     }
     this.section.dataset.drawn = 1 + Number(this.section.dataset.drawn || 0);
@@ -333,6 +336,7 @@ class Figure {
     const rows = this.chosen(), { columns } = this.data;
     const title = this.section.querySelector("h2").textContent;
     const button = make("button", { type: "button", class: "button" }, "Download all rows as CSV");
+    button.setAttribute("aria-label", `Download all rows as CSV: ${title}`);
     button.addEventListener("click", () => download(this.name, columns, this.rows));
     this.details.append(table(columns, rows, `Table: ${title}`), button);
   }
