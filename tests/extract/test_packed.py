@@ -15,7 +15,7 @@ from test_states import TEXTS, assert_close_states, pooled_states
 from tiny_models import ARCHITECTURES, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from safetyspace_fast.errors import ModelError
+from safetyspace_fast.errors import ImplementationError, ModelError
 from safetyspace_fast.extract import Capture, seeded_projection, tune
 from safetyspace_fast.extract.plan import Batching, make_plan
 from safetyspace_fast.extract.prepare import prepare
@@ -179,6 +179,15 @@ def test_every_run_on_a_gpu_reads_with_such_a_cache(
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
     assert prepare(replace(model, device=A_GPU), TEXTS, **options).cache is made
     assert asked == [A_GPU]
+
+
+def test_an_implementation_that_cannot_be_used_is_refused_before_any_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("llama", tmp_path)
+    monkeypatch.setattr(model.backbone, "forward", pytest.fail)
+    with pytest.raises(ImplementationError, match="impl='cuda' cannot be used"):
+        prepare(model, TEXTS, template="none", batching=ONE_BATCH, packed=False, impl="cuda")
 
 
 def test_on_a_gpu_attention_never_takes_kernels_that_plan_for_every_shape(tmp_path: Path) -> None:
