@@ -219,7 +219,11 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--out: expected a folder: {error}", file=sys.stderr)
+        return 2
     began = time.perf_counter()
     subject = make_subject(args.model, device, args.out)
     run = Run(subject, args.seconds - (time.perf_counter() - began))

@@ -88,6 +88,14 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_results_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert gpu_run.main(["--device", "cpu", "--out", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("--out: expected a folder: ")
+    assert said.count("\n") == 1
+
+
 PLANTED: dict[str, Any] = {
     "capture": {
         "256x64": {"shares": {"empty hooks": 0.5, "cuda": 0.008, "triton": 0.03}},

@@ -15,7 +15,9 @@ from test_extraction import LANGUAGES, arrays, assert_close, files, make_config,
 from tiny_models import CHAT_TEMPLATE, save_tiny
 
 from safetyspace_fast import api
+from safetyspace_fast.data import read_samples
 from safetyspace_fast.extract import Capture
+from safetyspace_fast.extract.chance import Chance
 from safetyspace_fast.extract.finish import finish_cell
 from safetyspace_fast.extract.plan import Batching, make_plan
 from safetyspace_fast.extract.prepare import prepare
@@ -190,6 +192,26 @@ def test_the_statistics_of_a_cell_are_the_cpus(device: str) -> None:
     got = finish_cell(*(tensor.to(device) for tensor in (x, y, fold)))
     for name, values in expected.items():
         torch.testing.assert_close(got[name].cpu(), values, rtol=2e-5, atol=2e-5, msg=name)
+
+
+def test_what_chance_gives_in_a_cell_is_the_cpus(device: str, data: Path) -> None:
+    """Also the kernel's means, of which MMD^2 is made; one text is not finite."""
+    chance = Chance(read_samples(str(data)), "en")
+    n = len(chance.unit)
+    x = torch.randn(n, 96, generator=torch.Generator().manual_seed(0)) + 3
+    x[1, 2] = torch.nan
+    kept = chance.counted(x)
+    y = torch.arange(n) % 2
+    pair_sum = finish_cell(x, y, torch.arange(n) // 2 % 10)["pair_sum"]
+    assert torch.equal(chance.counted(x.to(device)), kept)
+    expected = chance.of_cell(x, kept) | chance.kernels_of_cell(x, kept, pair_sum)
+    there = x.to(device)
+    got = chance.of_cell(there, kept) | chance.kernels_of_cell(there, kept, pair_sum.to(device))
+    assert expected["kernel_null"].isfinite().all()
+    for name, values in expected.items():
+        one, other = got[name].cpu().double(), values.double()
+        close = torch.isclose(one, other, rtol=2e-5, atol=2e-5, equal_nan=True)
+        assert close.double().mean() >= (0.998 if name == "null" else 1), name
 
 
 @NEEDS_CUDA

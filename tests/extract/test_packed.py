@@ -4,6 +4,7 @@
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from test_states import TEXTS, assert_close_states, pooled_states
 from tiny_models import ARCHITECTURES, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from safetyspace_fast.errors import ModelError
+from safetyspace_fast.errors import ImplementationError, ModelError
 from safetyspace_fast.extract import Capture, seeded_projection, tune
 from safetyspace_fast.extract.plan import Batching, make_plan
+from safetyspace_fast.extract.prepare import prepare
 from safetyspace_fast.models import LoadedModel, load_model, packed, parse_model, tokenize
 from safetyspace_fast.models.prefix import NoCache
 
 ONE_BATCH = Batching(10_000, batch_cost=10_000)
+A_GPU = torch.device("cuda", 0)
 
 
 def text_by_text(
@@ -157,6 +160,48 @@ def test_a_gpu_is_never_asked_whether_texts_share_a_row(
     assert not asked
     pooled_states(model, "none", 1000, shared=False)
     assert asked
+
+
+def test_every_run_on_a_gpu_reads_with_such_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("llama", tmp_path)
+    made = NoCache.of(model.backbone, model.device)
+    options: dict[str, Any] = {"template": "none", "batching": ONE_BATCH, "packed": False}
+    assert prepare(model, TEXTS, **options).cache is None
+    asked: list[torch.device] = []
+
+    def of(_backbone: object, device: torch.device) -> NoCache | None:
+        asked.append(device)
+        return made
+
+    monkeypatch.setattr(NoCache, "of", of)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    assert prepare(replace(model, device=A_GPU), TEXTS, **options).cache is made
+    assert asked == [A_GPU]
+
+
+def test_an_implementation_that_cannot_be_used_is_refused_before_any_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("llama", tmp_path)
+    monkeypatch.setattr(model.backbone, "forward", pytest.fail)
+    with pytest.raises(ImplementationError, match="impl='cuda' cannot be used"):
+        prepare(model, TEXTS, template="none", batching=ONE_BATCH, packed=False, impl="cuda")
+
+
+def test_on_a_gpu_attention_never_takes_kernels_that_plan_for_every_shape(tmp_path: Path) -> None:
+    model = load("llama", tmp_path)
+    projection = seeded_projection(model.hidden_size, 4, 0)
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    before = enabled()
+    with Capture(replace(model, device=A_GPU), model.hookpoints, projection):
+        assert not enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert enabled() == before
+    with Capture(model, model.hookpoints, projection):
+        assert enabled() == before
 
 
 class Operations(TorchDispatchMode):

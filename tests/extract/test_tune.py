@@ -1,5 +1,6 @@
 """What makes the forward pass fast changes no number beyond rounding."""
 
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,21 @@ def test_a_real_try_finds_one_of_the_budgets(
     tokens = tokenize(model, TEXTS, template="none")
     assert find_batching(model, tokens).token_budget in (512, *tune.LARGER["cpu"])
     assert find_batching(model, tokens, token_budget=700) == Batching(700)
+
+
+@pytest.mark.parametrize("token_budget", [None, 700])
+def test_on_a_gpu_the_cost_of_a_batch_is_measured(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, token_budget: int | None
+) -> None:
+    """Planted: 3 ms a batch and 1 us a token; on a CPU the same times change nothing."""
+    monkeypatch.setattr(tune, "_seconds", lambda _c, _t, batch: 3e-3 + 1e-6 * batch.padded_tokens)
+    tokens = tokenize(model, TEXTS, template="none")
+    assert find_batching(model, tokens, token_budget=token_budget).batch_cost == 16
+    on_a_gpu = replace(model, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    found = find_batching(on_a_gpu, tokens, token_budget=token_budget)
+    assert found.batch_cost == pytest.approx(3000, rel=1e-2)
+    assert found.token_budget == (token_budget or tune.USUAL["cuda"].token_budget)
 
 
 def test_a_batch_costs_what_one_text_takes() -> None:

@@ -209,3 +209,10 @@ def test_a_gpu_without_a_cuda_kernel_skips_its_tests(monkeypatch):
         implementations.call("pairwise_reduce", "cuda", 1)
     ran = implementations.call("pairwise_reduce", "triton-cuda", 1)
     assert (ran[0], *ran[2:]) == ("cuda", "pairwise_reduce", "triton", (1,), {})
+
+
+@pytest.mark.parametrize("impl", [None, "triton", "cuda", "cpu"])
+def test_operators_without_a_cuda_kernel_are_not_asked_for_it(impl):
+    """`run --impl cuda` must not fail at the end of a language, after all forward passes."""
+    assert _select.written("pool_project", impl) == impl
+    assert _select.written("pairwise_reduce", impl) == (None if impl == "cuda" else impl)
