@@ -64,7 +64,8 @@ def shift_noise(x: Tensor, labels: Tensor, unit: Tensor) -> Tensor:
     noise = part.div_(scale).float()
     small = noise.T @ noise if len(noise) > x.shape[1] else noise @ noise.T
     own = noise.square().sum(1).double()
-    pairs = torch.linalg.vector_norm(small, dtype=torch.float64).square() - own.square().sum()
+    both: Tensor = torch.linalg.vector_norm(small, dtype=torch.float64).square()
+    pairs = both - own.square().sum()
     return pairs.clamp_min(0) * scale**4
 
 
