@@ -213,12 +213,6 @@ def test_what_chance_would_give(gpu: torch.device, tmp_path: Path, paired: bool)
     assert expected["kernel_sum"][kept].isfinite().all()
     got = chance.of_cell(x.to(gpu), kept, pair_sum.to(gpu))
     assert_same(got, expected)
-    pair_sum = torch.full((len(x), 2), 100.0)
-    pair_sum[3] = torch.nan
-    assert_same(
-        chance.kernels_of_cell(x.to(gpu), kept, pair_sum.to(gpu)),
-        chance.kernels_of_cell(x, kept, pair_sum),
-    )
 
 
 def test_sums_of_groups_are_those_of_the_cpu(gpu: torch.device) -> None:
