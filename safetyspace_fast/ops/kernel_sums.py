@@ -9,7 +9,8 @@ from .labellings import FoldLabellings, Labellings
 class KernelSums:
     """Sums of k = exp(-|x-y|^2 / (2 h^2)), from squared distances that come in tiles.
 
-    n^2 exponentials, and 2 n^2 flops a labelling.
+    n^2 exponentials, and 2 n^2 flops a labelling. Tiles have the texts in the order of their folds;
+    what goes in and comes out beside them has the order in which the labellings were given.
     """
 
     def __init__(

@@ -189,6 +189,7 @@ class Figure {
   constructor(section, data) {
     this.section = section;
     this.name = section.dataset.figure;
+    this.heading = section.querySelector("h2").textContent;
     this.data = data;
     this.rows = rowsOf(this.data);
     this.moving = this.data.moving; // of each store
@@ -282,8 +283,7 @@ class Figure {
     this.charts.replaceChildren(...places);
     const views = await Promise.all(panels.map(async ({ spec, rows, signals, title }, i) => {
       const whole = structuredClone(spec);
-      const heading = this.section.querySelector("h2").textContent;
-      whole.description = title ? `${heading}: ${title}` : heading; // the chart's name when it is read aloud
+      whole.description = title ? `${this.heading}: ${title}` : this.heading; // the chart's name when it is read aloud
       if (title) whole.title = { text: title, limit: 300, anchor: "start" };
       whole.datasets = { rows };
       for (const param of whole.params || []) {
@@ -301,8 +301,7 @@ class Figure {
       if (place.scrollWidth > place.clientWidth + 1) {
         place.tabIndex = 0; // so that a keyboard can scroll it
         place.setAttribute("role", "group");
-        const heading = this.section.querySelector("h2").textContent;
-        place.setAttribute("aria-label", `${heading}, scrolls sideways`);
+        place.setAttribute("aria-label", `${this.heading}, scrolls sideways`);
       }
     }
     this.section.dataset.drawn = 1 + Number(this.section.dataset.drawn || 0);
@@ -334,11 +333,10 @@ class Figure {
     for (const old of [...this.details.children].slice(1)) old.remove();
     if (!this.details.open) return;
     const rows = this.chosen(), { columns } = this.data;
-    const title = this.section.querySelector("h2").textContent;
     const button = make("button", { type: "button", class: "button" }, "Download all rows as CSV");
-    button.setAttribute("aria-label", `Download all rows as CSV: ${title}`);
+    button.setAttribute("aria-label", `Download all rows as CSV: ${this.heading}`);
     button.addEventListener("click", () => download(this.name, columns, this.rows));
-    this.details.append(table(columns, rows, `Table: ${title}`), button);
+    this.details.append(table(columns, rows, `Table: ${this.heading}`), button);
   }
 }
 
