@@ -384,7 +384,7 @@ def test_a_notebook_gets_charts_that_can_be_changed(run: ssf.Run) -> None:
     assert chart.properties(title="Mine").to_dict()["title"] == "Mine"
     assert "layers" in dir(run.plot)
     with pytest.raises(AttributeError, match="no figure 'lyers'; there are forest"):
-        run.plot.lyers  # noqa: B018
+        run.plot.lyers  # noqa: B018 - asking for it is the test
 
 
 @pytest.mark.parametrize("name", figures.names())

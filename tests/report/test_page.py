@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from browser import CHROMIUM, Browser
+from browser import Browser
 
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
@@ -65,16 +64,6 @@ def page(store: Path, folder: Path) -> Path:
     path = folder / "page.html"
     assert main(["report", str(store), "-o", str(path)]) == 0
     return path
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("no chromium: apt-get install chromium")
-        pytest.skip("needs Chromium: run `make browser`")
-    with Browser() as browser:
-        yield browser
 
 
 @pytest.fixture

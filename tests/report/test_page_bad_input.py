@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from browser import Browser
-from test_page import HOSTILE, LONG, RTL, choose, rows_of, window, write_texts  # noqa: F401
+from test_page import HOSTILE, LONG, RTL, choose, rows_of, write_texts
 
 import safetyspace_fast as ssf
 from safetyspace_fast.cli import main
@@ -48,7 +48,7 @@ def rename(store: Path, languages: dict[str, str]) -> None:
     file.write_text(json.dumps(root), encoding="utf-8")
 
 
-def test_hostile_names_stay_text(model: Path, tmp_path: Path, window: Browser) -> None:  # noqa: F811
+def test_hostile_names_stay_text(model: Path, tmp_path: Path, window: Browser) -> None:
     write_texts(tmp_path / "texts.jsonl", ("en", "de", "ar"), 22)
     store = run_of(model, tmp_path)
     rename(store, {"en": HOSTILE, "de": RTL, "ar": LONG})
@@ -66,7 +66,7 @@ def test_hostile_names_stay_text(model: Path, tmp_path: Path, window: Browser) -
 def test_texts_are_shown_only_when_asked_and_confirmed(
     model: Path,
     tmp_path: Path,
-    window: Browser,  # noqa: F811
+    window: Browser,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = tmp_path / "texts.jsonl"
@@ -134,7 +134,7 @@ def test_a_run_that_goes_on_is_said_and_its_finished_models_are_shown(
 def test_few_texts_give_a_page_that_says_so(
     model: Path,
     tmp_path: Path,
-    window: Browser,  # noqa: F811
+    window: Browser,
     number: int,
 ) -> None:
     write_texts(tmp_path / "texts.jsonl", ("en",), number)
@@ -146,7 +146,7 @@ def test_few_texts_give_a_page_that_says_so(
 
 
 @pytest.mark.slow
-def test_sixty_languages_stay_readable(model: Path, tmp_path: Path, window: Browser) -> None:  # noqa: F811
+def test_sixty_languages_stay_readable(model: Path, tmp_path: Path, window: Browser) -> None:
     langs = tuple(f"a{a}{b}" for a in "bcdfgh" for b in "aeiouklmno")
     write_texts(tmp_path / "texts.jsonl", langs, 8)
     page = page_of(run_of(model, tmp_path), "--layers=-1", "--metric", "auc_direction")
@@ -157,7 +157,7 @@ def test_sixty_languages_stay_readable(model: Path, tmp_path: Path, window: Brow
     assert {row["lang"] for row in rows_of(window, "scatter")} == {"abo"}
 
 
-def test_two_hundred_layers_stay_readable(tmp_path: Path, window: Browser) -> None:  # noqa: F811
+def test_two_hundred_layers_stay_readable(tmp_path: Path, window: Browser) -> None:
     deep = tiny_models.save_tiny("llama", tmp_path / "deep", num_hidden_layers=198)
     write_texts(tmp_path / "texts.jsonl", ("en",), 22)
     window.open(page_of(run_of(deep, tmp_path), "--metric", "rho_adjusted"))
@@ -208,7 +208,7 @@ def test_only_a_file_is_replaced_and_a_link_to_one_stays(tmp_path: Path) -> None
 def test_several_stores_are_chosen_on_one_page(
     model: Path,
     tmp_path: Path,
-    window: Browser,  # noqa: F811
+    window: Browser,
 ) -> None:
     stores = []
     for name, langs in (("one", ("en", "de")), ("two", ("en", "hi"))):
