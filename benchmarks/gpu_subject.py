@@ -40,6 +40,7 @@ HAS_STORE = all(find_spec(name) for name in ("zarr", "numcodecs"))
 if not HAS_STORE:
     sys.meta_path.insert(0, _StandIn())
 
+# Below the stand-in (hence E402), which these imports need.
 from safetyspace_fast.benchmark import matrix_products  # noqa: E402
 from safetyspace_fast.extract import Capture, seeded_projection  # noqa: E402
 from safetyspace_fast.extract.capture import padded  # noqa: E402

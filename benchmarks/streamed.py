@@ -69,11 +69,11 @@ def _noting_streamed(made: list[StreamedBlocks]) -> Iterator[None]:
         begin(self, *arguments)
         made.append(self)
 
-    StreamedBlocks.__init__ = noted  # type: ignore[method-assign]
+    StreamedBlocks.__init__ = noted  # type: ignore[method-assign]  # undone below
     try:
         yield
     finally:
-        StreamedBlocks.__init__ = begin  # type: ignore[method-assign]
+        StreamedBlocks.__init__ = begin  # type: ignore[method-assign]  # undoes it
 
 
 def same_bytes(one: Path, other: Path) -> bool:

@@ -13,7 +13,7 @@ import torch
 REPO = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPO))  # for `benchmarks`; last, so that an installed package comes first
 
-from benchmarks.small_models import small_model  # noqa: E402
+from benchmarks.small_models import small_model  # noqa: E402 - found by the line above
 
 # Kernels need no store and no adapters: a bare machine with a GPU may lack what these need.
 if not all(map(find_spec, ("zarr", "numcodecs", "peft", "accelerate"))):

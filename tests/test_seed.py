@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[ssf.Run]:
                 out=folder / f"{seed}.zarr",
                 seed=seed,
                 proj_dim=16,
-                **fields,  # type: ignore[arg-type]
+                **fields,  # type: ignore[arg-type]  # of several types
             )
         )
         for seed in (0, 1)

@@ -244,7 +244,8 @@ class StreamedExtraction(Extraction):
                 )
         finally:
             handle.remove()
-        cache.set_layer(i_block, result.past_key_values.layers[i_block])  # type: ignore[union-attr]
+        kept = result.past_key_values.layers[i_block]
+        cache.set_layer(i_block, kept)  # type: ignore[union-attr]  # there is a prefix
         (self._prefix_states,) = after
         self._prefix_blocks = i_block + 1
 

@@ -216,7 +216,7 @@ def _why_no_gpu() -> str | None:
     if torch.cuda.is_available():
         return None
     try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch gives no type
     except (AssertionError, RuntimeError) as error:  # an assertion: torch was built without CUDA
         return first_line(error).partition(". Please")[0]
     return "torch sees none"

@@ -98,7 +98,7 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
         _make_contiguous(layer)
         self.layers[number] = layer
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives no type
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class SharedPrefix(Cache):  # type: ignore[misc]  # mypy does not read transform
         first, second = (kept.expand(batch, -1, -1, -1) for kept in (layer.keys, layer.values))
         return torch.cat([first, key_states], 2), torch.cat([second, value_states], 2)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives no type
     def before(self, layer_idx: int, mask: Tensor) -> tuple[Tensor, Tensor] | None:
         """A layer's keys and values, for attention that reads them without `update`.
 

@@ -184,4 +184,4 @@ def _shell(model: Any, path: str, block: nn.Module) -> nn.Module:
         inner = getattr(inner, name)
     inner.add_module(last, block)
     shell.base_model_prefix, shell.config = model.base_model_prefix, model.config
-    return shell  # type: ignore[no-any-return]
+    return shell  # type: ignore[no-any-return]  # mypy does not read transformers

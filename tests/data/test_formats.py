@@ -81,7 +81,9 @@ def test_json_is_read_alike_however_it_is_cut(tmp_path: Path, data: st.DataObjec
     rng = random.Random(data.draw(st.integers(0, 10**6)))
 
     def read() -> list[tuple[int, dict[str, Any] | str]]:
-        opened = lambda: contextlib.nullcontext(Cut(text))  # noqa: E731
+        def opened() -> contextlib.nullcontext[Cut]:
+            return contextlib.nullcontext(Cut(text))
+
         return list(json_rows.read_json(opened, "x", lines_only=False, on_note=pytest.fail))
 
     whole = read()

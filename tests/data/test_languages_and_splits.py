@@ -167,7 +167,10 @@ def test_a_split_is_read_by_name(tmp_path: Path, name: str) -> None:
 def test_splits_of_other_names(tmp_path: Path) -> None:
     for name in ("30k_train", "330k_train", "dev"):
         write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}", "label": i} for i in range(2)])
-    read = lambda split: sorted(read_samples(tmp_path, split=split, lang="en").texts)  # noqa: E731
+
+    def read(split: str) -> list[str]:
+        return sorted(read_samples(tmp_path, split=split, lang="en").texts)
+
     assert read("30k_train") == ["30k_train 0", "30k_train 1"]
     assert read("validation") == read("dev") == read("val") == ["dev 0", "dev 1"]
     assert len(read("train")) == 4

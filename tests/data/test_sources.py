@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safetyspace_fast.data import read_samples
+from safetyspace_fast.data import Samples, read_samples
 from safetyspace_fast.errors import DataError
 
 
@@ -181,9 +181,10 @@ def test_folders_with_the_same_texts_are_said_and_chosen(tmp_path: Path) -> None
             shared = [f"{split} 0", f"{split} 1"]
             write(tmp_path / "set" / folder / f"{split}.jsonl", *shared, f"{folder} {split}")
     notes: list[str] = []
-    read = lambda split: read_samples(  # noqa: E731
-        tmp_path / "set", split=split, lang="en", on_note=notes.append
-    )
+
+    def read(split: str | None) -> Samples:
+        return read_samples(tmp_path / "set", split=split, lang="en", on_note=notes.append)
+
     read(None)
     assert any(
         "4 texts are in more than one file of the same split (30k/test.jsonl, 30k/train.jsonl, "

@@ -304,7 +304,7 @@ def test_blocks_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, templ
         with StandIn(), monkeypatch.context() as patch:
             patch.setattr(StreamedBlocks, "take", lambda self, i: moved(take(self, i)))
             patch.setattr(torch, "tensor", tensor)  # no operation, so `StandIn` does not see it
-            ran.extend(until(self, AtOnce(), unit, part))  # type: ignore[arg-type]
+            ran.extend(until(self, AtOnce(), unit, part))  # type: ignore[arg-type]  # a stand-in
         self._model, self._work = kept
         return iter(())
 

@@ -23,7 +23,7 @@ class FakeCuda:
     def Stream(self, _device: torch.device) -> "FakeStream":  # noqa: N802 - torch.cuda's own name
         return FakeStream(self.log)
 
-    def Event(self) -> "FakeEvent":  # noqa: N802
+    def Event(self) -> "FakeEvent":  # noqa: N802 - the same
         return FakeEvent(self.log)
 
     def current_stream(self, _device: torch.device) -> str:

@@ -49,7 +49,7 @@ class S3(BaseHTTPRequestHandler):
         span = f"bytes {start}-{stop - 1}/{len(content)}"
         return self._answer(206, content[start:stop], content, {"Content-Range": span})
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET  # noqa: N815 - http.server's own name
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))

@@ -189,7 +189,8 @@ def claims(holders: int, waiting: int, *done_s: float, load_s: float = 10.0) -> 
 def test_a_worker_loads_another_model_only_if_it_is_ready_in_time(
     of_stores: list[Any], worth: bool
 ) -> None:
-    holding = Holding(SimpleNamespace(forget_model=lambda: None), lambda: None)  # type: ignore[arg-type]
+    nothing = SimpleNamespace(forget_model=lambda: None)
+    holding = Holding(nothing, lambda: None)  # type: ignore[arg-type]  # a stand-in
     for one in of_stores:
         holding.add("m", one)
     assert holding.is_worth("m") == worth
