@@ -123,7 +123,7 @@ def errors(path: str, sides: dict[str, Any], samples: Samples, template: str) ->
         return float(gap.max())
 
     rounding = distance(alone, list(range(truth.shape[1]))) + float(np.finfo(np.float32).eps)
-    found = {}
+    verdicts = {}
     for name, side in sides.items():
         if isinstance(side, Ours):
             states, kept = np.delete(side.means(samples, template), -2, axis=1), side.kept
@@ -131,8 +131,8 @@ def errors(path: str, sides: dict[str, Any], samples: Samples, template: str) ->
             states, kept = side(samples.texts, template), side.kept
         error = distance(states, kept)
         verdict = "degraded" if error <= truth.shape[2] ** 0.5 * rounding else "wrong"
-        found[name] = (error, "supported" if error <= 2 * rounding else verdict)
-    return found
+        verdicts[name] = (error, "supported" if error <= 2 * rounding else verdict)
+    return verdicts
 
 
 def capture_cost(ours: "Ours", samples: Samples, template: str, rounds: int) -> harness.Timing:
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> int:
     if arguments.compile:
         sides["ours, compiled"] = Ours(path, arguments.token_budget, poolings)
         compile_blocks(sides["ours, compiled"].model, work.tokens, work.cache)
-    found = errors(path, sides, small, template)
+    verdicts = errors(path, sides, small, template)
     some = read_samples(arguments.data, languages=languages, limit=max(2, 100 // len(languages)))
     capture = capture_cost(ours, some, template, 3 * arguments.repeats)
 
@@ -267,8 +267,8 @@ def main(argv: list[str]) -> int:
             "share_of_matrix_rate": all_flops / (seconds - finish_s) / rate if is_ours else None,
             "extra_memory_bytes": memory,
             "written_bytes": side.store_bytes if is_ours else 0,
-            "error": found[name][0],
-            "verdict": found[name][1],
+            "error": verdicts[name][0],
+            "verdict": verdicts[name][1],
         }
     report = {
         "machine": machine,

@@ -81,10 +81,10 @@ class TorchHooks(UsualScript):
     """Forward hooks that average and keep no hidden state, on the model without its head."""
 
     def pooled(self, batch: Encoding) -> np.ndarray:
-        mean, found = masked_mean(batch["attention_mask"]), []
+        mean, means = masked_mean(batch["attention_mask"]), []
         handles = [
             module.register_forward_hook(
-                lambda _module, _args, out: found.append(
+                lambda _module, _args, out: means.append(
                     mean(out[0] if isinstance(out, tuple) else out)
                 )
             )
@@ -93,7 +93,7 @@ class TorchHooks(UsualScript):
         self.model.model(**batch, use_cache=False)
         for handle in handles:
             handle.remove()
-        return np.stack(found, 1)
+        return np.stack(means, 1)
 
 
 class Nnsight(UsualScript):

@@ -100,8 +100,8 @@ def make(name: str, cache: Path | None = None) -> Path:
 
 
 def _installed_parts(model: SmallModel, packages: Path) -> list[Path]:
-    found = [sorted(packages.glob(pattern)) for pattern in model.parts]
-    return [files[0] for files in found] if all(found) else []
+    parts = [sorted(packages.glob(pattern)) for pattern in model.parts]
+    return [files[0] for files in parts] if all(parts) else []
 
 
 def _install(requirements: tuple[str, ...], packages: Path) -> None:

@@ -228,7 +228,7 @@ def shards_through_zarrs() -> dict[str, float] | None:
 
 def memory() -> dict[str, Any]:
     """Peak memory of a loop whose disk is slow, for a few batches and for many."""
-    found: dict[str, Any] = {"batch_bytes": 4 * LAYERS * POOLINGS * BATCH * (1024 + PROJ)}
+    peaks: dict[str, Any] = {"batch_bytes": 4 * LAYERS * POOLINGS * BATCH * (1024 + PROJ)}
     with tempfile.TemporaryDirectory() as folder:
         setup = f"""
 import time
@@ -251,9 +251,9 @@ loop(1)
 """
         for batches in (12, 60):
             began = time.perf_counter()
-            found[f"peak_bytes_{batches}"] = harness.extra_memory_bytes(setup, f"loop({batches})")
-            found[f"seconds_{batches}"] = time.perf_counter() - began
-    return found
+            peaks[f"peak_bytes_{batches}"] = harness.extra_memory_bytes(setup, f"loop({batches})")
+            peaks[f"seconds_{batches}"] = time.perf_counter() - began
+    return peaks
 
 
 def size(limit: int | None) -> dict[str, Any]:
@@ -318,12 +318,12 @@ def _tokens_a_text(samples: Samples) -> dict[str, float]:
     """Mean tokens of a text for the tokenizers that are at hand."""
     from transformers import AutoTokenizer
 
-    found = {}
+    tokens_per_text = {}
     for name in ("smollm2", "gemma"):
         if path := small_model(name):
             ids = AutoTokenizer.from_pretrained(path)(samples.texts, add_special_tokens=False)
-            found[name] = sum(map(len, ids["input_ids"])) / len(samples)
-    return found
+            tokens_per_text[name] = sum(map(len, ids["input_ids"])) / len(samples)
+    return tokens_per_text
 
 
 def _by_layout(tokens: float, per_language: int, packed: dict[str, float]) -> dict[str, float]:
@@ -365,40 +365,40 @@ def main(arguments: list[str]) -> int:
 def text_of(report: dict[str, Any]) -> str:
     about = report["machine"]
     lines = [f"{about['cpu']}, {about['threads']} threads, load before {about['load_before']:.1f}"]
-    if found := report.get("throughput"):
+    if speed := report.get("throughput"):
         lines.append(
-            f"{found['texts']} texts, {LAYERS} hookpoints x {POOLINGS} poolings x "
-            f"{found['hidden']}, {found['bytes'] / harness.MIB:.0f} MiB"
+            f"{speed['texts']} texts, {LAYERS} hookpoints x {POOLINGS} poolings x "
+            f"{speed['hidden']}, {speed['bytes'] / harness.MIB:.0f} MiB"
         )
-        for name, seconds in found["seconds"].items():
+        for name, seconds in speed["seconds"].items():
             lines.append(
-                f"  {name:25} {found['mib_per_s'][name]:6.1f} MiB/s  states {seconds['states']:.2f}"
-                f" s, rows {seconds['rows']:.2f} s, {found['files'][name]:,} files"
-                + (f"  {found['times_faster'][name]:.1f}x" if name != "ours" else "")
+                f"  {name:25} {speed['mib_per_s'][name]:6.1f} MiB/s  states {seconds['states']:.2f}"
+                f" s, rows {seconds['rows']:.2f} s, {speed['files'][name]:,} files"
+                + (f"  {speed['times_faster'][name]:.1f}x" if name != "ours" else "")
             )
         if rates := report["zarrs_mib_per_s"]:
             lines.append(
                 "whole shards, plain store: "
                 + ", ".join(f"{name} {rate:.0f} MiB/s" for name, rate in rates.items())
             )
-    if found := report.get("memory"):
+    if peaks := report.get("memory"):
         lines.append(
-            f"slow disk: peak {found['peak_bytes_12'] / harness.MIB:.0f} MiB for 12 batches, "
-            f"{found['peak_bytes_60'] / harness.MIB:.0f} MiB for 60, a batch "
-            f"{found['batch_bytes'] / harness.MIB:.1f} MiB; {found['seconds_12']:.1f} s and "
-            f"{found['seconds_60']:.1f} s"
+            f"slow disk: peak {peaks['peak_bytes_12'] / harness.MIB:.0f} MiB for 12 batches, "
+            f"{peaks['peak_bytes_60'] / harness.MIB:.0f} MiB for 60, a batch "
+            f"{peaks['batch_bytes'] / harness.MIB:.1f} MiB; {peaks['seconds_12']:.1f} s and "
+            f"{peaks['seconds_60']:.1f} s"
         )
-    if found := report.get("size"):
+    if stored := report.get("size"):
         lines.append(
-            f"SmolLM2, {found['texts']:,} texts, {found['tokens']:,} tokens: states "
-            f"{found['states_bytes'] / 1e6:.0f} MB, store {found['store_bytes'] / 1e6:.1f} MB, "
-            f"1/{found['times_smaller']:.0f}; {found['files']} files an array for "
-            f"{found['shards']} shards"
+            f"SmolLM2, {stored['texts']:,} texts, {stored['tokens']:,} tokens: states "
+            f"{stored['states_bytes'] / 1e6:.0f} MB, store {stored['store_bytes'] / 1e6:.1f} MB, "
+            f"1/{stored['times_smaller']:.0f}; {stored['files']} files an array for "
+            f"{stored['shards']} shards"
         )
-        for name, n_bytes in sorted(found["bytes_by_array"].items(), key=lambda item: -item[1]):
-            share = n_bytes / found["store_bytes"]
+        for name, n_bytes in sorted(stored["bytes_by_array"].items(), key=lambda item: -item[1]):
+            share = n_bytes / stored["store_bytes"]
             lines.append(f"  {name:22} {n_bytes / 1e6:8.2f} MB {share:6.1%}")
-        for name, at in found["at_4096"].items():
+        for name, at in stored["at_4096"].items():
             lines.append(
                 f"D = 4096, {LAYERS} hookpoints, {name}: {at['tokens_a_text']:.1f} tokens a text, "
                 f"1/{at['as_packed']:.0f} (uncompressed 1/{at['uncompressed']:.0f})"

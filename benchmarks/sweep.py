@@ -182,8 +182,8 @@ def main(arguments: list[str]) -> int:
     about = harness.machine()
     models = options.model or 2 * [str(make("smollm2")), str(make("gemma"))]
     languages = options.languages.split(",") if options.languages else None
-    found = measure(models, options.data, languages, options.limit)
-    report = {"machine": about, **found}
+    measured = measure(models, options.data, languages, options.limit)
+    report = {"machine": about, **measured}
     harness.finish("sweep", report, options.json, text_of(report))
     return 0
 

@@ -411,7 +411,7 @@ class _Reader:
         if not wanted:
             return
         meant = {name: languages_meant(name, self._meant) for name in wanted}
-        if missing := [name for name, found in meant.items() if not found]:
+        if missing := [name for name, langs in meant.items() if not langs]:
             seen = ", ".join(sorted(self._meant)) or "none"
             if may_be_texts(self._meant):
                 seen = f"{len(self._meant)} different ones"
@@ -419,7 +419,7 @@ class _Reader:
                 f"{data_name}: no texts in {', '.join(sorted(missing))}: its languages are {seen}"
                 f"{'' if may_be_texts(self._meant) else nearest(missing[0], self._meant)}"
             )
-        kept = {lang for found in meant.values() for lang in found}
+        kept = {lang for langs in meant.values() for lang in langs}
         self.rows = [row for row in self.rows if row.lang in kept]
 
     def _pair_of(self, lang: str, content: bytes) -> str:

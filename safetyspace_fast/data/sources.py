@@ -124,7 +124,7 @@ def find_sources(
     """
     if not sources:
         raise ConfigError("data: none given: name a file, a directory or a hub id")
-    found = []
+    known_sources = []
     for number, text in enumerate(sources):
         label, known, place = _parsed(text)
         meant = (columns_of(known) if known else Columns()).overridden(columns)
@@ -139,9 +139,9 @@ def find_sources(
             )
             for file in source.files
         )
-        found.append(Source(source.name, files))
-    name = "+".join(source.name for source in found)
-    files = tuple(file for source in found for file in source.files)
+        known_sources.append(Source(source.name, files))
+    name = "+".join(source.name for source in known_sources)
+    files = tuple(file for source in known_sources for file in source.files)
     if split is not None:
         files = _of_split(files, split, name)
     return Source(printable(name), files)

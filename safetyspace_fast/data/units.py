@@ -114,23 +114,23 @@ def permuted_labels(units: Units, number: int, key: str, seed: int = 0) -> NDArr
     """
     rng = np.random.Generator(np.random.PCG64([seed, *key.encode()]))
     labels = units.labels.astype(np.uint8)
-    found = np.tile(labels, (number, 1))
+    labellings = np.tile(labels, (number, 1))
     unit, size = units.unit, np.bincount(units.unit)
     harmful = np.bincount(unit, weights=units.labels).astype(np.int64)
     first = np.unique(unit, return_index=True)[1]
     pure = (harmful == 0) | (harmful == size)
-    of_unit = found[:, first]
+    of_unit = labellings[:, first]
     of_unit[:, pure] = rng.permuted(of_unit[:, pure], axis=1)
-    found[:, pure[unit]] = of_unit[:, unit[pure[unit]]]
+    labellings[:, pure[unit]] = of_unit[:, unit[pure[unit]]]
     balanced = 2 * harmful == size
     swap = np.zeros((number, len(size)), np.uint8)
     swap[:, balanced] = rng.integers(0, 2, (number, int(balanced.sum())), np.uint8)
-    found ^= swap[:, unit]
+    labellings ^= swap[:, unit]
     for mixed in np.flatnonzero(~pure & ~balanced):
         inside = np.flatnonzero(unit == mixed)
         partner, copy = numbered(units.partner[inside]), numbered(units.copy[inside])
         parts = Units(units.labels[inside], connected(partner, copy), partner, copy)
         if parts.unit.max() > 0:
             own = int(rng.integers(1 << 31))
-            found[:, inside] = permuted_labels(parts, number, key, own)
-    return found
+            labellings[:, inside] = permuted_labels(parts, number, key, own)
+    return labellings

@@ -96,7 +96,7 @@ class Chance:
         """
         n, width = states.shape
         device = states.device
-        found = {
+        arrays = {
             "null": torch.full((len(STATISTICS), len(self._labels)), torch.nan),
             "kernel_sum": torch.full((n, 2), torch.nan, dtype=torch.float64),
             "kernel_slope": torch.tensor(torch.nan, dtype=torch.float64),
@@ -110,7 +110,7 @@ class Chance:
         keep = kept.to(device)
         y = self._labels[0, kept].to(device).long()
         if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:
-            return found
+            return arrays
         x = states[keep]
         scale = robust_scale(x)
         copy, unit, partner = (
@@ -122,7 +122,7 @@ class Chance:
         kernels = KernelSums(labellings, self._mean_distance(kept, pair_sum), copies)
         paired = bool((torch.bincount(partner) == 2).all())
         partners = torch.argsort(2 * partner + y).reshape(-1, 2) if paired else None
-        found["null"], nearest = labelled_statistics(
+        arrays["null"], nearest = labelled_statistics(
             x,
             scale,
             labellings,
@@ -134,17 +134,17 @@ class Chance:
             kernels=kernels,
         )
         of_kernels = {name: array.cpu() for name, array in kernels.result().items()}
-        found["kernel_sum"][kept] = of_kernels.pop("kernel_sum")
-        found |= of_kernels
-        found["null"] = found["null"].float()
-        found["nearest"][kept] = torch.arange(n, dtype=torch.int32)[kept][nearest.cpu()]
-        found["scale"] = scale
+        arrays["kernel_sum"][kept] = of_kernels.pop("kernel_sum")
+        arrays |= of_kernels
+        arrays["null"] = arrays["null"].float()
+        arrays["nearest"][kept] = torch.arange(n, dtype=torch.int32)[kept][nearest.cpu()]
+        arrays["scale"] = scale
         thin = (x.double() - x.double().mean(0)) / scale
-        found["standard_sqdist"][kept], found["standard_score"][kept] = _standard(
+        arrays["standard_sqdist"][kept], arrays["standard_score"][kept] = _standard(
             thin, y, self._fold[kept].to(device)
         )
-        found["noise"] = torch.stack([shift_noise(z, y, unit) for z in (x.double(), thin)])
-        return found
+        arrays["noise"] = torch.stack([shift_noise(z, y, unit) for z in (x.double(), thin)])
+        return arrays
 
     def _mean_distance(self, kept: torch.Tensor, pair_sum: torch.Tensor) -> float:
         copy = _numbered(self._units.copy)

@@ -43,7 +43,7 @@ def at_equal_length(
     """
     n = len(states)
     new = partial(torch.full, fill_value=torch.nan, device=states.device)
-    found = {
+    arrays = {
         "equal_length_sqdist": new((n, 2), dtype=torch.float64),
         "equal_length_score": new((n,)),
         "equal_length_noise": new((), dtype=torch.float64),
@@ -52,7 +52,7 @@ def at_equal_length(
     y, fold = labels[keep], folds[keep]
     unit = torch.unique(unit[keep], return_inverse=True)[1]
     if int(torch.bincount(y, minlength=2).min()) < MIN_TEXTS:
-        return found
+        return arrays
     x = states[keep]
     x = x - x.mean(0)
     scale = float(x.abs().max().clamp_min(1e-30))  # squares of squares must fit float32
@@ -99,9 +99,9 @@ def at_equal_length(
         noise = group_sums(noise, unit, int(unit.max()) + 1)
     own = noise.square().sum(1).double()
     gram = noise.T @ noise if len(noise) > width else noise @ noise.T
-    found["equal_length_sqdist"][keep] = sqdist.clamp_min(0) * scale**2
-    found["equal_length_score"][keep] = (score * scale).float()
-    found["equal_length_noise"] = own.sum() * scale**2
+    arrays["equal_length_sqdist"][keep] = sqdist.clamp_min(0) * scale**2
+    arrays["equal_length_score"][keep] = (score * scale).float()
+    arrays["equal_length_noise"] = own.sum() * scale**2
     pairs = gram.square().sum().double() - own.square().sum()
-    found["equal_length_noise_sq"] = pairs.clamp_min(0) * scale**4
-    return found
+    arrays["equal_length_noise_sq"] = pairs.clamp_min(0) * scale**4
+    return arrays

@@ -250,13 +250,13 @@ def dominance(cell: Mapping[str, Array], tokens: NDArray[np.int32]) -> dict[str,
     first = cell["pca_coords"][:, 0].astype(np.float64)
     keep = np.isfinite(first) & (tokens > 0)
     of_tokens = tokens[keep].astype(np.float64)
-    found = {
+    numbers = {
         "largest_share": squares[largest] / total if known else np.nan,
         "largest_dim": largest if known else np.nan,
         "pc1_tokens": _correlation(first[keep], of_tokens),
         "pc1_inverse_tokens": _correlation(first[keep], 1 / of_tokens),
     }
-    return {name: np.asarray(value, np.float64) for name, value in found.items()}
+    return {name: np.asarray(value, np.float64) for name, value in numbers.items()}
 
 
 def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

@@ -103,7 +103,7 @@ def find_batching(
     deepest = f"block.{num_blocks - 1}"
     projection = seeded_projection(model.hidden_size, 2, 0).to(model.device)
     rates: dict[int, float] = {}
-    found = usual
+    batching = usual
     with Capture(model, (deepest,), projection, cache=cache) as capture:
 
         def seconds(size: int) -> float:
@@ -120,12 +120,12 @@ def find_batching(
             largest = max(rates)
             size = max(1, largest // length)
             cost = batch_cost(seconds(1), length, size * length, rates[largest])
-            found = replace(usual, batch_cost=cost)
+            batching = replace(usual, batch_cost=cost)
     best = usual.token_budget
     for budget, rate in rates.items():
         if rate > (1 + GAIN) * rates[best]:
             best = budget
-    return replace(found, token_budget=token_budget or best)
+    return replace(batching, token_budget=token_budget or best)
 
 
 def batch_cost(one_text: float, length: int, tokens: int, rate: float) -> int:

@@ -78,10 +78,10 @@ def check_report(
     names = {name for name, tensor in _tensors(model) if id(tensor) in own}
     wrong = sorted(entry for entry in report["mismatched_keys"] if entry[0] in names)
     if wrong:
-        name, found, expected = wrong[0]
+        name, shape, expected = wrong[0]
         raise ModelError(
             f"{source.asked}: {len(wrong)} weights have other sizes than config.json says (first: "
-            f"{name} is {list(found)}, expected {list(expected)}); use the config.json of these "
+            f"{name} is {list(shape)}, expected {list(expected)}); use the config.json of these "
             "weights"
         )
     missing = sorted(names & report["missing_keys"])

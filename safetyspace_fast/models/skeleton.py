@@ -142,13 +142,13 @@ def _names_in_model(model: Any, names: Iterable[str], mapping: Sequence[Any]) ->
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     places = model.state_dict()
     prefix = model.base_model_prefix
-    found = {}
+    new_names = {}
     for name in names:
         renamed, _ = rename_source_key(name, renamings, converters, prefix, places)
         if renamed not in places and name in places:
             renamed, _ = rename_source_key(name, [], [], prefix, places)
-        found[name] = renamed
-    return found
+        new_names[name] = renamed
+    return new_names
 
 
 def _blocks(model: Any, backbone: Any, asked: str) -> tuple[nn.ModuleList, str]:

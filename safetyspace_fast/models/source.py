@@ -107,18 +107,18 @@ class Source:
     def _why_no_weights(self) -> str:
         if self.holds_adapter():
             return f"not a model directory: it is an adapter; write BASE+{self.asked}"
-        found = sorted(
+        names = sorted(
             file.name
             for pattern in ("*.safetensors", *_PICKLES)
             for file in self.directory.glob(pattern)
         )
-        for name in found:
+        for name in names:
             if shard := re.fullmatch(r"(.+)-\d+-of-\d+(\.\w+)", name):
                 return (
                     f"{shard[1]}{shard[2]}.index.json is missing, which says what {name} and the "
                     "other parts hold; copy or download it again"
                 )
-        beside = f", found {found[0]}, which transformers does not read" if found else ""
+        beside = f", names {names[0]}, which transformers does not read" if names else ""
         return (
             "it has no weights: expected model.safetensors, or its parts with "
             f"model.safetensors.index.json{beside}"
@@ -304,8 +304,8 @@ def _index_files(index: Path) -> list[str]:
 
 def sha256(file: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal; a file that is the same is read once."""
-    found = file.stat()
-    return _sha256(file.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
+    stat = file.stat()
+    return _sha256(file.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(1024)  # a base with many adapters, a model that runs twice

@@ -96,8 +96,8 @@ class Tokenized:
     @property
     def only_first(self) -> NDArray[np.bool_]:
         """Texts whose only token is the prompt's first, so that `mean` keeps it: [N] bool."""
-        found: NDArray[np.bool_] = self.begins_with_text & (self.n_text_tokens == 1)
-        return found
+        alone: NDArray[np.bool_] = self.begins_with_text & (self.n_text_tokens == 1)
+        return alone
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -155,8 +155,8 @@ def labelled_distances(
     scale = float(x.abs().max().clamp_min(1e-300))
     for rows, distance in distance_tiles(x / scale):
         sums.add(rows, distance)
-    found = sums.result()
-    return replace(found, pair_sum=found.pair_sum * scale, energy=found.energy * scale)
+    result = sums.result()
+    return replace(result, pair_sum=result.pair_sum * scale, energy=result.energy * scale)
 
 
 def _fill_equal(distance: Tensor, rows: slice, copy: Tensor | None, value: float) -> None:

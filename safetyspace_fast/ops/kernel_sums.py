@@ -45,9 +45,9 @@ class KernelSums:
             `kernel_slope []`, float64, derivative of MMD^2 by log h; `kernel_null [R]`, float32,
             MMD^2 of each labelling, over distinct texts (Gretton et al. 2012).
         """
-        found = self._every.result()
+        sums = self._every.result()
         return {
-            "kernel_sum": -found.pair_sum[self._back],
+            "kernel_sum": -sums.pair_sum[self._back],
             "kernel_slope": self._slope.result().energy[0],
-            "kernel_null": found.energy.float(),
+            "kernel_null": sums.energy.float(),
         }

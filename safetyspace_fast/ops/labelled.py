@@ -81,29 +81,29 @@ def labelled_statistics(
     length, scores = plain.result()
     thin_length, thin_scores = standard.result()
     alike = len(x) - (of.member - of.member[near]).abs().sum(0)[: of.number]
-    found = {
+    values = {
         "silhouette": apart.silhouette,
         "energy_distance": apart.energy * size,
         "silhouette_cosine": cosine.result().silhouette,
         "nn_accuracy": alike.double() / len(x),
         "accuracy_direction": balanced_accuracy(scores, of),
     }
-    found["rho"], found["welch"] = welch_ratio(length, norms[0], of.labels)
-    found["rho_standardized"], found["welch_standardized"] = welch_ratio(
+    values["rho"], values["welch"] = welch_ratio(length, norms[0], of.labels)
+    values["rho_standardized"], values["welch_standardized"] = welch_ratio(
         thin_length, norms[1], of.labels
     )
-    found["auc_direction"], found["auc_direction_score"] = labelled_auc(scores, of)
-    found["auc_standardized"], found["auc_standardized_score"] = labelled_auc(thin_scores, of)
+    values["auc_direction"], values["auc_direction_score"] = labelled_auc(scores, of)
+    values["auc_standardized"], values["auc_standardized_score"] = labelled_auc(thin_scores, of)
     if partners is not None:
         partners = of.back[partners]
         swaps = (2 * of.labels[:, partners[:, 1]] - 1).to(x.dtype)
         gap = (scores[partners[:, 1]] - scores[partners[:, 0]])[:, : of.number].T * swaps
-        found["paired_accuracy"] = ((gap.sign() + 1) / 2).double().mean(-1)
-        found["paired_effect"] = (gap.mean(-1) / gap.std(-1)).double()
+        values["paired_accuracy"] = ((gap.sign() + 1) / 2).double().mean(-1)
+        values["paired_effect"] = (gap.mean(-1) / gap.std(-1)).double()
         gaps = x[partners[:, 1]] - x[partners[:, 0]]
-        found["paired_shift"] = paired_shift(gaps, swaps, pair_unit) * size.square()
+        values["paired_shift"] = paired_shift(gaps, swaps, pair_unit) * size.square()
     unknown = torch.full_like(length, torch.nan)
-    return torch.stack([found.get(name, unknown) for name in STATISTICS]), of.order[near][of.back]
+    return torch.stack([values.get(name, unknown) for name in STATISTICS]), of.order[near][of.back]
 
 
 def welch_ratio(length: Tensor, norms: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

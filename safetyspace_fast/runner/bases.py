@@ -67,14 +67,14 @@ def foreign_bases(name: str, config: RunConfig) -> dict[str, Foreign]:
     Raises:
         StoreError: there is no such store or model.
     """
-    found = {}
+    foreign = {}
     for text in names_of("basis", config.basis, single=True):
         path, colon, model = text.rpartition(":")
         if not colon or "/" in model or not model or Path(text).exists():
             path, model = text, name
         run = Run(path)
-        found[run.model(model).identity] = Foreign(run, model)
-    return found
+        foreign[run.model(model).identity] = Foreign(run, model)
+    return foreign
 
 
 def refuse_other_bases(
