@@ -1,5 +1,8 @@
 """Ranks: where they come from, and what is refused before anything runs."""
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,26 @@ def test_an_array_with_gaps_has_a_rank_for_each_task() -> None:
         rank_of(None, None, array(task, 0, 7, 1, SLURM_ARRAY_TASK_COUNT="3")) for task in (0, 3, 7)
     ]
     assert ranks == [(0, 8), (3, 8), (7, 8)]
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_job_array_of_the_readme_requeues_its_own_task_when_it_was_interrupted(
+    code: int, tmp_path: Path
+) -> None:
+    page = (Path(cli.__file__).parents[1] / "sweep" / "README.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
+    said = tmp_path / "said"
+    for name, line in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" >> "{said}"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    # The last task of an array has the array's id: to requeue that would requeue all tasks.
+    ids = {"SLURM_JOB_ID": "16", "SLURM_ARRAY_JOB_ID": "16"} | array(1, 0, 1, 1)
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", "-c", script], env=ids | path, check=False)
+    assert ended.returncode == code
+    assert said.exists() == (code == 130)
+    if code == 130:
+        assert said.read_text() == "requeue 16_1\n"
 
 
 @pytest.mark.parametrize(
