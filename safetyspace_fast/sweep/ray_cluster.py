@@ -32,6 +32,8 @@ _RESTARTS = 5
 """Of an actor that dies; Ray does not count those of nodes that were preempted."""
 _LOCAL_STORE = 80 * 1024**2
 """Bytes of Ray's object store, if Ray is started here: actors get paths and give events."""
+_GOODBYE = 10.0
+"""Seconds to disconnect from Ray, which takes longer only if its head is lost."""
 _ANSWER = 15.0
 """Seconds in which the head takes a connection."""
 _AGAIN = "finished units are kept: repeat the command with --resume to go on"
@@ -46,8 +48,8 @@ class Patience:
     silence: float = 300.0
     """Workers were there, and nothing has been heard of any: their nodes are lost, and no others
     come. A worker says every few seconds that it lives, also while it loads or computes."""
-    head: float = 60.0
-    """Ray's head does not answer."""
+    head: float = 35.0
+    """Ray's head does not answer. After 60 s Ray itself kills this process, and says little."""
     stopping: float = 60.0
     """Workers that were told to stop write down their work."""
     loading: float = 3600.0
@@ -103,7 +105,7 @@ def _run_on_ray(
             yield from together(events, configs, cluster.failures)
     finally:
         if started_here:
-            _within(patience.head, ray.shutdown)
+            _within(_GOODBYE, ray.shutdown)
 
 
 def _refuse_unplaced(configs: Sequence[RunConfig], workers: int | None) -> None:

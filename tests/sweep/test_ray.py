@@ -411,7 +411,7 @@ def test_when_the_head_is_lost_the_run_and_its_workers_end_and_resume_finishes_i
     config: RunConfig, alone: RunConfig, tmp_path: Path, blind: Path
 ) -> None:
     nodes = Nodes(blind, connect=False)
-    (tmp_path / "config").write_bytes(pickle.dumps((config, replace(PATIENCE, head=6))))
+    (tmp_path / "config").write_bytes(pickle.dumps((config, Patience())))  # ends before Ray does
     command = [sys.executable, "-c", DRIVER, nodes.address, str(tmp_path / "config")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         try:
