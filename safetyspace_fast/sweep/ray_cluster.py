@@ -9,6 +9,7 @@ The driver (this process) waits for nothing without an end: see the seconds of `
 """
 
 import os
+import pickle
 import socket
 import threading
 import time
@@ -24,8 +25,9 @@ from ..errors import ConfigError, ModelError, StoreError, first_line
 from ..extract import Event, Note
 from ..info import package_versions
 from ..store import Place
+from . import ray_board
 from .events import together
-from .ray_actors import BEAT, POLL, Board, Worker
+from .ray_actors import BEAT, POLL, Worker
 from .units import begin_stores, refuse_unsuitable
 
 _RESTARTS = 5
@@ -207,13 +209,13 @@ class _Cluster:
 
         name = f"safetyspace-{uuid4().hex[:12]}"
         here = self._ray.get_runtime_context().get_node_id()
-        board = self._ray.remote(Board).options(
+        self._ray.cloudpickle.register_pickle_by_value(ray_board)
+        board = self._ray.remote(ray_board.Board).options(
             name=name,
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        self._board = board.remote(self._patience.loading)
-        self._ray.get(self._board.take.remote(), timeout=self._patience.start)
+        self._board = board.remote(self._patience.loading)  # workers find it before it has started
         workers, resources = _devices(self._ray, self._configs, self._workers)
         threads = None if "num_gpus" in resources else int(resources["num_cpus"])
         actor = self._ray.remote(Worker).options(
@@ -254,12 +256,22 @@ class _Cluster:
         Raises:
             ModelError: the cluster does not answer.
         """
-        self._head.refuse_lost(self._patience.head)
-        try:
-            events, silence = self._ray.get(self._board.take.remote(), timeout=self._patience.head)
-        except self._ray.exceptions.RayError as error:
-            raise ModelError(f"ray: the cluster is lost: {first_line(error)}; {_AGAIN}") from error
-        return events, silence
+        asked, answer = time.monotonic(), self._board.take.remote()
+        while True:
+            self._head.refuse_lost(self._patience.head)
+            try:
+                events, silence = self._ray.get(answer, timeout=POLL)
+            except self._ray.exceptions.GetTimeoutError as error:
+                if (waited := time.monotonic() - asked) > self._patience.start:
+                    raise ModelError(
+                        f"ray: the driver's node has not answered for {waited:.0f} s; {_AGAIN}"
+                    ) from error
+            except self._ray.exceptions.RayError as error:
+                raise ModelError(
+                    f"ray: the cluster is lost: {first_line(error)}; {_AGAIN}"
+                ) from error
+            else:
+                return [pickle.loads(event) for event in events], silence
 
     def _ended(self, running: _Running) -> bool:
         """Take note of a worker that has ended; returns whether it found all complete."""
