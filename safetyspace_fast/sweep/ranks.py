@@ -12,7 +12,9 @@ from .events import together
 from .units import refuse_unshared, work
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-"""Environment variables of a rank and the number of ranks, by launcher, the first that has them."""
+"""Variables of a process's number and the number of processes in a job, of torchrun and of srun."""
+_ARRAY = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP"))
+"""Variables of a job array: this task's number, and those of all tasks."""
 
 
 def rank_of(
@@ -21,9 +23,10 @@ def rank_of(
     """This process's rank and the number of ranks; `(0, 1)` if there is no other.
 
     Args:
-        rank, world_size: as the user gave them; None: what the launcher says, which is `RANK` and
-            `WORLD_SIZE` (torchrun), `SLURM_PROCID` and `SLURM_NTASKS` (srun), or
-            `SLURM_ARRAY_TASK_ID` and `SLURM_ARRAY_TASK_COUNT` (a job array), in this order.
+        rank, world_size: as the user gave them; None: what the launcher says. That is `RANK` and
+            `WORLD_SIZE` (torchrun) or else `SLURM_PROCID` and `SLURM_NTASKS` (srun). In a job
+            array, each task of the array has so many ranks. Of an array with gaps, such as 0,3,7,
+            the ranks have gaps.
         environment: where the launcher says it.
 
     Raises:
@@ -53,15 +56,18 @@ def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int]:
                 "give --rank and --world-size"
             ) from error
 
-    for rank, world_size in _LAUNCHERS:
-        if rank in environment and world_size in environment and number(world_size) != 1:
-            return number(rank), number(world_size)
-    if {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= environment.keys():
-        first = number("SLURM_ARRAY_TASK_MIN") if "SLURM_ARRAY_TASK_MIN" in environment else 0
-        step = number("SLURM_ARRAY_TASK_STEP") if "SLURM_ARRAY_TASK_STEP" in environment else 1
-        place = (number("SLURM_ARRAY_TASK_ID") - first) // max(1, step)
-        return place, number("SLURM_ARRAY_TASK_COUNT")
-    return 0, 1
+    rank, world_size = 0, 1
+    for name, total in _LAUNCHERS:
+        if name in environment and total in environment and number(total) != 1:
+            rank, world_size = number(name), number(total)
+            break
+    if set(_ARRAY) <= environment.keys():
+        task, first, last, step = map(number, _ARRAY)
+        step = max(1, step)
+        # Not SLURM_ARRAY_TASK_COUNT: it is 3 for the array 0,3,7, whose last task is number 7.
+        rank += (task - first) // step * world_size
+        world_size *= (last - first) // step + 1
+    return rank, world_size
 
 
 def run_as_rank(

@@ -1,9 +1,10 @@
-"""The actors of a run on a Ray cluster: one worker a device, and the board that all of them use.
+"""The workers of a run on a Ray cluster: actors, one a device.
 
 `ray_cluster` starts them. What a worker does is said in `units`.
 """
 
 import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from ..config import RunConfig
 from ..errors import ConfigError, SafetySpaceError, StoreError
-from ..extract import Event
 from ..info import package_versions
 from .events import RunEnded
 from .units import work
@@ -22,42 +22,6 @@ BEAT = 5.0
 """A worker says so often, in seconds, that it lives."""
 POLL = 0.2
 """Seconds until the board is asked again."""
-
-
-class Board:
-    """An actor beside the driver, where workers leave their events and ask before they load."""
-
-    def __init__(self, loading: float) -> None:
-        """`loading`: seconds after which a worker that loads keeps no other from it."""
-        self._patience = loading
-        self._events: list[Event] = []
-        self._heard: dict[int, float] = {}
-        self._loading: dict[str, tuple[int, float]] = {}
-
-    def tell(self, worker: int, *events: Event) -> None:
-        """Worker `worker` lives, and has events."""
-        self._heard[worker] = time.monotonic()
-        self._events += events
-
-    def take(self) -> tuple[list[Event], float]:
-        """All new events, and how long ago a worker was heard; infinite: never."""
-        events, self._events = self._events, []
-        heard = max(self._heard.values(), default=-float("inf"))
-        return events, time.monotonic() - heard
-
-    def may_load(self, worker: int, node: str) -> bool:
-        """Whether a worker may load a model: nobody else on its node is loading one."""
-        holder, since = self._loading.get(node, (worker, 0.0))
-        if holder != worker and time.monotonic() - since < self._patience:
-            return False
-        self._loading[node] = (worker, time.monotonic())
-        return True
-
-    def loaded(self, worker: int) -> None:
-        """A worker loads no longer, or has gone."""
-        for node, (holder, _) in tuple(self._loading.items()):
-            if holder == worker:
-                del self._loading[node]
 
 
 class Worker:
@@ -106,7 +70,7 @@ class Worker:
                     if isinstance(event, RunEnded) and event.error is not None:
                         event = replace(event, error=_named(event.error))
                         failed = failed or event.error
-                    self._board.tell.remote(self._number, event)
+                    self._board.tell.remote(self._number, pickle.dumps(event))
                     if self._stopped.is_set():
                         break
             ray.get(self._board.tell.remote(self._number))  # behind the last event

@@ -9,6 +9,7 @@ The driver (this process) waits for nothing without an end: see the seconds of `
 """
 
 import os
+import pickle
 import socket
 import threading
 import time
@@ -24,14 +25,17 @@ from ..errors import ConfigError, ModelError, StoreError, first_line
 from ..extract import Event, Note
 from ..info import package_versions
 from ..store import Place
+from . import ray_board
 from .events import together
-from .ray_actors import BEAT, POLL, Board, Worker
+from .ray_actors import BEAT, POLL, Worker
 from .units import begin_stores, refuse_unsuitable
 
 _RESTARTS = 5
 """Of an actor that dies; Ray does not count those of nodes that were preempted."""
 _LOCAL_STORE = 80 * 1024**2
 """Bytes of Ray's object store, if Ray is started here: actors get paths and give events."""
+_GOODBYE = 10.0
+"""Seconds to disconnect from Ray, which takes longer only if its head is lost."""
 _ANSWER = 15.0
 """Seconds in which the head takes a connection."""
 _AGAIN = "finished units are kept: repeat the command with --resume to go on"
@@ -46,8 +50,8 @@ class Patience:
     silence: float = 300.0
     """Workers were there, and nothing has been heard of any: their nodes are lost, and no others
     come. A worker says every few seconds that it lives, also while it loads or computes."""
-    head: float = 60.0
-    """Ray's head does not answer."""
+    head: float = 35.0
+    """Ray's head does not answer. After 60 s Ray itself kills this process, and says little."""
     stopping: float = 60.0
     """Workers that were told to stop write down their work."""
     loading: float = 3600.0
@@ -103,7 +107,7 @@ def _run_on_ray(
             yield from together(events, configs, cluster.failures)
     finally:
         if started_here:
-            _within(patience.head, ray.shutdown)
+            _within(_GOODBYE, ray.shutdown)
 
 
 def _refuse_unplaced(configs: Sequence[RunConfig], workers: int | None) -> None:
@@ -205,13 +209,13 @@ class _Cluster:
 
         name = f"safetyspace-{uuid4().hex[:12]}"
         here = self._ray.get_runtime_context().get_node_id()
-        board = self._ray.remote(Board).options(
+        self._ray.cloudpickle.register_pickle_by_value(ray_board)
+        board = self._ray.remote(ray_board.Board).options(
             name=name,
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        self._board = board.remote(self._patience.loading)
-        self._ray.get(self._board.take.remote(), timeout=self._patience.start)
+        self._board = board.remote(self._patience.loading)  # workers find it before it has started
         workers, resources = _devices(self._ray, self._configs, self._workers)
         threads = None if "num_gpus" in resources else int(resources["num_cpus"])
         actor = self._ray.remote(Worker).options(
@@ -252,12 +256,22 @@ class _Cluster:
         Raises:
             ModelError: the cluster does not answer.
         """
-        self._head.refuse_lost(self._patience.head)
-        try:
-            events, silence = self._ray.get(self._board.take.remote(), timeout=self._patience.head)
-        except self._ray.exceptions.RayError as error:
-            raise ModelError(f"ray: the cluster is lost: {first_line(error)}; {_AGAIN}") from error
-        return events, silence
+        asked, answer = time.monotonic(), self._board.take.remote()
+        while True:
+            self._head.refuse_lost(self._patience.head)
+            try:
+                events, silence = self._ray.get(answer, timeout=POLL)
+            except self._ray.exceptions.GetTimeoutError as error:
+                if (waited := time.monotonic() - asked) > self._patience.start:
+                    raise ModelError(
+                        f"ray: the driver's node has not answered for {waited:.0f} s; {_AGAIN}"
+                    ) from error
+            except self._ray.exceptions.RayError as error:
+                raise ModelError(
+                    f"ray: the cluster is lost: {first_line(error)}; {_AGAIN}"
+                ) from error
+            else:
+                return [pickle.loads(event) for event in events], silence
 
     def _ended(self, running: _Running) -> bool:
         """Take note of a worker that has ended; returns whether it found all complete."""

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,8 @@ from safetyspace_fast.cli import main
 from safetyspace_fast.errors import StoreError
 from safetyspace_fast.store import Place
 from safetyspace_fast.store.layout import MODEL, ROW_ARRAYS
+from safetyspace_fast.sweep.events import RunEnded, raising
+from safetyspace_fast.sweep.units import work
 
 Objects = dict[str, bytes]
 
@@ -144,6 +147,33 @@ def make_config(tiny: Path, out: str | Path, **changes: object) -> api.RunConfig
     return api.RunConfig(**(options | {"template": "none", "languages": ("de", "en")} | changes))
 
 
+def chunks_of(store: Path) -> dict[str, bytes]:
+    """All files but the metadata, which hold times."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    }
+
+
+def test_workers_share_a_store_in_an_object_store(
+    server: type[S3], tiny: Path, tmp_path: Path
+) -> None:
+    local = api.run(make_config(tiny, tmp_path / "run.zarr")).path
+    config = make_config(tiny, "s3://bucket/run.zarr")
+    stopped = work([config], 0, 2)
+    while not isinstance(next(stopped), api.Progressed):
+        pass
+    stopped.close()
+    with ThreadPoolExecutor(2) as pool:
+        of_ranks = list(pool.map(lambda rank: list(raising(work([config], rank, 2))), range(2)))
+    ended = [event for events in of_ranks for event in events if isinstance(event, RunEnded)]
+    assert [event.error for event in ended] == [None, None]
+    assert not list(tmp_path.glob("*.work"))
+    remote = {key.removeprefix("/bucket/run.zarr/"): v for key, v in server.objects.items()}
+    assert {k: v for k, v in remote.items() if not k.endswith("zarr.json")} == chunks_of(local)
+
+
 def test_a_run_in_an_object_store_is_the_same_and_resumes(
     server: type[S3], tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,11 +189,7 @@ def test_a_run_in_an_object_store_is_the_same_and_resumes(
     with pytest.raises(StoreError, match="object store cannot grow"):
         api.run(make_config(tiny, url, resume=True, languages=("de", "en", "es")))
     assert not work.exists()
-    chunks = {
-        str(path.relative_to(local)): path.read_bytes()
-        for path in local.rglob("*")
-        if path.is_file() and path.name != "zarr.json"
-    }
+    chunks = chunks_of(local)
     remote = {key.removeprefix("/bucket/some/run.zarr/"): v for key, v in server.objects.items()}
     assert {key: value for key, value in remote.items() if not key.endswith("zarr.json")} == chunks
     for name in filter(run.model("m").has, ROW_ARRAYS):

@@ -1,5 +1,8 @@
 """Ranks: where they come from, and what is refused before anything runs."""
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,16 @@ from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.sweep.devices import devices_of
 from safetyspace_fast.sweep.ranks import rank_of, run_as_rank
 
-ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
+
+def array(task: int, first: int, last: int, step: int, **others: str) -> dict[str, str]:
+    """What Slurm 22.05 says to a task of a job array."""
+    numbers = {"ID": task, "MIN": first, "MAX": last, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in numbers.items()} | others
+
+
+def srun(task: int, tasks: int) -> dict[str, str]:
+    """What srun says to each task of a job."""
+    return {"SLURM_PROCID": str(task), "SLURM_NTASKS": str(tasks)}
 
 
 @pytest.mark.parametrize(
@@ -18,19 +30,68 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
     [
         ({}, (0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (1, 2)),
-        ({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (3, 8)),
-        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "6"}, (1, 4)),
-        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"}, (3, 4)),
-        (
-            ARRAY | {"SLURM_ARRAY_TASK_MIN": "6", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
-            (1, 4),
-        ),
+        (srun(1, 2), (1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "8"} | srun(1, 2), (3, 8)),
+        (array(7, 6, 9, 1), (1, 4)),
+        (array(7, 1, 7, 2), (3, 4)),
+        (array(7, 6, 9, 1) | srun(0, 1), (1, 4)),
+        (array(7, 6, 9, 1, SLURM_PROCID="0"), (1, 4)),  # a batch script without srun
+        (array(5, 5, 5, 1) | srun(0, 1), (0, 1)),
     ],
 )
 def test_a_launcher_says_the_rank(environment: dict[str, str], rank: tuple[int, int]) -> None:
     assert rank_of(None, None, environment) == rank
     assert rank_of(5, 6, environment) == (5, 6)  # what is typed counts
+
+
+@pytest.mark.parametrize(
+    ("tasks", "first", "last", "step"), [((0, 1, 2), 0, 2, 1), ((2, 5, 8), 2, 8, 3)]
+)
+@pytest.mark.parametrize("launcher", ["srun", "torchrun", "torchrun under srun"])
+def test_ranks_of_a_job_array_with_several_processes_a_task_cover_all(
+    tasks: tuple[int, ...], first: int, last: int, step: int, launcher: str
+) -> None:
+    of_process = {
+        "srun": lambda process: srun(process, 2),
+        "torchrun": lambda process: {"RANK": str(process), "WORLD_SIZE": "2"},
+        "torchrun under srun": lambda process: (
+            srun(process // 2, 2) | {"RANK": str(process), "WORLD_SIZE": "4"}
+        ),
+    }[launcher]
+    processes = 4 if launcher == "torchrun under srun" else 2
+    ranks = [
+        rank_of(None, None, array(task, first, last, step) | of_process(process))
+        for task in tasks
+        for process in range(processes)
+    ]
+    assert ranks == [(rank, 3 * processes) for rank in range(3 * processes)]
+
+
+def test_an_array_with_gaps_has_a_rank_for_each_task() -> None:
+    ranks = [
+        rank_of(None, None, array(task, 0, 7, 1, SLURM_ARRAY_TASK_COUNT="3")) for task in (0, 3, 7)
+    ]
+    assert ranks == [(0, 8), (3, 8), (7, 8)]
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_job_array_of_the_readme_requeues_its_own_task_when_it_was_interrupted(
+    code: int, tmp_path: Path
+) -> None:
+    page = (Path(cli.__file__).parents[1] / "sweep" / "README.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
+    said = tmp_path / "said"
+    for name, line in (("srun", f"exit {code}"), ("scontrol", f'echo "$@" >> "{said}"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    # The last task of an array has the array's id: to requeue that would requeue all tasks.
+    ids = {"SLURM_JOB_ID": "16", "SLURM_ARRAY_JOB_ID": "16"} | array(1, 0, 1, 1)
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", "-c", script], env=ids | path, check=False)
+    assert ended.returncode == code
+    assert said.exists() == (code == 130)
+    if code == 130:
+        assert said.read_text() == "requeue 16_1\n"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Runs on a real Ray cluster of several nodes on this machine, whose parts are killed.
 
-All nodes see one file system, one clock and one list of processes. An odd node has stand-ins that
-Python reads when it starts, see `blind`.
+All nodes see one file system and one clock. An odd node has stand-ins that Python reads when it
+starts, see `blind`. Other clusters may run on this machine: tests see the processes of their own.
 """
 
 import os
@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from tiny_models import save_tiny
@@ -29,6 +30,8 @@ from safetyspace_fast.sweep.units import work
 
 ray = pytest.importorskip("ray", reason="needs Ray, which has no package for every Python")
 
+OWN = f"safetyspace-test-{uuid4().hex}"
+"""In the environment of all processes that this module starts, and of no others."""
 NODE: dict[str, Any] = {"object_store_memory": 80 * 1024**2}
 PATIENCE = Patience(start=90, silence=60, head=20, stopping=20)
 
@@ -78,16 +81,25 @@ class Nodes:
         return node
 
 
-def processes(name: bytes) -> list[int]:
-    """Processes of this machine whose command begins with a name."""
+def worker_processes() -> list[int]:
+    """Processes of the workers of this module's clusters, whatever they do."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if (entry / "cmdline").read_bytes().startswith(name):
+            named = (entry / "cmdline").read_bytes().startswith(b"ray::Worker")
+            if named and OWN.encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
     return found
+
+
+def workers_end(seconds: float) -> bool:
+    """Whether all workers end by themselves in so many seconds."""
+    deadline = time.monotonic() + seconds
+    while worker_processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return worker_processes() == []
 
 
 @pytest.fixture(scope="module")
@@ -99,21 +111,24 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hidden
 
 
-@pytest.fixture(scope="module")
-def nodes(blind: Path) -> Iterator[Nodes]:
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
-        nodes = Nodes(blind)
-        try:
-            yield nodes
-        finally:
-            ray.shutdown()
-            nodes.cluster.shutdown()
-    deadline = time.monotonic() + 20
-    while processes(b"ray::") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes(b"ray::") == []
+        patch.setenv("OWNER", OWN)
+        yield
+
+
+@pytest.fixture(scope="module")
+def nodes(blind: Path) -> Iterator[Nodes]:
+    nodes = Nodes(blind)
+    try:
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.cluster.shutdown()
+    assert workers_end(20)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +144,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         data="sample:polite",
         languages=("en", "de", "es"),
         limit=12,
+        dtype="float32",  # `auto` is the machine's, and differs in the processes of workers
         layers="embed,block.1",
         token_budget=128,
         device="cpu",
@@ -184,7 +200,7 @@ def test_a_killed_actor_is_started_again_and_the_bytes_are_the_same(
     killed: list[int] = []
 
     def kill() -> None:
-        for pid in processes(b"ray::Worker")[:1]:
+        for pid in worker_processes()[:1]:
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
@@ -303,7 +319,7 @@ def test_a_clock_that_is_wrong_on_one_node_changes_nothing(
     late = nodes.add("late")
 
     def kill() -> None:
-        for pid in processes(b"ray::Worker")[:1]:
+        for pid in worker_processes()[:1]:
             os.kill(pid, signal.SIGKILL)
 
     try:
@@ -369,7 +385,7 @@ def test_closing_the_iterator_stops_the_workers_and_resume_finishes(
 ) -> None:
     with closing(run_on_ray([config], workers=1, patience=PATIENCE)) as events:
         next(event for event in events if isinstance(event, Progressed))
-    assert processes(b"ray::Worker.work") == []
+    assert workers_end(10)
     on_ray([replace(config, resume=True)], workers=1)
     assert contents(config) == contents(alone)
 
@@ -391,24 +407,29 @@ except SafetySpaceError as error:
 
 
 @pytest.mark.slow
-def test_when_the_head_is_lost_the_run_ends_with_one_line_and_resume_finishes_it(
+def test_when_the_head_is_lost_the_run_and_its_workers_end_and_resume_finishes_it(
     config: RunConfig, alone: RunConfig, tmp_path: Path, blind: Path
 ) -> None:
     nodes = Nodes(blind, connect=False)
-    (tmp_path / "config").write_bytes(pickle.dumps((config, replace(PATIENCE, head=6))))
+    (tmp_path / "config").write_bytes(pickle.dumps((config, Patience())))  # ends before Ray does
     command = [sys.executable, "-c", DRIVER, nodes.address, str(tmp_path / "config")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         try:
             assert driver.stdout is not None
             while driver.stdout.readline().strip() != "Progressed":
                 assert driver.poll() is None
-            for pid in processes(b"ray::Worker"):  # else it may finish without the head
+            held = worker_processes()
+            for pid in held:  # else it may finish without the head
                 os.kill(pid, signal.SIGSTOP)
             nodes.cluster.head_node.kill_gcs_server()
-            said, _ = driver.communicate(timeout=60)
+            said, _ = driver.communicate(timeout=120)
+            for pid in held:
+                os.kill(pid, signal.SIGCONT)
+            assert held
+            assert workers_end(90)
         finally:
             driver.kill()
-            for pid in processes(b"ray::Worker"):
+            for pid in worker_processes():
                 os.kill(pid, signal.SIGKILL)
             nodes.cluster.shutdown()
     assert driver.returncode == 1
