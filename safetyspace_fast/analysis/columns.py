@@ -72,17 +72,15 @@ class Style:
         value: float,
         low: float,
         high: float,
-        p: float = math.nan,
-        p_family: float = math.nan,
         *,
-        star: str = "*",
+        before: str = "",
+        behind: str = "",
     ) -> str:
-        """A value with its interval, `~` before and `star` behind it as the legend says."""
+        """A value with its interval, between its marks; `-` without a value."""
         if math.isnan(value):
             return "-"
-        mark, end = "~" if p > CHANCE else "", star if p_family <= CHANCE else ""
         interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
-        return f"{mark}{value:{self.form}}{interval}{end}"
+        return f"{before}{value:{self.form}}{interval}{behind}"
 
 
 def _uncertainty(value: float, low: float, high: float) -> float:

@@ -137,9 +137,9 @@ def test_numbers_of_one_column_share_their_decimals(run, results):
 def test_a_column_of_very_different_scales_shows_three_digits_of_each():
     style = columns.Style.of([(2.5e-6, 1.1e-6, 3.9e-6), (24.04, 22.01, 26.07), (31.7, 27.7, 35.7)])
     assert style.entry(2.5e-6, 1.1e-6, 3.9e-6) == "2.5e-06 [1.1e-06, 3.9e-06]"
-    assert style.entry(24.04, 22.01, 26.07, 0.2) == "~24 [22, 26.1]"
+    assert style.entry(24.04, 22.01, 26.07, before="~") == "~24 [22, 26.1]"
     alike = columns.Style.of([(0.614, 0.528, 0.694), (0.999, 0.9985, 0.9995)])
-    assert alike.entry(0.5, 0.45, 0.55, 0.001, 0.01) == "0.5000 [0.4500, 0.5500]*"
+    assert alike.entry(0.5, 0.45, 0.55, behind="*") == "0.5000 [0.4500, 0.5500]*"
     assert alike.entry(-0.00001, math.nan, math.nan) == "0.0000"
 
 
