@@ -50,7 +50,7 @@ def is_close(view: "xarray.Dataset") -> "Flags":
     """
     resamples = view["resamples"]
     reach = 2 * np.sqrt(CHANCE * (1 - CHANCE) / resamples.clip(min=1))
-    return abs(view["p"] - CHANCE) <= reach
+    return (abs(view["p"] - CHANCE) <= reach) & (resamples >= MARK_RESAMPLES)
 
 
 def disagrees(view: "xarray.Dataset", name: str) -> "Flags":
@@ -89,7 +89,7 @@ def marks(
     if "value" in view:
         of_means = view["p_asks"] == "means"
         behind = where(found & of_means, SIGNIFICANT) + where(found & ~of_means, ANY)
-        return where(is_close(view) & (view["resamples"] >= MARK_RESAMPLES), CLOSE) + before, behind
+        return where(is_close(view), CLOSE) + before, behind
     if not prefix:
         elsewhere = (disagrees(view, name) for name in ELSEWHERE if name in view)
         before = where(reduce(or_, elsewhere, p < 0), DISAGREE) + before
