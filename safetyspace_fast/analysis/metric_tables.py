@@ -140,7 +140,7 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     reasons = reason_marks(refused, notes)
     middle = "difference" if compared else "value"
     numbers = numbers_of(column, (middle, "low", "high"))
-    style = Style.of(numbers)
+    style = Style.of(numbers, _group_numbers(column) if grouped else ())
     entries = _marked(column, numbers, style)
     if compared:
         both = numbers_of(column, ("base", "aligned"))
@@ -171,15 +171,23 @@ def _marked(
     return [style.entry(*row, before=before, behind=behind) for row, before, behind in rows]
 
 
+def _group_numbers(column: "xarray.Dataset") -> list[tuple[float, ...]]:
+    """Means over groups and their gap, with intervals; then the gap of languages like these."""
+    like = column.sel(group=["high - low"])
+    return [
+        *numbers_of(column, ("group_value", "group_low", "group_high")),
+        *numbers_of(like, ("group_like_value", "group_like_low", "group_like_high")),
+    ]
+
+
 def _group_entries(column: "xarray.Dataset", style: Style) -> list[str]:
     """Entries of one metric for the rows of groups."""
-    means = numbers_of(column, ("group_value", "group_low", "group_high"))
-    entries = [style.entry(*mean) for mean in means]
     gap = column.sel(group="high - low")
+    numbers = _group_numbers(column)
+    entries = [style.entry(*row) for row in numbers[:3]]
     if about_others(column):
-        ends = (float(gap[f"group_like_{part}"]) for part in ("value", "low", "high"))
         mark = LIKELY_CHANCE * bool(gap["group_like_p"] > CHANCE)
-        entries.append(style.entry(*ends, before=mark))
+        entries.append(style.entry(*numbers[3], before=mark))
     if can_leave_out(column):
         ends = (float(gap[f"group_without_{end}"]) for end in ("low", "high"))
         most = str(gap["group_without"].item())

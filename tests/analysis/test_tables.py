@@ -143,6 +143,22 @@ def test_a_column_of_very_different_scales_shows_three_digits_of_each():
     assert alike.entry(-0.00001, math.nan, math.nan) == "0.0000"
 
 
+@pytest.mark.parametrize(
+    ("row", "printed"),
+    [
+        ((0.1, 0.004, 0.196), "0.100 [0.004, 0.196]"),
+        ((-0.1, -0.1998, -0.0002), "-0.1000 [-0.1998, -0.0002]"),
+        ((0.1, -0.004, 0.204), "0.10 [0.00, 0.20]"),
+        ((0.1, 2e-9, 0.2), "0.1 [2e-09, 0.2]"),
+    ],
+)
+def test_an_interval_that_excludes_0_is_never_printed_as_one_that_reaches_it(row, printed):
+    assert columns.Style.of([row]).entry(*row) == printed
+    other = (0.1, 0.0, 0.2)
+    assert columns.Style.of([other], [row]).entry(*row) == printed
+    assert columns.Style.of([other, row]).entry(*row) == printed
+
+
 @pytest.mark.parametrize("langs", [["en", "de"], ["en"]])
 def test_the_legend_stands_once_under_the_first_table(results, langs):
     parts = tables.to_table(results.sel(lang=langs)).split("\n\n")
