@@ -95,7 +95,9 @@ def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> F
     low, high = (view[name].to_numpy() for name in ("low", "high"))
     ends = float(np.nanmin(low)), float(np.nanmax(high))
     style = Style.of([(0.0, *ends)])
-    reach = " In this measure these texts show no effect of tuning there." if others else ""
+    reach = ""
+    if others:
+        reach = " In this measure these texts show no significant effect of tuning there."
     return Finding(
         "unknown",
         f"{listed(langs)}:",

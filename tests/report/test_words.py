@@ -145,7 +145,7 @@ def test_languages_without_a_change_are_not_called_unchanged() -> None:
     assert "hi" in other.head
     assert "This does not show that nothing changed" in other.text
     assert "from -0.10 to 0.15" in other.text
-    assert "these texts show no effect of tuning there" in other.text
+    assert "these texts show no significant effect of tuning there" in other.text
 
 
 def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
