@@ -42,6 +42,16 @@ def test_the_table_fits_and_says_what_is_refused_and_what_is_chance(results):
         assert text.count(f" {name}") >= 2
 
 
+def test_a_name_cannot_steer_the_terminal():
+    langs = ["en", "\x1b[2J\u202ename", "two\nlines"]
+    x, label = planted(n=60, width=12, shift=1.5)
+    run = stand_in({"m\x1b[1m": dict.fromkeys(langs, x)}, dict.fromkeys(langs, label))
+    found = separation(run, metrics=["rho", "auc_direction"], bootstraps=20, permutations=39)
+    lines = tables.to_table(found).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert any(line.startswith("two lines ") for line in lines)
+
+
 def test_one_language_shows_every_layer(results):
     text = tables.to_table(results.sel(lang=["en"], pooling=["mean"]))
     for layer in results["layer"].to_numpy():
