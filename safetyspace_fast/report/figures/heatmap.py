@@ -79,14 +79,7 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
     y = alt.Y("lang:N", sort=langs, title=None).axis(
         ticks=False, minExtent=labels, maxExtent=labels
     )
-    base = (
-        alt.Chart()
-        .transform_filter(theme.only_like(rows[0], "panel", "model"))
-        .encode(x=theme.layer_axis(layers, panel), y=y)
-        .transform_calculate(
-            label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value"
-        )
-    )
+    base = alt.Chart().encode(x=theme.layer_axis(layers, panel), y=y)
     color = alt.Color("value:Q", title=None).scale(scale).legend(**theme.gradient(len(langs)))
     middle = sum(scale.domain) / 2
     on_dark = (
@@ -94,22 +87,16 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
     )
     cell = panel / len(layers)
     size = min(14, cell**2 / 6)
-    marked = base.transform_filter("datum.mark != '' && isValid(datum.value)").transform_calculate(
-        shape=f"replace(datum.mark, /[{CLOSE}{DISAGREE}]/g, '')",
-        letter=f"replace(datum.mark, /[^{CLOSE}{DISAGREE}]/g, '')",
-    )
     letter = {"dx": min(5, cell / 4), "dy": -3, "fontSize": min(9, cell), "aria": False}
-    letters = marked.encode(text="letter:N").transform_filter("datum.letter != ''")
+    letters = base.encode(text="letter:N").transform_filter("datum.letter != ''")
     return (
         alt.layer(
-            base.transform_filter("isValid(datum.value)")
-            .mark_rect()
-            .encode(
+            base.mark_rect().encode(
                 color=color,
                 description="label:N",
                 tooltip=theme.tooltip("model", "lang", "layer", "value", "low", "high", "p"),
             ),
-            marked.transform_filter("datum.shape != ''")
+            base.transform_filter("datum.shape != ''")
             .mark_point(filled=True, size=size, opacity=1, aria=False)
             .encode(
                 shape=alt.Shape("shape:N", legend=None).scale(
@@ -121,6 +108,13 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
             ),
             letters.mark_text(stroke="#000000", strokeWidth=2, **letter),
             letters.mark_text(color="#ffffff", **letter),
+        )
+        .transform_filter(theme.only_like(rows[0], "panel", "model"))
+        .transform_filter("isValid(datum.value)")
+        .transform_calculate(
+            label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value",
+            shape=f"replace(datum.mark, /[{CLOSE}{DISAGREE}]/g, '')",
+            letter=f"replace(datum.mark, /[^{CLOSE}{DISAGREE}]/g, '')",
         )
         .properties(
             width=panel,
