@@ -47,18 +47,23 @@ class Style:
     """Format of a float; `z` makes -0.0 to 0.0."""
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[float]]) -> "Style":
+    def of(cls, rows: Sequence[Sequence[float]], others: Sequence[Sequence[float]] = ()) -> "Style":
         """Choose the format of a column: two digits of a typical uncertainty are visible.
+
+        An interval that excludes 0 is never written as one that reaches it.
 
         Args:
             rows: value, low, high and possibly more, of every row.
+            others: the same of rows that do not count for what is typical.
         """
         open_ = [_uncertainty(*row[:3]) for row in rows]
         typical = median(open_)
         smallest = min((x for x in open_ if math.isfinite(x)), default=math.nan)
         if math.isnan(typical):
             return cls("z.2f")
-        # And one digit of the smallest; numbers too different for that have three digits each.
+        # And one digit of the smallest, and of the end of an interval that is nearest to 0; numbers
+        # too different for that have three digits each.
+        smallest = min([smallest, *(_nearest(*row[1:3]) for row in (*rows, *others))])
         decimals = max(0, 1 - _exponent(typical), -_exponent(smallest))
         fits = decimals <= min(6, 3 - _exponent(typical)) and typical <= 1e5
         return cls(f"z.{decimals}f" if fits else "z.3g")
@@ -72,23 +77,26 @@ class Style:
         value: float,
         low: float,
         high: float,
-        p: float = math.nan,
-        p_family: float = math.nan,
         *,
-        star: str = "*",
+        before: str = "",
+        behind: str = "",
     ) -> str:
-        """A value with its interval, `~` before and `star` behind it as the legend says."""
+        """A value with its interval, between its marks; `-` without a value."""
         if math.isnan(value):
             return "-"
-        mark, end = "~" if p > CHANCE else "", star if p_family <= CHANCE else ""
         interval = "" if math.isnan(low) else f" [{low:{self.form}}, {high:{self.form}}]"
-        return f"{mark}{value:{self.form}}{interval}{end}"
+        return f"{before}{value:{self.form}}{interval}{behind}"
 
 
 def _uncertainty(value: float, low: float, high: float) -> float:
     """Half of the interval, or a tenth of a number without one; NaN where that is 0."""
     half = (high - low) / 2 if math.isfinite(high - low) else abs(value) / 10
     return half if half > 0 and math.isfinite(half) else math.nan
+
+
+def _nearest(low: float, high: float) -> float:
+    """How far from 0 the nearer end of an interval is; infinite if 0 is inside."""
+    return min(abs(low), abs(high)) if low > 0 or high < 0 else math.inf
 
 
 def _exponent(number: float) -> int:

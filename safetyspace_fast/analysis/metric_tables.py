@@ -1,6 +1,5 @@
 """Tables of metrics: a row for each language or layer, a column for each metric."""
 
-import math
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -18,39 +17,17 @@ from .columns import (
     reason_marks,
     reasons_of,
 )
-from .glossary import LEAST_LANGUAGES, SPACES
+from .glossary import LEAST_LANGUAGES
+from .marks import ANY, LIKELY_CHANCE, SIGNIFICANT, marks
 
 if TYPE_CHECKING:
     import xarray
-    from numpy.typing import NDArray
 
 DOMINANT = 0.5
 """Rows are marked where the largest dimension has a larger share, or the first component a larger
 correlation with the length of texts."""
 HEAVY = 0.1
 """Rows are marked where a hundredth of the texts holds a larger share of the variance."""
-MARK_RESAMPLES = math.ceil(1 / CHANCE) - 1
-"""With fewer resamples, of which the smallest p is 1/(1 + R), no number is marked."""
-
-ANY = "+"
-"""Mark in place of `*` where p asks for any difference of the classes, not for one of means."""
-DISAGREE = "^"
-"""Mark of a difference that has another sign in other components."""
-ELSEWHERE = tuple(f"difference_{space}" for space in SPACES)
-
-
-def disagrees(view: "xarray.Dataset", name: str) -> "NDArray[np.bool_]":
-    """Whether a difference and that in other components, where it is known, differ in sign.
-
-    Differences of the level of rounding have no sign.
-    """
-    if name not in view:
-        return np.zeros(view["difference"].shape, bool)
-    opposite = (view["difference"] * view[name] < 0) & ~(view["rounding_share"] >= 1)
-    signs: NDArray[np.bool_] = opposite.transpose(*view["difference"].dims).to_numpy()
-    return signs
-
-
 LIKE, WITHOUT = "like these", "without one"
 """Rows under `high - low`."""
 
@@ -98,16 +75,6 @@ def row_marks(view: "xarray.Dataset") -> list[str]:
     return [
         "".join(mark for mark, (sizes, most) in marks.items() if sizes[row] > most) for row in rows
     ]
-
-
-def is_close(p: float, resamples: float) -> bool:
-    """Whether the Monte-Carlo error of p (two standard deviations) reaches `CHANCE`.
-
-    Args:
-        p: of a number.
-        resamples: behind it; infinite if p comes from none.
-    """
-    return abs(p - CHANCE) <= 2 * math.sqrt(CHANCE * (1 - CHANCE) / max(resamples, 1))
 
 
 def layer_tables(view: "xarray.Dataset", title: str) -> list[Table]:
@@ -170,26 +137,18 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     """
     compared = "difference" in column
     refused = column["refused"].to_numpy().tolist()
-    marks = reason_marks(refused, notes)
+    reasons = reason_marks(refused, notes)
     middle = "difference" if compared else "value"
-    numbers = numbers_of(column, (middle, "low", "high", "p", "p_family"))
-    resamples = float(column["resamples"].item())
-    marked = resamples >= MARK_RESAMPLES
-    style = Style.of(numbers)
-    star = ANY if "p_asks" in column.coords and column["p_asks"].item() != "means" else "*"
-    entries = [style.entry(*(row if marked else row[:3]), star=star) for row in numbers]
-    if marked and not compared:
-        close = [is_close(row[3], resamples) for row in numbers]
-        entries = ["?" * here + entry for here, entry in zip(close, entries, strict=True)]
+    numbers = numbers_of(column, (middle, "low", "high"))
+    style = Style.of(numbers, _group_numbers(column) if grouped else ())
+    entries = _marked(column, numbers, style)
     if compared:
-        apart = np.any([disagrees(column, name) for name in ELSEWHERE], 0)
-        entries = [DISAGREE * int(x) + entry for x, entry in zip(apart, entries, strict=True)]
         both = numbers_of(column, ("base", "aligned"))
         entries = [
             f"{style.number(base)} > {style.number(aligned)}, {entry}"
             for (base, aligned), entry in zip(both, entries, strict=True)
         ]
-    entries = [mark or entry for mark, entry in zip(marks, entries, strict=True)]
+    entries = [reason or entry for reason, entry in zip(reasons, entries, strict=True)]
     if not compared:
         entries.append(style.number(median(column["floor"].to_numpy().tolist())))
     entries = _padded([*entries, *(_group_entries(column, style) if grouped else [])])
@@ -204,14 +163,31 @@ def _entries(column: "xarray.Dataset", *, grouped: bool, notes: dict[str, str]) 
     return entries
 
 
+def _marked(
+    column: "xarray.Dataset", numbers: list[tuple[float, ...]], style: Style, prefix: str = ""
+) -> list[str]:
+    """Numbers of one metric with their marks; `prefix` as in `marks`."""
+    rows = zip(numbers, *marks(column, prefix), strict=True)
+    return [style.entry(*row, before=before, behind=behind) for row, before, behind in rows]
+
+
+def _group_numbers(column: "xarray.Dataset") -> list[tuple[float, ...]]:
+    """Means over groups and their gap, with intervals; then the gap of languages like these."""
+    like = column.sel(group=["high - low"])
+    return [
+        *numbers_of(column, ("group_value", "group_low", "group_high")),
+        *numbers_of(like, ("group_like_value", "group_like_low", "group_like_high")),
+    ]
+
+
 def _group_entries(column: "xarray.Dataset", style: Style) -> list[str]:
     """Entries of one metric for the rows of groups."""
-    means = numbers_of(column, ("group_value", "group_low", "group_high"))
-    entries = [style.entry(*mean) for mean in means]
     gap = column.sel(group="high - low")
+    numbers = _group_numbers(column)
+    entries = [style.entry(*row) for row in numbers[:3]]
     if about_others(column):
-        parts = ("group_like_value", "group_like_low", "group_like_high", "group_like_p")
-        entries.append(style.entry(*(float(gap[part]) for part in parts)))
+        mark = LIKELY_CHANCE * bool(gap["group_like_p"] > CHANCE)
+        entries.append(style.entry(*numbers[3], before=mark))
     if can_leave_out(column):
         ends = (float(gap[f"group_without_{end}"]) for end in ("low", "high"))
         most = str(gap["group_without"].item())
@@ -225,13 +201,14 @@ def _excess(view: "xarray.Dataset", title: str) -> list[Table]:
     columns = []
     for metric in names_along(view, "metric"):
         column = view.sel(metric=metric, lang=langs)
-        names = ("excess", "excess_low", "excess_high", "excess_p", "excess_p_family")
-        numbers = numbers_of(column, names)
-        style = Style.of(numbers)
-        marked = int(column["resamples"].item()) >= MARK_RESAMPLES
+        numbers = numbers_of(column, ("excess", "excess_low", "excess_high"))
         entries = [
-            "-" if reason else style.entry(*(row if marked else row[:3]))
-            for row, reason in zip(numbers, column["refused"].to_numpy().tolist(), strict=True)
+            "-" if reason else entry
+            for entry, reason in zip(
+                _marked(column, numbers, Style.of(numbers), "excess_"),
+                column["refused"].to_numpy().tolist(),
+                strict=True,
+            )
         ]
         if any(entry != "-" for entry in entries):
             columns.append([metric, *_padded(entries)])
@@ -240,6 +217,6 @@ def _excess(view: "xarray.Dataset", title: str) -> list[Table]:
 
 def _padded(entries: list[str]) -> list[str]:
     """Add a blank where another entry of the column ends with a star."""
-    if not any(entry.endswith(("*", ANY)) for entry in entries):
+    if not any(entry.endswith((SIGNIFICANT, ANY)) for entry in entries):
         return entries
-    return [entry if entry.endswith(("*", ANY)) else f"{entry} " for entry in entries]
+    return [entry if entry.endswith((SIGNIFICANT, ANY)) else f"{entry} " for entry in entries]

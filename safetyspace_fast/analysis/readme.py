@@ -27,8 +27,8 @@ from .glossary import (
     TRANSFER,
     UNITS,
 )
+from .marks import MARK_RESAMPLES
 from .metric import NONE, InComponents, Metric
-from .metric_tables import MARK_RESAMPLES
 from .rounding import ROUNDOFF
 
 FOLDER = Path(__file__).parent

@@ -18,6 +18,7 @@ from .columns import (
     reason_marks,
     reasons_of,
 )
+from .marks import LIKELY_CHANCE, MEANINGS
 from .texts import MIN_TEXTS
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def transfer_tables(dataset: "xarray.Dataset") -> Tables:
         "the largest AUC on the first. chosen: this AUC, too high because it is the largest of "
         "several. tested: AUC of the texts of the second. own: their held-out AUC along the second "
         "store's own direction. removed: texts of the second store that are in the first too, and "
-        f"the rest of their units. ~: consistent with chance (p > {CHANCE})."
+        f"the rest of their units. {LIKELY_CHANCE}: {MEANINGS[LIKELY_CHANCE]}."
     )
     if bool((dataset["space"] == "projection").any()):
         legend += (
@@ -195,7 +196,10 @@ def _transfer_table(view: "xarray.Dataset", title: str) -> Table:
     marks = reason_marks(view["refused"].to_numpy().tolist(), notes)
     source = numbers_of(view, ("source_auc", "source_low", "source_high"))
     target = numbers_of(view, ("target_auc", "target_low", "target_high", "target_p"))
-    entries = [mark or style.entry(*row) for mark, row in zip(marks, target, strict=True)]
+    entries = [
+        mark or style.entry(*row[:3], before=LIKELY_CHANCE * (row[3] > CHANCE))
+        for mark, row in zip(marks, target, strict=True)
+    ]
     counts = numbers_of(view, ("target_n0", "target_n1"))
     columns = [
         ["lang", *names_along(view, "lang")],

@@ -23,19 +23,25 @@ from .columns import (
     numbers_of,
 )
 from .glossary import ENDS, LEAST_LANGUAGES
-from .markup import to_latex, to_markdown
-from .metric_tables import (
+from .marks import (
     ANY,
+    CLOSE,
     DISAGREE,
     ELSEWHERE,
-    LIKE,
+    LIKELY_CHANCE,
     MARK_RESAMPLES,
+    MEANINGS,
+    SIGNIFICANT,
+    disagrees,
+    is_close,
+)
+from .markup import to_latex, to_markdown
+from .metric_tables import (
+    LIKE,
     ROW_MARKS,
     WITHOUT,
     about_others,
     can_leave_out,
-    disagrees,
-    is_close,
     layer_tables,
     metric_table,
     row_marks,
@@ -86,7 +92,12 @@ def to_table(dataset: "xarray.Dataset") -> str:
     blocks = [*blocks[:1], list(result.legend), *blocks[1:], list(result.settings)]
     lines = [line for block in blocks for line in (*block, "")]
     hint = "`safetyspace-fast explain NAME` defines a metric or a column."
-    return "\n".join([*lines, *result.hints, hint]) + "\n"
+    return "\n".join(map(_printable, [*lines, *result.hints, hint])) + "\n"
+
+
+def _printable(line: str) -> str:
+    """A line without what would steer a terminal: names come from stores that anybody may write."""
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def tables_of(dataset: "xarray.Dataset") -> Tables:
@@ -139,10 +150,7 @@ def _metrics(dataset: "xarray.Dataset") -> Tables:
 
 def _legend(dataset: "xarray.Dataset") -> list[str]:
     """What the marks in tables of metrics mean, and what the rows of groups hold."""
-    marks = (
-        f"~: consistent with chance (p > {CHANCE}). *: significant after correction over all "
-        f"numbers of this result (p_family <= {CHANCE})."
-    )
+    marks = " ".join(f"{mark}: {MEANINGS[mark]}." for mark in (LIKELY_CHANCE, SIGNIFICANT))
     coarse = [
         name
         for name, number in zip(
@@ -169,10 +177,11 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
             )
         if any(" pc" in space for space in names_along(dataset, "space")):
             parts.append(f"{dataset.attrs['components']}.")
-        if others := [name for name in ELSEWHERE if disagrees(dataset, name).any()]:
+        elsewhere = [name for name in ELSEWHERE if name in dataset]
+        if others := [name for name in elsewhere if disagrees(dataset, name).any()]:
             parts.append(
-                f"{DISAGREE}: in other components the difference has the other sign (explain "
-                f"{', '.join(others)}): the choice of components decides."
+                f"{DISAGREE}: {MEANINGS[DISAGREE]} (explain {', '.join(others)}): the choice of "
+                "components decides."
             )
         parts += _disputed(dataset)
         share = dataset["rounding_share"].to_numpy()
@@ -186,9 +195,7 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
     else:
         parts = ["value [95 % interval].", marks]
         if "any difference" in dataset["p_asks"].to_numpy():
-            parts.append(
-                f"{ANY}: the same, but a difference of spread alone is enough (`explain p_asks`)."
-            )
+            parts.append(f"{ANY}: {MEANINGS[ANY]}.")
         parts += _close_calls(dataset)
         parts.append("floor: value expected without any difference, median of the rows.")
         known = dataset["p"].notnull().any(dataset["p"].dims[1:])
@@ -226,9 +233,8 @@ def _disputed(dataset: "xarray.Dataset") -> list[str]:
 def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     """What to think of marks that other permutations could change, or that intervals contradict."""
     parts = []
-    p, resamples = dataset["p"].to_numpy(), dataset["resamples"].to_numpy()
-    if any(is_close(x, n) for row, n in zip(p, resamples, strict=True) for x in row.flat):
-        parts.append(f"?: p is so near {CHANCE} that other permutations could change the mark.")
+    if is_close(dataset).any():
+        parts.append(f"{CLOSE}: {MEANINGS[CLOSE]}.")
     permuted = dataset.sel(metric=np.isfinite(dataset["resamples"]))
     chance, star = permuted["p"] > CHANCE, permuted["p_family"] <= CHANCE
     inside = (permuted["low"] <= permuted["floor"]) & (permuted["floor"] <= permuted["high"])

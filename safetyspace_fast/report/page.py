@@ -129,7 +129,7 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
     before = f"{words.isolated(name)}: " if len(stores) > 1 else ""
     lead = (
         f"Measured by {results.metric.name} ({results.metric.title}), pooling {results.pooling}; "
-        "significant after correction over all layers, languages, metrics and poolings."
+        "significant after correction over all {}layers, languages, metrics and poolings."
     )
     asked = results.metric.name, results.pooling
     compared = []
@@ -145,7 +145,7 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
         findings = words.changes(dataset, *asked) + words.turned(dataset, results.pooling)
         findings += words.elsewhere(dataset, *asked)
         findings.append(words.choice_of(pair, named=results.pairs_asked is not None))
-        yield Group(title, f"What tuning changed. {lead}", findings)
+        yield Group(title, "What tuning changed. " + lead.format(""), findings)
         compared.append(dataset)
     paired = {model for pair in results.pairs for model in pair}
     for model in results.names:
@@ -153,7 +153,7 @@ def _answer(name: str, results: "Results", stores: Stores) -> Iterator[Group]:
             view = results.separation.sel(model=model)
             findings = words.levels(view, *asked)
             title = before + words.isolated(model)
-            yield Group(title, f"Where the classes are apart. {lead}", findings)
+            yield Group(title, "Where the classes are apart. " + lead.format("models, "), findings)
     cautions = {
         finding.head: finding
         for dataset in (*reversed(compared), results.separation)

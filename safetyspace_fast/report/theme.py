@@ -2,8 +2,10 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..analysis.marks import ANY, MEANINGS, SIGNIFICANT
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D1F", "#5B5EA6")
 """Okabe & Ito 2008, without the colours that are too light on white paper; all have a contrast of
@@ -162,6 +164,19 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
     words = [str(one["metric"])] if "metric" in one else []
     words += [f"{key} {one[key]}" for key in ("pooling", "layer") if len(distinct(rows, key)) == 1]
     return ", ".join(words) + "."
+
+
+def marks_in(rows: Sequence[dict[str, Any]], drawn: Mapping[str, str] | None = None) -> str:
+    """What the marks of these rows mean, as under the tables.
+
+    Args:
+        rows: with `mark`.
+        drawn: what a mark is called that is not drawn as its letter.
+    """
+    there = set("".join(row["mark"] for row in rows))
+    there |= {SIGNIFICANT} if ANY in there else set()  # whose meaning begins with "the same"
+    names = {mark: mark for mark in MEANINGS} | dict(drawn or {})
+    return " ".join(f"{names[mark]}: {MEANINGS[mark]}." for mark in MEANINGS if mark in there)
 
 
 def only_like(row: dict[str, Any], *columns: str) -> Any:

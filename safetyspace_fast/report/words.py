@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.columns import CHANCE, Style
+from ..analysis import families
+from ..analysis.columns import Style
+from ..analysis.glossary import ENDS
+from ..analysis.marks import ELSEWHERE, disagrees, is_significant
 from ..analysis.metric_tables import DOMINANT, HEAVY
 
 if TYPE_CHECKING:
@@ -38,23 +41,26 @@ def changes(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Findin
         metric, pooling: the measure and the pooling that the words are about.
     """
     view = dataset.sel(metric=metric, pooling=pooling)
-    findings, unmoved = [], []
-    for lang in map(str, view["lang"].to_numpy()):
-        finding = _change(view.sel(lang=lang), lang)
-        if finding is None:
+    findings, unmoved, unknown = [], [], []
+    for lang in _names(view, "lang"):
+        one = view.sel(lang=lang)
+        if (finding := _change(one, lang)) is not None:
+            findings.append(finding)
+        elif bool(one["low"].notnull().any()):
             unmoved.append(lang)
         else:
-            findings.append(finding)
+            unknown.append(lang)
     if unmoved:
         findings.append(_unmoved(view.sel(lang=unmoved), unmoved, others=bool(findings)))
+    if unknown:
+        findings.append(_unknown(view.sel(lang=unknown), unknown, "no interval is known"))
     return findings + _less(view)
 
 
 def _change(view: "xarray.Dataset", lang: str) -> Finding | None:
     """Of one language, over its layers; None if no layer differs significantly."""
     layers = _names(view, "layer")
-    difference, p = (view[name].to_numpy() for name in ("difference", "p_family"))
-    moved = p <= CHANCE
+    difference, moved = view["difference"].to_numpy(), is_significant(view).to_numpy()
     if not moved.any():
         return None
     grew, fell = moved & (difference > 0), moved & (difference < 0)
@@ -70,31 +76,41 @@ def _change(view: "xarray.Dataset", lang: str) -> Finding | None:
     ]
     style = Style.of(ends[:1])
     before, after = (style.number(value[0]) for value in ends[1:])
+    doubtful = np.zeros(len(layers), bool)
+    for name in ELSEWHERE:
+        if name in view:
+            doubtful |= moved & disagrees(view, name).to_numpy()
+    other = f" In other components the sign is the other one at {_share(doubtful, layers)}."
     kind: Kind = "mixed" if grew.any() and fell.any() else "grew" if grew.any() else "fell"
     return Finding(
         kind,
         f"{isolated(lang)}:",
         f"{', '.join(parts)}. Largest change at {layers[i]}: {_signed(style, *ends[0])}, from "
-        f"{before} to {after}.",
+        f"{before} to {after}.{other * bool(doubtful.any())}",
     )
 
 
 def _unmoved(view: "xarray.Dataset", langs: Sequence[str], *, others: bool) -> Finding:
     """Of the languages without a significant difference, all in one."""
     low, high = (view[name].to_numpy() for name in ("low", "high"))
-    if not np.isfinite(low).any():
-        reasons = sorted({str(x) for x in view["refused"].to_numpy().ravel() if x})
-        why = "; ".join(reasons) or "no interval is known"
-        return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
     ends = float(np.nanmin(low)), float(np.nanmax(high))
     style = Style.of([(0.0, *ends)])
-    reach = " In this measure these texts show no effect of tuning there." if others else ""
+    reach = ""
+    if others:
+        reach = " In this measure these texts show no significant effect of tuning there."
     return Finding(
         "unknown",
         f"{listed(langs)}:",
-        "no layer changed by more than chance explains. This does not show that nothing changed: "
+        "no change is significant at any layer. This does not show that nothing changed: "
         f"the 95 % intervals reach from {style.number(ends[0])} to {style.number(ends[1])}.{reach}",
     )
+
+
+def _unknown(view: "xarray.Dataset", langs: Sequence[str], otherwise: str) -> Finding:
+    """Of languages without a number that could be judged; `otherwise` if no reason is given."""
+    reasons = sorted({str(x) for x in view["refused"].to_numpy().ravel() if x})
+    why = "; ".join(reasons) or otherwise
+    return Finding("unknown", f"{listed(langs)}:", f"nothing can be said: {why}.")
 
 
 def elsewhere(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding]:
@@ -105,23 +121,24 @@ def elsewhere(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Find
             if (other, place) == (metric, pooling):
                 continue
             view = dataset.sel(metric=other, pooling=place)
-            moved = view["p_family"] <= CHANCE
-            lines.append(f"{other}, pooling {place}: {_summed(view, moved)}")
+            lines.append(f"{other}, pooling {place}: {_summed(view)}")
     if not lines:
         return []
     return [Finding("note", "Other choices.", "; ".join(lines) + ".")]
 
 
-def _summed(view: "xarray.Dataset", moved: "xarray.DataArray") -> str:
+def _summed(view: "xarray.Dataset") -> str:
     """`further apart in en, closer in de`."""
-    parts = []
+    if not bool(view["p_family"].notnull().any()):
+        return "nothing can be said"
+    parts, moved = [], is_significant(view)
     for where, word in ((view["difference"] > 0, "further apart"), (view["difference"] < 0,
                         "closer together")):  # fmt: skip
         flags = (moved & where).any("layer").to_numpy()
         langs = [lang for lang, flag in zip(_names(view, "lang"), flags, strict=True) if flag]
         if langs:
             parts.append(f"{word} in {listed(langs)}")
-    return ", ".join(parts) or "no change beyond chance"
+    return ", ".join(parts) or "no significant change"
 
 
 def _less(view: "xarray.Dataset") -> list[Finding]:
@@ -130,16 +147,17 @@ def _less(view: "xarray.Dataset") -> list[Finding]:
     if "excess" not in view or reference not in _names(view, "lang"):
         return []
     own = view.sel(lang=reference)
-    size = np.where(own["p_family"].to_numpy() <= CHANCE, abs(own["difference"].to_numpy()), np.nan)
+    size = np.where(is_significant(own), abs(own["difference"]), np.nan)
     if np.isnan(size).all():
         return []
     i = int(np.nanargmax(size))
     at = view.isel(layer=i)
+    differs = is_significant(at, "excess_")
     rows = [
         (lang, float(at["excess"].sel(lang=lang)), float(at["excess_low"].sel(lang=lang)),
          float(at["excess_high"].sel(lang=lang)))
         for lang in _names(view, "lang")
-        if lang != reference and float(at["excess_p_family"].sel(lang=lang)) <= CHANCE
+        if lang != reference and bool(differs.sel(lang=lang))
     ]  # fmt: skip
     if not rows:
         return []
@@ -163,28 +181,35 @@ def levels(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding
         metric, pooling: as in `changes`.
     """
     view = dataset.sel(metric=metric, pooling=pooling)
-    layers, findings, chance = _names(view, "layer"), [], []
+    layers = _names(view, "layer")
+    findings: list[Finding] = []
+    chance: list[str] = []
+    unknown: list[str] = []
+    grows, spread = families.metric(metric).grows, ""
+    if view["p_asks"].item() != "means":
+        spread = " A difference of spread alone is enough for this metric (`+` in the tables)."
     for lang in _names(view, "lang"):
         one = view.sel(lang=lang)
-        value, p = one["value"].to_numpy(), one["p_family"].to_numpy()
-        if not (p <= CHANCE).any():
-            chance.append(lang)
+        value, found = one["value"].to_numpy(), is_significant(one).to_numpy()
+        if not found.any():
+            (chance if bool(one["p_family"].notnull().any()) else unknown).append(lang)
             continue
-        i = int(np.nanargmax(np.where(p <= CHANCE, value, np.nan)))
+        i = int(np.nanargmax(np.where(found, value if grows else -value, np.nan)))
         ends = tuple(float(one[name].to_numpy()[i]) for name in ("value", "low", "high"))
         floor = float(one["floor"].to_numpy()[i])
         style = Style.of([ends])
         expected = f", where chance gives {style.number(floor)}" if math.isfinite(floor) else ""
         text = (
-            f"apart at {_share(p <= CHANCE, layers)}. Largest at {layers[i]}: "
-            f"{style.entry(*ends)}{expected}."
+            f"apart at {_share(found, layers)}. Most at {layers[i]}: "
+            f"{style.entry(*ends)}{expected}.{spread}"
         )
         findings.append(Finding("grew", f"{isolated(lang)}:", text))
     if chance:
-        reasons = sorted({str(x) for x in view["refused"].sel(lang=chance).to_numpy().ravel() if x})
-        why = f" Refused: {'; '.join(reasons)}." if reasons else ""
-        text = f"no layer is further apart than chance explains.{why}"
+        text = "the classes are not significantly apart at any layer."
         findings.append(Finding("unknown", f"{listed(chance)}:", text))
+    if unknown:
+        otherwise = "this metric has no p that is corrected"
+        findings.append(_unknown(view.sel(lang=unknown), unknown, otherwise))
     return findings
 
 
@@ -261,6 +286,12 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     langs = _names(dataset, "lang")
     first = dataset.isel(model=0)
 
+    def of_any(name: str) -> list[NDArray[np.float64]]:
+        """[lang] each: an AUC and its ends, in the model where it is furthest from 1/2."""
+        parts = [dataset[name + end].transpose("model", "lang") for end in ENDS]
+        i = abs(parts[0] - 0.5).fillna(0).argmax("model")
+        return [part.isel(model=i).to_numpy() for part in parts]
+
     def where(flags: Iterable[bool]) -> list[str]:
         return [lang for lang, flag in zip(langs, flags, strict=True) if flag]
 
@@ -271,14 +302,14 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
             ("Few texts", f"of the rarer class: {counts}. Their intervals are wide, and a "
              "difference that is not shown may well be there.")
         )  # fmt: skip
-    value, low, high = (first[f"auc_length{end}"].to_numpy() for end in ("", "_low", "_high"))
+    value, low, high = of_any("auc_length")
     if long := where((abs(value - 0.5) > CONFOUNDED) & ((low > 0.5) | (high < 0.5))):
         each = ", ".join(f"{isolated(x)} {value[langs.index(x)]:.2f}" for x in long)
         found.append(
             ("Length", f"alone tells the classes apart (AUC {each}; 0.5 is chance): part of a "
              "separation may be length. rho_equal_length and auc_equal_length leave it out.")
         )  # fmt: skip
-    value, low = (first[f"auc_lexical{end}"].to_numpy() for end in ("", "_low"))
+    value, low, _ = of_any("auc_lexical")
     if words := where((value > 0.5 + CONFOUNDED) & (low > 0.5)):
         each = ", ".join(f"{isolated(x)} {value[langs.index(x)]:.2f}" for x in words)
         found.append(

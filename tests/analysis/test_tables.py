@@ -42,6 +42,16 @@ def test_the_table_fits_and_says_what_is_refused_and_what_is_chance(results):
         assert text.count(f" {name}") >= 2
 
 
+def test_a_name_cannot_steer_the_terminal():
+    langs = ["en", "\x1b[2J\u202ename", "two\nlines"]
+    x, label = planted(n=60, width=12, shift=1.5)
+    run = stand_in({"m\x1b[1m": dict.fromkeys(langs, x)}, dict.fromkeys(langs, label))
+    found = separation(run, metrics=["rho", "auc_direction"], bootstraps=20, permutations=39)
+    lines = tables.to_table(found).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert any(line.startswith("two lines ") for line in lines)
+
+
 def test_one_language_shows_every_layer(results):
     text = tables.to_table(results.sel(lang=["en"], pooling=["mean"]))
     for layer in results["layer"].to_numpy():
@@ -137,10 +147,26 @@ def test_numbers_of_one_column_share_their_decimals(run, results):
 def test_a_column_of_very_different_scales_shows_three_digits_of_each():
     style = columns.Style.of([(2.5e-6, 1.1e-6, 3.9e-6), (24.04, 22.01, 26.07), (31.7, 27.7, 35.7)])
     assert style.entry(2.5e-6, 1.1e-6, 3.9e-6) == "2.5e-06 [1.1e-06, 3.9e-06]"
-    assert style.entry(24.04, 22.01, 26.07, 0.2) == "~24 [22, 26.1]"
+    assert style.entry(24.04, 22.01, 26.07, before="~") == "~24 [22, 26.1]"
     alike = columns.Style.of([(0.614, 0.528, 0.694), (0.999, 0.9985, 0.9995)])
-    assert alike.entry(0.5, 0.45, 0.55, 0.001, 0.01) == "0.5000 [0.4500, 0.5500]*"
+    assert alike.entry(0.5, 0.45, 0.55, behind="*") == "0.5000 [0.4500, 0.5500]*"
     assert alike.entry(-0.00001, math.nan, math.nan) == "0.0000"
+
+
+@pytest.mark.parametrize(
+    ("row", "printed"),
+    [
+        ((0.1, 0.004, 0.196), "0.100 [0.004, 0.196]"),
+        ((-0.1, -0.1998, -0.0002), "-0.1000 [-0.1998, -0.0002]"),
+        ((0.1, -0.004, 0.204), "0.10 [0.00, 0.20]"),
+        ((0.1, 2e-9, 0.2), "0.1 [2e-09, 0.2]"),
+    ],
+)
+def test_an_interval_that_excludes_0_is_never_printed_as_one_that_reaches_it(row, printed):
+    assert columns.Style.of([row]).entry(*row) == printed
+    other = (0.1, 0.0, 0.2)
+    assert columns.Style.of([other], [row]).entry(*row) == printed
+    assert columns.Style.of([other, row]).entry(*row) == printed
 
 
 @pytest.mark.parametrize("langs", [["en", "de"], ["en"]])

@@ -387,6 +387,28 @@ def test_print_is_black_on_white_with_all_figures(window: Browser, page: Path) -
     assert window.pdf().startswith(b"%PDF")
 
 
+def test_print_fits_the_paper_and_breaks_between_small_parts(window: Browser, page: Path) -> None:
+    wide, high = round(96 * (8.5 - 0.8)), round(96 * (11 - 0.8))  # US Letter without its margins
+    window.open(page)
+    window.call("Emulation.setEmulatedMedia", media="print")
+    window.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=wide, height=high, deviceScaleFactor=1, mobile=False,
+    )  # fmt: skip
+    boxes = """
+        .map((one) => [one.closest('section')?.id, one.getBoundingClientRect()])
+        .map(([name, box]) => [name, box.width, box.height])"""
+    whole = window.js(
+        "[...document.querySelectorAll('body *')]"
+        f".filter((one) => getComputedStyle(one).breakInside === 'avoid'){boxes}"
+    )
+    assert len(whole) > 10
+    assert [part for part in whole if part[2] > high / 2] == []  # it would leave a page half empty
+    drawn = window.js(f"[...document.querySelectorAll('.chart svg')]{boxes}")
+    assert [part for part in drawn if part[1] > wide] == []
+    assert sum(width for name, width, _ in drawn if name == "scatter") <= wide  # side by side
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (360, False)])
 def test_axe_finds_nothing(window: Browser, page: Path, width: int, dark: bool) -> None:
     if not AXE.exists():

@@ -24,8 +24,89 @@ def compared(difference: dict[str, list[float]], p: dict[str, list[float]]) -> x
     }  # fmt: skip
     return xarray.Dataset(
         {name: (dims, column) for name, column in columns.items()},
-        coords={"metric": ["rho"], "layer": list(LAYERS), "pooling": ["mean"], "lang": langs},
+        coords={"metric": ["rho"], "layer": list(LAYERS), "pooling": ["mean"], "lang": langs,
+                "resamples": ("metric", [1000])},
+    )  # fmt: skip
+
+
+def separated(p: dict[str, list[float]], metric: str = "rho") -> xarray.Dataset:
+    """What `separation` gives of one model: values grow with the layer, and lie in 0 .. 1."""
+    langs = list(p)
+    value = np.repeat([[0.2], [0.4], [0.6], [0.8]], len(langs), 1)[None, :, None]
+    columns = {
+        "value": value, "low": value - 0.1, "high": value + 0.1, "floor": np.full_like(value, 0.1),
+        "p_family": np.array([p[lang] for lang in langs]).T[None, :, None],
+        "refused": np.full(value.shape, "", object),
+    }  # fmt: skip
+    dims = ("metric", "layer", "pooling", "lang")
+    return xarray.Dataset(
+        {name: (dims, column) for name, column in columns.items()},
+        coords={"metric": [metric], "layer": list(LAYERS), "pooling": ["mean"], "lang": langs,
+                "resamples": ("metric", [1000]), "p_asks": ("metric", ["means"])},
+    )  # fmt: skip
+
+
+def test_a_model_alone_is_apart_where_its_numbers_are_significant() -> None:
+    nothing = [np.nan] * 4
+    data = separated({"en": [0.01, 0.01, 0.9, 0.9], "de": [0.06] * 4, "hi": nothing, "ar": nothing})
+    data["refused"][..., 2:] = "fewer than 2 texts"
+    apart, chance, unknown = words.levels(data, "rho", "mean")
+    assert apart.text == (
+        "apart at 2 of 4 layers (embed to block.0). Most at block.0: 0.40 [0.30, 0.50], where "
+        "chance gives 0.10."
     )
+    assert (chance.head, unknown.head) == ("\u2068de\u2069:", "\u2068hi\u2069, \u2068ar\u2069:")
+    assert "not significantly apart at any layer" in chance.text
+    assert unknown.text == "nothing can be said: fewer than 2 texts."
+
+
+def test_a_metric_that_falls_is_most_apart_where_it_is_smallest() -> None:
+    data = separated({"en": [0.01] * 4}, "xie_beni")
+    (finding,) = words.levels(data, "xie_beni", "mean")
+    assert "Most at embed: 0.20" in finding.text
+
+
+def test_a_metric_whose_p_is_not_corrected_says_nothing_of_significance() -> None:
+    (finding,) = words.levels(separated({"en": [np.nan] * 4}), "rho", "mean")
+    assert finding.text == "nothing can be said: this metric has no p that is corrected."
+
+
+def test_spread_alone_is_named_where_it_is_enough() -> None:
+    data = separated({"en": [0.01] * 4}).assign_coords(p_asks=("metric", ["any difference"]))
+    (finding,) = words.levels(data, "rho", "mean")
+    assert finding.text.endswith("A difference of spread alone is enough for this metric (`+` in "
+                                 "the tables).")  # fmt: skip
+
+
+def test_too_few_resamples_make_nothing_significant() -> None:
+    data = compared({"en": [0.3] * 4}, {"en": [0.01] * 4})
+    data = data.assign_coords(resamples=("metric", [18]))
+    (finding,) = words.changes(data, "rho", "mean")
+    assert finding.kind == "unknown"
+
+
+def test_a_change_that_other_components_contradict_is_named() -> None:
+    data = compared({"en": [0.3, 0.3, 0.3, 0.0]}, {"en": [0.01, 0.01, 0.9, 0.9]})
+    data["difference_union"] = data["difference"] * xarray.DataArray([-1, 1, -1, 1], dims="layer")
+    data["rounding_share"] = data["difference"].isel(metric=0) * 0
+    (finding,) = words.changes(data, "rho", "mean")
+    assert finding.text.endswith(
+        "In other components the sign is the other one at 1 of 4 layers (embed)."
+    )
+
+
+def test_a_refused_language_is_not_among_those_that_did_not_change() -> None:
+    data = compared(
+        {"en": [0.3] * 4, "de": [0.0] * 4, "hi": [np.nan] * 4},
+        {"en": [0.01] * 4, "de": [0.9] * 4, "hi": [np.nan] * 4},
+    )
+    data["refused"][..., 2] = "fewer than 2 texts"
+    _, unmoved, unknown = words.changes(data, "rho", "mean")
+    assert (unmoved.head, unknown.head) == ("\u2068de\u2069:", "\u2068hi\u2069:")
+    assert unknown.text == "nothing can be said: fewer than 2 texts."
+    rest = data.assign_coords(metric=["mmd"])
+    (other,) = words.elsewhere(rest.sel(lang=["hi"]), "rho", "mean")
+    assert other.text == "mmd, pooling mean: nothing can be said."
 
 
 def test_growth_is_named_with_its_layers_and_its_interval() -> None:
@@ -64,7 +145,7 @@ def test_languages_without_a_change_are_not_called_unchanged() -> None:
     assert "hi" in other.head
     assert "This does not show that nothing changed" in other.text
     assert "from -0.10 to 0.15" in other.text
-    assert "these texts show no effect of tuning there" in other.text
+    assert "these texts show no significant effect of tuning there" in other.text
 
 
 def test_the_direction_is_called_turned_only_beyond_its_interval() -> None:
@@ -124,6 +205,18 @@ def test_what_tables_mark_behind_a_language_is_a_caution(name: str, size: float,
     assert caution.text.startswith("in \u2068de\u2069, in 1 of 6 layers and languages: ")
     marks = [row_marks(data.sel(pooling="mean", layer=i)) for i in range(3)]
     assert [[bool(mark) for mark in row] for row in marks] == [[False] * 2] * 2 + [[False, True]]
+
+
+def test_an_auc_of_length_is_that_of_the_model_where_it_is_largest() -> None:
+    dims = ("model", "layer", "pooling", "lang")
+    columns = {one: (dims, np.zeros((2, 3, 1, 1))) for one in DOMINANCE}
+    for one in ("auc_length", "auc_lexical"):
+        for end in ("", "_low", "_high"):
+            columns[one + end] = (dims[::3], np.array([[0.5], [0.2]]))
+    columns["elsewhere"] = (dims[::3], np.zeros((2, 1)))
+    data = xarray.Dataset(columns, coords={"pooling": ["mean"], "lang": ["en"]})
+    (caution,) = words.cautions(data, "mean")
+    assert caution.text.startswith("alone tells the classes apart (AUC \u2068en\u2069 0.20; ")
 
 
 def test_nothing_is_said_of_refused_cells() -> None:

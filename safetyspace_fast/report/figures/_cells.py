@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ...analysis.columns import CHANCE
+import numpy as np
+
+from ...analysis.marks import marks
 from ..results import rounded
 from . import NothingToShowError, Row
 
@@ -30,28 +32,23 @@ def cells(
     Args:
         data: with these dimensions and no other.
         dims: names of columns that say where a number is.
-        numbers: what a row calls each number, and its variable. With `p` and `p_family` a row has
-            the `mark` of tables: `~` consistent with chance, `*` significant after correction.
+        numbers: what a row calls each number, and its variable. With `p` a row has the
+            `mark` of tables.
         same: further columns, with one entry for all rows.
     """
     labels = [[str(name) for name in data[dim].to_numpy()] for dim in dims]
     arrays = {key: data[name].transpose(*dims).to_numpy() for key, name in numbers.items()}
     has_reason = "refused" in data and set(data["refused"].dims) == set(dims)
     refused = data["refused"].transpose(*dims).to_numpy() if has_reason else None
+    marked = np.add(*marks(data.transpose(*dims, ...))) if "p" in numbers else None
     for index in itertools.product(*(range(len(names)) for names in labels)):
         row: Row = {dim: names[i] for dim, names, i in zip(dims, labels, index, strict=True)}
         row |= same | {key: rounded(float(array[index])) for key, array in arrays.items()}
-        if "p" in numbers:
-            row["mark"] = _mark(float(arrays["p"][index]), float(arrays["p_family"][index]))
+        if marked is not None:
+            row["mark"] = marked[index]
         if refused is not None:
             row["refused"] = str(refused[index])
         yield row
-
-
-def _mark(p: float, p_family: float) -> str:
-    if p > CHANCE:
-        return "~"
-    return "*" if p_family <= CHANCE else ""
 
 
 def require_numbers(rows: Sequence[Row], otherwise: str, *, column: str = "value") -> list[Row]:

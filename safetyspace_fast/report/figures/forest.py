@@ -15,7 +15,7 @@ NAME = "forest"
 TITLE = "Separation by language"
 ABOUT = (
     "Thin bar: 95 % interval; thick bar: 50 % (if normal). Grey tick: floor. Dashed: no change. "
-    "~: consistent with chance. *: significant after correction. high, low: means over groups."
+    "high, low: means over groups."
 )
 VALUE, GAP, CHANGE = "value", "high - low", "difference"
 """Panels: of models, of their gap between the groups, and of pairs of models."""
@@ -70,7 +70,9 @@ def chart(rows: list[Row], *, width: int) -> Any:
     return (
         alt.vconcat(*panels, data=alt.Data(values=rows), spacing=12)
         .resolve_scale(color="independent", shape="independent", yOffset="independent")
-        .properties(title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width))
+        .properties(
+            title=theme.title(TITLE, theme.shown(rows), ABOUT, theme.marks_in(rows), width=width)
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ...analysis.marks import ANY, CLOSE, DISAGREE, LIKELY_CHANCE, SIGNIFICANT
 from .. import theme
 from . import Row
 from ._cells import CELL, DIFFERENCE, cells, require_numbers
@@ -11,8 +12,14 @@ if TYPE_CHECKING:
 
 NAME = "heatmap"
 TITLE = "Separation in every layer and language"
-ABOUT = "Dot: significant after correction. Cross: consistent with chance. Empty: no number."
+ABOUT = "One colour a number; dots and crosses say what is significant. Empty: no number."
 VALUE, CHANGE = "value", "difference"
+DRAWN = {
+    LIKELY_CHANCE: ("Cross", theme.CROSS),
+    SIGNIFICANT: ("Dot", "circle"),
+    ANY: ("Square", "square"),
+}
+"""Marks that are drawn as a shape, and its name; others are letters in a corner of the cell."""
 
 
 def rows(results: "Results") -> list[Row]:
@@ -42,8 +49,13 @@ def chart(rows: list[Row], *, width: int) -> Any:
             )
             for model in theme.distinct([x for x in inside if x["value"] is not None], "model")
         ]
+    about = (
+        theme.shown(rows),
+        ABOUT,
+        theme.marks_in(rows, {key: name for key, (name, _) in DRAWN.items()}),
+    )
     return alt.vconcat(*panels, data=alt.Data(values=rows), spacing=10).properties(
-        title=theme.title(TITLE, theme.shown(rows), ABOUT, width=width)
+        title=theme.title(TITLE, *about, width=width)
     )
 
 
@@ -67,37 +79,42 @@ def _panel(rows: list[Row], scale: Any, width: int) -> Any:
     y = alt.Y("lang:N", sort=langs, title=None).axis(
         ticks=False, minExtent=labels, maxExtent=labels
     )
-    base = (
-        alt.Chart()
-        .transform_filter(theme.only_like(rows[0], "panel", "model"))
-        .encode(x=theme.layer_axis(layers, panel), y=y)
-        .transform_calculate(
-            label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value"
-        )
-    )
+    base = alt.Chart().encode(x=theme.layer_axis(layers, panel), y=y)
     color = alt.Color("value:Q", title=None).scale(scale).legend(**theme.gradient(len(langs)))
     middle = sum(scale.domain) / 2
-    on_dark = f"datum.panel == '{VALUE}' && datum.mark == '~' && datum.value < {middle}"
-    size = min(14, (panel / len(layers)) ** 2 / 6)
+    on_dark = (
+        f"datum.panel == '{VALUE}' && datum.shape == '{LIKELY_CHANCE}' && datum.value < {middle}"
+    )
+    cell = panel / len(layers)
+    size = min(14, cell**2 / 6)
+    letter = {"dx": min(5, cell / 4), "dy": -3, "fontSize": min(9, cell), "aria": False}
+    letters = base.encode(text="letter:N").transform_filter("datum.letter != ''")
     return (
         alt.layer(
-            base.transform_filter("isValid(datum.value)")
-            .mark_rect()
-            .encode(
+            base.mark_rect().encode(
                 color=color,
                 description="label:N",
                 tooltip=theme.tooltip("model", "lang", "layer", "value", "low", "high", "p"),
             ),
-            base.transform_filter("datum.mark != '' && isValid(datum.value)")
+            base.transform_filter("datum.shape != ''")
             .mark_point(filled=True, size=size, opacity=1, aria=False)
             .encode(
-                shape=alt.Shape("mark:N", legend=None).scale(
-                    domain=["*", "~"], range=["circle", theme.CROSS]
+                shape=alt.Shape("shape:N", legend=None).scale(
+                    domain=list(DRAWN), range=[shape for _, shape in DRAWN.values()]
                 ),
                 color=alt.value("#ffffff"),
                 stroke=alt.condition(on_dark, alt.value("#ffffff"), alt.value("#000000")),
                 strokeWidth=alt.value(0.7),
             ),
+            letters.mark_text(stroke="#000000", strokeWidth=2, **letter),
+            letters.mark_text(color="#ffffff", **letter),
+        )
+        .transform_filter(theme.only_like(rows[0], "panel", "model"))
+        .transform_filter("isValid(datum.value)")
+        .transform_calculate(
+            label="datum.model + ', ' + datum.lang + ', ' + datum.layer + ': ' + datum.value",
+            shape=f"replace(datum.mark, /[{CLOSE}{DISAGREE}]/g, '')",
+            letter=f"replace(datum.mark, /[^{CLOSE}{DISAGREE}]/g, '')",
         )
         .properties(
             width=panel,
