@@ -6,6 +6,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,6 +140,23 @@ def test_a_cache_that_keeps_nothing_changes_no_bit(architecture: str, tmp_path: 
     alone = pooled_states(model, "none", 40, shared=False)
     cached = pooled_states(model, "none", 40, shared=False, cache=cache)
     assert (alone == cached).all()
+
+
+@pytest.mark.parametrize(("wrong_from", "used"), [(1, False), (2, False), (3, True)])
+def test_a_cache_that_changes_one_bit_is_not_used(wrong_from: int, used: bool) -> None:
+    """At once, or in the batch that finds what the one before has left."""
+    calls = []
+
+    class Backbone(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, *, use_cache: bool, **_: object) -> Any:
+            states = 1.0 + input_ids[..., None]
+            if use_cache:
+                calls.append(states)
+            if len(calls) >= wrong_from:
+                states[1, 2] += 1e-6
+            return SimpleNamespace(last_hidden_state=states)
+
+    assert (NoCache.of(Backbone(), torch.device("cpu")) is not None) == used
 
 
 def test_a_gpu_is_never_asked_whether_texts_share_a_row(
