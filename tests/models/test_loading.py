@@ -126,8 +126,19 @@ def test_a_model_that_cannot_be_loaded_is_not_hashed_to_its_end(tmp_path, monkey
 @pytest.mark.parametrize("random", [False, True])
 def test_on_a_cpu_a_loaded_model_is_hashed(llama, monkeypatch, random):
     """What follows is measured, and has the processor for itself."""
-    done = []
-    monkeypatch.setattr(identity, "sha256", lambda file: (time.sleep(0.3), done.append(file))[1])
+    loaded, done, find_blocks = threading.Event(), [], loading.layers.find_blocks
+
+    def hashed(file):
+        loaded.wait(20)
+        time.sleep(0.3)  # longer than what is left to do
+        done.append(file)
+
+    def find(*args):
+        loaded.set()
+        return find_blocks(*args)
+
+    monkeypatch.setattr(identity, "sha256", hashed)
+    monkeypatch.setattr(loading.layers, "find_blocks", find)
     load_model(ModelSpec("m", str(llama), random=random))
     assert len(done) == (0 if random else 1)
 
