@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq -c .ci/constraints.txt
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 AXE := .cache/axe.min.js
+HAS_CUDA := -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 export TOKENIZERS_PARALLELISM = true
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
@@ -59,11 +60,13 @@ check-slow: $(VENV)/.test models ## run the slow tests: minutes to hours
 	$(BIN)/python -m pytest -m slow
 
 gpu-check: ## on a GPU machine: build, test, measure; installs nothing if GPU_PYTHON has torch with CUDA
-	@if $(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
-	  $(GPU_PYTHON) -m benchmarks gpu-check $(GPU_CHECK); \
-	else \
-	  $(MAKE) $(VENV)/.test models && $(BIN)/python -m benchmarks gpu-check $(GPU_CHECK); \
-	fi
+	@if $(GPU_PYTHON) $(HAS_CUDA); then exec $(GPU_PYTHON) -m benchmarks gpu-check $(GPU_CHECK); fi; \
+	nvidia-smi -L >/dev/null 2>&1 || { echo "no NVIDIA GPU answers here (nvidia-smi -L). Without one:" \
+	  "python -m benchmarks gpu-run --model tiny --device cpu --out DIR"; exit 1; }; \
+	echo "$(GPU_PYTHON) has no torch that can use the GPU: $(VENV) is used (another: GPU_PYTHON=...)"; \
+	$(MAKE) $(VENV)/.torch && { $(BIN)/python $(HAS_CUDA) || { echo "the torch of $(VENV) cannot use" \
+	  "the GPU: another build of torch or a newer driver is needed"; exit 1; }; } && \
+	$(MAKE) $(VENV)/.test models && $(BIN)/python -m benchmarks gpu-check $(GPU_CHECK)
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(PIP) --no-build-isolation -e '.[bench]'

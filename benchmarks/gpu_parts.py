@@ -25,12 +25,12 @@ from safetyspace_fast import ops
 from safetyspace_fast.benchmark import _usual_way
 from safetyspace_fast.data import read_samples
 from safetyspace_fast.extract import Batching, find_batching, make_plan, packing_pays
-from safetyspace_fast.extract.capture import ATTENTION
 from safetyspace_fast.extract.finish import finish_cell
 from safetyspace_fast.extract.plan import Batch
 from safetyspace_fast.extract.prepare import Prepared
 from safetyspace_fast.extract.tune import USUAL
 from safetyspace_fast.models import LoadedModel, Tokenized
+from safetyspace_fast.models.device import ATTENTION
 from safetyspace_fast.models.packed import why_not_packed
 from safetyspace_fast.models.source import Source
 from safetyspace_fast.models.stored import stored_tensors

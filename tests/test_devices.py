@@ -349,6 +349,29 @@ def test_a_run_that_loses_its_gpu_goes_on_with_resume(
         assert one.tobytes() == other.tobytes()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "models.loading.find_backbone",
+        "extract.prepare.find_batching",
+        "verification.prepare",
+    ],
+)
+def test_a_gpu_that_is_lost_before_the_first_batch_is_one_line_too(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """While a model is loaded, prepared, or verified."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unknown error")
+
+    monkeypatch.setattr(f"safetyspace_fast.{step}", lost)
+    fields: dict[str, Any] = {"models": f"m={llama}", "data": "sample:polite", "verify": True}
+    with pytest.raises(ModelError, match=r"m: the GPU failed .* another --device") as caught:
+        api.run(**fields, out=tmp_path / "run.zarr")
+    one_line(caught)
+
+
 @pytest.mark.parametrize("command", [api.verify, api.bench])
 def test_other_commands_say_that_the_gpu_was_lost(
     llama: Path, command: Any, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -192,13 +193,58 @@ def test_a_bare_machine_collects_what_needs_no_store(tmp_path: Path) -> None:
         [sys.executable, "-m", "pytest", *options, str(REPO / "tests")],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])},
+        env={
+            **os.environ,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # no plugin is there either
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)]),
+        },
     )
     assert collected.returncode == 0, collected.stdout[-2000:]
     assert "tests/ops/test_cuda_pool_project.py" in collected.stdout
 
 
 # The check
+
+
+@pytest.mark.parametrize(
+    ("card", "venv", "said"),
+    [
+        (False, False, "no NVIDIA GPU answers here (nvidia-smi -L). Without one: python -m bench"),
+        (True, False, "cannot use the GPU: another build of torch or a newer driver is needed"),
+        (True, True, "measures with .venv"),
+    ],
+)
+def test_make_says_at_once_why_a_machine_cannot_be_checked(
+    tmp_path: Path, card: bool, venv: bool, said: str
+) -> None:
+    """Of the system's python and `.venv` only the latter may have torch with CUDA."""
+    if not shutil.which("make"):
+        pytest.skip("needs make")
+
+    def program(name: str, script: str) -> Path:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+        return file
+
+    program("nvidia-smi", f"exit {0 if card else 9}")
+    has_cuda = f'[ "$1" = -c ] && exit {0 if venv else 1}; echo measures with .venv'
+    program("venv/bin/python", has_cuda)
+    for stamp in (".torch", ".package", ".test"):
+        (tmp_path / "venv" / stamp).touch()
+        os.utime(tmp_path / "venv" / stamp, (4e9, 4e9))  # installed already
+    done = subprocess.run(
+        [
+            *("make", "-C", str(REPO), "gpu-check", f"VENV={tmp_path / 'venv'}"),
+            f"GPU_PYTHON={program('python', 'exit 1')}",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert said in done.stdout
+    assert (done.returncode == 0) == venv
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.attention import sdpa_kernel
 
 from ..errors import ModelError
 from ..models import (
-    ATTENTION,
     DeepestLayerReached,
     LoadedModel,
     Tokenized,
+    attention_kernels,
     memory_errors,
     to_device,
 )
@@ -81,8 +80,7 @@ class Capture:
             self._open.callback(handle.remove)
             if stop and self._model.leader is not None:
                 self._open.enter_context(self._model.leader.ending(name))
-        if self._model.device.type == "cuda":
-            self._open.enter_context(sdpa_kernel(ATTENTION, set_priority=True))
+        self._open.enter_context(attention_kernels(self._model.device))
         if self._packed:
             from ..models.packed import packing
 

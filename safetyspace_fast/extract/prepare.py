@@ -9,9 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import ModelError, first_line
-from ..models import LoadedModel, Tokenized, resolve_layers, share_prefix, tokenize
-from ..ops import pairwise_reduce, pool_project, written
+from ..errors import ImplementationError, ModelError, SafetySpaceError, first_line
+from ..models import (
+    LoadedModel,
+    Tokenized,
+    memory_errors,
+    resolve_layers,
+    share_prefix,
+    tokenize,
+)
+from ..ops import PoolProject, pairwise_reduce, written
 from .capture import seeded_projection
 from .plan import Batching, Plan, make_plan
 from .tune import compile_blocks, find_batching, packing_pays
@@ -84,13 +91,13 @@ def prepare(
         ConfigError: a layer, pooling or template does not exist.
         ModelError: the template changes the text, the blocks cannot be compiled, or a text's states
             depend on the other texts of its batch.
-        ImplementationError: `impl` cannot be used here.
+        ImplementationError: a kernel cannot be used or compiled here.
     """
     if model.streamed is not None:
         model.streamed.place_samples()  # an earlier run over other texts has removed them
     hookpoints = resolve_layers(layers, model.hookpoints)
     projection = seeded_projection(model.hidden_size, proj_dim, seed).to(model.device)
-    if impl is not None:
+    if impl is not None or model.device.type == "cuda":
         _try_kernels(model, projection, impl)
     encode = encode or tokenize
     prompts = encode(model, texts, template=template, poolings=poolings, max_tokens=max_tokens)
@@ -124,13 +131,28 @@ def prepare(
     return Prepared(hookpoints, projection, prompts, tokens, cache, batching, plan, packed)
 
 
-def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str) -> None:
-    """Call every kernel of a run on two states, which raises if `impl` cannot be used."""
+def _try_kernels(model: LoadedModel, projection: torch.Tensor, impl: str | None) -> None:
+    """Call every kernel of a run on two states; raises ImplementationError if one cannot be used.
+
+    Triton compiles its kernels at their first call: here, not at the end of the first language.
+    """
     states = torch.zeros(2, model.hidden_size, device=model.device)
     spans = torch.tensor([[[0, 1]]], dtype=torch.int32, device=model.device)
-    pool_project(states[None].to(model.dtype), spans, projection, impl=impl)
     labels = torch.tensor([0, 1], device=model.device)
-    pairwise_reduce(states, states, labels, 2, impl=written("pairwise_reduce", impl))
+    try:
+        with memory_errors():
+            pool = PoolProject(spans, projection, 1, impl)
+            pool(0, states[None].to(model.dtype))
+            pool.finish()
+            pairwise_reduce(states, states, labels, 2, impl=written("pairwise_reduce", impl))
+    except (SafetySpaceError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # of Triton, of a compiler, of a file
+        raise ImplementationError(
+            f"kernels cannot be compiled here ({type(error).__name__}: {first_line(error)}); "
+            "Triton needs a C compiler, Python's headers (python3-dev) and a folder to write to "
+            "(set TRITON_CACHE_DIR); or use --impl reference, which is slower"
+        ) from error
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Models: loading, tokens and spans, hookpoints, the shared prefix, faster layers for CPUs."""
 
-from .device import ATTENTION, device_errors, memory_errors
+from .device import attention_kernels, device_errors, memory_errors
 from .fused import GatedLinear, PackedLinear, fuse, unfuse
 from .identity import weights_changed
 from .layers import DeepestLayerReached, block_output, hookpoint_names, resolve_layers
@@ -15,7 +15,6 @@ from .templates import choose_templates
 from .tokens import Template, Tokenized, share_prefix, to_device, tokenize
 
 __all__ = [
-    "ATTENTION",
     "PATIENCE",
     "DeepestLayerReached",
     "GatedLinear",
@@ -26,6 +25,7 @@ __all__ = [
     "StreamedBlocks",
     "Template",
     "Tokenized",
+    "attention_kernels",
     "block_output",
     "check_plan",
     "choose_templates",

@@ -6,11 +6,11 @@ What is asked of torch about a GPU is also right for a slice of one (MIG): its o
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError, ModelError, SafetySpaceError, first_line
 
@@ -171,6 +171,14 @@ def too_large(
         f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free, {(needed - free) / _GIB:.1f} GiB too "
         f"little; use {' or '.join(ways)}{unable}"
     )
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """While it lasts, attention on a GPU takes the kernels of `ATTENTION`; a no-op on a CPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    kernels: AbstractContextManager[None] = sdpa_kernel(ATTENTION, set_priority=True)
+    return kernels
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.attention import sdpa_kernel
 
 from ..errors import ConfigError, ModelError, first_line
-from .device import ATTENTION, memory_errors
+from .device import attention_kernels, memory_errors
 from .layers import DeepestLayerReached
 from .source import Source
 from .spec import ModelSpec
@@ -323,8 +322,7 @@ class _Follower:
             how["past_key_values"] = NoCache()
         with ExitStack() as stack:
             stack.enter_context(suppress(DeepestLayerReached))
-            if device.type == "cuda":
-                stack.enter_context(sdpa_kernel(ATTENTION, set_priority=True))
+            stack.enter_context(attention_kernels(device))
             if what.until is not None:
                 stack.callback(self._model.watch(what.until, _stop).remove)
             result = self._model.backbone(input_ids=ids, **how)

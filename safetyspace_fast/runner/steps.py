@@ -18,6 +18,7 @@ from ..models import (
     ModelSpec,
     Tokenized,
     choose_templates,
+    device_errors,
     load_model,
     parse_model,
     tokenize,
@@ -29,6 +30,7 @@ from ..verification import verify_model
 from .output import axis_sizes
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+_AGAIN = "repeat the command, on another --device if need be"
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,21 @@ def verified(
     Raises:
         ModelError: they differ by more than rounding.
     """
-    verification = verify_model(
-        spec,
-        samples,
-        layers=config.layers,
-        poolings=config.poolings,
-        template=config.template,
-        chat_template=chat_template,
-        max_tokens=config.max_tokens,
-        device=config.device,
-        dtype=config.dtype,
-        impl=implementation(config),
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-    )
+    with device_errors(spec.name, _AGAIN):
+        verification = verify_model(
+            spec,
+            samples,
+            layers=config.layers,
+            poolings=config.poolings,
+            template=config.template,
+            chat_template=chat_template,
+            max_tokens=config.max_tokens,
+            device=config.device,
+            dtype=config.dtype,
+            impl=implementation(config),
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+        )
     if verification.problem is not None:
         raise ModelError(verification.problem)
     return Verified(spec.name, verification)
@@ -90,17 +93,18 @@ def load_one(
     on_note: Callable[[str], None],
 ) -> LoadedModel:
     """Load a model as a config says."""
-    return steps.load(
-        spec,
-        device=config.device,
-        dtype=config.dtype,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-        chat_template=chat_template,
-        weights=config.weights,
-        tensor_parallel=config.tensor_parallel,
-        on_note=on_note,
-    )
+    with device_errors(spec.name, _AGAIN):
+        return steps.load(
+            spec,
+            device=config.device,
+            dtype=config.dtype,
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+            chat_template=chat_template,
+            weights=config.weights,
+            tensor_parallel=config.tensor_parallel,
+            on_note=on_note,
+        )
 
 
 def prepare_one(
@@ -113,24 +117,25 @@ def prepare_one(
     packed: bool | None = None,
 ) -> Prepared:
     """Prepare the batches of a model as a config says."""
-    return prepare(
-        model,
-        samples.texts,
-        samples.lang_ranges,
-        layers=config.layers,
-        poolings=config.poolings,
-        template=config.template,
-        max_tokens=config.max_tokens,
-        proj_dim=config.proj_dim,
-        seed=config.seed,
-        token_budget=config.token_budget,
-        batching=batching,
-        packed=packed,
-        compiled=config.compile,
-        impl=implementation(config),
-        encode=steps.tokenize,
-        on_note=on_note,
-    )
+    with device_errors(model.name, _AGAIN):
+        return prepare(
+            model,
+            samples.texts,
+            samples.lang_ranges,
+            layers=config.layers,
+            poolings=config.poolings,
+            template=config.template,
+            max_tokens=config.max_tokens,
+            proj_dim=config.proj_dim,
+            seed=config.seed,
+            token_budget=config.token_budget,
+            batching=batching,
+            packed=packed,
+            compiled=config.compile,
+            impl=implementation(config),
+            encode=steps.tokenize,
+            on_note=on_note,
+        )
 
 
 def begin(

@@ -3,9 +3,11 @@
 `varlen_attn` runs on GPUs only; its stand-in here computes the same text by text.
 """
 
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from safetyspace_fast.errors import ImplementationError, ModelError
 from safetyspace_fast.extract import Capture, seeded_projection, tune
+from safetyspace_fast.extract import prepare as preparing
 from safetyspace_fast.extract.plan import Batching, make_plan
 from safetyspace_fast.extract.prepare import prepare
 from safetyspace_fast.models import LoadedModel, load_model, packed, parse_model, tokenize
@@ -141,6 +144,23 @@ def test_a_cache_that_keeps_nothing_changes_no_bit(architecture: str, tmp_path: 
     assert (alone == cached).all()
 
 
+@pytest.mark.parametrize(("wrong_from", "used"), [(1, False), (2, False), (3, True)])
+def test_a_cache_that_changes_one_bit_is_not_used(wrong_from: int, used: bool) -> None:
+    """At once, or in the batch that finds what the one before has left."""
+    calls = []
+
+    class Backbone(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, *, use_cache: bool, **_: object) -> Any:
+            states = 1.0 + input_ids[..., None]
+            if use_cache:
+                calls.append(states)
+            if len(calls) >= wrong_from:
+                states[1, 2] += 1e-6
+            return SimpleNamespace(last_hidden_state=states)
+
+    assert (NoCache.of(Backbone(), torch.device("cpu")) is not None) == used
+
+
 def test_a_gpu_is_never_asked_whether_texts_share_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +197,7 @@ def test_every_run_on_a_gpu_reads_with_such_a_cache(
 
     monkeypatch.setattr(NoCache, "of", of)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(preparing, "_try_kernels", lambda *_: None)
     assert prepare(replace(model, device=A_GPU), TEXTS, **options).cache is made
     assert asked == [A_GPU]
 
@@ -188,6 +209,55 @@ def test_an_implementation_that_cannot_be_used_is_refused_before_any_forward_pas
     monkeypatch.setattr(model.backbone, "forward", pytest.fail)
     with pytest.raises(ImplementationError, match="impl='cuda' cannot be used"):
         prepare(model, TEXTS, template="none", batching=ONE_BATCH, packed=False, impl="cuda")
+
+
+def test_on_a_gpu_kernels_are_tried_before_any_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("llama", tmp_path)
+    monkeypatch.setattr(model.backbone, "forward", pytest.fail)
+
+    def tried(model: LoadedModel, _projection: torch.Tensor, impl: str | None) -> None:
+        raise ImplementationError(f"{model.device}, {impl}")
+
+    monkeypatch.setattr(preparing, "_try_kernels", tried)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    with pytest.raises(ImplementationError, match=r"^cuda:0, None$"):
+        prepare(replace(model, device=A_GPU), TEXTS, template="none")
+
+
+NOT_COMPILED = [
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable ..."),
+    PermissionError(13, "Permission denied", "/home/you/.triton"),
+    subprocess.CalledProcessError(1, ["gcc", "cuda_utils.c"]),
+    RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+]
+"""A machine without a compiler, a home that cannot be written to, no Python.h, an old driver."""
+
+
+@pytest.mark.parametrize("error", NOT_COMPILED, ids=str)
+def test_what_compiling_kernels_needs_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(preparing, "pairwise_reduce", fail)
+    line = r"^kernels cannot be compiled here \(.*\); Triton needs a C compiler, .* reference,"
+    with pytest.raises(ImplementationError, match=line) as caught:
+        prepare(load("llama", tmp_path), TEXTS, template="none", impl="reference")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_lost_while_kernels_are_tried_is_not_blamed_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unknown error")
+
+    monkeypatch.setattr(preparing, "pairwise_reduce", lost)
+    with pytest.raises(torch.AcceleratorError):
+        prepare(load("llama", tmp_path), TEXTS, template="none", impl="reference")
 
 
 def test_on_a_gpu_attention_never_takes_kernels_that_plan_for_every_shape(tmp_path: Path) -> None:

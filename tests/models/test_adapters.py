@@ -470,3 +470,23 @@ def test_only_one_layer_at_a_time_is_in_float32(bases, tmp_path, monkeypatch):
     load(f"{base}+{adapter}", dtype="bfloat16")
     assert len(wide) == 3 * 7
     assert set(wide) == {1}
+
+
+def test_beside_a_gpu_an_adapter_is_merged_there(bases, tmp_path, monkeypatch):
+    """Not by way of a float32 model on the host; a device without memory stands in for the GPU."""
+    base = in_bfloat16(bases / "llama", tmp_path / "half")
+    adapter = tiny_models.save_adapter(base, tmp_path / "a")
+    there, asked, merged = torch.device("meta"), [], []
+    monkeypatch.setattr(loading, "find_device", lambda *_: there)
+    monkeypatch.setattr(
+        loading, "load_weights", lambda *args: (asked.append(args[1:3]), load_weights(*args))[1]
+    )
+
+    def merge(model, *_):
+        merged.append((model.dtype, model.device))
+        raise ModelError("that is all")
+
+    monkeypatch.setattr(loading, "merge_adapter", merge)
+    refused(f"{base}+{adapter}", "that is all", dtype="bfloat16")
+    assert asked == [(torch.bfloat16, there)]
+    assert merged == [(torch.bfloat16, there)]

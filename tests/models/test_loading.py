@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import hub
 import peft
@@ -26,6 +27,7 @@ from safetyspace_fast.models import (
     find_sources,
     identity,
     load_model,
+    loading,
     parse_model,
     unfuse,
     weights,
@@ -87,14 +89,27 @@ def test_sharded_weights_give_the_same_states(llama, tmp_path):
 
 
 def test_beside_a_gpu_hashing_goes_on_after_loading(tmp_path, monkeypatch):
-    goes_on = threading.Event()
-    monkeypatch.setattr(identity, "sha256", lambda file: (goes_on.wait(60), file.name)[1])
+    goes_on, done = threading.Event(), []
+    monkeypatch.setattr(identity, "sha256", lambda f: (goes_on.wait(20), done.append(f), f.name)[2])
     files = {"first": tmp_path / "a", "second": tmp_path / "b"}
     with identity.hashing(files, wait=False) as hashes:
         pass
-    assert not goes_on.is_set()  # the block has ended without them
+    assert not done  # the block has ended without them
     goes_on.set()
     assert hashes() == {"first": "a", "second": "b"}
+
+
+def test_beside_a_gpu_a_model_is_ready_before_its_hashes(llama, monkeypatch):
+    """A device without memory stands in for the GPU."""
+    goes_on, done = threading.Event(), []
+    monkeypatch.setattr(loading, "find_device", lambda *_: torch.device("meta"))
+    monkeypatch.setattr(identity, "sha256", lambda f: (goes_on.wait(20), done.append(f), f.name)[2])
+    found = SimpleNamespace(modules=[], causal=True, width=32)
+    monkeypatch.setattr(loading.layers, "find_blocks", lambda *_: found)  # by a forward pass
+    model = load_model(ModelSpec("m", str(llama)), dtype="float32")
+    assert not done
+    goes_on.set()
+    assert model.identity["weights"] == {"model.safetensors": "model.safetensors"}
 
 
 def test_a_model_that_cannot_be_loaded_is_not_hashed_to_its_end(tmp_path, monkeypatch):
@@ -111,8 +126,19 @@ def test_a_model_that_cannot_be_loaded_is_not_hashed_to_its_end(tmp_path, monkey
 @pytest.mark.parametrize("random", [False, True])
 def test_on_a_cpu_a_loaded_model_is_hashed(llama, monkeypatch, random):
     """What follows is measured, and has the processor for itself."""
-    done = []
-    monkeypatch.setattr(identity, "sha256", lambda file: (time.sleep(0.3), done.append(file))[1])
+    loaded, done, find_blocks = threading.Event(), [], loading.layers.find_blocks
+
+    def hashed(file):
+        loaded.wait(20)
+        time.sleep(0.3)  # longer than what is left to do
+        done.append(file)
+
+    def find(*args):
+        loaded.set()
+        return find_blocks(*args)
+
+    monkeypatch.setattr(identity, "sha256", hashed)
+    monkeypatch.setattr(loading.layers, "find_blocks", find)
     load_model(ModelSpec("m", str(llama), random=random))
     assert len(done) == (0 if random else 1)
 

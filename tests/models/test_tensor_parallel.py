@@ -4,19 +4,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import CHAT_TEMPLATE, save_tiny
 
 from safetyspace_fast import Run, RunConfig, iter_run, open_run, run
 from safetyspace_fast.api import Event, Note, Progressed
 from safetyspace_fast.errors import ConfigError, ModelError
-from safetyspace_fast.models import check_plan, find_sources, parse_model
+from safetyspace_fast.models import check_plan, find_sources, parse_model, sharded
 from safetyspace_fast.tensor_parallel import run_ranks
 
 FAMILIES = ("llama", "qwen3", "gemma3_text", "mixtral")
@@ -229,3 +232,25 @@ def test_wrong_options_are_refused_before_a_process_starts(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigError, match=reason):
         run(config_of(models, tmp_path / "run.zarr", **fields))
+
+
+def test_every_rank_takes_the_attention_kernels_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would plan anew for every shape, and rank 0 would wait for them in every block."""
+    asked: list[torch.device] = []
+    inside: list[bool] = []
+
+    @contextmanager
+    def kernels(device: torch.device) -> Iterator[None]:
+        asked.append(device)
+        yield
+        asked.clear()
+
+    def backbone(**_: Any) -> None:
+        inside.append(bool(asked))
+
+    monkeypatch.setattr(sharded, "attention_kernels", kernels)
+    monkeypatch.setattr(sharded.dist, "broadcast", lambda *_, **__: None)
+    model = SimpleNamespace(device=torch.device("cpu"), backbone=backbone)
+    sharded._Follower(model).run(sharded._Pass((2, 3), False, sharded._Reads.NONE, None))
+    assert inside == [True]
+    assert asked == []
