@@ -174,24 +174,22 @@ def direction_scores(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[
     return half, own
 
 
-def shift_influence(
-    sqdist: Tensor, shift_sq: Tensor, trace: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def shift_influence(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Influences of every text on |d|^2 and on the within-class sum of squares.
 
     Args:
-        sqdist: [..., n, 2], shift_sq: [...], trace: [..., 2], labels: [n] int64.
+        sqdist: [..., n, 2], shift_sq: [...], labels: [n] int64.
 
     Returns:
         on_shift [..., n], on_within [..., n]; both sum to zero within a class.
     """
     along, own = direction_scores(sqdist, shift_sq, labels)
     count = torch.bincount(labels, minlength=2).to(sqdist.dtype)
-    on_shift = torch.empty_like(along)
+    on_shift, on_within = torch.empty_like(along), torch.empty_like(own)
     for label, sign in ((0, -2), (1, 2)):
         inside = labels == label
         on_shift[..., inside] = sign * centred(along[..., inside]) / count[label]
-    on_within = (own - trace[..., labels]) * ((count - 1) / count)[labels]
+        on_within[..., inside] = centred(own[..., inside])
     return on_shift, on_within
 
 
