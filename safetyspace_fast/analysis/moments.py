@@ -193,6 +193,28 @@ def shift_influence(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[T
     return on_shift, on_within
 
 
+def borrowed_spread(sqdist: Tensor, labels: Tensor, units: Tensor) -> Tensor:
+    """Factor for the deviations of each class, at least 1, where the other class spreads more.
+
+    A class of few texts with heavy tails usually lacks the texts that make most of its variance: it
+    seems to spread less than it does. Its deviations are taken as large as those of the other
+    class, as far as chance explains the difference: the variance of a class may be too small by two
+    of its standard errors, with squared distances as uneven as those in the other class.
+
+    Args:
+        sqdist: [..., n, 2], squared distance to each class mean; labels: [n] int64.
+        units: [2], units of evidence in each class.
+
+    Returns:
+        [..., 2].
+    """
+    own = [sqdist[..., labels == c, c] for c in (0, 1)]
+    mean = torch.stack([x.mean(-1) for x in own], -1)
+    uneven = torch.stack([x.std(-1) for x in own], -1) / mean
+    most = 1 + 2 * uneven.flip(-1) / units.sqrt()
+    return torch.minimum(mean.flip(-1) / mean, most).nan_to_num(1.0, 1.0).clamp_min(1).sqrt()
+
+
 def shift_noise(unit: Tensor, width: int) -> Tensor:
     """tr V^2 of the covariance V of d, from projected texts.
 

@@ -326,7 +326,7 @@ def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str
         (view["largest_share"].to_numpy(), DOMINANT, "One dimension", "a single hidden dimension "
          "holds more than half of the variance; rho_standardized weighs all dimensions alike"),
         (view["tail_share"].to_numpy(), HEAVY, "Heavy tails", "1 % of the texts hold more than a "
-         "tenth of the variance inside the classes; intervals of frechet, AUCs and silhouettes may "
+         "tenth of the variance inside the classes; intervals of frechet and tpr_at_1_fpr may "
          "cover less than 95 %"),
     ):  # fmt: skip
         beyond = np.nan_to_num(values) > most  # [model, layer, lang]
