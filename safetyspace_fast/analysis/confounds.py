@@ -79,12 +79,12 @@ def _design_effect(run: "Run", model: str, lang: str, units: Units) -> float:
         return 1.0
     store, i_lang = run.model(model), run.languages.index(lang)
     layer, rows = len(store.hookpoints) - 1, run.lang_range(lang)
-    sqdist, mean, var = (
+    sqdist, mean = (
         torch.from_numpy(store.read(name, layer=layer, samples=rows, lang=i_lang)).double()
-        for name in ("class_sqdist", "class_mean", "class_var")
+        for name in ("class_sqdist", "class_mean")
     )
     shift_sq = (mean[:, 1] - mean[:, 0]).square().sum(-1)
-    influence, _ = shift_influence(sqdist, shift_sq, var.sum(-1), labels)
+    influence, _ = shift_influence(sqdist, shift_sq, labels)
     apart = influence_variance(influence, torch.arange(len(unit)))
     return float((influence_variance(influence, unit) / apart).mean())
 

@@ -28,6 +28,11 @@ SHARE = (
     "degrees of freedom as there are texts behind the spread"
 )
 
+BORROWED = (
+    "a class that spreads less than the other borrows its spread, by two standard errors of a "
+    "variance at most: few texts of heavy tails usually lack the farthest"
+)
+
 # How a null is known.
 SHUFFLE = "label permutations (swaps inside pairs on paired data)"
 FULL = "at full width, as `run` stored it"

@@ -52,8 +52,8 @@ ROW_MARKS = {
     "pooling (`explain largest_share`)",
     "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
     "another pooling (`explain pc1_tokens`)",
-    "%": "1 % of the texts hold more than a tenth of the variance: intervals of frechet, AUCs "
-    "and silhouettes may cover less than 95 % (`explain tail_share`)",
+    "%": "1 % of the texts hold more than a tenth of the variance (heavy tails): intervals of "
+    "frechet, tpr_at_1_fpr and accuracies may cover less than 95 % (`explain tail_share`)",
 }
 """Marks behind the name of a row, and what they say."""
 

@@ -174,25 +174,45 @@ def direction_scores(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[
     return half, own
 
 
-def shift_influence(
-    sqdist: Tensor, shift_sq: Tensor, trace: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def shift_influence(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Influences of every text on |d|^2 and on the within-class sum of squares.
 
     Args:
-        sqdist: [..., n, 2], shift_sq: [...], trace: [..., 2], labels: [n] int64.
+        sqdist: [..., n, 2], shift_sq: [...], labels: [n] int64.
 
     Returns:
         on_shift [..., n], on_within [..., n]; both sum to zero within a class.
     """
     along, own = direction_scores(sqdist, shift_sq, labels)
     count = torch.bincount(labels, minlength=2).to(sqdist.dtype)
-    on_shift = torch.empty_like(along)
+    on_shift, on_within = torch.empty_like(along), torch.empty_like(own)
     for label, sign in ((0, -2), (1, 2)):
         inside = labels == label
         on_shift[..., inside] = sign * centred(along[..., inside]) / count[label]
-    on_within = (own - trace[..., labels]) * ((count - 1) / count)[labels]
+        on_within[..., inside] = centred(own[..., inside])
     return on_shift, on_within
+
+
+def borrowed_spread(sqdist: Tensor, labels: Tensor, units: Tensor) -> Tensor:
+    """Factor for the deviations of each class, at least 1, where the other class spreads more.
+
+    A class of few texts with heavy tails usually lacks the texts that make most of its variance: it
+    seems to spread less than it does. Its deviations are taken as large as those of the other
+    class, as far as chance explains the difference: the variance of a class may be too small by two
+    of its standard errors, with squared distances as uneven as those in the other class.
+
+    Args:
+        sqdist: [..., n, 2], squared distance to each class mean; labels: [n] int64.
+        units: [2], units of evidence in each class.
+
+    Returns:
+        [..., 2].
+    """
+    own = [sqdist[..., labels == c, c] for c in (0, 1)]
+    mean = torch.stack([x.mean(-1) for x in own], -1)
+    uneven = torch.stack([x.std(-1) for x in own], -1) / mean
+    most = 1 + 2 * uneven.flip(-1) / units.sqrt()
+    return torch.minimum(mean.flip(-1) / mean, most).nan_to_num(1.0, 1.0).clamp_min(1).sqrt()
 
 
 def shift_noise(unit: Tensor, width: int) -> Tensor:

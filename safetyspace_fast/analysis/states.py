@@ -19,7 +19,7 @@ from ..ops import (
 )
 from ..ops.distance_sums import labelled_distances
 from ..store.layout import MODEL, ROW_ARRAYS
-from .moments import shift_noise, varies
+from .moments import borrowed_spread, shift_noise, varies
 from .texts import MIN_TEXTS, Texts
 from .uncertainty import unit_sums
 
@@ -215,6 +215,14 @@ class States(Texts):
     def sqdist(self) -> Tensor:
         """[cell, n, 2], squared distance to each class mean."""
         return self.stored("class_sqdist")
+
+    def borrowed(self, sqdist: Tensor) -> Tensor:
+        """[cell, n], see `borrowed_spread`; 1 for texts of a unit that has both labels.
+
+        These have contents in common, which must cancel. Arguments as there.
+        """
+        factor = borrowed_spread(sqdist, self.labels, self.units)[:, self.labels]
+        return torch.where(self.mixed, 1.0, factor)
 
     # The projection --------------------------------------------------------------------------
 

@@ -219,14 +219,14 @@ def _disputed(dataset: "xarray.Dataset") -> list[str]:
         (int((outside & chance).sum()), "the interval excludes 0 but the mark is ~"),
         (int((inside & found).sum()), "the interval holds 0 but there is no ~"),
     )
-    said = [f"in {number} of all differences {what}" for number, what in cases if number]
+    said = [f"in {number} {what}" for number, what in cases if number]
     if not said:
         return []
-    both = " and ".join(said)
+    both = int(((outside | inside) & (chance | found)).sum())
     return [
-        f"{both[0].upper()}{both[1:]}: p comes from the influence of each text on the difference, "
-        "the interval from the intervals of both models. Believe the mark on whether there is a "
-        "difference."
+        f"Of {both} differences with mark and interval, {' and '.join(said)}: p comes from the "
+        "influence of each text on the difference, the interval from the intervals of both models. "
+        "Believe the mark on whether there is a difference."
     ]
 
 
@@ -240,9 +240,11 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     inside = (permuted["low"] <= permuted["floor"]) & (permuted["floor"] <= permuted["high"])
     outside = (permuted["low"] > permuted["floor"]) | (permuted["floor"] > permuted["high"])
     if number := int(((star & inside) | (chance & outside)).sum()):
+        both = int((permuted["p"].notnull() & (inside | outside)).sum())
         parts.append(
-            f"In {number} of all numbers mark and interval disagree about the floor: marks come "
-            "from permutations, which hold for any number of texts, so believe the marks."
+            f"Of {both} numbers with mark and interval, in {number} these disagree about the "
+            "floor: marks come from permutations, which hold for any number of texts, so believe "
+            "the marks."
         )
     return parts
 

@@ -68,6 +68,12 @@ class Texts:
         """Whether every text is a unit of its own, or with its copies."""
         return int(self.unit.max()) == int(self.resamples.copy.max())
 
+    @cached_property
+    def mixed(self) -> Tensor:
+        """[n] bool, whether a text is in a unit that has texts of both labels."""
+        ones, zeros = (torch.bincount(self.unit, (self.labels == c).double()) for c in (1, 0))
+        return ((ones > 0) & (zeros > 0))[self.unit]
+
     # Copies ----------------------------------------------------------------------------------
 
     @cached_property

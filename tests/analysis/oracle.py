@@ -6,6 +6,7 @@ Nothing here uses the package, so that a mistake there cannot hide here.
 from dataclasses import dataclass
 
 import numpy as np
+from mmd_truth import gaussian, mmd
 
 FOLDS = 10
 COMPONENTS = 16
@@ -229,29 +230,6 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None, equa
         "count": count,
     }
     return row, {"pca_explained": explained}, cell
-
-
-def gaussian(z, same):
-    """Gaussian kernel whose width is the mean distance of different texts, 0 with a text itself
-    and its copies, and its derivative by the logarithm of the width. `same` [n, n]: these."""
-    centred = z - z.mean(0)
-    norm = (centred**2).sum(1)
-    square = np.maximum(norm[:, None] + norm - 2 * centred @ centred.T, 0)
-    np.fill_diagonal(square, 0)
-    with np.errstate(all="ignore"):
-        square = square / (np.sqrt(square).sum() / (~same).sum()) ** 2
-    kernel = np.exp(-square / 2) * ~same
-    return kernel, kernel * square
-
-
-def mmd(kernel, y, same):
-    """MMD^2 over distinct texts of a kernel [n, n] whose entries with copies are 0."""
-    ones, n1 = kernel @ y, y.sum()
-    zeros, n0 = kernel.sum(1) - ones, (1 - y).sum()
-    copies = same.sum(1)
-    with np.errstate(all="ignore"):
-        own = (y * ones / (n1 - copies)).sum() / n1
-        return own + ((1 - y) * zeros / (n0 - copies)).sum() / n0 - 2 * y @ zeros / (n0 * n1)
 
 
 def copies_of(samples, mine):

@@ -229,8 +229,7 @@ def test_copies_are_one_unit_where_pairs_are_ignored():
             warnings.simplefilter("ignore")
             one = separation(run, metrics=["rho_adjusted"], paired=False).squeeze()
         width.append(float(one["high"] - one["low"]))
-    # The degrees of freedom of a ratio are estimated, from influences that know of n - 1 texts.
-    assert width[1] == pytest.approx(width[0], rel=2e-3)
+    assert width[1] == pytest.approx(width[0], rel=1e-6)
 
 
 def test_copies_do_not_shrink_the_transfer_of_directions():

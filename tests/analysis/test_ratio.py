@@ -66,7 +66,10 @@ def test_influences_of_full_width_moments_are_those_of_leaving_texts_out():
     arrays, _ = stored(x, label)
     shift_sq, trace, count = full_width(x, label)
     y = torch.tensor(label)
-    on_shift, on_within = moments.shift_influence(arrays["class_sqdist"], shift_sq, trace, y)
+    on_shift, on_within = moments.shift_influence(arrays["class_sqdist"], shift_sq, y)
+    for c in (0, 1):  # deviations from their mean, or copies would count as other units
+        assert abs(float(on_shift[y == c].sum())) < 1e-9
+        assert abs(float(on_within[y == c].sum())) < 1e-9
     by_shift, by_within = ratio.ratio_slopes(shift_sq, trace, count)
     n = len(x)
     influence = (by_shift * on_shift + by_within * on_within) * (n - 1) / (n - 2)

@@ -114,9 +114,11 @@ def test_metrics_without_permutations_have_no_star_and_the_legend_says_so(run):
         assert "~" in table
         assert "?" not in table
         found["low"] = found["floor"] + 0.01
+        both = found.sel(metric="auc_direction")["p"].size
         for name, said in (("auc_direction", True), ("auc_equal_length", False)):
             table = tables.to_table(found.sel(metric=[name]))
-            assert ("mark and interval disagree" in table) is said
+            said_so = f"Of {both} numbers with mark and interval, in {both} these disagree" in table
+            assert said_so is said
     assert "no *" not in tables.to_table(separation(run, metrics=["auc_direction"], layers="-1"))
 
 
@@ -240,14 +242,18 @@ def test_intervals_that_say_otherwise_than_the_mark_are_explained():
     import xarray
 
     rows = {
-        "low": [0.1, -0.1, -0.4, -0.1],
-        "high": [0.5, 0.5, -0.1, 0.4],
-        "p": [0.2, 0.4, 0.01, 0.04],
+        "low": [0.1, -0.1, -0.4, -0.1, np.nan],
+        "high": [0.5, 0.5, -0.1, 0.4, np.nan],
+        "p": [0.2, 0.4, 0.01, 0.04, 0.3],
     }
     numbers = xarray.Dataset({name: ("lang", values) for name, values in rows.items()})
-    excludes = "n 1 of all differences the interval excludes 0 but the mark is ~"
-    holds = "n 1 of all differences the interval holds 0 but there is no ~"
-    for langs, words in ((slice(None), f"{excludes} and i{holds}"), ([0], excludes), ([3], holds)):
+    excludes = "in 1 the interval excludes 0 but the mark is ~"
+    holds = "in 1 the interval holds 0 but there is no ~"
+    for langs, words in (
+        (slice(None), f"4 differences with mark and interval, {excludes} and {holds}"),
+        ([0, 1], f"2 differences with mark and interval, {excludes}"),
+        ([3], f"1 differences with mark and interval, {holds}"),
+    ):
         (line,) = tables._disputed(numbers.isel(lang=langs))
-        assert line.startswith(f"I{words}: p comes from"), langs
+        assert line.startswith(f"Of {words}: p comes from"), langs
     assert tables._disputed(numbers.isel(lang=[1, 2])) == []

@@ -12,6 +12,7 @@ from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.moments import borrowed_spread
 from safetyspace_fast.analysis.reading import read_cells
 from safetyspace_fast.data import find_units
 
@@ -189,15 +190,15 @@ def coverage(make, names, draws):
     """
     rng = np.random.default_rng(11)
     found = []
-    for r in range(draws):
-        x, label, pair = make(rng)
-        pair = pair if pair is None else {"en": pair}
-        run = stand_in({"m": {"en": x[None, None]}}, {"en": label}, pair=pair)
-        one = separation(run, metrics=names, permutations=0, seed=r).squeeze()
+    for first in range(0, draws, 25):  # layers of one store, which is twice as fast as one each
+        x, label, pair = zip(*(make(rng) for _ in range(25)), strict=True)
+        pairs = None if pair[0] is None else {"en": pair[0]}
+        run = stand_in({"m": {"en": np.stack(x)[:, None]}}, {"en": label[0]}, pair=pairs)
+        one = separation(run, metrics=names, permutations=0, seed=first).squeeze()
         found.append([one[part].to_numpy() for part in ("value", "low", "high")])
-    value, low, high = np.moveaxis(np.array(found), 1, 0)
-    mean = value.mean(0)
-    return dict(zip(names, ((low <= mean) & (mean <= high)).mean(0), strict=True))
+    value, low, high = np.concatenate(found, -1)
+    mean = value.mean(-1, keepdims=True)
+    return dict(zip(names, ((low <= mean) & (mean <= high)).mean(-1), strict=True))
 
 
 CASES = [
@@ -348,3 +349,45 @@ def test_refused_cells_have_no_part_in_the_family():
     part = u.family_p(statistics, refused)
     assert np.isnan(part[0, 0, 0, 0, 0])
     assert np.isfinite(part).sum() == 5
+
+
+def test_few_texts_of_heavy_tails_borrow_the_spread_of_the_other_class():
+    """With the spread that ten texts seem to have, AUCs cover 0.88 to 0.90 and silhouette 0.90."""
+    rng, label = np.random.default_rng(6), np.repeat([0, 1], [190, 10])
+    x = rng.standard_normal((300, 1, 200, 16))
+    x /= np.sqrt(rng.chisquare(3, (300, 1, 200, 1)) / 3)
+    x[..., 4] += 2 * label
+    run = stand_in({"m": {"en": x}}, {"en": label}, proj=16)
+    names = ["auc_direction", "auc_standardized", "auc_equal_length", "silhouette"]
+    found = separation(run, metrics=names, permutations=0).squeeze()
+    value, low, high = (found[name].to_numpy() for name in ("value", "low", "high"))
+    mean = value.mean(-1, keepdims=True)
+    # 300 draws know a rate of 95 % to 1.3 %.
+    assert (((low <= mean) & (mean <= high)).mean(-1) >= 0.915).all()
+
+
+def test_a_class_borrows_no_more_spread_than_chance_explains():
+    rng, label = np.random.default_rng(0), np.repeat([0, 1], [300, 20])
+    x = rng.standard_normal((320, 30))
+    x[label == 1] /= 3  # really narrower: Gaussian texts know it
+    square = [((x - x[label == c].mean(0)) ** 2).sum(1) for c in (0, 1)]
+    sqdist = torch.tensor(np.stack(square, 1))[None]
+    units = torch.tensor([300.0, 20.0]).double()
+    found = borrowed_spread(sqdist, torch.tensor(label), units)
+    far = square[0][label == 0]
+    most = 1 + 2 * far.std(ddof=1) / far.mean() / math.sqrt(20)
+    assert found[0].tolist() == pytest.approx([1, math.sqrt(most)])
+    assert most < 1.2
+    few = borrowed_spread(sqdist, torch.tensor(label), torch.tensor([300.0, 1e-3]).double())
+    ratio = far.mean() / square[1][label == 1].mean()
+    assert few[0].tolist() == pytest.approx([1, math.sqrt(ratio)])
+
+
+def test_texts_of_a_pair_borrow_nothing_because_what_they_share_must_cancel():
+    rng = np.random.default_rng(0)
+    label, pair = np.tile([0, 1], 30), np.repeat(np.arange(30), 2)
+    x = rng.standard_normal((1, 1, 60, 4)) * np.where(label, 0.5, 1.0)[:, None]
+    for pairs, borrows in (({"en": pair}, False), (None, True)):
+        run = stand_in({"m": {"en": x}}, {"en": label}, pair=pairs)
+        ((cells,),) = read_cells(run, ["m"], "en", layers=["embed"], poolings=["mean"])
+        assert bool((cells.borrowed(cells.sqdist) > 1).any()) is borrows

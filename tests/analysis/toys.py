@@ -1,8 +1,10 @@
-"""Two Gaussian classes, and what a store would hold of them."""
+"""Two Gaussian classes, what a store would hold of them, and two models of them."""
+
+import math
 
 import numpy as np
 import torch
-from oracle import language_arrays
+from oracle import language_arrays, planted, stand_in
 
 from safetyspace_fast.analysis import moments
 
@@ -40,3 +42,17 @@ def full_width(x, label):
     arrays, _ = stored(x, label)
     shift_sq = (arrays["class_mean"][1] - arrays["class_mean"][0]).square().sum()
     return shift_sq, arrays["class_var"].sum(-1), torch.tensor(np.bincount(label)).double()
+
+
+def pair_of_models(shift=1.0, more=1.0, *, n=240, width=12, seed=0, noise=0.0, langs=("en", "de")):
+    """An aligned model that moves harmful texts `more` further along the same direction."""
+    rng = np.random.default_rng(seed)
+    base, aligned, labels = {}, {}, {}
+    for i, lang in enumerate(langs):
+        x, label = planted(n=n, width=width, shift=shift, seed=seed + i)
+        step = more if lang == "en" else 0.0
+        base[lang] = x
+        aligned[lang] = x + step / math.sqrt(width) * label[:, None]
+        aligned[lang] = aligned[lang] + noise * rng.standard_normal(x.shape)
+        labels[lang] = label
+    return stand_in({"base": base, "aligned": aligned}, labels)

@@ -5,24 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from mmd_truth import gaussian, mmd
 from test_one_device import draw, write_texts
 
 from safetyspace_fast.data import read_samples
 from safetyspace_fast.extract.chance import Chance
 from safetyspace_fast.extract.finish import finish_cell
-
-Floats = NDArray[np.float64]
-
-
-def squared_mmd(kernel: Floats, y: Floats, same: NDArray[np.bool_]) -> float:
-    """Means over pairs of distinct texts; entries of the kernel with copies are 0."""
-    size = {c: (y == c).sum() for c in (0, 1)}
-    own = 0.0
-    for c in (0, 1):
-        inside = kernel[y == c][:, y == c].sum(1) / (size[c] - same[y == c].sum(1))
-        own += inside.mean()
-    return float(own - 2 * kernel[y == 0][:, y == 1].mean())
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -46,16 +34,12 @@ def test_kernels_of_a_cell(tmp_path: Path, paired: bool) -> None:
     same = (texts[:, None] == texts) & (labels[:, None] == labels)
     assert (same.sum(1) > 1).any() != paired
     others = keep[:, None] & finite & ~same
-    square = (distance / distance[others].mean())[np.ix_(keep, keep)] ** 2
-    same = same[np.ix_(keep, keep)]
-
-    def kernel(log_width: float = 0.0) -> Floats:
-        return np.asarray(np.exp(-square / 2 * np.exp(-2 * log_width)) * ~same)
-
-    sums = np.stack([kernel()[:, labels[keep] == c].sum(1) for c in (0, 1)], 1)
+    kept_same = same[np.ix_(keep, keep)]
+    kernel, by_width = gaussian(wide[keep], kept_same, distance[others].mean())
+    sums = np.stack([kernel[:, labels[keep] == c].sum(1) for c in (0, 1)], 1)
     np.testing.assert_allclose(found["kernel_sum"][kept], sums, rtol=1e-6)
     assert found["kernel_sum"][~kept].isnan().all()
-    nulls = [squared_mmd(kernel(), one[keep], same) for one in chance._labels.numpy()]
+    nulls = [mmd(kernel, one[keep].astype(float), kept_same) for one in chance._labels.numpy()]
     np.testing.assert_allclose(found["kernel_null"], nulls, rtol=1e-4, atol=1e-6)
-    one, other = (squared_mmd(kernel(step), labels[keep], same) for step in (1e-4, -1e-4))
-    assert float(found["kernel_slope"]) == pytest.approx((one - other) / 2e-4, rel=1e-4, abs=1e-6)
+    slope = mmd(by_width, labels[keep].astype(float), kept_same)
+    assert float(found["kernel_slope"]) == pytest.approx(slope, rel=1e-4, abs=1e-6)

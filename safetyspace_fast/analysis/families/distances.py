@@ -18,6 +18,7 @@ from ...ops.distance_sums import (
 from ..cells import Cells, once
 from ..estimate import Estimate, make_estimate, make_share
 from ..metric import (
+    BORROWED,
     INFLUENCE,
     NONE,
     NULL_MEAN,
@@ -163,7 +164,7 @@ def _mean_silhouette(
         silhouette_samples(own, other).mean(-1),
         null=null,
         floor=cells.chance(values),
-        influence=silhouette_influence(own, other, cells.labels),
+        influence=silhouette_influence(own, other, cells.labels) * cells.borrowed(cells.sqdist),
     )
 
 
@@ -178,7 +179,8 @@ _DEFINITION = (
 )
 _SOURCE = "Rousseeuw 1987, as in scikit-learn"
 _INTERVAL = (
-    f"{INFLUENCE}, and {STUDENT}; the slope of each text is replaced by the mean slope of its class"
+    f"{INFLUENCE}, and {STUDENT}; the slope of each text is replaced by the mean slope of its "
+    f"class; {BORROWED}"
 )
 
 _SILHOUETTE = Metric(

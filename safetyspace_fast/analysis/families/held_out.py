@@ -4,11 +4,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..auc import along_scores, fold_auc
 from ..cells import Cells
 from ..estimate import Estimate, share_p
-from ..metric import SHARE, SHUFFLE_AUC, SPREAD_COUNTS, InComponents, Metric
+from ..metric import BORROWED, SHARE, SHUFFLE_AUC, SPREAD_COUNTS, InComponents, Metric
 from .scores import (
     PITFALLS,
     REFITS,
@@ -23,10 +24,17 @@ from .scores import (
 # auc -----------------------------------------------------------------------------------------
 
 
+def _spread_growth(cells: Cells, direction: Direction) -> Tensor:
+    """[cell, n], factor for influences on an AUC, for few texts and for what their class lacks."""
+    names = {"standardized": "standard_sqdist", "equal length": "equal_length_sqdist"}
+    sqdist = cells.stored(names.get(direction, "class_sqdist"))
+    return cells.growth * cells.borrowed(sqdist)
+
+
 def _auc(cells: Cells, direction: Direction) -> Estimate:
     scores = held_out_scores(cells, direction)
     value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
-    influence = influence * cells.growth
+    influence = influence * _spread_growth(cells, direction)
     return held_out_estimate(
         cells,
         direction,
@@ -43,7 +51,7 @@ DELONG_T = (
     "one-sided Student's t of the distance from 1/2 over its deviation, that of the interval for a "
     "value of 1/2"
 )
-_DELONG = f"{SHARE}, with the influences of DeLong within folds; {REFITS}"
+_DELONG = f"{SHARE}, with the influences of DeLong within folds; {REFITS}; {BORROWED}"
 
 _AUC_DIRECTION = Metric(
     name="auc_direction",
@@ -84,6 +92,7 @@ _AUC_STANDARDIZED = Metric(
 def _auc_equal_length(cells: Cells) -> Estimate:
     scores = held_out_scores(cells, "equal length")
     value, influence = fold_auc(scores, cells.labels, cells.fold, cells.copy)
+    influence = influence * _spread_growth(cells, "equal length")
     moved = along_scores(influence, scores, cells.labels, cells.labels)
     # What a text adds to the mean score of its class, it adds to the slopes too.
     sign = (2.0 * cells.labels - 1) / cells.count[cells.labels]

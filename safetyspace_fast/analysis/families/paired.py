@@ -49,7 +49,7 @@ def _shift(cells: Cells) -> Estimate:
     value = null[:, 0]
     if not cells.has_null:  # |mean|^2 is known at full width, its noise in the projection
         value = value + cells.shift_sq - cells.projected_shift.square().sum(-1)
-    on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
+    on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
     return make_estimate(
         cells,
         value,

@@ -168,7 +168,7 @@ def _rho(cells: Cells) -> Estimate:
         cells,
         cells.shift_sq,
         cells.trace,
-        shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels),
+        shift_influence(cells.sqdist, cells.shift_sq, cells.labels),
         shift_square(cells),
         null=cells.null("welch"),
         floor=cells.chance(cells.null("rho"), 1 / (cells.independent - 1)),
@@ -308,7 +308,7 @@ def _rho_standardized(cells: Cells) -> Estimate:
         cells,
         shift_sq,
         trace,
-        shift_influence(cells.stored("standard_sqdist"), shift_sq, trace, cells.labels),
+        shift_influence(cells.stored("standard_sqdist"), shift_sq, cells.labels),
         Square(2 * cells.stored("noise")[:, 1], lambda: cells.unit_shift),
         null=cells.null("welch_standardized"),
         floor=floor,
@@ -360,10 +360,10 @@ def equal_length(cells: Cells) -> tuple[Tensor, Tensor]:
 @once
 def equal_length_influence(cells: Cells) -> tuple[Tensor, Tensor]:
     """[cell, n] each, influences on `equal_length`: on |d|^2, and on the sum of squares within."""
-    shift_sq, trace = equal_length(cells)
+    shift_sq, _ = equal_length(cells)
     sqdist = cells.stored("equal_length_sqdist")
     along, _ = direction_scores(sqdist, shift_sq, cells.labels)
-    _, on_within = shift_influence(sqdist, shift_sq, trace, cells.labels)
+    _, on_within = shift_influence(sqdist, shift_sq, cells.labels)
     return 2 * cells.length_weights * cells.about_class_means(along[..., None])[..., 0], on_within
 
 
@@ -435,7 +435,7 @@ def _shifts(cells: Cells) -> Tensor:
 
 
 def _mean_shift(cells: Cells) -> Estimate:
-    on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
+    on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
     return make_estimate(
         cells,
         mean_shift(cells.shift_sq, cells.trace, cells.mean_counts[0]),

@@ -135,11 +135,11 @@ def direction_noise(cells: Cells, direction: Direction) -> Tensor:
     difference between the classes: the share is 1 on average for noise, and 0 for a large d.
     """
     if direction == "mean difference":
-        on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.trace, cells.labels)
+        on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
         along, noise = influence_variance(on_shift, cells.unit) / 4, cells.shift_noise
     elif direction == "standardized":
-        sqdist, parts = cells.stored("standard_sqdist"), standardized(cells)
-        on_shift, _ = shift_influence(sqdist, *parts, cells.labels)
+        sqdist, (shift_sq, _) = cells.stored("standard_sqdist"), standardized(cells)
+        on_shift, _ = shift_influence(sqdist, shift_sq, cells.labels)
         along, noise = influence_variance(on_shift, cells.unit) / 4, cells.stored("noise")[:, 1]
     elif direction == "equal length":
         on_shift, _ = equal_length_influence(cells)
