@@ -1,7 +1,7 @@
 """Builds safetyspace_fast/_C.abi3.so, or records why not; everything else is in pyproject.toml.
 
 SAFETYSPACE_FAST_BUILD is one of
-  auto  C++ kernels if a compiler works, CUDA kernels too if torch and nvcc have it (default)
+  auto  C++ kernels if a compiler works, CUDA kernels too if nvcc works with this torch (default)
   cpu   C++ kernels, or fail
   cuda  C++ and CUDA kernels, or fail
   none  no compiled kernels: everything runs on plain torch and Triton
@@ -34,6 +34,7 @@ if MODE not in ("auto", "cpu", "cuda", "none"):
     raise SystemExit(f"SAFETYSPACE_FAST_BUILD: expected auto, cpu, cuda or none, got {MODE!r}")
 
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+GPUS = ("8.0", "9.0a", "10.0")
 
 
 def cuda_missing():
@@ -42,6 +43,14 @@ def cuda_missing():
     if not cpp_extension.CUDA_HOME or not Path(cpp_extension.CUDA_HOME, "bin/nvcc").exists():
         return "nvcc was not found (CUDA_HOME)"
     return None
+
+
+def gpu_list():
+    """The GPUs of `GPUS` that nvcc knows, and PTX for later ones; nvcc 12.6 knows no 10.0."""
+    nvcc = Path(cpp_extension.CUDA_HOME, "bin/nvcc")
+    known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+    gpus = [gpu for gpu in GPUS if f"compute_{gpu.replace('.', '').rstrip('a')}" in known]
+    return ";".join([*gpus, *(f"{gpu.rstrip('a')}+PTX" for gpu in gpus[-1:])])
 
 
 def sources(pattern):
@@ -57,7 +66,8 @@ def extension(with_cuda):
     arguments = {"py_limited_api": True, "extra_link_args": ["-Wl,-s"], "depends": headers}
     if not with_cuda:
         return cpp_extension.CppExtension(NAME, files, extra_compile_args={"cxx": cxx}, **arguments)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0+PTX")
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = gpu_list()
     nvcc = [*DEFINES, "-DUSE_CUDA", "-std=c++20", "-O3"]
     nvcc += [word for flag in where for word in ("-Xcompiler", flag)]
     return cpp_extension.CUDAExtension(
@@ -70,17 +80,28 @@ def extension(with_cuda):
 
 class Build(cpp_extension.BuildExtension):
     def build_extensions(self):
-        self.reason = None
+        self.reason, self.cuda_reason = None, CUDA_REASON
         try:
             if MODE == "none":
                 raise RuntimeError("SAFETYSPACE_FAST_BUILD=none")
-            super().build_extensions()
+            self.build_what_works()
         except (Exception, SystemExit) as error:
             if MODE not in ("auto", "none"):
                 raise
-            self.reason = " ".join(str(error).split())
+            self.reason = one_line(error)
             self.extensions[0].optional = True  # else setuptools looks for its file
             print(f"safetyspace-fast: no compiled kernels: {self.reason}")
+
+    def build_what_works(self):
+        try:
+            super().build_extensions()
+        except (Exception, SystemExit) as error:
+            if MODE != "auto" or self.cuda_reason is not None:
+                raise
+            self.cuda_reason = one_line(error)
+            print(f"safetyspace-fast: no CUDA kernels: {self.cuda_reason}")
+            vars(self.extensions[0]).update(vars(extension(with_cuda=False)))
+            super().build_extensions()
 
     def run(self):
         super().run()
@@ -88,8 +109,8 @@ class Build(cpp_extension.BuildExtension):
             "mode": MODE,
             "compiled": self.reason is None,
             "reason": self.reason,
-            "cuda": None if self.reason or not WITH_CUDA else torch.version.cuda,
-            "cuda_reason": CUDA_REASON,
+            "cuda": None if self.reason or self.cuda_reason else torch.version.cuda,
+            "cuda_reason": self.cuda_reason,
             "torch": str(torch.__version__),
             "compiler": compiler_version() if self.reason is None else None,
             "machine": platform.machine(),
@@ -102,17 +123,20 @@ class Build(cpp_extension.BuildExtension):
         path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
+def one_line(error):
+    return " ".join(str(error).split())
+
+
 def compiler_version():
     command = [cpp_extension.get_cxx_compiler(), "--version"]
     return subprocess.check_output(command, text=True).splitlines()[0]
 
 
 CUDA_REASON = cuda_missing() if MODE in ("auto", "cuda") else f"SAFETYSPACE_FAST_BUILD={MODE}"
-WITH_CUDA = CUDA_REASON is None
-if MODE == "cuda" and not WITH_CUDA:
+if MODE == "cuda" and CUDA_REASON is not None:
     raise SystemExit(f"SAFETYSPACE_FAST_BUILD=cuda: {CUDA_REASON}")
 setup(
-    ext_modules=[extension(WITH_CUDA)],
+    ext_modules=[extension(with_cuda=CUDA_REASON is None)],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -188,6 +188,55 @@ def test_cuda_registers_leave_room_for_two_blocks(cuda_built):
     assert max(few_spans) <= 65536 // (2 * 256)
 
 
+NVCC = """#!/bin/sh
+case "$1" in
+  --version) echo "Cuda compilation tools, release {version}, V{version}.0" ;;
+  --list-gpu-arch) printf 'compute_%s\\n' 75 80 {newest} ;;
+  *) echo "no such GPU" >&2; exit 1 ;;
+esac
+"""
+# Makes every file that it is asked for, empty.
+COMPILER = """#!/bin/sh
+case "$*" in *--version*|*-dumpfullversion*|-v*) exec g++ "$@" ;; esac
+while [ $# -gt 0 ]; do case "$1" in -o|-MF) : > "$2" ;; esac; shift; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "newest", "gpus"),
+    [
+        ("13.0", "90 100", "8.0;9.0a;10.0;10.0+PTX"),
+        ("13.0", "90", "8.0;9.0a;9.0+PTX"),
+        ("12.6", "90", None),  # torch refuses a compiler of another major version
+    ],
+)
+def test_without_a_cuda_compiler_that_works_the_other_kernels_are_built(
+    tmp_path, version, newest, gpus
+):
+    """And the CUDA compiler is asked for no GPU that it does not know."""
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler (g++)")
+    for name, script in (
+        ("nvcc", NVCC.format(version=version, newest=newest)),
+        ("c++", COMPILER),
+    ):
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(script)
+        file.chmod(0o755)
+    source = copy_sources(tmp_path)
+    code = f"{PRETEND}import os; print('GPUs:', os.environ['TORCH_CUDA_ARCH_LIST'])"
+    options = {"CXX": str(tmp_path / "bin/c++"), "TORCH_CUDA_ARCH_LIST": ""}
+    process = run(source, sys.executable, "-c", code, "13.0", tmp_path, **options)
+    assert process.returncode == 0, process.stderr
+    record = json.loads((source / RECORD).read_text())
+    assert (record["compiled"], record["reason"], record["cuda"]) == (True, None, None)
+    assert record["cuda_reason"]
+    assert f"no CUDA kernels: {record['cuda_reason']}" in process.stdout
+    assert (source / LIBRARY).exists()
+    assert gpus is None or f"GPUs: {gpus}\n" in process.stdout
+
+
 def test_without_a_compiler_it_installs_and_says_why(tmp_path):
     (tmp_path / "empty").mkdir()
     process, wheel = build(tmp_path, PATH=str(tmp_path / "empty"))
