@@ -64,10 +64,14 @@ class Shared:
             ) from error
         return plan
 
-    def begin(self, plan: Mapping[str, Any]) -> None:
-        """Write how the model was begun, durably; its worker has the lease for that."""
+    def begin(self, plan: Mapping[str, Any]) -> bool:
+        """Write how the model was begun, durably; its worker has the lease for that.
+
+        Returns:
+            Whether this is the plan; False: another worker has written one, which stays.
+        """
         self.make_folder()  # making the store may have cleared it away
-        files.replace(self._folder / "plan.json", json.dumps(plan).encode())
+        return files.create(self._folder / "plan.json", json.dumps(plan).encode())
 
     def segments(self, row_shape: tuple[int, int, int]) -> Segments:
         """The segments of the model."""

@@ -16,7 +16,7 @@ from safetyspace_fast.sweep.merge import merge
 from safetyspace_fast.sweep.units import work
 
 SLOW = pytest.mark.slow
-KEPT = {("beginning", 0), ("in a batch", 5), ("merging", 0)}
+KEPT = {("beginning", 0), ("in a batch", 5), ("merging", 0), ("clearing", 0)}
 """Stages in which a worker is killed also when slow tests are left out."""
 
 
