@@ -67,12 +67,12 @@ class Job:
         plan = self._shared.plan()
         claimed = None
         if plan is None:
-            if not self._may_begin() or not self._holding.is_worth(self.name):
+            if not self._may_begin() or not self._holding.wants(self.name):
                 return False
         else:
             if (yield from self._merge(plan)):
                 return True
-            if self._holding.is_worth(self.name):
+            if self._holding.wants(self.name):
                 claimed = self._claim(plan)
             if claimed is None:
                 self._refuse_lost_bases(plan)
