@@ -48,7 +48,7 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     rank, world_size = (0, 1) if on_ray else rank_of(arguments.rank, arguments.world_size)
     if world_size == 1 and not (arguments.resume or arguments.dry_run):
         refuse_begun(configs)
-    workers = None if arguments.dry_run else events_of(configs, arguments)  # refuses at once
+    workers = events_of(configs, arguments)  # refuses at once; starts when it is asked for events
     refuse_missing(configs)
     shared = _with_data(configs)
     # Of several ranks one measures; the machines of a cluster are not this one.
