@@ -148,8 +148,11 @@ class Shared:
 def clear_shared(folder: Path) -> None:
     """Delete what workers left in a model's folder."""
     units = folder / FOLDER
-    # First what says that units are done: a worker that comes now finds no plan.
-    for path in sorted(units.iterdir(), reverse=True) if units.exists() else ():
+    try:
+        left = sorted(units.iterdir(), reverse=True)
+    except FileNotFoundError:  # there were none, or another worker was faster
+        return
+    for path in left:  # first what says that units are done: a worker that comes now finds no plan
         files.remove(path)
     with suppress(OSError):  # a worker has just made a lease in it
         units.rmdir()

@@ -11,7 +11,7 @@ from ..errors import StoreError
 from ..extract import Event, ModelDone, Note
 from ..extract.loop import what_is_lost, write_rest
 from ..runner.steps import now
-from ..store import Claim, Leases, Place, Session, Shared, alone, consolidate
+from ..store import Claim, Leases, Place, Run, Session, Shared, alone, consolidate
 from ..store.layout import Attributes
 from ..store.leases import WORKERS
 
@@ -33,8 +33,7 @@ def merge(location: str | Path) -> Generator[Event, None, None]:
         for folder in (sorted(place.work.iterdir()) if place.work.is_dir() else ())
         if folder.name[0] != "." and (plan := Shared(place, folder.name).plan()) is not None
     }
-    if not place.exists():
-        raise StoreError(f"{place}: no such store")
+    Run(str(place))  # says what is wrong with it
     if not plans:
         yield Note("", f"{place}: nothing to merge")
         return
