@@ -1,6 +1,8 @@
 """Workers that share models give the bytes of one process, whoever dies when."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +208,24 @@ def test_a_model_that_fails_stops_no_other(
     with pytest.raises(api.SafetySpaceError, match="nothing"):
         list(raising(events))
     assert Run(str(out)).models == ("b",)
+
+
+def test_a_half_downloaded_model_is_named_and_finished_when_it_is_whole(
+    team: Team, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    first, second = team.at(out)
+    whole = Path(second.models[0].removeprefix("b="))
+    half = shutil.copytree(whole, tmp_path / "half")
+    os.truncate(half / "model.safetensors", 3000)
+    configs = [first, replace(second, models=f"b={half}")]
+    ended = {event.model: event.error for event in work(configs) if isinstance(event, RunEnded)}
+    assert ended["a"] is None
+    assert "not a complete safetensors file" in str(ended["b"])
+    assert Run(str(out)).models == ("a",)
+    shutil.copy(whole / "model.safetensors", half)
+    list(raising(work(configs)))
+    assert team.is_done(out)
 
 
 def test_a_model_whose_basis_is_not_run_any_more_says_so(team: Team, tmp_path: Path) -> None:
