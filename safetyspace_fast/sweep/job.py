@@ -61,7 +61,6 @@ class Job:
     def work(self) -> Generator[Event, None, bool]:
         """Do all that can be done now; returns whether there was anything."""
         if self.one.is_complete():
-            clear(self.one.place.work / self.name)  # what a worker that was killed then has left
             self.is_complete = True
             return False
         plan = self._shared.plan()
@@ -92,6 +91,8 @@ class Job:
     def leave(self) -> None:
         """The model is complete here, or has failed: it needs no memory for this store."""
         self._holding.remove(self.name, self._claims)
+        if self.is_complete:  # workers that were killed or slept then have left something
+            clear(self.one.place.work / self.name)
 
     def close(self) -> None:
         """Delete the folder of units if it is empty."""
@@ -179,9 +180,12 @@ class Job:
         """Begin the model, or wait for the worker that does; None: it is complete meanwhile."""
         lease = f"{WORKERS}/begin-{self.name}"
         self._shared.make_folder()
-        while (plan := self._shared.plan()) is None:
+        while True:
+            plan = self._shared.plan()
             if self.one.is_complete():
                 return None
+            if plan is not None:
+                return plan, self.one.prepare(model, plan, notes.append)[0]
             if not self._leases.claim(lease):
                 time.sleep(POLL_SECONDS / 10)
                 continue
@@ -191,7 +195,6 @@ class Job:
                 self._leases.release(lease)
             if begun is not None:
                 return begun
-        return plan, self.one.prepare(model, plan, notes.append)[0]
 
     def _begin_alone(
         self, model: LoadedModel, notes: list[str], lease: str
@@ -206,7 +209,7 @@ class Job:
         begun = {job.name: job._shared.plan() for job in self._earlier}
         known = {name: plan for name, plan in begun.items() if plan is not None}
         plan = self.one.begin(model, work, manifest, known) | {"load_s": self._holding.load_s}
-        if not self._shared.begin(plan):
+        if not self._shared.begin(plan) or self.one.is_complete():
             return None
         notes += told
         return plan, work

@@ -99,6 +99,27 @@ def test_a_worker_whose_plan_comes_second_works_by_the_first(
     assert team.is_done(out)
 
 
+def test_a_plan_that_comes_when_the_model_is_complete_is_not_worked_by(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.zarr"
+    begin, begun = Shared.begin, []
+
+    def begin_late(self: Shared, plan: dict[str, Any]) -> bool:
+        begun.append(plan)
+        if len(begun) == 1:
+            leave_alone_for_long(Place(out).work / WORKERS / "begin-a.lease")
+            list(work(team.at(out)))
+            assert Run(str(out)).models == ("a", "b")
+        return begin(self, plan)
+
+    monkeypatch.setattr(Shared, "begin", begin_late)
+    events = list(work(team.at(out)))
+    assert not any(isinstance(event, api.Progressed) for event in events)
+    assert all(event.error is None for event in events if isinstance(event, RunEnded))
+    assert team.is_done(out)
+
+
 @pytest.mark.parametrize("slow", ["a worker", "merge"])
 def test_a_model_that_another_merges_meanwhile_stays_complete(
     team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
