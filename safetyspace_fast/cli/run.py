@@ -1,13 +1,11 @@
 """`run`: models over a data set, into a store; or a sweep file of many."""
 
 import argparse
-import json
 import signal
 import threading
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from types import FrameType
 
-from .. import terminal
 from ..config import RunConfig, field_docs
 from ..errors import ConfigError
 from .options import (
@@ -19,7 +17,7 @@ from .options import (
     command,
     given,
 )
-from .workers import add_worker_options, events_of, show_events
+from .workers import add_worker_options, events_of, show_done, show_events
 
 RUN_EXAMPLES = """\
 examples:
@@ -110,11 +108,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
         refuse_missing(single)  # a run in one process looks for all models before it loads one
     done = show_events(workers or api.iter_run(config))
-    if arguments.json:
-        out = str(config.out)
-        print(json.dumps({"out": out, "models": [asdict(event) | {"out": out} for event in done]}))
-        return
-    terminal.show_done(done, config.out)
+    show_done(done, str(config.out), as_json=arguments.json)
 
 
 def interrupt_at_signals() -> None:

@@ -36,7 +36,7 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
         Truths,
         forecast,
         read_sweep,
-        refuse_existing,
+        refuse_begun,
         refuse_missing,
         run_sweep,
     )
@@ -47,8 +47,8 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     on_ray = arguments.ray is not None
     rank, world_size = (0, 1) if on_ray else rank_of(arguments.rank, arguments.world_size)
     if world_size == 1 and not (arguments.resume or arguments.dry_run):
-        refuse_existing(configs)
-    workers = None if arguments.dry_run else events_of(configs, arguments)  # refuses at once
+        refuse_begun(configs)
+    workers = events_of(configs, arguments)  # refuses at once; starts when it is asked for events
     refuse_missing(configs)
     shared = _with_data(configs)
     # Of several ranks one measures; the machines of a cluster are not this one.

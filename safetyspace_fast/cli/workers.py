@@ -105,6 +105,14 @@ def show_events(events: "Generator[Event, None, None]") -> "list[ModelDone]":
     return done
 
 
+def show_done(done: "Sequence[ModelDone]", out: str, *, as_json: bool) -> None:
+    """Print which models of a store are complete now."""
+    if as_json:
+        print(json.dumps({"out": out, "models": [asdict(event) | {"out": out} for event in done]}))
+    else:
+        terminal.show_done(done, out)
+
+
 def add_merge(commands: Commands) -> None:
     """The command `merge`."""
     merge = command(
@@ -121,14 +129,5 @@ def _merge(arguments: argparse.Namespace) -> None:
     from ..sweep.merge import merge
 
     done = show_events(merge(arguments.run))
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "out": arguments.run,
-                    "models": [asdict(event) | {"out": arguments.run} for event in done],
-                }
-            )
-        )
-    elif done:
-        terminal.show_done(done, arguments.run)
+    if done or arguments.json:
+        show_done(done, arguments.run, as_json=arguments.json)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,4 +155,10 @@ def tokenizer_sha256(source: Source, tokenizer: Any) -> str:
     files = source.tokenizer_files()
     if source.gguf is None and files:
         return sha256(files[0])
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    return backend_sha256(tokenizer.backend_tokenizer)
+
+
+@lru_cache(KEPT_TOKENIZERS)  # a large vocabulary takes a second
+def backend_sha256(backend: Any) -> str:
+    """The hash of a tokenizer as it was built."""
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -28,11 +28,18 @@ from ..store import (
 from ..store.layout import COMPONENTS, Array, Attributes
 
 
-def refuse_existing(config: RunConfig) -> None:
-    """Raise StoreError if the store exists, and is neither to be gone on with nor overwritten."""
+def refuse_existing(
+    config: RunConfig, instead: str = "continue with --resume, or --overwrite it"
+) -> None:
+    """Raise StoreError if the store exists, and is neither to be gone on with nor overwritten.
+
+    Args:
+        config: of the run.
+        instead: what the user may do.
+    """
     place = Place(config.out)
     if place.exists() and not (config.overwrite or config.resume or half_made(place)):
-        raise StoreError(f"{place}: exists already; continue with --resume, or --overwrite it")
+        raise StoreError(f"{place}: exists already; {instead}")
 
 
 def start_afresh(config: RunConfig, names: Sequence[str]) -> None:

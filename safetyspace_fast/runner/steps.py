@@ -44,11 +44,13 @@ class Steps:
 
 
 def specs_of(models: Sequence[str]) -> list[ModelSpec]:
-    """The models of one store; raises ConfigError if two have the same name."""
+    """The models of one store; raises ConfigError if two have the same name, capitals aside."""
     specs = [parse_model(text) for text in models]
     names = [spec.name for spec in specs]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"models: two have the same name in {', '.join(names)}; use NAME=MODEL")
+    if len({name.casefold() for name in names}) < len(names):  # some disks cannot tell these
+        raise ConfigError(
+            f"models: two have the same name in {', '.join(names)}, capitals aside; use NAME=MODEL"
+        )
     return specs
 
 

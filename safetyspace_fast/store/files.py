@@ -8,6 +8,7 @@ that fails on purpose.
 
 import errno
 import os
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ _NO_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems say that cannot keep room for a file."""
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 """What file systems say that cannot sync a folder or a file: some of FUSE, of networks, of NAS."""
+
+_NO_LINK = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV}
+"""What file systems say that have no hard links: FAT, some of FUSE and of networks."""
 
 
 def replace(path: Path, content: Bytes) -> None:
@@ -39,6 +43,44 @@ def replace(path: Path, content: Bytes) -> None:
                 os.unlink(temporary)
             raise
         _sync(path.parent)
+
+
+def create(path: Path, content: Bytes) -> bool:
+    """Make a file with its content, atomically and durably; its folder must exist.
+
+    Where a file system has no links, two processes at the same moment may both make it.
+
+    Returns:
+        Whether this call has made it; False: it was there.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with _named(path):
+        try:
+            _write(temporary, os.O_EXCL, (content,), sync=True)
+            created = _named_once(temporary, path)
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+        _sync(path.parent)
+    return created
+
+
+def _named_once(temporary: Path, path: Path) -> bool:
+    """Give a file another name too, unless that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    return True
 
 
 def append(path: Path, *pieces: Bytes) -> None:

@@ -64,10 +64,14 @@ class Shared:
             ) from error
         return plan
 
-    def begin(self, plan: Mapping[str, Any]) -> None:
-        """Write how the model was begun, durably; its worker has the lease for that."""
+    def begin(self, plan: Mapping[str, Any]) -> bool:
+        """Write how the model was begun, durably; its worker has the lease for that.
+
+        Returns:
+            Whether this is the plan; False: another worker has written one, which stays.
+        """
         self.make_folder()  # making the store may have cleared it away
-        files.replace(self._folder / "plan.json", json.dumps(plan).encode())
+        return files.create(self._folder / "plan.json", json.dumps(plan).encode())
 
     def segments(self, row_shape: tuple[int, int, int]) -> Segments:
         """The segments of the model."""
@@ -144,8 +148,11 @@ class Shared:
 def clear_shared(folder: Path) -> None:
     """Delete what workers left in a model's folder."""
     units = folder / FOLDER
-    # First what says that units are done: a worker that comes now finds no plan.
-    for path in sorted(units.iterdir(), reverse=True) if units.exists() else ():
+    try:
+        left = sorted(units.iterdir(), reverse=True)
+    except FileNotFoundError:  # there were none, or another worker was faster
+        return
+    for path in left:  # first what says that units are done: a worker that comes now finds no plan
         files.remove(path)
     with suppress(OSError):  # a worker has just made a lease in it
         units.rmdir()

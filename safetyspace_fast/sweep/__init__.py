@@ -1,6 +1,6 @@
 """Many models, data sets, devices and machines: sweep files, workers, and what runs will cost."""
 
-from .access import refuse_existing, refuse_missing
+from .access import refuse_begun, refuse_missing
 from .drive import run_sweep
 from .events import RunBegun, RunEnded
 from .file import Sweep, read_sweep
@@ -17,7 +17,7 @@ __all__ = [
     "Truths",
     "forecast",
     "read_sweep",
-    "refuse_existing",
+    "refuse_begun",
     "refuse_missing",
     "run_sweep",
 ]

@@ -1,14 +1,15 @@
 """Before a sweep starts: is every model there, may it be had, and may the stores be written?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import RunConfig
-from ..errors import ConfigError, ModelError, StoreError
+from ..errors import ConfigError, ModelError
 from ..models import parse_model
 from ..models.source import fetch_file, find_source
 from ..models.spec import split_revision
-from ..store import Place, half_made
+from ..runner import refuse_existing
 
 
 def refuse_missing(configs: Sequence[RunConfig]) -> None:
@@ -26,14 +27,12 @@ def refuse_missing(configs: Sequence[RunConfig]) -> None:
             raise type(error)(f"model {spec.name!r}: {error}") from error
 
 
-def refuse_existing(configs: Sequence[RunConfig]) -> None:
+def refuse_begun(configs: Sequence[RunConfig]) -> None:
     """Raise StoreError if a store of a new sweep exists already."""
-    for out in dict.fromkeys(str(config.out) for config in configs):
-        place = Place(out)
-        if place.exists() and not half_made(place):
-            raise StoreError(
-                f"{out}: exists already; continue the sweep with --resume, or remove the store"
-            )
+    for config in configs:
+        refuse_existing(
+            replace(config, resume=False), "continue the sweep with --resume, or remove the store"
+        )
 
 
 def _refuse_part(asked: str, revision: str | None, is_adapter: bool, config: RunConfig) -> None:

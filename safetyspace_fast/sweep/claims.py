@@ -90,13 +90,17 @@ class Claims:
         self._pending.add(unit)
         return True
 
-    def are_kept(self) -> bool:
-        """Whether the worker still has all that it took; not if it slept for long."""
-        return all(map(self._leases.holds, self._pending))
+    def keeps(self, unit: str) -> bool:
+        """Whether the worker still has a unit that it took; not if it slept for long."""
+        return self._leases.holds(unit)
+
+    def keeps_all(self) -> bool:
+        """Whether the worker still has all that it took."""
+        return all(map(self.keeps, self._pending))
 
     def done(self, unit: str, seconds: float, tokens: int) -> None:
         """Mark a unit as done; not if another worker has its lease by now."""
-        if self._leases.holds(unit):
+        if self.keeps(unit):
             self._shared.set_done(unit, seconds=seconds, tokens=tokens)
         self.give_back(unit)
 

@@ -62,7 +62,7 @@ class Holding:
         self.name = None
         self._shared.forget_model()
 
-    def is_worth(self, name: str) -> bool:
+    def wants(self, name: str) -> bool:
         """Whether to take units of a model: it is held, or is ready in time if it is loaded now.
 
         Nobody knows the seconds before the first unit is done. Until then a worker joins those

@@ -12,7 +12,7 @@ from ..extract.plan import Part
 from ..extract.prepare import Prepared
 from ..models import LoadedModel, device_errors
 from ..runner import OneModel
-from ..store import Leases, Run, Shared
+from ..store import Leases, Run, Shared, clear
 from ..store.layout import Array, Attributes
 from ..store.leases import WORKERS
 from .claims import Claimed, Claims
@@ -66,12 +66,12 @@ class Job:
         plan = self._shared.plan()
         claimed = None
         if plan is None:
-            if not self._may_begin() or not self._holding.is_worth(self.name):
+            if not self._may_begin() or not self._holding.wants(self.name):
                 return False
         else:
             if (yield from self._merge(plan)):
                 return True
-            if self._holding.is_worth(self.name):
+            if self._holding.wants(self.name):
                 claimed = self._claim(plan)
             if claimed is None:
                 self._refuse_lost_bases(plan)
@@ -91,6 +91,8 @@ class Job:
     def leave(self) -> None:
         """The model is complete here, or has failed: it needs no memory for this store."""
         self._holding.remove(self.name, self._claims)
+        if self.is_complete:  # workers that were killed or slept then have left something
+            clear(self.one.place.work / self.name)
 
     def close(self) -> None:
         """Delete the folder of units if it is empty."""
@@ -147,7 +149,7 @@ class Job:
         if self._rank == 0:
             for note in notes:
                 yield Note(self.name, note)
-        output = _Output(self._shared, plan)
+        output = _Output(self._shared, plan, self._claims)
         bases: list[str] = plan["attributes"]["bases"]
         extraction = self.one.extraction(model, work, output, bases)
         yield self.one.planned(work, extraction, self._claims.texts_done(plan))
@@ -169,7 +171,7 @@ class Job:
         try:
             yield from extraction.run(self._units(plan, work, output, claimed))
         except StoreError:
-            if self._claims.are_kept():
+            if self._claims.keeps_all():
                 raise
             self._claims.give_all_back()
             yield Note(self.name, "this worker slept for long; others have taken its units over")
@@ -178,24 +180,39 @@ class Job:
         """Begin the model, or wait for the worker that does; None: it is complete meanwhile."""
         lease = f"{WORKERS}/begin-{self.name}"
         self._shared.make_folder()
-        while not self._leases.claim(lease):
-            if self._shared.plan() is not None or self.one.is_complete():
-                break
-            time.sleep(POLL_SECONDS / 10)
-        try:
+        while True:
             plan = self._shared.plan()
-            if plan is not None:
-                return plan, self.one.prepare(model, plan, notes.append)[0]
             if self.one.is_complete():
                 return None
-            work, manifest = self.one.prepare(model, None, notes.append)
-            begun = {job.name: job._shared.plan() for job in self._earlier}
-            known = {name: plan for name, plan in begun.items() if plan is not None}
-            plan = self.one.begin(model, work, manifest, known)
-            self._shared.begin(plan | {"load_s": self._holding.load_s})
-            return plan, work
-        finally:
-            self._leases.release(lease)
+            if plan is not None:
+                return plan, self.one.prepare(model, plan, notes.append)[0]
+            if not self._leases.claim(lease):
+                time.sleep(POLL_SECONDS / 10)
+                continue
+            try:
+                begun = self._begin_alone(model, notes, lease)
+            finally:
+                self._leases.release(lease)
+            if begun is not None:
+                return begun
+
+    def _begin_alone(
+        self, model: LoadedModel, notes: list[str], lease: str
+    ) -> tuple[Attributes, Prepared] | None:
+        """Begin the model; None: another worker has, before the lease was taken or since."""
+        if self._shared.plan() is not None or self.one.is_complete():
+            return None
+        told: list[str] = []
+        work, manifest = self.one.prepare(model, None, told.append)
+        if not self._leases.holds(lease):  # it slept meanwhile
+            return None
+        begun = {job.name: job._shared.plan() for job in self._earlier}
+        known = {name: plan for name, plan in begun.items() if plan is not None}
+        plan = self.one.begin(model, work, manifest, known) | {"load_s": self._holding.load_s}
+        if not self._shared.begin(plan) or self.one.is_complete():
+            return None
+        notes += told
+        return plan, work
 
     def _claim(self, plan: Attributes) -> Claimed | None:
         return self._claims.next(plan, with_arrays=self._bases_are_complete(plan))
@@ -233,9 +250,10 @@ class Job:
         lease = f"{WORKERS}/merge-{self.name}"
         if not self._leases.claim(lease):
             return False
+        may_write = partial(self._leases.holds, lease)
         try:
             if not self.one.is_complete():
-                yield from merge_model(self.one.place, self.name, plan)
+                yield from merge_model(self.one.place, self.name, plan, may_write)
         except StoreError as error:
             if not languages_missing(self._shared, plan):
                 raise
@@ -243,19 +261,19 @@ class Job:
             return False
         finally:
             self._leases.release(lease)
-        self.is_complete = True
-        return True
+        self.is_complete = self.one.is_complete()  # not if another worker has taken it over
+        return self.is_complete
 
 
 class _Output:
     """Where a worker writes; stands in for a `Session`."""
 
-    def __init__(self, shared: Shared, plan: Attributes) -> None:
-        """Give the model and its plan."""
+    def __init__(self, shared: Shared, plan: Attributes, claims: Claims) -> None:
+        """Give the model, its plan, and what the worker has taken of it."""
         sizes = plan["sizes"]
         row_shape = (sizes["layer"], sizes["pooling"], sizes["hidden"] + sizes["proj"])
         self.segments = shared.segments(row_shape)
-        self._shared, self._plan = shared, plan
+        self._shared, self._plan, self._claims = shared, plan, claims
 
     def is_written(self, i_lang: int) -> bool:
         """Whether the arrays of a language are computed."""
@@ -269,7 +287,12 @@ class _Output:
         )
 
     def write_language(self, i_lang: int, arrays: Mapping[str, Array]) -> None:
-        """Keep the arrays of a language, and delete its states."""
+        """Keep the arrays of a language, and delete its states; not if others have taken it over.
+
+        Two that write one file at the same time would take it away from each other.
+        """
+        if not self._claims.keeps(self._shared.language(i_lang)):
+            return
         self._shared.write_language(i_lang, arrays)
         for number in self._plan["parts"][i_lang]:
             self.segments.drop(number)

@@ -1,6 +1,7 @@
 """Languages that workers have computed become a complete model of the store."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..errors import StoreError
 from ..extract import Event, ModelDone, Note
 from ..extract.loop import what_is_lost, write_rest
 from ..runner.steps import now
-from ..store import Claim, Leases, Place, Session, Shared, alone, consolidate
+from ..store import Claim, Leases, Place, Run, Session, Shared, alone, consolidate
 from ..store.layout import Attributes
 from ..store.leases import WORKERS
 
@@ -32,8 +33,7 @@ def merge(location: str | Path) -> Generator[Event, None, None]:
         for folder in (sorted(place.work.iterdir()) if place.work.is_dir() else ())
         if folder.name[0] != "." and (plan := Shared(place, folder.name).plan()) is not None
     }
-    if not place.exists():
-        raise StoreError(f"{place}: no such store")
+    Run(str(place))  # says what is wrong with it
     if not plans:
         yield Note("", f"{place}: nothing to merge")
         return
@@ -41,37 +41,63 @@ def merge(location: str | Path) -> Generator[Event, None, None]:
         for name, plan in plans.items():
             with Claim(place.work / name, f"{place}: model {name!r}", shared=True):
                 lease = f"{WORKERS}/merge-{name}"
-                if missing := languages_missing(Shared(place, name), plan):
-                    yield Note(
-                        name,
-                        f"{missing} of {len(plan['languages'])} languages are not computed yet; "
-                        "repeat the run with --resume to finish them",
-                    )
-                elif not leases.claim(lease):
+                if not leases.claim(lease):
                     yield Note(name, "another process merges it")
-                else:
-                    try:
-                        yield from merge_model(place, name, plan)
-                    finally:
-                        leases.release(lease)
+                    continue
+                shared = Shared(place, name)
+                try:
+                    if shared.plan() is None:
+                        yield Note(name, "another process has merged it")
+                    elif missing := languages_missing(shared, plan):
+                        yield Note(
+                            name,
+                            f"{missing} of {len(plan['languages'])} languages are not computed "
+                            "yet; repeat the run with --resume to finish them",
+                        )
+                    else:
+                        yield from merge_model(place, name, plan, partial(leases.holds, lease))
+                finally:
+                    leases.release(lease)
 
 
-def merge_model(place: Place, name: str, plan: Attributes) -> Iterator[Event]:
+def merge_model(
+    place: Place, name: str, plan: Attributes, may_write: Callable[[], bool]
+) -> Iterator[Event]:
     """Write the languages of a model into the store in their order, and mark it complete.
 
-    After a crash it is merged again, from where it stopped. The caller has the lease for it.
+    After a crash it is merged again, from where it stopped.
 
     Args:
         place: of the store.
         name: of the model.
         plan: of the model, whose languages are all computed.
+        may_write: whether the caller has the lease for it, asked before each step; if it has not,
+            because it slept, another worker merges the model.
 
     Raises:
         StoreError: the arrays of a language are damaged, and will be computed again; or the store
             cannot be written.
     """
+    try:
+        yield from _merge(place, name, plan, may_write)
+    except _TakenOverError:
+        yield Note(name, "this process slept for long; another one merges the model")
+
+
+class _TakenOverError(Exception):
+    """Another worker merges the model by now."""
+
+
+def _merge(
+    place: Place, name: str, plan: Attributes, may_write: Callable[[], bool]
+) -> Iterator[Event]:
+    def go_on() -> None:
+        if not may_write():
+            raise _TakenOverError
+
     shared = Shared(place, name)
     attributes = plan["attributes"]
+    go_on()
     session = Session(
         place,
         place.group(read_only=False),
@@ -88,9 +114,12 @@ def merge_model(place: Place, name: str, plan: Attributes) -> Iterator[Event]:
         try:
             arrays = shared.read_language(i_lang)
         except StoreError:
+            go_on()
             shared.forget(i_lang, plan["parts"][i_lang])
             raise
+        go_on()
         session.write_language(i_lang, arrays)
+    go_on()
     lost = write_rest(session.arrays, plan["pooled"])
     spent = _spent(shared, plan)
     how = {key: plan[key] for key in ("versions", "device", "impl")}

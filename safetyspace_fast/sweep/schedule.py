@@ -249,7 +249,7 @@ class _Simulation:
         """
         if model not in self._waiting:
             self._holders[model] -= 1
-            worth = [other for other in self._waiting if self._is_worth_loading(other, now)]
+            worth = [other for other in self._waiting if self._is_ready_in_time(other, now)]
             if not worth:
                 return None
             model = max(worth, key=lambda m: self._left_s[m] / (1 + self._holders[m]))
@@ -261,7 +261,7 @@ class _Simulation:
             del self._waiting[model], self._left_s[model]
         return unit
 
-    def _is_worth_loading(self, model: int, now: float) -> bool:
+    def _is_ready_in_time(self, model: int, now: float) -> bool:
         holders, n_bytes = self._holders[model], self._conditions.load_bytes[model]
         ready_s = self._conditions.start_s + self._reads.ready_in(now, n_bytes)
         return is_worth_loading(holders, ready_s, self._left_s[model])

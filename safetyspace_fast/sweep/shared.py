@@ -1,8 +1,6 @@
 """What the runs of a sweep share: data sets, tokens, and the model in memory."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 from ..config import RunConfig, data_fields
@@ -16,7 +14,7 @@ from ..models import (
     tokenize,
 )
 from ..models.layers import embedding_rows
-from ..models.tokenizer import KEPT_TOKENIZERS
+from ..models.tokenizer import KEPT_TOKENIZERS, backend_sha256
 from ..runner import Steps
 from .templates import template_of
 
@@ -88,7 +86,7 @@ def _reads_as(model: LoadedModel) -> tuple[object, ...]:
     """All of a model that decides its tokens."""
     tokenizer = model.tokenizer
     return (
-        _sha256(tokenizer.backend_tokenizer),
+        backend_sha256(tokenizer.backend_tokenizer),
         type(tokenizer),
         repr(tokenizer.special_tokens_map),
         repr(tokenizer.chat_template),
@@ -96,8 +94,3 @@ def _reads_as(model: LoadedModel) -> tuple[object, ...]:
         model.causal,
         embedding_rows(model.backbone, model.name),
     )
-
-
-@lru_cache(KEPT_TOKENIZERS)  # a large vocabulary takes a second
-def _sha256(backend: Any) -> str:
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()

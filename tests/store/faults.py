@@ -106,6 +106,14 @@ class FaultyOS:
         self._files[target] = self._files.pop(source)
         self._change({target: self._files[target], source: None})
 
+    def link(self, source: Any, target: Any) -> None:
+        """Give a file another name too."""
+        self._step("link", target)
+        os.link(source, target)
+        source, target = os.fspath(source), os.fspath(target)
+        self._files[target] = self._files[source]
+        self._change({target: self._files[target]})
+
     def rename(self, source: Any, target: Any) -> None:
         """Give a folder another name; all that is in it is durable."""
         self._step("rename", target)

@@ -19,7 +19,7 @@ from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ModelError, SafetySpaceError
 from safetyspace_fast.extract import Progressed
 from safetyspace_fast.runner import OneModel
-from safetyspace_fast.store import Session, Shared, files
+from safetyspace_fast.store import Session, Shared, files, session
 from safetyspace_fast.store.segments import Segments
 from safetyspace_fast.sweep import shared
 from safetyspace_fast.sweep.events import raising
@@ -28,12 +28,13 @@ from safetyspace_fast.sweep.units import work
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 from faults import FaultyOS
 
-STAGES: dict[str, tuple[type, str]] = {
+STAGES: dict[str, tuple[Any, str]] = {
     "preparing": (OneModel, "prepare"),
     "beginning": (Shared, "begin"),
     "in a batch": (Segments, "append"),
     "finishing a language": (Shared, "write_language"),
     "merging": (Session, "write_language"),
+    "clearing": (session, "clear"),
 }
 """What a worker calls in each stage of a model."""
 TIMEOUT = 120
@@ -96,7 +97,7 @@ def count_loads(configs: list[RunConfig], rank: tuple[int, int], said: Any) -> N
     os._exit(0)
 
 
-def kill_at(owner: type, name: str, at: int) -> None:
+def kill_at(owner: Any, name: str, at: int) -> None:
     """Have this process killed when it calls a method for the `at`-th time, from 0."""
     method, calls = getattr(owner, name), iter(range(at + 1))
 

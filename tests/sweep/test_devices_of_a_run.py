@@ -106,6 +106,7 @@ def test_an_error_of_all_workers_is_one_line(team: Team, tmp_path: Path) -> None
     ("change", "said"),
     [
         ({"models": "a=gpt2"}, "two have the same name in a, a"),
+        ({"models": "A=gpt2"}, "two have the same name in a, A, capitals aside"),
         ({"weights": "stream"}, "weights: one process reads streamed weights"),
         ({"tensor_parallel": 2}, "tensor_parallel: a worker has one device"),
     ],

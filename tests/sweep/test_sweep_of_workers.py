@@ -123,6 +123,8 @@ def test_json_of_a_sweep_on_devices_has_a_record_for_each_run(
         (["--devices", "cpu:2"], {"weights": "stream"}, "one process reads streamed weights"),
         (["--devices", "cpu:2"], {"tensor_parallel": 2}, "a worker has one device"),
         (["--devices", "cpu:0"], {}, "expected 1 to 1024 workers"),
+        (["--devices", "cpu:0", "--dry-run"], {}, "expected 1 to 1024 workers"),
+        (["--workers", "2", "--dry-run"], {}, "--workers is for --ray"),
         (["--rank", "0", "--world-size", "2"], {"weights": "stream"}, "one process reads"),
         (["--ray", "127.0.0.1:1"], {"tensor_parallel": 2}, "a worker has one device"),
         (["--ray", "127.0.0.1:1", "--workers", "0"], {}, "expected at least 1"),

@@ -1,5 +1,8 @@
 """Workers that share models give the bytes of one process, whoever dies when."""
 
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +11,16 @@ import pytest
 from sharing import STAGES, TEXTS, Team, contents, make_team, one_thread
 
 from safetyspace_fast import api
+from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, StoreError
-from safetyspace_fast.extract import ModelDone, Note
-from safetyspace_fast.store import Place, Run, Shared
+from safetyspace_fast.extract import Note
+from safetyspace_fast.store import Place, Run, Shared, clear
 from safetyspace_fast.sweep.events import RunEnded, raising
 from safetyspace_fast.sweep.merge import merge
 from safetyspace_fast.sweep.units import work
 
 SLOW = pytest.mark.slow
-KEPT = {("beginning", 0), ("in a batch", 5), ("merging", 0)}
+KEPT = {("beginning", 0), ("in a batch", 5), ("merging", 0), ("clearing", 0)}
 """Stages in which a worker is killed also when slow tests are left out."""
 
 
@@ -121,7 +125,9 @@ def test_a_closed_worker_keeps_what_it_ran_and_leaves_no_lease(team: Team, tmp_p
     assert team.is_done(out)
 
 
-def test_merge_may_run_twice_and_says_what_is_missing(team: Team, tmp_path: Path) -> None:
+def test_merge_may_run_twice_and_says_what_is_missing(
+    team: Team, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run.zarr"
     team.start(out, (0, 1), ("finishing a language", 1)).end()
     (note,) = merge(out)
@@ -131,9 +137,12 @@ def test_merge_may_run_twice_and_says_what_is_missing(team: Team, tmp_path: Path
     assert not Run(str(out)).models
 
     team.start(out, (0, 1), ("merging", 1)).end()
-    (done,) = merge(out)
-    assert isinstance(done, ModelDone)
-    assert done.tokens > 0
+    capfd.readouterr()
+    assert main(["merge", str(out), "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert [(done["model"], done["out"]) for done in said["models"]] == [("a", said["out"])]
+    assert said["models"][0]["tokens"] > 0
+    assert said["out"] == str(out)
     assert Run(str(out)).models == ("a",)
     assert [event.model for event in merge(out)] == [""]
     list(work(team.at(out)))
@@ -143,6 +152,11 @@ def test_merge_may_run_twice_and_says_what_is_missing(team: Team, tmp_path: Path
 def test_merge_of_no_store_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such store"):
         list(merge(tmp_path / "none.zarr"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    for path in (tmp_path / "model", tmp_path / "model" / "config.json"):
+        with pytest.raises(StoreError, match="not a safetyspace-fast store"):
+            list(merge(path))
 
 
 @pytest.mark.parametrize("damage", ["arrays", "states"])
@@ -196,6 +210,24 @@ def test_a_model_that_fails_stops_no_other(
     assert Run(str(out)).models == ("b",)
 
 
+def test_a_half_downloaded_model_is_named_and_finished_when_it_is_whole(
+    team: Team, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.zarr"
+    first, second = team.at(out)
+    whole = Path(second.models[0].removeprefix("b="))
+    half = shutil.copytree(whole, tmp_path / "half")
+    os.truncate(half / "model.safetensors", 3000)
+    configs = [first, replace(second, models=f"b={half}")]
+    ended = {event.model: event.error for event in work(configs) if isinstance(event, RunEnded)}
+    assert ended["a"] is None
+    assert "not a complete safetensors file" in str(ended["b"])
+    assert Run(str(out)).models == ("a",)
+    shutil.copy(whole / "model.safetensors", half)
+    list(raising(work(configs)))
+    assert team.is_done(out)
+
+
 def test_a_model_whose_basis_is_not_run_any_more_says_so(team: Team, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
     team.start(out, (0, 1), ("finishing a language", 0)).end()
@@ -234,6 +266,22 @@ def test_ranks_that_disagree_are_refused_before_a_model_is_loaded(
         next(work(other, 1, 2 if change == "settings" else 3))
     assert "\n" not in str(caught.value)
     running.close()
+
+
+def test_two_workers_clear_a_model_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, iterdir = tmp_path / "units", Path.iterdir
+    units.mkdir()
+
+    def late(self: Path) -> Iterator[Path]:
+        if self == units:
+            units.rmdir()
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    clear(tmp_path)
+    assert not units.exists()
 
 
 def test_workers_do_not_make_a_store_grow(team: Team, tmp_path: Path) -> None:
