@@ -195,7 +195,7 @@ def test_a_worker_loads_another_model_only_if_it_is_ready_in_time(
     holding = Holding(nothing, lambda: None)  # type: ignore[arg-type]  # a stand-in
     for one in of_stores:
         holding.add("m", one)
-    assert holding.is_worth("m") == worth
+    assert holding.wants("m") == worth
     holding.name = "m"
     assert holding.is_worth("m")
 
