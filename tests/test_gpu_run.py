@@ -180,27 +180,29 @@ import sys, pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests():
-    absent = ("zarr", "numcodecs", "peft", "accelerate", "gguf", "obstore")
+    absent = ("zarr", "numcodecs", "peft", "accelerate", "gguf", "obstore", "hypothesis", "sklearn")
     sys.modules.update(dict.fromkeys(absent))
 """
 
 
 @pytest.mark.slow
-def test_a_bare_machine_collects_what_needs_no_store(tmp_path: Path) -> None:
+def test_a_bare_machine_collects_all_tests_of_kernels(tmp_path: Path) -> None:
+    """Without a store, adapters, hypothesis and scikit-learn; nor is any plugin there."""
     (tmp_path / "bare.py").write_text(BARE)
-    options = ["-p", "bare", "-m", "needs_cuda", "--collect-only", "-q"]
-    collected = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(REPO / "tests")],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # no plugin is there either
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)]),
-        },
-    )
-    assert collected.returncode == 0, collected.stdout[-2000:]
-    assert "tests/ops/test_cuda_pool_project.py" in collected.stdout
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)]), "CI": ""}
+
+    def collected(*options: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", *options, "-m", "needs_cuda", "--collect-only"]
+        done = subprocess.run(
+            [*command, "-q", str(REPO / "tests")], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
+        return [line for line in done.stdout.splitlines() if line.startswith("tests/ops/")]
+
+    bare = collected("-p", "bare")
+    assert any(line.startswith("tests/ops/test_pairwise.py") for line in bare)
+    assert bare == collected()
 
 
 # The check

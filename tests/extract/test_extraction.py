@@ -280,9 +280,12 @@ def test_states_that_stay_in_memory_are_read_there(
             sizes.append(result.nbytes)
             assert max(sizes) <= self.announced[0]  # what is allocated before the first batch
             assert result.nbytes <= self.announced[1] <= kept_budget
-            return loop.HostResult(
-                result, lambda: None, lambda: freed.append(1), kept=self.started % 2 == 0
-            )
+
+            def free() -> None:
+                freed.append(1)
+                result.numpy().fill(np.nan)  # as the next batch would
+
+            return loop.HostResult(result, lambda: None, free, kept=self.started % 2 == 0)
 
     kept_budget, read_kept = loop.kept_budget(), loop._InMemory.read
 

@@ -46,3 +46,9 @@ def _call(name, impl, args, kwargs):
 def normal(*shape, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def two_classes(N=120, D=9, shift=0.5, dtype=torch.float32):
+    labels = (torch.arange(N) % 3 == 0).long()
+    x = normal(N, D, dtype=torch.float64) + labels[:, None] * shift
+    return x.to(dtype), labels

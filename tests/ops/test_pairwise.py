@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from implementations import IMPLEMENTATIONS, WITHOUT_INTERPRETER, call, normal
 from tolerance import assert_as_accurate
 
@@ -285,16 +283,3 @@ def test_update_wants_whole_blocks_and_room():
         ops.pairwise_update(ops.pairwise_empty(3, 1), x, labels, 0)
     with pytest.raises(ConfigError, match="gammas: expected 1 as in result, got 0"):
         ops.pairwise_update(ops.pairwise_empty(len(x), 1, num_gammas=1), x, labels, 0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 40),
-    st.integers(2, 20),
-    st.integers(1, 5),
-    st.integers(0, 2**31),
-    st.sampled_from([1e-12, 1e-3, 1.0, 1e12]),
-    st.sampled_from(ops.METRICS),
-)
-def test_any_small_problem(N, D, C, seed, scale, metric):
-    check("cpu", normal(N, D, seed=seed) * scale, None, labels_of(N, C, seed), C, metric=metric)

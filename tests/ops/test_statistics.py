@@ -1,21 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from device_runner import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implementations import normal
+from implementations import normal, two_classes
 from sklearn.metrics import pairwise_distances, silhouette_samples
 from sklearn.neighbors import KNeighborsClassifier
 
 from safetyspace_fast import ops
 from safetyspace_fast.errors import ConfigError
-
-
-def two_classes(N=120, D=9, shift=0.5, dtype=torch.float32):
-    labels = (torch.arange(N) % 3 == 0).long()
-    x = normal(N, D, dtype=torch.float64) + labels[:, None] * shift
-    return x.to(dtype), labels
 
 
 def split(x, labels, metric="euclidean"):
@@ -172,24 +165,6 @@ def test_layers_at_once_give_what_each_gives_alone(impl, many):
         ops.mmd(layer, labels, float(g), impl=impl) for layer, g in zip(x, gammas, strict=True)
     ]
     assert torch.equal(together, torch.stack(alone))
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("metric", ops.METRICS)
-def test_every_statistic_on_a_gpu(dtype, metric):
-    x, labels = two_classes(700, 90, dtype=dtype)
-    many = torch.stack([labels, labels.flip(0)])
-    for statistic in (
-        lambda z, y, _: ops.silhouette_samples(z, y, metric=metric),
-        lambda z, _, many: ops.energy_distance(z, many, metric=metric),
-        lambda z, _, many: ops.energy_distance(torch.stack([z, 3 * z]), many, metric=metric),
-        lambda z, _, many: ops.mmd(z, many, 0.01),
-        lambda z, y, _: ops.dunn(z, y, metric=metric),
-        lambda z, y, _: ops.nn_accuracy(z, y, metric=metric),
-    ):
-        actual = run("cuda", statistic, x, labels, many)
-        torch.testing.assert_close(actual, statistic(x, labels, many), rtol=1e-3, atol=2e-5)
 
 
 def test_labellings_do_not_depend_on_the_number_of_threads(threads):
