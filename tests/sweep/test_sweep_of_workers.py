@@ -197,7 +197,7 @@ def test_a_worker_loads_another_model_only_if_it_is_ready_in_time(
         holding.add("m", one)
     assert holding.wants("m") == worth
     holding.name = "m"
-    assert holding.is_worth("m")
+    assert holding.wants("m")
 
 
 def test_a_run_of_several_workers_begins_and_ends_once(team: Team, tmp_path: Path) -> None:
