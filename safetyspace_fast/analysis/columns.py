@@ -36,7 +36,7 @@ def reason_marks(refused: Sequence[str], notes: dict[str, str]) -> list[str]:
 
 def reasons_of(notes: Mapping[str, str]) -> list[str]:
     """Lines under a table: what the marks of refused numbers mean."""
-    return [f"{mark} refused: {reason}" for reason, mark in notes.items()]
+    return [f"{mark} refused: {reason}." for reason, mark in notes.items()]
 
 
 @dataclass(frozen=True)

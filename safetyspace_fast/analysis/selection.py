@@ -59,10 +59,15 @@ def select(
     one before.
 
     Raises:
-        ConfigError: a name is not in the store.
+        ConfigError: a name is not in the store, or no model is complete.
     """
     if isinstance(run, str | Path):
         raise ConfigError(f"run: got the path {str(run)!r}, expected an open store: open_run(..)")
+    if not run.models:
+        raise ConfigError(
+            f"{run.place}: no model is complete, so there is nothing to show; finish the run with "
+            "--resume"
+        )
     chosen = _named("models", models, run.models)
     stores = [run.model(name) for name in chosen]
     hookpoints = _union([store.hookpoints for store in stores])

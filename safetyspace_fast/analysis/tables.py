@@ -57,7 +57,8 @@ def write(dataset: "xarray.Dataset", form: str = "table", output: Path | None = 
     """Write results to a file, or to stdout.
 
     Args:
-        dataset: what a function of this folder returned.
+        dataset: what a function of this folder returned; of `directions` and `parallel`, both
+            merged.
         form: one of `FORMATS`.
         output: a file; None prints to stdout.
 

@@ -52,11 +52,6 @@ class Results:
         Raises:
             ConfigError: a name is not in the store or no metric, or no model is complete.
         """
-        if not self.run.models:
-            raise ConfigError(
-                f"{self.run.place}: no model is complete, so there is nothing to show; finish the "
-                "run with --resume"
-            )
         self.selection = select(
             self.run,
             models=self.models,

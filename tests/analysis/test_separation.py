@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -13,7 +15,16 @@ from oracle import planted, stand_in, toy_pairs
 from scipy.stats import norm
 
 import safetyspace_fast
-from safetyspace_fast.analysis import explain, reading, separation
+from safetyspace_fast.analysis import (
+    compare,
+    curve,
+    directions,
+    explain,
+    parallel,
+    power,
+    reading,
+    separation,
+)
 from safetyspace_fast.analysis.families import METRICS, metric, scores
 from safetyspace_fast.analysis.metric import NONE, SHUFFLE, MetricName
 from safetyspace_fast.analysis.texts import MIN_TEXTS
@@ -31,6 +42,22 @@ def values(dataset):
         str(name): dataset["value"].sel(metric=name).to_numpy()
         for name in dataset["metric"].to_numpy()
     }
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        separation,
+        directions,
+        parallel,
+        curve,
+        partial(compare, base="a", aligned="b"),
+        partial(power, metrics="rho", difference=0.1),
+    ],
+)
+def test_a_store_without_a_complete_model_is_one_clear_line(ask):
+    with pytest.raises(ConfigError, match=r"a\.zarr: no model is complete.*--resume"):
+        ask(SimpleNamespace(models=(), languages=("en",), place="a.zarr"))
 
 
 def test_every_metric_finds_planted_classes():

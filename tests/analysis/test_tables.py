@@ -13,6 +13,7 @@ from oracle import planted, stand_in
 
 from safetyspace_fast.analysis import columns, compare, explain, rows, separation, tables
 from safetyspace_fast.analysis.glossary import CONFOUNDS, DOMINANCE
+from safetyspace_fast.analysis.markup import to_latex, to_markdown
 from safetyspace_fast.errors import ConfigError
 
 
@@ -40,6 +41,12 @@ def test_the_table_fits_and_says_what_is_refused_and_what_is_chance(results):
     assert "nan" not in text
     for name in results["metric"].to_numpy():
         assert text.count(f" {name}") >= 2
+
+
+def test_the_reason_for_a_refused_number_ends_before_the_next_note(results):
+    for form in (to_markdown, to_latex):
+        text = form(tables.tables_of(results))
+        assert "the smaller class has 30. AUC without the model" in text
 
 
 def test_a_name_cannot_steer_the_terminal():
