@@ -169,6 +169,19 @@ def test_separation_writes_every_format(
     assert "rho" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["separation", "compare"])
+def test_statistics_name_a_device_that_is_not_there(
+    store: Path, command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["--base", "tiny-llama", "--aligned", "tiny-llama"] if command == "compare" else []
+    typed = [command, str(store), *pair, "--metric", "rho", "--layers=-1", "--device"]
+    assert main([*typed, "cpu"]) == 0
+    capfd.readouterr()
+    assert main([*typed, "cuda:99"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cuda:99" in line
+
+
 def test_explain_and_compare(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "rho"]) == 0
     assert "between" in capfd.readouterr().out.lower()
