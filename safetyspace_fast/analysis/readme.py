@@ -78,7 +78,11 @@ of `*` where a difference of spread alone is enough (see p_asks). `?` says that 
 so near 0.05 that other permutations could change the mark.
 
 p of metrics at full width comes from 1,000 permutations that `run` computed and stored. Stores of
-earlier versions have none: there p comes from the projection, and the results say so."""
+earlier versions have none: there p comes from the projection, and the results say so.
+
+In 6 of 167 simulated results without any difference, a `*` stood somewhere (3.6 %; 95 % interval
+1.3 to 7.7 %); p <= 0.05 in 4.3 % of the cells. Each result had 33 layers, 11 languages of 12 + 12
+texts, 2 poolings, 4 statistics with 39 permutations, and one huge dimension."""
 
 COVERAGE = """\
 In 400 simulated data sets of 150 + 150 texts, each 95 % interval covered the mean of the value in
