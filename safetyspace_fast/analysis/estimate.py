@@ -195,7 +195,7 @@ def make_share(
         floor=floor,
         influence=influence,
         squares=(*squares, unseen),
-        ends=partial(share_interval, freedom=freedom, number=number, added=added),
+        ends=partial(share_interval, freedom=freedom, unseen=added / number),
         class_means=False,
     )
 

@@ -52,9 +52,10 @@ def test_quantiles_are_students(freedom):
 def test_the_interval_of_a_plain_share_is_wilsons():
     """With many trials the added ones do not count."""
     n, share = 1_000_000, torch.tensor([0.2, 0.5, 0.999]).double()
-    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, n, torch.ones(3))
-    for i, one in enumerate(share.tolist()):
-        known = stats.binomtest(round(one * n), n).proportion_ci(method="wilson")
+    one = torch.full((3,), 1 / n).double()
+    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, one)
+    for i, p in enumerate(share.tolist()):
+        known = stats.binomtest(round(p * n), n).proportion_ci(method="wilson")
         assert float(low[i]) == pytest.approx(known.low, abs=2e-5)
         assert float(high[i]) == pytest.approx(known.high, abs=2e-5)
 
