@@ -99,10 +99,9 @@ has too small a deviation.
 
 Known exceptions, with Student's t of 3 degrees of freedom (mark %, `explain tail_share`):
 tpr_at_1_fpr covers 90 to 95 % and is refused below 399 harmless texts, where it covered 55 to 90 %;
-frechet covers about half; of 190 + 10 such texts accuracy_direction covers about 73 % where it is
-near 1 (0.93), AUCs and silhouette 93 to 97 % (AUCs near 1 up to 99 %). Without heavy tails:
-auc_increment covers up to 100 % where the states add little; rho_equal_length 90 to 93 % with 20
-clusters in each class."""
+frechet covers about half; of 190 + 10 such texts accuracy_direction, AUCs and silhouette cover 93
+to 97 % (AUCs near 1 up to 99 %). Without heavy tails: auc_increment covers up to 100 % where the
+states add little; rho_equal_length 90 to 93 % with 20 clusters in each class."""
 
 STEPS = """\
 1. Choose the file of its family in `families/`. The steps 2 to 4 are all in this file.

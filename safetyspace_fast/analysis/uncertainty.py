@@ -405,7 +405,7 @@ def share_interval(
     Args:
         value: [...]; deviation: [...], with the variance of the added part in its square.
         freedom: degrees of freedom of the deviation, of each or all.
-        unseen: [...], how far the added part moves the share: part of a trial/number of trials.
+        unseen: [...], how far the added part moves the share; see `unseen_trials`.
         confidence: of the interval.
     """
     square = t_reaches(freedom, confidence).square()
@@ -426,6 +426,26 @@ def unseen_trial(influence: Tensor, unit: Tensor) -> Tensor:
     way if those are few. Arguments as there.
     """
     return 1 / (1 + units_behind(influence, unit))
+
+
+def unseen_trials(
+    influence: Tensor, labels: Tensor, unit: Tensor, number: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far unseen trials would move a share, and the variance that they add: [...] each.
+
+    A mean of the shares in both classes has an `unseen_trial` in each: if all texts of a small
+    class are right, the errors of a large one do not show how much this share varies.
+
+    Args:
+        influence: [..., n]; labels, unit: [n] int64.
+        number: of trials; [2], those of each class, for a mean of the shares in both.
+    """
+    if not isinstance(number, Tensor):
+        added = unseen_trial(influence, unit)
+        return added / number, added / number**2
+    parts = [unseen_trial(influence * (labels == c), unit) for c in (0, 1)]
+    added = torch.stack(parts, -1)
+    return (added / (2 * number)).sum(-1), (added / (2 * number) ** 2).sum(-1)
 
 
 def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
