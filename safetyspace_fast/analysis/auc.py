@@ -92,7 +92,7 @@ def auc_with_ends(
     number, freedom = trials(units), max(float(units.min()) - 1, 1.0)
     added = unseen_trial(influence, unit)
     variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
-    return auc, *share_interval(auc, variance.sqrt(), freedom, number, added)
+    return auc, *share_interval(auc, variance.sqrt(), freedom, added / number)
 
 
 def _equal_pairs(copy: Tensor) -> float:

@@ -26,6 +26,7 @@ from .uncertainty import (
     unit_sums,
     units_behind,
     unseen_trial,
+    unseen_trials,
 )
 
 
@@ -162,7 +163,7 @@ def make_estimate(
 def make_share(
     cells: Cells,
     value: Tensor,
-    trials: tuple[float, Tensor],
+    trials: tuple[float | Tensor, Tensor],
     *,
     null: Tensor | None = None,
     influence: Tensor,
@@ -176,15 +177,18 @@ def make_share(
 
     Args:
         cells, value, null, influence, floor, squares: as in `make_estimate`; no `class_means`.
-        trials: how many independent trials the value is at least the share of, and what decides
-            each text: [cell, n]. Of two models where the same decides, the added trial is the same.
+        trials: how many independent trials the value is at least the share of ([2], in each class,
+            if it is the mean of the shares in both), and what decides each text: [cell, n]. Of two
+            models where the same decides, the added trial is the same.
     """
     number, decides = trials
     centred = cells.about_class_means(decides[..., None])
-    added, behind = unseen_trial(influence, cells.unit), units_behind(influence, cells.unit)
+    unseen, variance = unseen_trials(influence, cells.labels, cells.unit, number)
+    added = (unseen.square() / variance).clamp_max(1)
+    behind = units_behind(influence, cells.unit)
     freedom = (behind + added * (cells.freedom - behind)).clamp(1, cells.freedom)
-    unseen = Square(
-        added / number**2,
+    added_trial = Square(
+        variance,
         lambda: unit_sums(centred.squeeze(-1), cells.unit)[..., None],
         unseen=True,
     )
@@ -194,8 +198,8 @@ def make_share(
         null=null,
         floor=floor,
         influence=influence,
-        squares=(*squares, unseen),
-        ends=partial(share_interval, freedom=freedom, number=number, added=added),
+        squares=(*squares, added_trial),
+        ends=partial(share_interval, freedom=freedom, unseen=unseen),
         class_means=False,
     )
 

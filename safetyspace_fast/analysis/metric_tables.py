@@ -53,7 +53,7 @@ ROW_MARKS = {
     "#": "the first principal component follows the number of tokens; see auc_equal_length, or "
     "another pooling (`explain pc1_tokens`)",
     "%": "1 % of the texts hold more than a tenth of the variance (heavy tails): intervals of "
-    "frechet, tpr_at_1_fpr and accuracies may cover less than 95 % (`explain tail_share`)",
+    "frechet and tpr_at_1_fpr may cover less than 95 % (`explain tail_share`)",
 }
 """Marks behind the name of a row, and what they say."""
 

@@ -391,8 +391,7 @@ def share_interval(
     value: Tensor,
     deviation: Tensor,
     freedom: Tensor | float,
-    number: float,
-    added: Tensor,
+    unseen: Tensor,
     confidence: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
     """Interval of a share or an AUC, inside [0, 1] and never of width 0.
@@ -401,18 +400,17 @@ def share_interval(
     p (1 - p)/variance that would give this variance (Korn & Graubard 1998). Part of a trial that
     went the other way is added, to the variance and here: near 0 and 1 few texts make the variance,
     and at 0 and 1 none; see `unseen_trial`. The end that is nearer to 0 or 1 is that of a
-    share which is nearer to it by half of this part, times 2p - 1: shares of few trials jump.
+    share which is nearer to it by half of what this moves, times 2p - 1: shares of few trials jump.
 
     Args:
-        value: [...]; deviation: [...], with `added`/number^2 in its square.
+        value: [...]; deviation: [...], with the variance of the added part in its square.
         freedom: degrees of freedom of the deviation, of each or all.
-        number: trials, as many as there are independent texts (or pairs).
-        added: [...], part of a trial.
+        unseen: [...], how far the added part moves the share; see `unseen_trials`.
         confidence: of the interval.
     """
     square = t_reaches(freedom, confidence).square()
-    per_trial = square * deviation.square() / (value * (1 - value) + added / number)
-    nearer = (value + added * (value - 0.5) / number).clamp(0, 1)
+    per_trial = square * deviation.square() / (value * (1 - value) + unseen)
+    nearer = (value + unseen * (value - 0.5)).clamp(0, 1)
 
     def end(share: Tensor, side: int) -> Tensor:
         reach = (per_trial * (share * (1 - share) + per_trial / 4)).sqrt()
@@ -428,6 +426,26 @@ def unseen_trial(influence: Tensor, unit: Tensor) -> Tensor:
     way if those are few. Arguments as there.
     """
     return 1 / (1 + units_behind(influence, unit))
+
+
+def unseen_trials(
+    influence: Tensor, labels: Tensor, unit: Tensor, number: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far unseen trials would move a share, and the variance that they add: [...] each.
+
+    A mean of the shares in both classes has an `unseen_trial` in each: if all texts of a small
+    class are right, the errors of a large one do not show how much this share varies.
+
+    Args:
+        influence: [..., n]; labels, unit: [n] int64.
+        number: of trials; [2], those of each class, for a mean of the shares in both.
+    """
+    if not isinstance(number, Tensor):
+        added = unseen_trial(influence, unit)
+        return added / number, added / number**2
+    parts = [unseen_trial(influence * (labels == c), unit) for c in (0, 1)]
+    added = torch.stack(parts, -1)
+    return (added / (2 * number)).sum(-1), (added / (2 * number) ** 2).sum(-1)
 
 
 def units_behind(influence: Tensor, unit: Tensor) -> Tensor:

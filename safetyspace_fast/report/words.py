@@ -357,8 +357,8 @@ def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str
         (view["largest_share"].to_numpy(), DOMINANT, "One dimension", "a single hidden dimension "
          "holds more than half of the variance; rho_standardized weighs all dimensions alike"),
         (view["tail_share"].to_numpy(), HEAVY, "Heavy tails", "1 % of the texts hold more than a "
-         "tenth of the variance inside the classes; intervals of frechet, tpr_at_1_fpr and "
-         "accuracies may cover less than 95 %"),
+         "tenth of the variance inside the classes; intervals of frechet and tpr_at_1_fpr "
+         "may cover less than 95 %"),
     ):  # fmt: skip
         beyond = np.nan_to_num(values) > most  # [model, layer, lang]
         ruled = [lang for lang, flag in zip(langs, beyond.any((0, 1)), strict=True) if flag]

@@ -52,9 +52,10 @@ def test_quantiles_are_students(freedom):
 def test_the_interval_of_a_plain_share_is_wilsons():
     """With many trials the added ones do not count."""
     n, share = 1_000_000, torch.tensor([0.2, 0.5, 0.999]).double()
-    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, n, torch.ones(3))
-    for i, one in enumerate(share.tolist()):
-        known = stats.binomtest(round(one * n), n).proportion_ci(method="wilson")
+    one = torch.full((3,), 1 / n).double()
+    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, one)
+    for i, p in enumerate(share.tolist()):
+        known = stats.binomtest(round(p * n), n).proportion_ci(method="wilson")
         assert float(low[i]) == pytest.approx(known.low, abs=2e-5)
         assert float(high[i]) == pytest.approx(known.high, abs=2e-5)
 
@@ -67,6 +68,18 @@ def test_a_trial_is_added_where_nothing_varies_and_hardly_any_where_much_does():
     assert u.unseen_trial(influence, torch.arange(100) // 2).tolist() == [1, 1 / 3, 1]
 
 
+def test_a_mean_of_two_shares_has_an_unseen_trial_in_each():
+    influence = torch.zeros(2, 100).double()
+    influence[1, :60] = torch.tensor([1.0, -1.0]).repeat(30)  # errors in class 0 alone
+    labels, unit = torch.arange(100) // 60, torch.arange(100)
+    number = torch.tensor([60.0, 40.0]).double()
+    moved, variance = u.unseen_trials(influence, labels, unit, number)
+    of_class = 1 / 120, 1 / 80
+    np.testing.assert_allclose(moved, [sum(of_class), of_class[0] / 61 + of_class[1]])
+    squares = [one**2 for one in of_class]
+    np.testing.assert_allclose(variance, [sum(squares), squares[0] / 61 + squares[1]])
+
+
 @pytest.mark.parametrize(
     ("counts", "auc", "tail"), [((20, 20), 0.95, "normal"), ((12, 12), 0.998, "t3")]
 )
@@ -74,6 +87,18 @@ def test_intervals_of_shares_cover(counts, auc, tail):
     # A hundred draws of a 95 % event: 86 or fewer happen once in two thousand times.
     for name, share in coverage(counts, auc, tail, SHARES, draws=100).items():
         assert share >= 0.87, name
+
+
+def test_a_small_class_without_an_error_may_have_some():
+    """Errors of the large class do not hide that one text of ten may have been wrong."""
+    rng, label = np.random.default_rng(0), np.repeat([0, 1], [190, 10])
+    x = rng.standard_normal((200, WIDTH)) * np.where(label == 1, 0.1, 1.0)[:, None]
+    x[:, 0] += 3 * label
+    run = stand_in({"m": {"en": x[None, None]}}, {"en": label}, proj=WIDTH)
+    found = separation(run, metrics=["accuracy_direction"], bootstraps=2, permutations=0).squeeze()
+    wrong = round(2 * 190 * (1 - float(found["value"])))  # all of the large class
+    assert 5 <= wrong < 19
+    assert float(found["low"]) < float(found["value"]) - 1 / 20
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def _accuracy(cells: Cells, direction: Direction) -> Estimate:
         floor=0.5,
         influence=influence,
         moved=along_scores(influence, scores, labels, labels),
-        trials=(2 * cells.trials, scores),
+        trials=(cells.units, scores),
     )
 
 
@@ -177,7 +177,7 @@ _ACCURACY_DIRECTION = Metric(
     "classes",
     source="nearest-centroid rule, cross-fitted; balanced accuracy (Brodersen et al. 2010)",
     pitfalls=f"{PITFALLS} {SPREAD_COUNTS}",
-    interval=f"{SHARE}; {REFITS}",
+    interval=f"{SHARE}; here at most one more in each class; {REFITS}",
     null=REFITTED,
     floor="0.5",
     any_difference=True,
@@ -195,7 +195,7 @@ _ACCURACY_PROBE = Metric(
     source="Alain & Bengio 2016; cross-fitted; balanced accuracy (Brodersen et al. 2010)",
     pitfalls=f"{PITFALLS} The probe is fitted to the classes as they are: with few harmful texts "
     "it takes most texts for harmless, and the value is near 0.5; see auc_probe. " + SPREAD_COUNTS,
-    interval=f"{SHARE}; {REFITS}",
+    interval=f"{SHARE}; here at most one more in each class; {REFITS}",
     null=REFITTED_RIDGE,
     floor="0.5",
     any_difference=True,

@@ -161,7 +161,7 @@ def held_out_estimate(
     floor: float,
     influence: Tensor,
     moved: Tensor,
-    trials: tuple[float, Tensor] | None = None,
+    trials: tuple[float | Tensor, Tensor] | None = None,
     freedom: Tensor | None = None,
 ) -> Estimate:
     """`make_estimate` for a held-out statistic; its interval includes the noise of the direction.
