@@ -1,4 +1,4 @@
-"""Names that users type: which language one means, and the nearest valid one for an error."""
+"""Names: which language one means, the nearest valid one for an error, and how they are shown."""
 
 import difflib
 import re
@@ -31,6 +31,11 @@ _TWO_LETTERS = {
     for three in threes.split(",")
 }
 _SCRIPT = re.compile(r"[a-z]{4}")
+
+
+def printable(line: str) -> str:
+    """A line without what would steer a terminal: names come from stores that anybody may write."""
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError
+from ..names import printable
 from .columns import (
     CHANCE,
     MOST_LAYERS,
@@ -93,12 +94,7 @@ def to_table(dataset: "xarray.Dataset") -> str:
     blocks = [*blocks[:1], list(result.legend), *blocks[1:], list(result.settings)]
     lines = [line for block in blocks for line in (*block, "")]
     hint = "`safetyspace-fast explain NAME` defines a metric or a column."
-    return "\n".join(map(_printable, [*lines, *result.hints, hint])) + "\n"
-
-
-def _printable(line: str) -> str:
-    """A line without what would steer a terminal: names come from stores that anybody may write."""
-    return "".join(letter if letter.isprintable() else " " for letter in line)
+    return "\n".join(map(printable, [*lines, *result.hints, hint])) + "\n"
 
 
 def tables_of(dataset: "xarray.Dataset") -> Tables:

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from ..errors import StoreError
-from ..names import nearest
+from ..names import nearest, printable
 from ..notebook import Section, html
 from .access import (
     Index,
@@ -206,7 +206,7 @@ class Run:
             except (StoreError, KeyError):
                 model = "damaged"
             parts.append(f"model {name!r}: {model}")
-        return f"<Run {self.place}: {'; '.join(parts)}>"
+        return printable(f"<Run {self.place}: {'; '.join(parts)}>")
 
     def _repr_html_(self) -> str:
         """What notebooks show: models, and texts of each language."""

@@ -15,7 +15,7 @@ from zarr.core.sync import sync
 
 from safetyspace_fast import api
 from safetyspace_fast.errors import SafetySpaceError, StoreError
-from safetyspace_fast.store import Claim, Journal, Place, files
+from safetyspace_fast.store import Claim, Journal, Place, consolidate, files
 from safetyspace_fast.store.layout import MODEL
 
 
@@ -56,6 +56,16 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     yield folder
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert {(folder / name).read_text() for name in names} == {"keep me"}
+
+
+def test_a_name_cannot_steer_the_terminal_that_shows_a_store(copy: Path) -> None:
+    root = Place(copy).group(read_only=False)
+    for group in (root, root["samples"]):
+        group.attrs["languages"] = ["\x1b[2J\u202ede", "en"]
+    consolidate(copy)
+    shown = repr(api.open_run(copy))
+    assert shown.isprintable()
+    assert "[2J" in shown
 
 
 def test_deleting_a_link_leaves_what_it_leads_to(tmp_path: Path, outside: Path) -> None:
