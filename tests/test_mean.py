@@ -185,6 +185,14 @@ def test_a_sink_is_marked_in_compare(sink: Path, tmp_path: Path) -> None:
     assert "\nembed !#" in tables.to_table(with_itself)
 
 
+def test_few_texts_are_not_said_to_follow_their_lengths(sink: Path, tmp_path: Path) -> None:
+    run = api.run(**options(tmp_path, rows(en=60, de=6), sink), poolings=["mean_all"])
+    assert np.abs(run.model("m").read("pc1_inverse_tokens")).min() > 0.9
+    known = api.separation(run, metrics=["rho"], permutations=0)["pc1_inverse_tokens"]
+    assert np.isfinite(known.sel(lang="en")).all()
+    assert np.isnan(known.sel(lang="de")).all()
+
+
 def test_a_model_of_an_earlier_version_has_no_marks(sink: Path, tmp_path: Path) -> None:
     found = options(tmp_path, rows(en=60), sink)
     run = api.run(**found, poolings=["mean_all"])

@@ -129,8 +129,8 @@ def dominance(
 ) -> dict[str, tuple[tuple[str, ...], NDArray[np.float64], dict[str, str]]]:
     """Read the variables of `DOMINANCE`, each (model, layer, pooling, lang), for `xarray.Dataset`.
 
-    NaN where a model has no such layer or pooling, or was run by an earlier version. All but
-    `tail_share` are stored.
+    NaN where a model has no such layer or pooling, or was run by an earlier version; correlations
+    also where a class has fewer than `MIN_TEXTS` texts. All but `tail_share` are stored.
     """
     axes = (models, chosen.layers, chosen.poolings, chosen.languages)
     columns = {name: np.full([len(names) for names in axes], np.nan) for name in DOMINANCE}
@@ -153,6 +153,9 @@ def dominance(
             share = tail_share(sqdist, labels).numpy()
             for layer, pooling, i_layer, i_pooling in cells:
                 columns["tail_share"][i_model, i_layer, i_pooling, i_lang] = share[layer, pooling]
+            if int(torch.bincount(labels, minlength=2).min()) < MIN_TEXTS:  # two always correlate
+                for name in ("pc1_tokens", "pc1_inverse_tokens"):
+                    columns[name][i_model, ..., i_lang] = np.nan
     dims = ("model", "layer", "pooling", "lang")
     return {
         name: (dims, column, {"definition": DOMINANCE[name]}) for name, column in columns.items()

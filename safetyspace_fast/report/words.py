@@ -299,8 +299,8 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     if few := where(rarer < FEW_TEXTS):
         counts = ", ".join(f"{isolated(x)} {rarer[langs.index(x)]:.0f}" for x in few)
         found.append(
-            ("Few texts", f"of the rarer class: {counts}. Their intervals are wide, and a "
-             "difference that is not shown may well be there.")
+            ("Few texts", f"of the rarer class: {counts}. Their intervals are wide, metrics that "
+             "need more have no number, and a difference that is not shown may well be there.")
         )  # fmt: skip
     value, low, high = of_any("auc_length")
     if long := where((abs(value - 0.5) > CONFOUNDED) & ((low > 0.5) | (high < 0.5))):
