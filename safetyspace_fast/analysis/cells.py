@@ -210,11 +210,11 @@ class Cells(States):
 
 def values_in(group: Sequence[Cells], space: Space) -> tuple[Cells, ...]:
     """The same cells of two models in other components, without bootstraps: for values alone."""
-    found: list[Cells] = []
+    views: list[Cells] = []
     for cells in group:
         resamples = replace(cells.resamples, counts=cells.resamples.counts[:0])
-        found.append(replace(cells, group=found, space=space, resamples=resamples))
-    return tuple(found)
+        views.append(replace(cells, group=views, space=space, resamples=resamples))
+    return tuple(views)
 
 
 def _sum_squares(models: Sequence[Tensor]) -> Tensor:

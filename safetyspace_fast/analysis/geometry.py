@@ -18,27 +18,27 @@ def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
         base, aligned: the same cells of two models.
         shared: whether both models have the same projection.
     """
-    found = {
+    numbers = {
         "rounding_share": rounding_share(base, aligned),
         "kept_share": torch.minimum(kept_share(base), kept_share(aligned)),
     }
     alike = debiased_cka(base, aligned)
-    found |= {"cka": alike.value, "cka_low": alike.low, "cka_high": alike.high}
+    numbers |= {"cka": alike.value, "cka_low": alike.low, "cka_high": alike.high}
     if base.shift.shape == aligned.shift.shape:
-        found |= _directions(base, aligned) | _displacement(base, aligned)
+        numbers |= _directions(base, aligned) | _displacement(base, aligned)
     if shared:
         moves = aligned.stored("projected") - base.stored("projected")
         eigenvalues = torch.linalg.eigvalsh(moves.transpose(-1, -2) @ moves).clamp_min(0)
-        found |= {
+        numbers |= {
             "displacement_rank": eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1),
         }
     own, _ = fold_auc(aligned.stored("heldout_score"), aligned.labels, aligned.fold, aligned.copy)
-    found["own_auc"] = own
+    numbers["own_auc"] = own
     if (scores := aligned.by_basis("basis_score", base)) is not None:
         auc, influence = fold_auc(scores, aligned.labels, aligned.fold, aligned.copy)
         low, high = interval(auc, influence_variance(influence, aligned.unit).sqrt())
-        found |= {"transfer_auc": auc, "transfer_low": low, "transfer_high": high}
-    return found
+        numbers |= {"transfer_auc": auc, "transfer_low": low, "transfer_high": high}
+    return numbers
 
 
 def _directions(base: Cells, aligned: Cells) -> dict[str, Tensor]:

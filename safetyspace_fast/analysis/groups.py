@@ -110,8 +110,8 @@ def with_groups(
             some = design.any(1)
             contrast = np.array([1.0, -1.0][: len(rows)])
             part = y[:, some], covariance[:, some][:, :, some], design[some], contrast
-            found = _these(*part, names[some]) | _like(*part)
-            for name, column in found.items():
+            numbers = _these(*part, names[some]) | _like(*part)
+            for name, column in numbers.items():
                 columns[name][at, i_group] = column
     dims = (*value.dims[:-1], "group")
     return dataset.assign_coords(group=["high", "low", "high - low"]).assign(
@@ -143,7 +143,7 @@ def _these(
     weight = design / design.sum(0) @ contrast
     value = y @ weight
     deviation = np.sqrt(np.maximum(np.einsum("a,cab,b->c", weight, covariance, weight), 0))
-    found = {
+    numbers = {
         "group_value": value,
         "group_low": value - Z95 * deviation,
         "group_high": value + Z95 * deviation,
@@ -156,9 +156,9 @@ def _these(
     if without:
         left = np.stack([one for _, one in without])
         most = np.abs(left - value).argmax(0)
-        found["group_without_low"], found["group_without_high"] = left.min(0), left.max(0)
-        found["group_without"] = names[np.array([i for i, _ in without])[most]]
-    return found
+        numbers["group_without_low"], numbers["group_without_high"] = left.min(0), left.max(0)
+        numbers["group_without"] = names[np.array([i for i, _ in without])[most]]
+    return numbers
 
 
 def _like(y: Floats, covariance: Floats, design: Floats, contrast: Floats) -> Numbers:
@@ -186,7 +186,7 @@ def _like(y: Floats, covariance: Floats, design: Floats, contrast: Floats) -> Nu
     variance = scale * np.einsum("p,cpq,q->c", contrast, np.linalg.inv(precision), contrast)
     deviation = np.sqrt(np.maximum(variance, 0))
     reach = t_reach(freedom)
-    found = {
+    numbers = {
         "group_like_value": value,
         "group_like_low": value - reach * deviation,
         "group_like_high": value + reach * deviation,
@@ -195,13 +195,13 @@ def _like(y: Floats, covariance: Floats, design: Floats, contrast: Floats) -> Nu
     if len(contrast) > 1:
         t, p = student(freedom)
         score = np.divide(np.abs(value), deviation, out=np.zeros_like(value), where=deviation > 0)
-        found["group_like_p"] = np.interp(score, t, p)
+        numbers["group_like_p"] = np.interp(score, t, p)
     else:
         new = t_reach(freedom - 1) * np.sqrt(deviation**2 + tau_sq)
-        found |= {"group_predict_low": value - new, "group_predict_high": value + new}
-    columns = {name: np.full(len(usable), np.nan) for name in found}
+        numbers |= {"group_predict_low": value - new, "group_predict_high": value + new}
+    columns = {name: np.full(len(usable), np.nan) for name in numbers}
     for name, column in columns.items():
-        column[usable] = found[name]
+        column[usable] = numbers[name]
     return columns
 
 

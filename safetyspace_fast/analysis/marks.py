@@ -85,12 +85,12 @@ def marks(
         return np.where(laid, mark, "").astype(object)
 
     before = where((p > CHANCE) & (view["resamples"] >= MARK_RESAMPLES), LIKELY_CHANCE)
-    found = is_significant(view, prefix)
+    significant = is_significant(view, prefix)
     if "value" in view:
         of_means = view["p_asks"] == "means"
-        behind = where(found & of_means, SIGNIFICANT) + where(found & ~of_means, ANY)
+        behind = where(significant & of_means, SIGNIFICANT) + where(significant & ~of_means, ANY)
         return where(is_close(view), CLOSE) + before, behind
     if not prefix:
         elsewhere = (disagrees(view, name) for name in ELSEWHERE if name in view)
         before = where(reduce(or_, elsewhere, p < 0), DISAGREE) + before
-    return before, where(found, SIGNIFICANT)
+    return before, where(significant, SIGNIFICANT)

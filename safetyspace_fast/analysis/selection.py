@@ -135,12 +135,12 @@ def choose_reference(run: "Run", asked: str | None, langs: Sequence[str]) -> str
     if asked is None:
         return None
     if asked == DEFAULT_REFERENCE:
-        found = languages_meant(asked, langs)
-        return found[0] if len(found) == 1 else None
-    found = meant("reference", asked, run.languages)
-    if len(found) > 1:
-        raise ConfigError(f"reference: {asked!r} means {' and '.join(found)}; name one of them")
-    return found[0] if found[0] in langs else None
+        named = languages_meant(asked, langs)
+        return named[0] if len(named) == 1 else None
+    named = meant("reference", asked, run.languages)
+    if len(named) > 1:
+        raise ConfigError(f"reference: {asked!r} means {' and '.join(named)}; name one of them")
+    return named[0] if named[0] in langs else None
 
 
 def listed(names: Sequence[str] | str) -> list[str]:

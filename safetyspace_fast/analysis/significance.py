@@ -80,7 +80,7 @@ def false_discovery(p: Tensor) -> Tensor:
     ordered, order = p[known].sort(descending=True)
     rank = torch.arange(len(ordered), 0, -1, dtype=p.dtype)
     q = torch.full_like(p, torch.nan)
-    found = torch.empty_like(ordered)
-    found[order] = (ordered * len(ordered) / rank).clamp_max(1).cummin(0).values
-    q[known] = found
+    rates = torch.empty_like(ordered)
+    rates[order] = (ordered * len(ordered) / rank).clamp_max(1).cummin(0).values
+    q[known] = rates
     return q

@@ -154,13 +154,13 @@ class Results:
         """
         if self.pairs_asked is not None:
             return tuple(self.pairs_asked)
-        found = []
+        chosen = []
         for name in self.names:
             for earlier in self.run.model(name).attrs.get("bases", []):
                 if earlier in self.selection.models and self._alike(earlier, name):
-                    found.append((earlier, name))
+                    chosen.append((earlier, name))
                     break
-        return tuple(found)
+        return tuple(chosen)
 
     def _alike(self, one: str, other: str) -> bool:
         if {one, other} & set(self.controls):
@@ -208,14 +208,14 @@ class Results:
         Raises:
             ConfigError: a pair that was asked for cannot be compared.
         """
-        found = {}
+        comparisons = {}
         for pair in self.pairs:
             try:
-                found[pair] = self.comparison(pair)
+                comparisons[pair] = self.comparison(pair)
             except ConfigError:
                 if self.pairs_asked is not None:
                     raise
-        return found
+        return comparisons
 
     @property
     def directions(self) -> "xarray.Dataset":

@@ -190,17 +190,17 @@ def levels(dataset: "xarray.Dataset", metric: str, pooling: str) -> list[Finding
         spread = " A difference of spread alone is enough for this metric (`+` in the tables)."
     for lang in _names(view, "lang"):
         one = view.sel(lang=lang)
-        value, found = one["value"].to_numpy(), is_significant(one).to_numpy()
-        if not found.any():
+        value, significant = one["value"].to_numpy(), is_significant(one).to_numpy()
+        if not significant.any():
             (chance if bool(one["p_family"].notnull().any()) else unknown).append(lang)
             continue
-        i = int(np.nanargmax(np.where(found, value if grows else -value, np.nan)))
+        i = int(np.nanargmax(np.where(significant, value if grows else -value, np.nan)))
         ends = tuple(float(one[name].to_numpy()[i]) for name in ("value", "low", "high"))
         floor = float(one["floor"].to_numpy()[i])
         style = Style.of([ends])
         expected = f", where chance gives {style.number(floor)}" if math.isfinite(floor) else ""
         text = (
-            f"apart at {_share(found, layers)}. Most at {layers[i]}: "
+            f"apart at {_share(significant, layers)}. Most at {layers[i]}: "
             f"{style.entry(*ends)}{expected}.{spread}"
         )
         findings.append(Finding("grew", f"{isolated(lang)}:", text))
@@ -236,7 +236,7 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     """
     view = dataset.sel(pooling=pooling)
     names = [f"direction_{end}" for end in ("cosine", "low", "high")]
-    found, straight, unknown = [], [], []
+    turned, straight, unknown = [], [], []
     for lang in _names(view, "lang"):
         value, low, high = (view[name].sel(lang=lang).to_numpy() for name in names)
         if np.isnan(value).all():
@@ -248,14 +248,14 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
             continue
         i = int(np.nanargmin(beyond))
         ends = float(value[i]), float(low[i]), float(high[i])
-        found.append(
+        turned.append(
             (ends[0], f"{isolated(lang)} {_below_one(*ends)} at {_names(view, 'layer')[i]}")
         )
-    if not found and not straight:
+    if not turned and not straight:
         return []
     parts = []
-    if found:
-        each = ", ".join(text for _, text in sorted(found))
+    if turned:
+        each = ", ".join(text for _, text in sorted(turned))
         parts.append(
             "the cosine between both models at the layer where it turned most (1: not turned; the "
             f"intervals are not corrected for this choice): {each}"
@@ -282,7 +282,7 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
         dataset: of `separation` or `compare`; both hold the same variables of confounds.
         pooling: the one that the words are about.
     """
-    found: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
     langs = _names(dataset, "lang")
     first = dataset.isel(model=0)
 
@@ -298,43 +298,43 @@ def cautions(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     rarer = _rarer(dataset)
     if few := where(rarer < FEW_TEXTS):
         counts = ", ".join(f"{isolated(x)} {rarer[langs.index(x)]:.0f}" for x in few)
-        found.append(
+        notes.append(
             ("Few texts", f"of the rarer class: {counts}. Their intervals are wide, metrics that "
              "need more have no number, and a difference that is not shown may well be there.")
         )  # fmt: skip
     value, low, high = of_any("auc_length")
     if long := where((abs(value - 0.5) > CONFOUNDED) & ((low > 0.5) | (high < 0.5))):
         each = ", ".join(f"{isolated(x)} {value[langs.index(x)]:.2f}" for x in long)
-        found.append(
+        notes.append(
             ("Length", f"alone tells the classes apart (AUC {each}; 0.5 is chance): part of a "
              "separation may be length. rho_equal_length and auc_equal_length leave it out.")
         )  # fmt: skip
     value, low, _ = of_any("auc_lexical")
     if words := where((value > 0.5 + CONFOUNDED) & (low > 0.5)):
         each = ", ".join(f"{isolated(x)} {value[langs.index(x)]:.2f}" for x in words)
-        found.append(
+        notes.append(
             ("Words", f"alone tell the classes apart (AUC of character n-grams {each}): a "
              "separation that is no larger need not be more than vocabulary.")
         )  # fmt: skip
-    found += _rulers(dataset.sel(pooling=pooling), langs)
+    notes += _rulers(dataset.sel(pooling=pooling), langs)
     if "rounding_share" in dataset:
         share = dataset["rounding_share"].sel(pooling=pooling).to_numpy()
         if np.isfinite(share).any() and (share[np.isfinite(share)] >= 1).all():
-            found.append(("Rounding", "explains all differences between the two models."))
+            notes.append(("Rounding", "explains all differences between the two models."))
     if settings := dataset.attrs.get("settings_differ"):
-        found.append(("Settings", f"of the models differ: {settings}."))
+        notes.append(("Settings", f"of the models differ: {settings}."))
     copies = first["elsewhere"].to_numpy()
     if copied := where(copies > 0.1):
-        found.append(
+        notes.append(
             ("Shared texts", f"{listed(copied)} hold texts that are also in another language; "
              "differences between languages take texts as independent.")
         )  # fmt: skip
     if len(langs) > 1:
-        found.append(
+        notes.append(
             ("Sources", "of the languages may differ in more than the language. Compare how "
              "models differ across languages, not the languages' own values.")
         )  # fmt: skip
-    return [Finding("caution", head, text) for head, text in found]
+    return [Finding("caution", head, text) for head, text in notes]
 
 
 def _rarer(dataset: "xarray.Dataset") -> NDArray[np.float64]:
@@ -348,7 +348,7 @@ def _rarer(dataset: "xarray.Dataset") -> NDArray[np.float64]:
 
 def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str]]:
     """Whether length, one huge dimension or few texts rule the states: what tables mark."""
-    found = []
+    notes = []
     tokens = np.maximum(*(abs(view[f"pc1_{name}"].to_numpy()) for name in ("tokens",
                         "inverse_tokens")))  # fmt: skip
     for values, most, head, text in (
@@ -364,11 +364,11 @@ def _rulers(view: "xarray.Dataset", langs: Sequence[str]) -> list[tuple[str, str
         ruled = [lang for lang, flag in zip(langs, beyond.any((0, 1)), strict=True) if flag]
         if ruled:
             cells = beyond.any(0).sum()
-            found.append(
+            notes.append(
                 (head, f"in {listed(ruled)}, in {cells} of {beyond[0].size} layers and languages: "
                  f"{text}.")
             )  # fmt: skip
-    return found
+    return notes
 
 
 def _share(where: NDArray[np.bool_], layers: Sequence[str]) -> str:

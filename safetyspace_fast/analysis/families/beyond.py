@@ -68,13 +68,13 @@ def increments(lexical: Tensor, state: Tensor, labels: Tensor, fold: Tensor) -> 
         [1 + folds, cell].
     """
     both = torch.stack([lexical.expand_as(state), state], -1)
-    found = []
+    gains = []
     for left_out, scores in enumerate(combined_scores(both, labels, fold), -1):
         kept = fold != left_out
         auc, _ = fold_auc(scores[:, kept], labels[kept], fold[kept])
         alone, _ = fold_auc(lexical[kept], labels[kept], fold[kept])
-        found.append(auc - alone)
-    return torch.stack(found)
+        gains.append(auc - alone)
+    return torch.stack(gains)
 
 
 def partial_effect(

@@ -50,8 +50,8 @@ ORDER = (
 
 def names() -> list[str]:
     """Names of all figures, which are those of their files."""
-    found = sorted(file.name for file in iter_modules(__path__) if not file.name.startswith("_"))
-    return [name for name in ORDER if name in found] + [x for x in found if x not in ORDER]
+    names = sorted(file.name for file in iter_modules(__path__) if not file.name.startswith("_"))
+    return [name for name in ORDER if name in names] + [x for x in names if x not in ORDER]
 
 
 def figure(name: str) -> Figure:

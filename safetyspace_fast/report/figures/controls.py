@@ -27,24 +27,24 @@ def rows(results: "Results") -> list[Row]:
     """One row a language and source of an AUC, and one a language, model and class of texts."""
     at = {"layer": results.layer, "pooling": results.pooling}
     data = results.separation
-    found: list[Row] = []
+    entries: list[Row] = []
     if _COMPARED in data["metric"]:
         of_states = data.sel(at | {"metric": _COMPARED})
         for name in results.names:
             source = f"{name} (untrained)" if name in results.controls else name
             numbers = {"value": "value", "low": "low", "high": "high"}
             view = of_states.sel(model=name)
-            found += cells(view, ("lang",), numbers, panel=AUC, source=source, **at)
+            entries += cells(view, ("lang",), numbers, panel=AUC, source=source, **at)
     for source, name in _WITHOUT_MODEL.items():
         numbers = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
-        found += cells(data.isel(model=0), ("lang",), numbers, panel=AUC, source=source, **at)
-    found += _tokens(data.sel(model=list(results.names)), at)
-    return require_numbers(found, "no language has a number")
+        entries += cells(data.isel(model=0), ("lang",), numbers, panel=AUC, source=source, **at)
+    entries += _tokens(data.sel(model=list(results.names)), at)
+    return require_numbers(entries, "no language has a number")
 
 
 def _tokens(data: "xarray.Dataset", at: dict[str, str]) -> list[Row]:
     """Mean lengths; models with the same numbers share their rows."""
-    found: dict[tuple[object, ...], list[Row]] = {}
+    of_texts: dict[tuple[object, ...], list[Row]] = {}
     for model in data["model"].to_numpy().tolist():
         view = data.sel(model=model)
         rows = [
@@ -52,12 +52,12 @@ def _tokens(data: "xarray.Dataset", at: dict[str, str]) -> list[Row]:
             for source, name in (("harmless texts", "tokens0"), ("harmful texts", "tokens1"))
             for row in cells(view, ("lang",), {"value": name}, panel=TOKENS, source=source, **at)
         ]
-        found.setdefault(tuple(row["value"] for row in rows), rows)
-    several = len(found) > 1
+        of_texts.setdefault(tuple(row["value"] for row in rows), rows)
+    several = len(of_texts) > 1
     models = data["model"].to_numpy().tolist()
     return [
         row | {"source": f"{row['source']}, {model}"} if several else row
-        for model, rows in zip(models, found.values(), strict=False)
+        for model, rows in zip(models, of_texts.values(), strict=False)
         for row in rows
     ]
 

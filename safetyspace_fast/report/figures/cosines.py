@@ -29,13 +29,13 @@ def rows(results: "Results") -> list[Row]:
         raise NothingToShowError("cosines between languages need two languages or more")
     same = {"layer": results.layer, "pooling": results.pooling}
     data = results.directions.sel(same | {"model": list(results.names)})
-    found = list(cells(data, ("model", "lang", "other_lang"), _NUMBERS, **same))
-    apart = [row for row in found if row["lang"] != row["other_lang"]]
+    entries = list(cells(data, ("model", "lang", "other_lang"), _NUMBERS, **same))
+    apart = [row for row in entries if row["lang"] != row["other_lang"]]
     require_numbers(apart, "no two languages have directions that are reliable enough for a cosine")
-    for row in found:
+    for row in entries:
         if row["lang"] == row["other_lang"]:
             row |= {"value": row["ceiling"], "low": None, "high": None}
-    return found
+    return entries
 
 
 def chart(rows: list[Row], *, width: int) -> Any:

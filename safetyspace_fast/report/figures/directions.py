@@ -23,13 +23,13 @@ def rows(results: "Results") -> list[Row]:
     """One row a pair of models, language and layer: the numbers of `compare`."""
     if not (comparisons := results.comparisons()):
         raise NothingToShowError("no two models that can be compared")
-    found: list[Row] = []
+    entries: list[Row] = []
     for pair, data in comparisons.items():
         same = {"pair": " → ".join(pair), "pooling": results.pooling}
         view = data[list(_NUMBERS)].sel(pooling=results.pooling)
-        found += cells(view, ("lang", "layer"), {name: name for name in _NUMBERS}, **same)
+        entries += cells(view, ("lang", "layer"), {name: name for name in _NUMBERS}, **same)
     return require_numbers(
-        found,
+        entries,
         "no harm direction is reliable enough for a cosine, or the models differ in width",
         column="direction_cosine",
     )

@@ -27,33 +27,33 @@ def rows(results: "Results") -> list[Row]:
     metric, pooling, layer = results.metric.name, results.pooling, results.layer
     at = {"metric": metric, "pooling": pooling, "layer": layer}
     data = results.separation.sel(at | {"model": list(results.names)})
-    found = list(cells(data, ("lang", "model"), CELL, panel=VALUE, **at))
-    found += _groups(data, ("group", "model"), at)
+    entries = list(cells(data, ("lang", "model"), CELL, panel=VALUE, **at))
+    entries += _groups(data, ("group", "model"), at)
     for (base, aligned), comparison in results.comparisons().items():
         same = {"panel": CHANGE, "model": f"{aligned} - {base}"} | at
         change = comparison.sel(at)
-        found += cells(change, ("lang",), DIFFERENCE, **same)
-        found += _groups(change, ("group",), same)
-    for row in found:
+        entries += cells(change, ("lang",), DIFFERENCE, **same)
+        entries += _groups(change, ("group",), same)
+    for row in entries:
         value, low, high = row["value"], row["low"], row["high"]
         if isinstance(value, float) and isinstance(low, float) and isinstance(high, float):
             row["inner_low"] = value - INNER * (value - low)
             row["inner_high"] = value + INNER * (high - value)
-    return require_numbers(found, "no language has a number")
+    return require_numbers(entries, "no language has a number")
 
 
 def _groups(data: "xarray.Dataset", dims: tuple[str, ...], same: dict[str, str]) -> list[Row]:
     """Means over groups; the gap of models has a panel of its own, around zero."""
     if "group_value" not in data:
         return []
-    found = []
+    entries = []
     for row in cells(data, dims, _GROUP, **same):
         row["lang"] = row.pop("group")
         row["mark"] = ""
         if "panel" not in row:
             row["panel"] = GAP if row["lang"] == "high - low" else VALUE
-        found.append(row)
-    return found
+        entries.append(row)
+    return entries
 
 
 def chart(rows: list[Row], *, width: int) -> Any:

@@ -27,11 +27,11 @@ def rows(results: "Results") -> list[Row]:
     metric, pooling = results.metric.name, results.pooling
     at = {"metric": metric, "pooling": pooling}
     data = results.separation.sel(at | {"model": list(results.names)})
-    found = list(cells(data, ("model", "lang", "layer"), CELL, panel=VALUE, **at))
+    entries = list(cells(data, ("model", "lang", "layer"), CELL, panel=VALUE, **at))
     for (base, aligned), comparison in results.comparisons().items():
         same = {"panel": CHANGE, "model": f"{aligned} - {base}"} | at
-        found += cells(comparison.sel(at), ("lang", "layer"), DIFFERENCE, **same)
-    return require_numbers(found, "no layer has a number in any language")
+        entries += cells(comparison.sel(at), ("lang", "layer"), DIFFERENCE, **same)
+    return require_numbers(entries, "no layer has a number in any language")
 
 
 def chart(rows: list[Row], *, width: int) -> Any:

@@ -64,20 +64,20 @@ def rows(results: "Results") -> list[Row]:
     """One row a text, of the layer and the pooling that are shown."""
     i_layer = results.selection.layers.index(results.layer)
     i_pooling = results.selection.poolings.index(results.pooling)
-    found: list[Row] = []
+    entries: list[Row] = []
     for lang in results.selection.languages:
         labels = _labels(results, lang)
         for model in results.names:
             points = coordinates(results, model, lang)[i_layer, i_pooling]
-            found += [
+            entries += [
                 {"lang": lang, "model": model, "layer": results.layer, "pooling": results.pooling,
                  "text": LABELS[label], "x": rounded(float(x), 4), "y": rounded(float(y), 4)}
                 for label, (x, y) in zip(labels, points, strict=True)
                 if np.isfinite(x) and np.isfinite(y)
             ]  # fmt: skip
-    if not found:
+    if not entries:
         raise NothingToShowError("no text has principal components: the states are not finite")
-    return found
+    return entries
 
 
 def chart(rows: list[Row], *, width: int) -> Any:

@@ -28,7 +28,7 @@ def rows(results: "Results") -> list[Row]:
     """One row a language, model, label and bin, of the layer and the pooling that are shown."""
     i_layer = results.selection.layers.index(results.layer)
     i_pooling = results.selection.poolings.index(results.pooling)
-    found: list[Row] = []
+    entries: list[Row] = []
     for lang in results.selection.languages:
         label = np.asarray(results.run.samples.label[results.run.lang_range(lang)])
         counts, ends = _histograms(_scores(results, lang), label)
@@ -38,16 +38,16 @@ def rows(results: "Results") -> list[Row]:
             for name, bins in zip(LABELS, own[i_layer, i_pooling], strict=True):
                 if not (total := bins.sum()):
                     continue
-                found += [
+                entries += [
                     {"lang": lang, "model": model, "layer": results.layer,
                      "pooling": results.pooling, "text": name, "from": rounded(float(edges[i]), 4),
                      "to": rounded(float(edges[i + 1]), 4), "texts": int(bins[i]),
                      "share": rounded(float(bins[i] / total), 4)}
                     for i in range(BINS)
                 ]  # fmt: skip
-    if not found:
+    if not entries:
         raise NothingToShowError("no text has a held-out score: the states are not finite")
-    return found
+    return entries
 
 
 def chart(rows: list[Row], *, width: int) -> Any:
