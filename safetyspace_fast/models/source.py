@@ -118,7 +118,7 @@ class Source:
                     f"{shard[1]}{shard[2]}.index.json is missing, which says what {name} and the "
                     "other parts hold; copy or download it again"
                 )
-        beside = f", names {names[0]}, which transformers does not read" if names else ""
+        beside = f", found {names[0]}, which transformers does not read" if names else ""
         return (
             "it has no weights: expected model.safetensors, or its parts with "
             f"model.safetensors.index.json{beside}"
