@@ -44,6 +44,7 @@ def config_of(models: Path, out: Path, *names: str, **fields: object) -> RunConf
         "languages": ("en", "de"),
         "limit": 4,
         "device": "cpu",
+        "dtype": "float32",  # ranks do not know what conftest.py makes of `auto`
         "tensor_parallel": 2,
     }
     given = [str(models / name) for name in names or ("llama",)]
