@@ -236,7 +236,7 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
     """
     view = dataset.sel(pooling=pooling)
     names = [f"direction_{end}" for end in ("cosine", "low", "high")]
-    turned, straight, unknown = [], [], []
+    cosines, straight, unknown = [], [], []
     for lang in _names(view, "lang"):
         value, low, high = (view[name].sel(lang=lang).to_numpy() for name in names)
         if np.isnan(value).all():
@@ -248,14 +248,14 @@ def turned(dataset: "xarray.Dataset", pooling: str) -> list[Finding]:
             continue
         i = int(np.nanargmin(beyond))
         ends = float(value[i]), float(low[i]), float(high[i])
-        turned.append(
+        cosines.append(
             (ends[0], f"{isolated(lang)} {_below_one(*ends)} at {_names(view, 'layer')[i]}")
         )
-    if not turned and not straight:
+    if not cosines and not straight:
         return []
     parts = []
-    if turned:
-        each = ", ".join(text for _, text in sorted(turned))
+    if cosines:
+        each = ", ".join(text for _, text in sorted(cosines))
         parts.append(
             "the cosine between both models at the layer where it turned most (1: not turned; the "
             f"intervals are not corrected for this choice): {each}"
