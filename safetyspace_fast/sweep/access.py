@@ -29,7 +29,7 @@ def refuse_missing(configs: Sequence[RunConfig]) -> None:
 
 def refuse_begun(configs: Sequence[RunConfig]) -> None:
     """Raise StoreError if a store of a new sweep exists already."""
-    for config in configs:
+    for config in {str(config.out): config for config in configs}.values():
         refuse_existing(
             replace(config, resume=False), "continue the sweep with --resume, or remove the store"
         )
