@@ -31,6 +31,14 @@ WIDTH = 64
 LANGUAGES = ["q" + a + b for a, b in product(ascii_lowercase[:20], ascii_lowercase)]
 """ISO 639 keeps qaa to qtz for private use."""
 MODELS = "base", "aligned"
+BESIDE = {
+    "auc_length": "auc_length",
+    "auc_lexical": "auc_lexical",
+    "cka": "cka",
+    "direction_cosine": "direction",
+    "transfer_auc": "transfer",
+}
+"""Numbers beside the metrics, and how the names of their ends start."""
 COVERAGE = 0.92, 0.98
 LEVEL = 0.03, 0.07
 
@@ -184,26 +192,41 @@ def results(design: Design, draws: int, seed: int) -> Iterator["xarray.Dataset"]
 def rates(found: "xarray.Dataset", value: str) -> dict[str, dict[str, float]]:
     """By metric: the shares of draws that are refused, that are covered, and with p <= 0.05.
 
-    A share is NaN where a metric has no interval, or no p.
+    A share is NaN where a metric has no interval, or no p. Numbers that stand beside the metrics,
+    such as the AUC of length, have rows too.
 
     Args:
-        found: of `separation` or `compare`.
+        found: of `separation` or `compare`, with one model, layer and pooling.
         value: the variable whose intervals are `low` and `high`.
     """
     rows = {}
     for i, name in enumerate(found["metric"].to_numpy().tolist()):
-        number, low, high, p = (
-            found[part].isel(metric=i).to_numpy().ravel() for part in (value, "low", "high", "p")
-        )
-        known, has_p = np.isfinite(number) & ~np.isnan(low), np.isfinite(p)
-        mean = number[known].mean() if known.any() else np.nan
-        inside = (low <= mean) & (mean <= high)
-        rows[name] = {
-            "refused": float(np.isnan(number).mean()),
-            "covered": float(inside[known].mean()) if known.any() else np.nan,
-            "rejected": float((p[has_p] <= 0.05).mean()) if has_p.any() else np.nan,
-        }
+        parts = (found[part].isel(metric=i) for part in (value, "low", "high", "p"))
+        rows[name] = rates_of(*(part.to_numpy().ravel() for part in parts))
+    for name, start in BESIDE.items():
+        if name in found and found[name].sizes.get("model", 1) == 1:
+            parts = (found[part] for part in (name, f"{start}_low", f"{start}_high"))
+            rows[name] = rates_of(*(part.to_numpy().ravel() for part in parts))
     return rows
+
+
+def rates_of(
+    value: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    p: NDArray[np.float64] | None = None,
+) -> dict[str, float]:
+    """The rates of one number, all `[draw]`."""
+    known = np.isfinite(value) & ~np.isnan(low)
+    tested = np.isfinite(value if p is None else p) & (p is not None)
+    inside = (low <= value[known].mean()) & (value[known].mean() <= high) if known.any() else known
+    return {
+        "refused": float(np.isnan(value).mean()),
+        "covered": float(inside[known].mean()) if known.any() else math.nan,
+        "rejected": float((p[tested] <= 0.05).mean())
+        if p is not None and tested.any()
+        else math.nan,
+    }
 
 
 def simulate(name: str, draws: int, seed: int) -> dict[str, Any]:
