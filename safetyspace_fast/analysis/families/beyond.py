@@ -192,8 +192,8 @@ _AUC_INCREMENT = Metric(
     "the scores themselves, sees much smaller additions than the interval, so believe p. It does "
     "not count in p_family.",
     interval="Student's t, from the jackknife over folds: each leaves out all texts of a fold, in "
-    "the discriminants too; and what the noise adds that is in the weights of the characters and in "
-    "the direction; and part of a trial where few texts make the variance",
+    "the discriminants too; and the noise in the weights of the characters and in the direction; "
+    "and part of a trial where few texts make the variance",
     null="one-sided t test of the label in a regression of the state score on label, lexical "
     "score and fold, from the influence of each unit (HC2), widened for the noise of the "
     "direction. Of nested models DeLong's paired test is not nominal (Demler et al. 2012): in "
