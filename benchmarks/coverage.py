@@ -31,6 +31,7 @@ WIDTH = 64
 LANGUAGES = ["q" + a + b for a, b in product(ascii_lowercase[:20], ascii_lowercase)]
 """ISO 639 keeps qaa to qtz for private use."""
 MODELS = "base", "aligned"
+QUESTIONS = "separation", "compare"
 BESIDE = {
     "auc_length": "auc_length",
     "auc_lexical": "auc_lexical",
@@ -39,6 +40,8 @@ BESIDE = {
     "transfer_auc": "transfer",
 }
 """Numbers beside the metrics, and how the names of their ends start."""
+FAMILY = 8
+"""Languages of one result, over all of whose numbers p_family is corrected."""
 COVERAGE = 0.92, 0.98
 LEVEL = 0.03, 0.07
 
@@ -166,8 +169,8 @@ def write(drawn: Sequence[Drawn], copies: int, folder: Path) -> None:
                 file.write((json.dumps(row) + "\n") * copies)
 
 
-def results(design: Design, draws: int, seed: int) -> Iterator["xarray.Dataset"]:
-    """`separation` of the base model and `compare` of both, of a store of draws."""
+def results(design: Design, draws: int, seed: int) -> Iterator[list["xarray.Dataset"]]:
+    """`separation` of the base model and `compare` of both, of `FAMILY` languages at a time."""
     import safetyspace_fast as ssf
 
     rng = np.random.default_rng(seed)
@@ -185,26 +188,39 @@ def results(design: Design, draws: int, seed: int) -> Iterator["xarray.Dataset"]
             device="cpu",
         )
         base, aligned = MODELS
-        yield ssf.separation(run, models=base, metrics="all")
-        yield ssf.compare(run, base=base, aligned=aligned, metrics="all", reference=None)
+        families = [
+            {"metrics": "all", "languages": run.languages[first : first + FAMILY]}
+            for first in range(0, draws, FAMILY)
+        ]
+        yield [ssf.separation(run, models=base, **one) for one in families]
+        yield [
+            ssf.compare(run, base=base, aligned=aligned, reference=None, **one) for one in families
+        ]
 
 
-def rates(found: "xarray.Dataset", value: str) -> dict[str, dict[str, float]]:
+def rates(families: Sequence["xarray.Dataset"], value: str) -> dict[str, dict[str, float]]:
     """By metric: the shares of draws that are refused, that are covered, and with p <= 0.05.
 
     A share is NaN where a metric has no interval, or no p. Numbers that stand beside the metrics,
     such as the AUC of length, have rows too.
 
     Args:
-        found: of `separation` or `compare`, with one model, layer and pooling.
+        families: of `separation` or `compare`, with one model, layer and pooling.
         value: the variable whose intervals are `low` and `high`.
     """
+    import xarray
+
+    names = [value, "low", "high", "p"]
+    for name, start in BESIDE.items():
+        if name in families[0] and families[0][name].sizes.get("model", 1) == 1:
+            names += [name, f"{start}_low", f"{start}_high"]
+    found = xarray.concat([family[names] for family in families], "lang")
     rows = {}
     for i, name in enumerate(found["metric"].to_numpy().tolist()):
         parts = (found[part].isel(metric=i) for part in (value, "low", "high", "p"))
         rows[name] = rates_of(*(part.to_numpy().ravel() for part in parts))
     for name, start in BESIDE.items():
-        if name in found and found[name].sizes.get("model", 1) == 1:
+        if name in found:
             parts = (found[part] for part in (name, f"{start}_low", f"{start}_high"))
             rows[name] = rates_of(*(part.to_numpy().ravel() for part in parts))
     return rows
@@ -239,8 +255,14 @@ def simulate(name: str, draws: int, seed: int) -> dict[str, Any]:
         found[kind] = {
             "separation": rates(separation, "value"),
             "compare": rates(compare, "difference"),
+            "starred": [starred(separation), starred(compare)],
         }
     return found
+
+
+def starred(families: Sequence["xarray.Dataset"]) -> list[int]:
+    """How many families have a number with p_family <= 0.05, and how many there are."""
+    return [sum(bool((one["p_family"] <= 0.05).any()) for one in families), len(families)]
 
 
 def outside(
@@ -256,8 +278,9 @@ def text_of(report: Mapping[str, Any]) -> str:
     """A paragraph for each design."""
     lines = []
     for name, found in report["designs"].items():
-        lines.append(f"{name} ({found['draws']} draws)")
-        for question in ("separation", "compare"):
+        error = math.sqrt(0.05 * 0.95 / found["draws"])
+        lines.append(f"{name} ({found['draws']} draws know 5 and 95 % to {error:.1%})")
+        for question in QUESTIONS:
             for kind, rate, limits, what in (
                 ("shift", "covered", COVERAGE, "intervals, classes apart"),
                 ("null", "covered", COVERAGE, "intervals, no difference"),
@@ -269,6 +292,8 @@ def text_of(report: Mapping[str, Any]) -> str:
                     f"  {question:10} {what}: {number - len(others)} of {number} within "
                     f"{limits[0]:.0%} to {limits[1]:.0%}; others: {listed}"
                 )
+        for question, (stars, families) in zip(QUESTIONS, found["null"]["starred"], strict=True):
+            lines.append(f"  {question:10} a false star: in {stars} of {families} results")
     return "\n".join(lines)
 
 

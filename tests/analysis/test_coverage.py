@@ -46,8 +46,10 @@ def test_a_rate_counts_intervals_around_the_mean_and_small_p():
 def test_a_report_names_what_is_outside():
     rows = {"rho": {"covered": 0.95, "rejected": 0.05}, "mmd": {"covered": 0.9, "rejected": 0.1}}
     found = {"draws": 400} | {
-        kind: {"separation": rows, "compare": rows} for kind in ("shift", "null")
+        kind: {"separation": rows, "compare": rows, "starred": [[1, 25], [0, 25]]}
+        for kind in ("shift", "null")
     }
     text = coverage.text_of({"designs": {"12 + 12": found}})
     assert "1 of 2 within 92% to 98%; others: mmd 0.900" in text
     assert "1 of 2 within 3% to 7%; others: mmd 0.100" in text
+    assert "separation a false star: in 1 of 25 results" in text
