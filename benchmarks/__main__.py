@@ -7,6 +7,7 @@ NAMES = {
     "ops": "the CPU kernels, against the libraries that people use",
     "end-to-end": "a whole run, against the usual script",
     "separation": "all metrics with intervals and nulls, against loops over NumPy and scikit-learn",
+    "coverage": "how often intervals cover and p rejects, on drawn states, through a whole run",
     "store": "writing a store, against zarr-python layer by layer; memory, files, size",
     "sweep": "a sweep of four small models, against its bare forward passes and its estimate",
     "workers": "two workers of one core each, against one: processes, or Ray's",

@@ -81,18 +81,34 @@ def auc_with_ends(
     Returns:
         auc, low, high, [] each.
     """
-    noise = torch.as_tensor(noise, dtype=scores.dtype)
     auc, influence = fold_auc(scores, labels, fold, copy)
-    moved = along_scores(influence, scores, labels, labels)
-    growth = noise_growth(noise)
-    square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
-    influence = influence + (growth - 1) * moved
+    influence, square = along_fitted(influence, scores, labels, unit, noise)
     seen = influence_variance(influence, unit)
     units = equal_units(labels, unit)
     number, freedom = trials(units), max(float(units.min()) - 1, 1.0)
     added = unseen_trial(influence, unit)
     variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
     return auc, *share_interval(auc, variance.sqrt(), freedom, added / number)
+
+
+def along_fitted(
+    influence: Tensor, scores: Tensor, labels: Tensor, unit: Tensor, noise: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Influences on an AUC, and the variance of its quadratic part, along a fitted direction.
+
+    Args:
+        influence: [..., n], along a fixed direction; scores [..., n], labels, unit: as in
+            `auc_with_ends`.
+        noise: [...], see `noise_growth`.
+
+    Returns:
+        [..., n] and [...]; see `uncertainty.INFLUENCE_EXCESS`.
+    """
+    noise = torch.as_tensor(noise, dtype=scores.dtype)
+    moved = along_scores(influence, scores, labels, labels)
+    growth = noise_growth(noise)[..., None]
+    square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
+    return influence + (growth - 1) * moved, square
 
 
 def _equal_pairs(copy: Tensor) -> float:
@@ -134,3 +150,18 @@ def noise_growth(noise: Tensor) -> Tensor:
             with: from 1 on, less is added.
     """
     return torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+
+
+def lexical_noise(scores: Tensor, labels: Tensor) -> Tensor:
+    """The share of noise in the weights of held-out scores whose training class means are 1 apart.
+
+    It is what their held-out class means are less than 1 apart; see `noise_growth`.
+
+    Args:
+        scores: [n] float64; labels: [n] int64.
+
+    Returns:
+        [], 0 to 2.
+    """
+    low, high = (scores[labels == label].mean() for label in (0, 1))
+    return (1 - (high - low)).clamp(0, 2)

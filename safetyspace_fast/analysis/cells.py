@@ -176,6 +176,10 @@ class Cells(States):
     def turning(self, slopes: Tensor) -> Tensor:
         """[cell, n], influence of each text that comes from turning the components.
 
+        Components of equal variance turn by a right angle at most, where the first-order effect is
+        infinite: the difference of their variances counts as no smaller than twice the deviation of
+        their covariance.
+
         Args:
             slopes: [cell, k, rest], derivatives by the angle of each of `k` components towards
                 each of the rest.
@@ -183,7 +187,9 @@ class Cells(States):
         k = slopes.shape[1]
         coords = [cells.coords.nan_to_num(0.0) for cells in self.basis]
         seen, rest = [x[..., :k] for x in coords], [x[..., k:] for x in coords]
-        gap = _sum_squares(seen)[..., :, None] - _sum_squares(rest)[..., None, :]
+        first, others = _sum_squares(seen)[..., :, None], _sum_squares(rest)[..., None, :]
+        noise = 4 * first * others / self.units.sum()
+        gap = ((first - others).square() + noise).sqrt()
         turn = torch.where(gap > 0, slopes / gap, 0.0)
         return torch.stack([((x @ turn) * y).sum(-1) for x, y in zip(seen, rest, strict=True)]).sum(
             0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Units, equal_rows
-from .auc import auc_with_ends
+from .auc import auc_with_ends, lexical_noise
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
 from .moments import shift_influence
 from .selection import Selection, units_of
@@ -105,15 +105,11 @@ def length_auc(tokens: Tensor, units: Units) -> Tensor:
 def lexical_auc(scores: Tensor, units: Units) -> Tensor:
     """AUC of held-out scores whose training class means are 1 apart; see `length_auc`.
 
-    What the held-out class means are less than 1 apart is the share of noise in the weights, which
-    widens the interval as in `auc.noise_growth`.
-
     Args:
         scores: [n] float64, on one scale for all folds; NaN gives NaN.
         units: of the texts.
     """
-    low, high = (scores[torch.from_numpy(units.labels) == label].mean() for label in (0, 1))
-    return _auc(scores, units, (1 - (high - low)).clamp(0, 2))
+    return _auc(scores, units, lexical_noise(scores, torch.from_numpy(units.labels)))
 
 
 def _auc(scores: Tensor, units: Units, noise: Tensor | float) -> Tensor:

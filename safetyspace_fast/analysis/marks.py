@@ -32,6 +32,11 @@ MEANINGS = {
 }
 
 
+def is_chance(view: "xarray.Dataset", prefix: str = "") -> "Flags":
+    """Whether a number has `~`; arguments as for `is_significant`."""
+    return (view[f"{prefix}p"] > CHANCE) & (view["resamples"] >= MARK_RESAMPLES)
+
+
 def is_significant(view: "xarray.Dataset", prefix: str = "") -> "Flags":
     """Whether a number has `*` or `+`.
 
@@ -84,7 +89,7 @@ def marks(
         laid = flags.broadcast_like(p).transpose(*p.dims)
         return np.where(laid, mark, "").astype(object)
 
-    before = where((p > CHANCE) & (view["resamples"] >= MARK_RESAMPLES), LIKELY_CHANCE)
+    before = where(is_chance(view, prefix), LIKELY_CHANCE)
     significant = is_significant(view, prefix)
     if "value" in view:
         of_means = view["p_asks"] == "means"

@@ -34,7 +34,9 @@ from .marks import (
     MEANINGS,
     SIGNIFICANT,
     disagrees,
+    is_chance,
     is_close,
+    is_significant,
 )
 from .markup import to_latex, to_markdown
 from .metric_tables import (
@@ -209,17 +211,18 @@ def _legend(dataset: "xarray.Dataset") -> list[str]:
 
 def _disputed(dataset: "xarray.Dataset") -> list[str]:
     """What to think of intervals of differences that say otherwise than the mark."""
+    marked = dataset["p"].notnull() & (dataset["resamples"] >= MARK_RESAMPLES)
+    chance = is_chance(dataset)
     outside = (dataset["low"] > 0) | (dataset["high"] < 0)
     inside = (dataset["low"] <= 0) & (dataset["high"] >= 0)
-    chance, found = dataset["p"] > CHANCE, dataset["p"] <= CHANCE
     cases = (
         (int((outside & chance).sum()), "the interval excludes 0 but the mark is ~"),
-        (int((inside & found).sum()), "the interval holds 0 but there is no ~"),
+        (int((inside & marked & ~chance).sum()), "the interval holds 0 but there is no ~"),
     )
     said = [f"in {number} {what}" for number, what in cases if number]
     if not said:
         return []
-    both = int(((outside | inside) & (chance | found)).sum())
+    both = int(((outside | inside) & marked).sum())
     return [
         f"Of {both} differences with mark and interval, {' and '.join(said)}: p comes from the "
         "influence of each text on the difference, the interval from the intervals of both models. "
@@ -232,8 +235,9 @@ def _close_calls(dataset: "xarray.Dataset") -> list[str]:
     parts = []
     if is_close(dataset).any():
         parts.append(f"{CLOSE}: {MEANINGS[CLOSE]}.")
-    permuted = dataset.sel(metric=np.isfinite(dataset["resamples"]))
-    chance, star = permuted["p"] > CHANCE, permuted["p_family"] <= CHANCE
+    resamples = dataset["resamples"]
+    permuted = dataset.sel(metric=np.isfinite(resamples) & (resamples >= MARK_RESAMPLES))
+    chance, star = is_chance(permuted), is_significant(permuted)
     inside = (permuted["low"] <= permuted["floor"]) & (permuted["floor"] <= permuted["high"])
     outside = (permuted["low"] > permuted["floor"]) | (permuted["floor"] > permuted["high"])
     if number := int(((star & inside) | (chance & outside)).sum()):

@@ -25,6 +25,25 @@ def test_davies_bouldin_and_silhouettes_are_scikit_learns():
         assert float(value) == pytest.approx(silhouette_score(x, label, metric=metric), abs=1e-9)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_derivatives_of_silhouettes_by_coordinates_are_those_of_the_formula(copied):
+    x, label = classes(14, 9, width=3)
+    if copied:
+        x[label == 0] = np.repeat(x[label == 0][:7], 2, axis=0)
+    place, y = torch.tensor(x, requires_grad=True), torch.tensor(label)
+    equal = (place[:, None] == place).all(-1) & (y[:, None] == y)
+    gap = (place[:, None] - place).square().sum(-1)
+    distance = torch.where(gap > 0, gap, 1).sqrt() * (gap > 0)
+    same = (y[:, None] == y) & ~equal
+    own = (distance * same).sum(1) / same.sum(1)
+    other = (distance * (y[:, None] != y)).sum(1) / (y[:, None] != y).sum(1)
+    ((other - own) / torch.maximum(own, other)).mean().backward()
+    slopes = distances.silhouette_by_place(
+        place.detach(), own.detach(), other.detach(), y, equal.sum(1).double() if copied else None
+    )
+    torch.testing.assert_close(slopes, place.grad)
+
+
 def test_energy_distance_against_all_pairs_of_distinct_texts():
     x, label = classes(20, 14)
     labels = torch.tensor(np.stack([label, label[::-1]])).double()

@@ -122,7 +122,7 @@ def test_metrics_without_permutations_have_no_star_and_the_legend_says_so(run):
         assert "?" not in table
         found["low"] = found["floor"] + 0.01
         both = found.sel(metric="auc_direction")["p"].size
-        for name, said in (("auc_direction", True), ("auc_equal_length", False)):
+        for name, said in (("auc_direction", permutations > 0), ("auc_equal_length", False)):
             table = tables.to_table(found.sel(metric=[name]))
             said_so = f"Of {both} numbers with mark and interval, in {both} these disagree" in table
             assert said_so is said
@@ -254,6 +254,7 @@ def test_intervals_that_say_otherwise_than_the_mark_are_explained():
         "p": [0.2, 0.4, 0.01, 0.04, 0.3],
     }
     numbers = xarray.Dataset({name: ("lang", values) for name, values in rows.items()})
+    numbers["resamples"] = 1000
     excludes = "in 1 the interval excludes 0 but the mark is ~"
     holds = "in 1 the interval holds 0 but there is no ~"
     for langs, words in (
@@ -264,3 +265,13 @@ def test_intervals_that_say_otherwise_than_the_mark_are_explained():
         (line,) = tables._disputed(numbers.isel(lang=langs))
         assert line.startswith(f"Of {words}: p comes from"), langs
     assert tables._disputed(numbers.isel(lang=[1, 2])) == []
+    assert tables._disputed(numbers.assign(resamples=18)) == []  # nothing is marked
+
+
+def test_no_mark_disagrees_with_an_interval_where_nothing_is_marked(results):
+    whole = results.copy(deep=True)
+    whole["low"], whole["high"] = whole["floor"] + 0.1, whole["floor"] + 0.2
+    whole["p"][:] = 0.9
+    assert "these disagree" in tables.to_table(whole)
+    whole["resamples"] = ("metric", np.where(np.isinf(whole["resamples"]), np.inf, 18))
+    assert "these disagree" not in tables.to_table(whole)

@@ -6,13 +6,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..auc import fold_auc
+from ..auc import along_fitted, fold_auc, lexical_noise
 from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import InComponents, Metric
 from ..texts import Refusal
 from ..uncertainty import (
+    INFLUENCE_EXCESS,
+    common_held_out,
     influence_variance,
+    linear_variance,
     one_sided_p,
     t_interval,
     unit_sums,
@@ -119,24 +122,46 @@ def _auc_increment(cells: Cells) -> Estimate:
     value, others = every[0], every[1:]
     spread = (others - others.mean(0)).square().sum(0) * (len(others) - 1) / len(others)
 
-    both = combined_scores(
-        torch.stack([cells.lexical.expand_as(state), state], -1), cells.labels, fold
-    )[0]
-    influence = fold_auc(both, cells.labels, fold, cells.copy)[1]
-    influence = influence - fold_auc(cells.lexical, cells.labels, fold, cells.copy)[1]
+    lexical = cells.lexical.expand_as(state)
+    both = combined_scores(torch.stack([lexical, state], -1), cells.labels, fold)[0]
+    of_both, of_lexical = (
+        fold_auc(scores, cells.labels, fold, cells.copy)[1] for scores in (both, lexical)
+    )
+    influence = of_both - of_lexical
     seen = influence_variance(influence, cells.unit)
     influence = influence * (spread / seen).sqrt().nan_to_num(0.0, 0.0, 0.0)[:, None]
     added = unseen_trial(influence, cells.unit) / cells.trials**2
+    of_weights = _refits(cells, of_lexical, lexical, lexical_noise(cells.lexical, cells.labels))
+    of_direction = _refits(cells, of_both, both, direction_noise(cells, "mean difference"))
     estimate = make_estimate(
         cells,
         value,
         floor=0.0,
         influence=influence,
-        squares=(Square(added, lambda: unit_sums(state, cells.unit)[..., None], unseen=True),),
+        squares=(
+            Square(added, lambda: unit_sums(state, cells.unit)[..., None], unseen=True),
+            Square(of_weights, lambda: unit_sums(lexical, cells.unit)[..., None], unseen=True),
+            Square(
+                of_direction,
+                lambda: cells.unit_shift,
+                partial(common_held_out, folds=len(others)),
+                unseen=True,
+            ),
+        ),
         ends=partial(t_interval, freedom=len(others) - 1.0),
         class_means=False,
     )
     return replace(estimate, p=_partial_p(cells, cells.lexical, state, fold))
+
+
+def _refits(cells: Cells, influence: Tensor, scores: Tensor, noise: Tensor) -> Tensor:
+    """[cell], what the noise in the weights behind scores adds to the variance of their AUC.
+
+    The jackknife does not see it: scores of other folds stay when a fold is left out.
+    """
+    wide, square = along_fitted(influence, scores, cells.labels, cells.unit, noise)
+    linear = linear_variance(influence_variance(wide, cells.unit), square, INFLUENCE_EXCESS)
+    return (linear + square - influence_variance(influence, cells.unit)).clamp_min(0)
 
 
 def _partial_p(cells: Cells, lexical: Tensor, state: Tensor, fold: Tensor) -> Tensor:
@@ -167,7 +192,8 @@ _AUC_INCREMENT = Metric(
     "the scores themselves, sees much smaller additions than the interval, so believe p. It does "
     "not count in p_family.",
     interval="Student's t, from the jackknife over folds: each leaves out all texts of a fold, in "
-    "the discriminants too; and part of a trial where few texts make the variance",
+    "the discriminants too; and the noise in the weights of the characters and in the direction; "
+    "and part of a trial where few texts make the variance",
     null="one-sided t test of the label in a regression of the state score on label, lexical "
     "score and fold, from the influence of each unit (HC2), widened for the noise of the "
     "direction. Of nested models DeLong's paired test is not nominal (Demler et al. 2012): in "

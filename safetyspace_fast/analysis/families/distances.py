@@ -149,8 +149,39 @@ def grouped_silhouettes(x: Tensor, group: Tensor) -> Tensor:
     return silhouette
 
 
+def silhouette_by_place(
+    x: Tensor, own: Tensor, other: Tensor, labels: Tensor, copies: Tensor | None = None
+) -> Tensor:
+    """Derivatives of the mean silhouette by the coordinates of each text.
+
+    Args:
+        x: [n, k] float64, roughly centred.
+        own, other: [n], see `mean_distances`; labels, copies: as there.
+
+    Returns:
+        [n, k].
+    """
+    n, count = len(x), torch.bincount(labels).to(x)
+    by_own, by_other = _silhouette_slopes(own, other)
+    by_own = by_own / (count[labels] - (1 if copies is None else copies))
+    by_other = by_other / count[1 - labels]
+    slopes = torch.empty_like(x)
+    for rows, distance in distance_tiles(x):
+        same = labels[rows, None] == labels
+        pull = torch.where(
+            same, by_own[rows, None] + by_own, by_other[rows, None] + by_other
+        ) / distance.masked_fill_(distance == 0, torch.inf)
+        slopes[rows] = (pull.sum(-1, keepdim=True) * x[rows] - pull @ x) / n
+    return slopes
+
+
 def _mean_silhouette(
-    cells: Cells, own: Tensor, other: Tensor, values: Tensor, null: Tensor
+    cells: Cells,
+    own: Tensor,
+    other: Tensor,
+    values: Tensor,
+    null: Tensor,
+    turning: Tensor | float = 0.0,
 ) -> Estimate:
     """The mean silhouette from `mean_distances`, [cell, n] each.
 
@@ -158,13 +189,15 @@ def _mean_silhouette(
         cells, own, other: of the texts.
         values, null: [cell, 1 + permutations], the silhouette, whose mean is the floor, and the
             statistic behind p.
+        turning: [cell, n], influence of each text by way of the components.
     """
+    fixed = silhouette_influence(own, other, cells.labels) * cells.borrowed(cells.sqdist)
     return make_estimate(
         cells,
         silhouette_samples(own, other).mean(-1),
         null=null,
         floor=cells.chance(values),
-        influence=silhouette_influence(own, other, cells.labels) * cells.borrowed(cells.sqdist),
+        influence=fixed + turning,
     )
 
 
@@ -230,7 +263,14 @@ def _in_components(cells: Cells, k: int) -> Estimate:
     own, other = _pair_sums(labelled, cells)
     values = torch.stack([cell.silhouette for cell in labelled])
     null = values if cells.compared else cells.labelled(k, welch_square)
-    return _mean_silhouette(cells, own, other, values, null)
+    x = cells.coords.nan_to_num(0.0)
+    by_angle = torch.stack(
+        [
+            silhouette_by_place(one[:, :k], a, b, cells.labels, cells.copies).T @ one[:, k:]
+            for one, a, b in zip(x, own, other, strict=True)
+        ]
+    )
+    return _mean_silhouette(cells, own, other, values, null, centred(cells.turning(by_angle)))
 
 
 def _silhouette_in_components(k: int) -> Metric:
@@ -245,7 +285,7 @@ def _silhouette_in_components(k: int) -> Metric:
         source=_SOURCE,
         pitfalls="Larger than at full width, because the noise of the other dimensions is gone. "
         f"{SPREAD_MOVES} {OWN_COMPONENTS}",
-        interval=_INTERVAL,
+        interval=f"{_INTERVAL}; includes that other texts have other components",
         null=SHUFFLE_WELCH_PC,
         floor=NULL_MEAN,
         default=k in (2, 10),
