@@ -78,7 +78,7 @@ def run_ranks(config: RunConfig, *, patience: timedelta = PATIENCE) -> Generator
         except RankOutOfMemoryError as error:
             if error.rows == 1:
                 raise
-            most_tokens = error.rows * error.length // 2
+            most_tokens = (error.rows + 1) // 2 * error.length  # `Batch.halves`, the larger one
         yield Note("", "out of memory: starting the devices again, with smaller batches")
         if begun:
             config = replace(config, resume=True, overwrite=False)

@@ -291,7 +291,7 @@ class Extraction:
                         "the device's memory; lower --max-tokens or use a smaller --dtype"
                     ) from error
                 first = math.isinf(self._most_tokens)
-                self._most_tokens = batch.padded_tokens // 2
+                self._most_tokens = batch.halves()[1].padded_tokens  # the larger half
                 waiting.append(batch)
                 if first:
                     yield Note(self._name, "out of memory: continuing with smaller batches")

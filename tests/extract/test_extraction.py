@@ -433,6 +433,31 @@ def test_out_of_memory_limits_tokens_and_not_texts(
     assert max(len(batch.unique) for batch in ran[-2:]) >= 15
 
 
+def test_after_out_of_memory_batches_stay_as_large_as_the_memory_allows(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for 45 of the 89 texts of a batch: the halves run, and nothing smaller."""
+    rows = [
+        {"text": f"{lang} {i}", "label": i % 2, "lang": lang}
+        for lang in ("aa", "bb")
+        for i in range(10, 99)
+    ]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run_batch = extract.Capture.run
+    texts_of_batches: list[int] = []
+
+    def starved(capture: extract.Capture, tokens: Tokenized, batch: Batch) -> torch.Tensor:
+        texts_of_batches.append(len(batch.unique))
+        if len(batch.unique) > 45:
+            raise torch.OutOfMemoryError("no room")
+        return run_batch(capture, tokens, batch)
+
+    monkeypatch.setattr(extract.Capture, "run", starved)
+    api.run(make_config(tiny, data, tmp_path / "run.zarr", token_budget=10_000))
+    assert texts_of_batches == [89, 44, 45, 44, 45]
+
+
 def test_out_of_memory_with_one_text_is_an_error(
     tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
