@@ -85,7 +85,7 @@ def capture(subject: Subject) -> Figures:
     """Forward passes: bare, with empty hooks, captured, and with `output_hidden_states`."""
     model, device = subject.model, subject.device
     engines = {impl: subject.capture(impl) for impl in _implementations(device)}
-    found = {}
+    by_shape = {}
     for num_texts, length in subject.shapes:
         tokens, batch = even(num_texts, length)
         bare = partial(subject.bare, tokens, batch)
@@ -101,8 +101,8 @@ def capture(subject: Subject) -> Figures:
         read_ms = states * model.dtype.itemsize / subject.peaks["bytes_per_s"] * 1e3
         product_ms = subject.flops(num_texts, length) / subject.peaks["matrix_flops_per_s"] * 1e3
         figures["roofline"] = {"bare_ms": product_ms, "capture_share": read_ms / bare_ms}
-        found[f"{num_texts}x{length}"] = figures
-    return found
+        by_shape[f"{num_texts}x{length}"] = figures
+    return by_shape
 
 
 def _implementations(device: torch.device) -> list[str]:
@@ -128,7 +128,7 @@ def agreement(subject: Subject) -> Figures:
     # transformers has no state of the last block before the norm
     layer_of = {i: min(i, len(states) - 1) for i in range(len(model.hookpoints))}
     del layer_of[len(model.blocks)]
-    found = {}
+    gap_of = {}
     for impl in ("reference", *_implementations(subject.device)):
         with subject.capture(impl) as engine:
             out = engine.run(tokens, batch).double()
@@ -140,13 +140,13 @@ def agreement(subject: Subject) -> Figures:
                 product = own @ subject.projection.double()
                 gaps.append(float((own - expected).norm() / expected.norm()))
                 gaps.append(float((projected - product).norm() / product.norm()))
-        found[impl] = max(gaps)
-    return found
+        gap_of[impl] = max(gaps)
+    return gap_of
 
 
 def attention(subject: Subject) -> Figures:
     """The first call of a new shape beside the second: what plans of attention kernels cost."""
-    found: Figures = {}
+    times_of: Figures = {}
     for i_order, order in enumerate((None, ATTENTION)):
         times: list[list[float]] = [[], []]
         for i in range(12):
@@ -159,12 +159,12 @@ def attention(subject: Subject) -> Figures:
                     subject.bare(tokens, batch)
                     harness.wait(subject.device)
                 seconds.append((time.perf_counter() - began) * 1e3)
-        found["without cuDNN" if order else "as torch orders them"] = {
+        times_of["without cuDNN" if order else "as torch orders them"] = {
             "first_ms": median(times[0]),
             "second_ms": median(times[1]),
             "worst_first_ms": max(times[0]),
         }
-    return found
+    return times_of
 
 
 def waits(subject: Subject) -> Figures:
@@ -205,7 +205,7 @@ def plans(subject: Subject) -> Figures:
         "as measured": find_batching(subject.model, tokens, subject.cache),
     }
     reason = why_not_packed(subject.model)
-    found: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"], "packed": reason}
+    by_plan: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"], "packed": reason}
     for name, batching in ways.items():
         plan = make_plan(tokens, batching=batching)
         for packed in (False, True) if reason is None else (False,):
@@ -218,20 +218,20 @@ def plans(subject: Subject) -> Figures:
                         break
                 harness.wait(subject.device)
             seconds = time.perf_counter() - began
-            found[f"{name}, {'packed' if packed else 'padded'}"] = {
+            by_plan[f"{name}, {'packed' if packed else 'padded'}"] = {
                 **asdict(batching),
                 "batches": sum(1 for _ in plan),
                 "batches_run": count,
                 "padding": plan.padded_tokens / plan.tokens - 1,
                 "seconds_for_all": seconds * plan.padded_tokens / done,
             }
-    return found
+    return by_plan
 
 
 def finishing(subject: Subject) -> Figures:
     """The end of a language for one cell, alone and in two threads."""
     sizes = [(60, 64)] if subject.name == "tiny" else [(800, 4096), (5000, 4096), (5000, 8192)]
-    found: Figures = {}
+    by_size: Figures = {}
     for n, width in sizes:
         scales = torch.linspace(1, 0.03, width, device=subject.device)
         states = torch.randn(n, width, device=subject.device) * scales + 1
@@ -248,16 +248,16 @@ def finishing(subject: Subject) -> Figures:
                 thread.join()
 
         pair = harness.timed({"pair": twice}, subject.device, rounds=3, calls=1)["pair"]
-        found[f"{n}x{width}"] = {
+        by_size[f"{n}x{width}"] = {
             **timing,
             "two_threads_ms": pair["ms"] / 2,
             "distances_ideal_ms": 6 * n**2 * width / subject.peaks["matrix_flops_per_s"] * 1e3,
             **peak,
         }
-    return found
+    return by_size
 
 
-def whole(subject: Subject) -> Figures:
+def whole_run(subject: Subject) -> Figures:
     """A run from tokens to the store, beside `output_hidden_states` in padded batches."""
     if not HAS_STORE:
         raise LeftOut("zarr or numcodecs is not installed")
@@ -364,15 +364,15 @@ def trace(subject: Subject) -> Figures:
 @contextmanager
 def _memory(device: torch.device) -> Iterator[Figures]:
     """Fills a dict, at the end of the block, with the device's peak memory beyond what it held."""
-    found: Figures = {}
+    peak: Figures = {}
     if device.type != "cuda":
-        yield found
+        yield peak
         return
     gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    yield found
-    found["peak_mb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    yield peak
+    peak["peak_mb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
 PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
@@ -380,7 +380,7 @@ PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
     "agreement": (agreement, 20),
     "host waits": (waits, 10),
     "capture": (capture, 60),
-    "whole run": (whole, 60),
+    "whole run": (whole_run, 60),
     "plans": (plans, 60),
     "finish of a cell": (finishing, 40),
     "attention": (attention, 40),

@@ -63,20 +63,20 @@ class Run:
         part, needed = PARTS[name]
         left = self._until - time.perf_counter()
         if left < (needed if self._subject.device.type == "cuda" else 1):
-            found: Report = {"left_out": f"{max(left, 0):.0f} s left, {needed:.0f} needed"}
+            outcome: Report = {"left_out": f"{max(left, 0):.0f} s left, {needed:.0f} needed"}
         else:
             began = time.perf_counter()
             try:
-                found = {"result": part(self._subject)}
+                outcome = {"result": part(self._subject)}
             except LeftOut as reason:
-                found = {"left_out": str(reason)}
+                outcome = {"left_out": str(reason)}
             except (Exception, SystemExit) as error:  # time on a GPU is too dear to end here
-                found = {
+                outcome = {
                     "failed": f"{type(error).__name__}: {error}"[:300],
                     "traceback": traceback.format_exc()[-2000:],
                 }
-            found["seconds"] = time.perf_counter() - began
-        self.report["parts"][name] = found
+            outcome["seconds"] = time.perf_counter() - began
+        self.report["parts"][name] = outcome
         self.report["goals"] = goals(self.report)
         self.file.write_text(json.dumps(self.report, indent=1) + "\n", "utf-8")
         if self._subject.device.type == "cuda":
@@ -148,9 +148,9 @@ def text_of(report: Report) -> str:
             lines.append(f"failed: {name}: {part['failed']}")
     lines.append("")
     words = {True: "met", False: "MISSED", None: "not measured"}
-    for goal, found in report["goals"].items():
-        value = "" if found["measured"] is None else f"{found['measured']:.3g}"
-        lines.append("{:<58}{:>14}  {}".format(goal, value, words[found["met"]]))
+    for goal, verdict in report["goals"].items():
+        value = "" if verdict["measured"] is None else f"{verdict['measured']:.3g}"
+        lines.append("{:<58}{:>14}  {}".format(goal, value, words[verdict["met"]]))
     return "\n".join(lines)
 
 

@@ -379,8 +379,8 @@ def load_bits(instruction: str) -> str:
     parts = instruction.removesuffix(".CONSTANT").split(".")
     if parts[0].startswith("LDG"):
         return parts[-1].lstrip("US") if parts[-1].lstrip("US").isdigit() else "32"
-    if found := re.search(r"dwordx(\d)", instruction):
-        return str(32 * int(found[1]))
+    if width := re.search(r"dwordx(\d)", instruction):
+        return str(32 * int(width[1]))
     return {"byte": "8", "hort": "16"}.get(instruction[-4:], "32")
 
 
@@ -391,9 +391,9 @@ def _read_nvidia(compiled: Any) -> tuple[int, int, int, str]:
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _output(tools.cuobjdump.path, "--dump-resource-usage", cubin)
         code = _output(tools.nvdisasm.path, cubin)
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    counts = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    return found["REG"], found["STACK"] + found["LOCAL"], spills, code
+    return counts["REG"], counts["STACK"] + counts["LOCAL"], spills, code
 
 
 def _read_amd(compiled: Any) -> tuple[int, int, int, str]:

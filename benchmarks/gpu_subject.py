@@ -25,8 +25,8 @@ class _StandIn(MetaPathFinder, Loader):
     """
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        found = name.partition(".")[0] in ("zarr", "numcodecs")
-        return ModuleSpec(name, self, is_package=True) if found else None
+        replaced = name.partition(".")[0] in ("zarr", "numcodecs")
+        return ModuleSpec(name, self, is_package=True) if replaced else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module: ModuleType = MagicMock(name=spec.name)

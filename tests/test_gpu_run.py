@@ -168,10 +168,10 @@ def test_waits_are_counted_with_their_lines(monkeypatch: pytest.MonkeyPatch, pac
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     reason = None if packed else "it has none"
     monkeypatch.setattr(gpu_parts, "why_not_packed", lambda _: reason)
-    found = gpu_parts.waits(subject)
-    (line,) = found["lines"]
+    counts = gpu_parts.waits(subject)
+    (line,) = counts["lines"]
     assert __file__ in line
-    assert found["waits"] == found["lines"][line] == (2 if packed else 1)
+    assert counts["waits"] == counts["lines"][line] == (2 if packed else 1)
     assert modes[-1] == "default"
 
 
