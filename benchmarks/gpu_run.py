@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from benchmarks import gpu_goals, harness
 from benchmarks.gpu_parts import PARTS, LeftOut
-from benchmarks.gpu_subject import FULL_BATCH, MODELS, Subject, make_subject
+from benchmarks.gpu_subject import MODELS, Subject, make_subject
 from safetyspace_fast import ops
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.models.device import find_device
@@ -77,56 +77,11 @@ class Run:
                 }
             outcome["seconds"] = time.perf_counter() - began
         self.report["parts"][name] = outcome
-        self.report["goals"] = goals(self.report)
+        self.report["goals"] = gpu_goals.verdicts(self.report)
         self.file.write_text(json.dumps(self.report, indent=1) + "\n", "utf-8")
         if self._subject.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def goals(report: Report) -> dict[str, dict[str, Any]]:
-    """Each goal with what was measured, and whether it is met; None: it was not measured."""
-    result = {name: part.get("result", {}) for name, part in report["parts"].items()}
-    shares = [
-        min(share for name, share in shape["shares"].items() if name != "empty hooks")
-        for shape_name, shape in result.get("capture", {}).items()
-        if report["model"] == "8b" and _tokens(shape_name) >= FULL_BATCH
-    ]
-    fastest: dict[str, float] = {}
-    for row in result.get("kernels", {}).values():
-        if row["implementation"] != "reference":
-            best = fastest.get(row["case"], 0.0)
-            fastest[row["case"]] = max(best, row["roofline_share"])
-    on_gpu = report["device"].startswith("cuda")
-    measured = {
-        "capture, at most 1 % of an 8B forward pass": (max(shares, default=None), 0.01, "<="),
-        "kernels, at least 90 % of a copy or a product": (
-            min(fastest.values(), default=None),
-            0.9,
-            ">=",
-        ),
-        "waits of the host in a batch, 0": (result.get("host waits", {}).get("waits"), 0, "<="),
-        "against output_hidden_states, at least 5x": (
-            result.get("whole run", {}).get("ratio") if on_gpu else None,
-            5.0,
-            ">=",
-        ),
-    }
-    return {
-        goal: {"measured": value, "met": _holds(value, limit, sign)}
-        for goal, (value, limit, sign) in measured.items()
-    }
-
-
-def _holds(value: float | None, limit: float, sign: str) -> bool | None:
-    if value is None:
-        return None
-    return value <= limit if sign == "<=" else value >= limit
-
-
-def _tokens(shape: str) -> int:
-    num_texts, length = map(int, shape.split("x"))
-    return num_texts * length
 
 
 def text_of(report: Report) -> str:
@@ -147,10 +102,7 @@ def text_of(report: Report) -> str:
         if "failed" in part:
             lines.append(f"failed: {name}: {part['failed']}")
     lines.append("")
-    words = {True: "met", False: "MISSED", None: "not measured"}
-    for goal, verdict in report["goals"].items():
-        value = "" if verdict["measured"] is None else f"{verdict['measured']:.3g}"
-        lines.append("{:<58}{:>14}  {}".format(goal, value, words[verdict["met"]]))
+    lines += gpu_goals.lines_of(report)
     return "\n".join(lines)
 
 
@@ -171,10 +123,9 @@ def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
             yield f"  added by {name}", f"{added:+.2%}", limit, ""
         usual = figures["output_hidden_states"]["ms"]
         yield "  with output_hidden_states", ms(usual), "", ""
-    for row in result.get("kernels", {}).values():
-        best_ms = row["median_ms"] * row["roofline_share"]
-        name = f"{row['case'][:48]} {row['implementation']}"
-        yield name, ms(row["median_ms"]), ms(best_ms), f"{row['roofline_share']:.0%}"
+    for name, row in result.get("kernels", {}).items():
+        best_ms = row["device_ms"] * row["roofline_share"]
+        yield name, ms(row["device_ms"]), ms(best_ms), f"{row['roofline_share']:.0%}"
     for impl, gap in result.get("agreement", {}).items():
         yield f"largest gap of {impl} to output_hidden_states", f"{gap:.1e}", "", ""
     run = result.get("whole run")

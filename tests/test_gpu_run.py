@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_parts, gpu_run, gpu_subject
+from benchmarks import gpu, gpu_check, gpu_goals, gpu_parts, gpu_run, gpu_static, gpu_subject
+from safetyspace_fast import extract
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -59,7 +60,8 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(
     assert block["tokens_to_hide"] > 0
     run = parts["whole run"]["result"]
     assert run["ratio"] == run["usual_s"] / run["seconds"]
-    assert {goal["met"] for goal in report["goals"].values()} == {None}  # they are for a GPU
+    reasons = [goal["reason"] for goal in report["goals"].values()]
+    assert reasons == [None] + ["needs a GPU"] * 4
     shown = capsys.readouterr().out
     assert "left out: host waits: no GPU" in shown
     assert "a block of 0 MB from its file" in shown
@@ -98,37 +100,165 @@ def test_results_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 PLANTED: dict[str, Any] = {
+    "agreement": {"reference": 1e-7, "cuda": 2e-7},
     "capture": {
-        "256x64": {"shares": {"empty hooks": 0.5, "cuda": 0.008, "triton": 0.03}},
-        "16x64": {"shares": {"empty hooks": 0.0, "cuda": 0.3}},  # here the host is the limit
+        "256x64": {
+            "shares": {"empty hooks": 0.5, "cuda": 0.008, "triton": 0.03},
+            "default": "cuda",
+        },
+        "16x64": {"shares": {"cuda": 0.3}, "default": "cuda"},  # here the host is the limit
     },
     "kernels": {
-        "a cuda": {"case": "a", "implementation": "cuda", "roofline_share": 0.5},
-        "a triton": {"case": "a", "implementation": "triton", "roofline_share": 0.95},
-        "a reference": {"case": "a", "implementation": "reference", "roofline_share": 0.1},
+        "a, cuda": {"roofline_share": 0.95, "default": True},
+        "a, triton": {"roofline_share": 0.5, "default": False},
+        "a, reference": {"roofline_share": 0.1, "default": False},
     },
-    "host waits": {"waits": 0},
-    "whole run": {"ratio": 6.0},
+    "host waits": {"waits": 0, "lines": {}},
+    "whole run": {"texts": 100, "ratio": 6.0},
 }
 
 
-def verdicts(**changes: Any) -> list[bool | None]:
-    parts = {name: {"result": result} for name, result in (PLANTED | changes).items()}
-    report = {"model": "8b", "device": "cuda:0", "parts": parts}
-    return [goal["met"] for goal in gpu_run.goals(report).values()]
-
-
-def test_each_goal_has_its_verdict() -> None:
-    assert verdicts() == [True] * 4
-    slow = {"256x64": {"shares": {"empty hooks": 0.0, "cuda": 0.011}}}
-    assert verdicts(capture=slow) == [False, True, True, True]
-    kernels = PLANTED["kernels"] | {
-        "b cuda": {"case": "b", "implementation": "cuda", "roofline_share": 0.89}
+def planted(model: str = "8b", device: str = "cuda:0", **changes: Any) -> dict[str, Any]:
+    """A report with these results, or how a part went without any."""
+    parts = {
+        name: result if "left_out" in result or "failed" in result else {"result": result}
+        for name, result in (PLANTED | changes).items()
     }
-    assert verdicts(kernels=kernels) == [True, False, True, True]
-    assert verdicts(**{"host waits": {"waits": 1}}) == [True, True, False, True]
-    assert verdicts(**{"whole run": {"ratio": 4.9}}) == [True, True, True, False]
-    assert verdicts(kernels={}, **{"host waits": {}}) == [True, None, None, True]
+    report = {"model": model, "device": device, "parts": parts}
+    return report | {"goals": gpu_goals.verdicts(report)}
+
+
+def met(report: dict[str, Any]) -> list[bool | None]:
+    return [goal["met"] for goal in report["goals"].values()]
+
+
+def test_all_goals_are_met() -> None:
+    assert met(planted()) == [True] * 5
+    assert not any("MISSED" in line for line in gpu_goals.lines_of(planted()))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("agreement", {"cuda": 2e-5}, "cuda 2.0e-05"),
+        ("agreement", {"cuda": float("nan")}, "cuda nan"),
+        (
+            "capture",
+            {"8x2048": {"shares": {"triton": 0.011, "cuda": 0.0}, "default": "triton"}},
+            "8x2048 triton +1.10%",
+        ),
+        # A faster kernel that no run takes does not help.
+        (
+            "kernels",
+            {
+                "b, cuda": {"roofline_share": 0.89, "default": True},
+                "b, triton": {"roofline_share": 0.99, "default": False},
+            },
+            "b, cuda 89%",
+        ),
+        ("kernels", {"c, reference": {"roofline_share": 0.2, "default": True}}, "c, reference 20%"),
+        ("host waits", {"lines": {"mask.py:7 if x.all():": 2}}, "mask.py:7 if x.all(): 2"),
+        ("whole run", {"ratio": 4.9}, "100 texts 4.90"),
+    ],
+)
+def test_a_missed_goal_names_the_rows_that_miss_it(
+    part: str, change: dict[str, Any], named: str
+) -> None:
+    report = planted(**{part: PLANTED[part] | change})
+    assert sorted(map(str, met(report))) == ["False", "True", "True", "True", "True"]
+    lines = gpu_goals.lines_of(report)
+    (at,) = (i for i, line in enumerate(lines) if "MISSED by" in line)
+    assert " ".join(lines[at + 1].split()) == named
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"device": "cpu"}, [None] + ["needs a GPU"] * 4),
+        (
+            {"model": "tiny"},
+            [None, "needs --model 8b", None, None, "needs --model 8b or 0.6b"],
+        ),
+        ({"kernels": {"failed": "SystemExit: off"}}, [None, None, "'kernels' failed", None, None]),
+        ({"kernels": {"left_out": "3 s left"}}, [None, None, "3 s left", None, None]),
+        ({"kernels": {}}, [None, None, "there is no such figure", None, None]),
+    ],
+)
+def test_a_goal_that_cannot_be_judged_says_why(
+    changes: dict[str, Any], reasons: list[str | None]
+) -> None:
+    report = planted(**changes)
+    assert [goal["reason"] for goal in report["goals"].values()] == reasons
+    assert met(report) == [None if reason else True for reason in reasons]
+    lines = gpu_goals.lines_of(report)
+    assert [line.partition("not judged: ")[2] or None for line in lines] == reasons
+
+
+def test_a_bare_forward_pass_differs_from_a_captured_one_only_by_the_hooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the share of capture would hold that of other kernels of attention, or of a wait."""
+    subject = gpu_subject.make_subject("tiny", torch.device("cpu"), tmp_path)
+    backbone = subject.model.backbone
+    subject = replace(subject, cache=gpu_subject.NoCache.of(backbone, subject.device))
+    inside: list[object] = []
+
+    @contextmanager
+    def kernels(_: object) -> Iterator[None]:
+        inside.append(None)
+        yield
+        inside.pop()
+
+    for module in (gpu_subject, extract.capture):
+        monkeypatch.setattr(module, "attention_kernels", kernels)
+    calls: list[tuple[int, dict[str, Any]]] = []
+    backbone.register_forward_pre_hook(
+        lambda _model, _args, options: calls.append((len(inside), options)), with_kwargs=True
+    )
+    tokens, batch = gpu_subject.even(2, 8)
+    with subject.capture() as capture:
+        capture.run(tokens, batch)
+    subject.bare(tokens, batch)
+    subject.usual(tokens, batch)
+    (depth, captured), (depth_bare, bare), (depth_usual, usual) = calls
+    assert depth == depth_bare == 1
+    assert depth_usual == 0
+    assert torch.equal(captured.pop("input_ids"), bare.pop("input_ids"))
+    assert captured == bare
+    assert bare["past_key_values"] is subject.cache
+    assert "past_key_values" not in usual
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_kernels_are_judged_by_what_a_run_takes_and_by_the_devices_time(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    """In a graph the launches wait for no host, so its time is the device's."""
+    x = torch.ones(4)
+    case = gpu_static.Case("double", "double", lambda _: (x,), bytes=32)
+    kernels = {
+        name: SimpleNamespace(call=lambda x: (2 * x,), unsupported=lambda _, no=no: no)
+        for name, no in {
+            "reference": [],
+            "cuda": [] if native else ["not built"],
+            "triton": [],
+        }.items()
+    }
+    replay = lambda: None  # noqa: E731 - compared below
+    monkeypatch.setattr(gpu, "IMPLEMENTATIONS", {"double": kernels})
+    monkeypatch.setattr(gpu_static, "CASES", [case])
+    monkeypatch.setattr(gpu, "_host_us", lambda _: 1.0)
+    monkeypatch.setattr(gpu, "_quantiles_ms", lambda call: [2.0 if call is replay else 5.0] * 3)
+    monkeypatch.setattr(gpu.harness, "as_graph", lambda call: (replay, call()))
+    peaks = {"bytes_per_s": 32e3, "matrix_flops_per_s": 1.0}  # at best 1 ms
+    subject: Any = SimpleNamespace(device=torch.device("cuda", 0), peaks=peaks)
+    rows = gpu_parts.kernels(subject)
+    taken = "cuda" if native else "triton"
+    assert [name for name, row in rows.items() if row["default"]] == [f"double, {taken}"]
+    assert rows[f"double, {taken}"]["roofline_share"] == pytest.approx(0.5)
+    assert rows["double, reference"]["roofline_share"] == pytest.approx(0.2)
+    assert len(rows) == (3 if native else 2)
 
 
 @pytest.mark.slow
