@@ -141,7 +141,7 @@ def lines_of(report: Report) -> list[str]:
         measured = verdict["measured"]
         value = "" if measured is None else format(measured, goal.form)
         word = {True: "met", False: "MISSED by:", None: f"not judged: {verdict['reason']}"}
-        lines.append(f"{goal.words:<58}{value:>14}  {word[verdict['met']]}")
+        lines.append(f"goal: {goal.words:<56}{value:>10}  {word[verdict['met']]}")
         for name, figure in verdict["missed"].items():
             lines.append(f"  {name:<70}  {format(figure, goal.form)}")
     return lines

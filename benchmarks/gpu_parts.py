@@ -162,7 +162,7 @@ def attention(subject: Subject) -> Figures:
                     subject.usual(tokens, batch)
                     harness.wait(subject.device)
                 seconds.append((time.perf_counter() - began) * 1e3)
-        times_of["without cuDNN" if order else "as torch orders them"] = {
+        times_of["without cuDNN" if order else "as torch orders it"] = {
             "first_ms": median(times[0]),
             "second_ms": median(times[1]),
             "worst_first_ms": max(times[0]),
@@ -203,9 +203,9 @@ def plans(subject: Subject) -> Figures:
     tokens = tokens_of(usual_lengths(60 if subject.name == "tiny" else 8000))
     ideal = sum(subject.flops(1, int(length)) for length in tokens.lengths)
     ways = {
-        "as on a CPU": Batching(16_384),
-        "as a GPU begins": USUAL["cuda"],
-        "as measured": find_batching(subject.model, tokens, subject.cache),
+        "a CPU's plan": Batching(16_384),
+        "a GPU's plan before it is measured": USUAL["cuda"],
+        "the measured plan": find_batching(subject.model, tokens, subject.cache),
     }
     reason = why_not_packed(subject.model)
     by_plan: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"], "packed": reason}

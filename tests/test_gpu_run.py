@@ -63,9 +63,13 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(
     reasons = [goal["reason"] for goal in report["goals"].values()]
     assert reasons == [None] + ["needs a GPU"] * 4
     shown = capsys.readouterr().out
-    assert "left out: host waits: no GPU" in shown
-    assert "a block of 0 MB from its file" in shown
+    assert shown.count("host waits: left out: no GPU") == 2  # while it runs, and at the end
+    assert "weights of a block (0.148 MB) from their file" in shown
     assert report["card"] in shown
+    assert shown.splitlines()[-2:] == [
+        "goals: 1 met, 0 missed, 4 not judged; parts that failed: 0",
+        f"all figures: {next(tmp_path.glob('gpu-run-*.json'))}",
+    ]
 
 
 def test_without_time_everything_is_left_out_and_named(tmp_path: Path) -> None:
@@ -73,7 +77,9 @@ def test_without_time_everything_is_left_out_and_named(tmp_path: Path) -> None:
     assert {part["left_out"][:8] for part in report["parts"].values()} == {"0 s left"}
 
 
-def test_a_part_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(subject: object) -> dict[str, Any]:
         raise SystemExit("a kernel is off")  # as `benchmarks gpu` says it
 
@@ -84,6 +90,9 @@ def test_a_part_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.Mo
     report = read(tmp_path)
     assert report["parts"]["first"]["failed"] == "SystemExit: a kernel is off"
     assert report["parts"]["second"]["result"] == {"figure": 3}
+    shown = capsys.readouterr().out
+    assert shown.count("first: FAILED: SystemExit: a kernel is off") == 2
+    assert "parts that failed: 1" in shown
 
 
 def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
