@@ -24,6 +24,7 @@ from benchmarks.gpu_subject import HAS_STORE, Subject, even, tokens_of, usual_le
 from safetyspace_fast import ops
 from safetyspace_fast.benchmark import _usual_way
 from safetyspace_fast.data import read_samples
+from safetyspace_fast.errors import first_line
 from safetyspace_fast.extract import Batching, find_batching, make_plan, packing_pays
 from safetyspace_fast.extract.finish import finish_cell
 from safetyspace_fast.extract.plan import Batch
@@ -36,6 +37,10 @@ from safetyspace_fast.models.source import Source
 from safetyspace_fast.models.stored import stored_tensors
 
 Figures = dict[str, Any]
+
+
+GRAPH_PAYS = 0.9
+"""CUDA graphs are worth building if a full batch of a small model takes at most this share."""
 
 
 class LeftOut(Exception):  # noqa: N818 - not an error
@@ -168,6 +173,40 @@ def attention(subject: Subject) -> Figures:
             "worst_first_ms": max(times[0]),
         }
     return times_of
+
+
+def graphs(subject: Subject) -> Figures:
+    """A forward pass that the host launches as one CUDA graph, beside one operation by operation.
+
+    Hooks and `padded` stay on the host, so this is the most that graphs can save.
+    """
+    if subject.device.type != "cuda":
+        raise LeftOut("no GPU")
+    shapes = subject.shapes[0], subject.shapes[-1]
+    return {f"{texts}x{length}": _graph(subject, texts, length) for texts, length in shapes}
+
+
+def _graph(subject: Subject, num_texts: int, length: int) -> Figures:
+    tokens, batch = even(num_texts, length)
+    ids = torch.zeros_like(subject.ids(tokens, batch))
+    try:
+        replay, states = harness.as_graph(partial(subject.forward, ids))
+    except RuntimeError as error:
+        raise LeftOut(f"the forward pass cannot be a graph: {first_line(error)}") from error
+
+    def as_graph() -> None:
+        ids.copy_(subject.ids(tokens, batch))
+        replay()
+
+    launches = partial(subject.bare, tokens, batch)
+    as_graph()
+    expected = launches().last_hidden_state.float()
+    gap = float((states.last_hidden_state - expected).norm() / expected.norm())
+    if not gap <= torch.finfo(subject.model.dtype).eps ** 0.5:
+        raise SystemExit(f"a replayed forward pass is off by {gap:.1e}; nothing was timed")
+    timings = harness.timed({"launches": launches, "graph": as_graph}, subject.device, rounds=3)
+    share = timings["graph"]["ms"] / timings["launches"]["ms"]
+    return {**timings, "share": share, "gap": gap}
 
 
 def waits(subject: Subject) -> Figures:
@@ -387,6 +426,7 @@ PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
     "plans": (plans, 60),
     "finish of a cell": (finishing, 40),
     "attention": (attention, 40),
+    "graphs": (graphs, 30),
     "streamed weights": (streamed, 15),
     "trace": (trace, 20),
 }

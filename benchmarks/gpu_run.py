@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_goals, harness
-from benchmarks.gpu_parts import PARTS, LeftOut
+from benchmarks.gpu_parts import GRAPH_PAYS, PARTS, LeftOut
 from benchmarks.gpu_subject import MODELS, Subject, make_subject
 from safetyspace_fast import ops
 from safetyspace_fast.errors import ConfigError
@@ -168,6 +168,12 @@ def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
     for order, calls in result.get("attention", {}).items():
         yield f"first batch of a new shape, attention {order}", ms(calls["first_ms"]), "", ""
         yield "  second batch of this shape", ms(calls["second_ms"]), "", ""
+    for shape, figures in result.get("graphs", {}).items():
+        num_texts, length = shape.split("x")
+        name = f"forward pass, {num_texts} x {length} tokens, as one CUDA graph"
+        yield name, ms(figures["graph"]["ms"]), "", ""
+        name = f"  share of the time of separate launches (pays up to {GRAPH_PAYS:.0%})"
+        yield name, f"{figures['share']:.0%}", "", ""
     block = result.get("streamed weights")
     if block:
         name = f"weights of a block ({block['bytes'] / 1e6:.3g} MB) from their file"

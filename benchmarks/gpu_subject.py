@@ -137,17 +137,25 @@ class Subject:
 
     def bare(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
         """A forward pass without hooks: `Capture.run`'s input, kernels of attention and cache."""
+        return self.forward(self.ids(tokens, batch), **options)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, **options: Any) -> Any:
+        """`bare` on token ids that are on the device."""
         if self.cache is not None:
             options |= {"use_cache": True, "past_key_values": self.cache}
         with attention_kernels(self.device):
-            return self.usual(tokens, batch, **options)
+            return self.model.backbone(input_ids=ids, **{"use_cache": False} | options)
 
     @torch.inference_mode()
     def usual(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
         """A forward pass as scripts call it: no cache, and the kernels of attention torch takes."""
-        ids, _, mask = padded(self.model, tokens, batch)
-        options = {"use_cache": False} | options
-        return self.model.backbone(input_ids=ids, attention_mask=mask, **options)
+        ids = self.ids(tokens, batch)
+        return self.model.backbone(input_ids=ids, use_cache=False, **options)
+
+    def ids(self, tokens: Tokenized, batch: Batch) -> Tensor:
+        """Token ids of a batch, `[B, T] int64` on the device; causal models need no mask."""
+        return padded(self.model, tokens, batch)[0]
 
     def flops(self, num_texts: int, length: int) -> float:
         """Floating-point operations of a forward pass: matrix products, and causal attention."""

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpus import need_cuda
 
 from benchmarks import gpu, gpu_check, gpu_goals, gpu_parts, gpu_run, gpu_static, gpu_subject
 from safetyspace_fast import extract
@@ -51,7 +52,7 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(
     parts = report["parts"]
     assert list(parts) == list(gpu_parts.PARTS)
     without = {name for name, part in parts.items() if "left_out" in part}
-    assert without == {"kernels", "host waits", "trace"}
+    assert without == {"kernels", "host waits", "graphs", "trace"}
     assert all("result" in part for name, part in parts.items() if name not in without)
     assert max(parts["agreement"]["result"].values()) < 1e-5
     assert parts["capture"]["result"]["8x16"]["roofline"]["capture_share"] > 0
@@ -234,9 +235,29 @@ def test_a_bare_forward_pass_differs_from_a_captured_one_only_by_the_hooks(
     assert depth == depth_bare == 1
     assert depth_usual == 0
     assert torch.equal(captured.pop("input_ids"), bare.pop("input_ids"))
+    assert captured.pop("attention_mask") is None
     assert captured == bare
     assert bare["past_key_values"] is subject.cache
     assert "past_key_values" not in usual
+
+
+def test_the_table_of_a_card_has_its_kernels_graphs_and_waits(tmp_path: Path) -> None:
+    report = tiny(tmp_path) | {"device": "cuda:0", "model": "0.6b"}
+    name = "pairwise_reduce float32 euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0, triton"
+    on_card = {
+        "kernels": {name: {"device_ms": 2.0, "roofline_share": 0.5, "default": True}},
+        "graphs": {"256x64": {"graph": {"ms": 3.0}, "share": 0.75}},
+        "host waits": {"lines": {"mask.py:7 if x.all():": 2}},
+        "whole run": report["parts"]["whole run"]["result"] | {"ratio": 5.5},
+    }
+    report["parts"] |= {part: {"result": figures} for part, figures in on_card.items()}
+    report["goals"] = gpu_goals.verdicts(report)
+    lines = [" ".join(line.split()) for line in gpu_run.text_of(report).splitlines()]
+    assert f"{name} 2.000 ms 1.000 ms 50%" in lines
+    assert "forward pass, 256 x 64 tokens, as one CUDA graph 3.000 ms" in lines
+    assert "share of the time of separate launches (pays up to 90%) 75%" in lines
+    assert "host waits: mask.py:7 if x.all(): 2 0" in lines
+    assert lines[-1] == "goals: 2 met, 2 missed, 1 not judged; parts that failed: 0"
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -268,6 +289,65 @@ def test_kernels_are_judged_by_what_a_run_takes_and_by_the_devices_time(
     assert rows[f"double, {taken}"]["roofline_share"] == pytest.approx(0.5)
     assert rows["double, reference"]["roofline_share"] == pytest.approx(0.2)
     assert len(rows) == (3 if native else 2)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu_subject.Subject:
+    """The tiny model on the CPU, which says that it is on a GPU; a graph runs its call again."""
+
+    class OnGpu(gpu_subject.Subject):
+        device = torch.device("cuda", 0)
+
+    def as_graph(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        result = call()
+
+        @torch.inference_mode()
+        def replay() -> None:
+            result.last_hidden_state.copy_(call().last_hidden_state)
+
+        return replay, result
+
+    made = gpu_subject.make_subject("tiny", torch.device("cpu"), tmp_path)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(gpu_parts.harness, "as_graph", as_graph)
+    return OnGpu(**vars(made))
+
+
+def test_a_forward_pass_is_timed_as_a_graph_on_the_same_batch(
+    stand_in: gpu_subject.Subject,
+) -> None:
+    figures = gpu_parts.graphs(stand_in)
+    assert list(figures) == ["8x16", "2x64"]
+    for timings in figures.values():
+        assert timings["gap"] == 0
+        assert timings["share"] == timings["graph"]["ms"] / timings["launches"]["ms"]
+
+
+def test_a_graph_that_computes_something_else_is_not_timed(
+    stand_in: gpu_subject.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not read the new tokens."""
+    monkeypatch.setattr(gpu_parts.harness, "as_graph", lambda call: (lambda: None, call()))
+    with pytest.raises(SystemExit, match="off by"):
+        gpu_parts.graphs(stand_in)
+
+
+def test_a_model_that_cannot_be_a_graph_is_left_out(
+    stand_in: gpu_subject.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_parts.harness, "as_graph", refuse)
+    with pytest.raises(gpu_parts.LeftOut, match="cannot be a graph: CUDA error: operation not"):
+        gpu_parts.graphs(stand_in)
+
+
+@pytest.mark.needs_cuda
+def test_on_a_card_a_graph_gives_the_states_of_separate_launches(tmp_path: Path) -> None:
+    need_cuda()
+    subject = gpu_subject.make_subject("tiny", torch.device("cuda", 0), tmp_path)
+    assert max(figures["gap"] for figures in gpu_parts.graphs(subject).values()) < 1e-2
 
 
 @pytest.mark.slow
