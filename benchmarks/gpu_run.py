@@ -208,6 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"--out: expected a folder: {error}", file=sys.stderr)
         return 2
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where kernels are timed and graphs are recorded
     began = time.perf_counter()
     subject = make_subject(args.model, device, args.out)
     run = Run(subject, args.seconds - (time.perf_counter() - began))

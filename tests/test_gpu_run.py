@@ -101,6 +101,24 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_all_is_measured_on_the_card_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Kernels and graphs take the current device."""
+    current: list[object] = []
+    second = torch.device("cuda", 1)
+
+    def make(_name: str, device: torch.device, _out: Path) -> None:
+        assert current == [device]
+        raise InterruptedError
+
+    monkeypatch.setattr(gpu_run, "find_device", lambda _: second)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(gpu_run, "make_subject", make)
+    with pytest.raises(InterruptedError):
+        gpu_run.main(["--device", "cuda:1", "--out", str(tmp_path)])
+
+
 def test_results_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert gpu_run.main(["--device", "cpu", "--out", str(tmp_path / "file")]) == 2
