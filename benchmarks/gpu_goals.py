@@ -72,8 +72,11 @@ def _added_by_capture(capture: Figures) -> dict[str, float]:
 
 
 def _shares_of_kernels(kernels: Figures) -> dict[str, float]:
-    """Of the kernels that a run takes."""
-    return {name: row["roofline_share"] for name, row in kernels.items() if row["default"]}
+    """Of the kernels that a run takes, and of those that failed."""
+    failed = {f"{name}: {row['failed']}": 0.0 for name, row in kernels.items() if "failed" in row}
+    return failed | {
+        name: row["roofline_share"] for name, row in kernels.items() if row.get("default")
+    }
 
 
 def _waits_by_line(waits: Figures) -> dict[str, float]:

@@ -142,6 +142,9 @@ def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
         usual = figures["output_hidden_states"]["ms"]
         yield "  with output_hidden_states instead", ms(usual), "", ""
     for name, row in result.get("kernels", {}).items():
+        if "failed" in row:
+            yield name, "failed", "", ""
+            continue
         best_ms = row["device_ms"] * row["roofline_share"]
         yield name, ms(row["device_ms"]), ms(best_ms), f"{row['roofline_share']:.0%}"
     for impl, gap in result.get("agreement", {}).items():

@@ -185,6 +185,7 @@ def test_all_goals_are_met() -> None:
             "b, cuda 89%",
         ),
         ("kernels", {"c, reference": {"roofline_share": 0.2, "default": True}}, "c, reference 20%"),
+        ("kernels", {"d": {"failed": "SystemExit: d: off"}}, "d: SystemExit: d: off 0%"),
         ("host waits", {"lines": {"mask.py:7 if x.all():": 2}}, "mask.py:7 if x.all(): 2"),
         ("whole run", {"ratio": 4.9}, "100 texts 4.90"),
     ],
@@ -263,7 +264,10 @@ def test_the_table_of_a_card_has_its_kernels_graphs_and_waits(tmp_path: Path) ->
     report = tiny(tmp_path) | {"device": "cuda:0", "model": "0.6b"}
     name = "pairwise_reduce float32 euclidean rows=cols L=1 N=5000 D=4096 C=2 G=0, triton"
     on_card = {
-        "kernels": {name: {"device_ms": 2.0, "roofline_share": 0.5, "default": True}},
+        "kernels": {
+            name: {"device_ms": 2.0, "roofline_share": 0.5, "default": True},
+            "b": {"failed": "SystemExit: b: cuda is off by 1e-01; nothing was timed"},
+        },
         "graphs": {"256x64": {"graph": {"ms": 3.0}, "share": 0.75}},
         "host waits": {"lines": {"mask.py:7 if x.all():": 2}},
         "whole run": report["parts"]["whole run"]["result"] | {"ratio": 5.5},
@@ -272,6 +276,7 @@ def test_the_table_of_a_card_has_its_kernels_graphs_and_waits(tmp_path: Path) ->
     report["goals"] = gpu_goals.verdicts(report)
     lines = [" ".join(line.split()) for line in gpu_run.text_of(report).splitlines()]
     assert f"{name} 2.000 ms 1.000 ms 50%" in lines
+    assert "b failed" in lines
     assert "forward pass, 256 x 64 tokens, as one CUDA graph 3.000 ms" in lines
     assert "share of the time of separate launches (pays up to 90%) 75%" in lines
     assert "host waits: mask.py:7 if x.all(): 2 0" in lines
@@ -295,7 +300,8 @@ def test_kernels_are_judged_by_what_a_run_takes_and_by_the_devices_time(
     }
     replay = lambda: None  # noqa: E731 - compared below
     monkeypatch.setattr(gpu, "IMPLEMENTATIONS", {"double": kernels})
-    monkeypatch.setattr(gpu_static, "CASES", [case])
+    broken = gpu_static.Case("broken", "absent", lambda _: (x,), bytes=32)
+    monkeypatch.setattr(gpu_static, "CASES", [broken, case])
     monkeypatch.setattr(gpu, "_host_us", lambda _: 1.0)
     monkeypatch.setattr(gpu, "_quantiles_ms", lambda call: [2.0 if call is replay else 5.0] * 3)
     monkeypatch.setattr(gpu.harness, "as_graph", lambda call: (replay, call()))
@@ -303,10 +309,11 @@ def test_kernels_are_judged_by_what_a_run_takes_and_by_the_devices_time(
     subject: Any = SimpleNamespace(device=torch.device("cuda", 0), peaks=peaks)
     rows = gpu_parts.kernels(subject)
     taken = "cuda" if native else "triton"
-    assert [name for name, row in rows.items() if row["default"]] == [f"double, {taken}"]
+    assert [name for name, row in rows.items() if row.get("default")] == [f"double, {taken}"]
     assert rows[f"double, {taken}"]["roofline_share"] == pytest.approx(0.5)
     assert rows["double, reference"]["roofline_share"] == pytest.approx(0.2)
-    assert len(rows) == (3 if native else 2)
+    assert rows["broken"] == {"failed": "KeyError: 'absent'"}
+    assert len(rows) == (4 if native else 3)
 
 
 @pytest.fixture
