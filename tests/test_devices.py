@@ -15,6 +15,7 @@ from safetyspace_fast.extract import Capture
 from safetyspace_fast.models import ModelSpec, device_errors, load_model, memory_errors
 from safetyspace_fast.models.device import find_device, find_dtype, too_large
 from safetyspace_fast.ops import _select
+from safetyspace_fast.sweep.devices import devices_of
 
 GIB = 1 << 30
 GPU = torch.device("cuda", 0)
@@ -101,6 +102,24 @@ def test_without_a_gpu_the_line_says_why(
     without_gpu(monkeypatch, reason)
     with pytest.raises(ConfigError, match=rf"no GPU can be used: .*{said}.* use 'cpu'$") as caught:
         find_device(device)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("asked", ["all", "0-7", 2])
+def test_options_for_several_gpus_say_why_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str | int
+) -> None:
+    """`--devices`, and `--tensor-parallel`."""
+    without_gpu(monkeypatch, RuntimeError(OLD_DRIVER))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    shared: dict[str, Any] = {
+        "models": "gpt2",
+        "data": "sample:polite",
+        "out": tmp_path / "a",
+        "device": "cuda",
+    }
+    with pytest.raises(ConfigError, match=r"no GPU can be used: .*version 11040\);") as caught:
+        devices_of(asked) if isinstance(asked, str) else api.run(**shared, tensor_parallel=asked)
     one_line(caught)
 
 
