@@ -69,10 +69,10 @@ def find_device(
     count = torch.cuda.device_count()
     index = torch.cuda.current_device() if target.index is None else target.index
     if index >= count:
-        last = "" if count == 1 else f" to 'cuda:{count - 1}'"
-        raise ConfigError(
-            f"device {str(name)!r}: expected 'cuda:0'{last}, the GPUs that torch sees"
-        )
+        known = f"'cuda:0' to 'cuda:{count - 1}', the GPUs"
+        if count == 1:
+            known = "'cuda:0', the only GPU"
+        raise ConfigError(f"device {str(name)!r}: expected {known} that torch sees")
     target = torch.device("cuda", index)
     _refuse_too_old(target)
     return target
