@@ -192,13 +192,21 @@ KILLED = """
 import os, signal, sys
 from safetyspace_fast import api
 config = api.RunConfig(models=("m=" + sys.argv[1],), data=sys.argv[2], out=sys.argv[3],
-                       template="none", dtype="float32", resume=True)
+                       template="none", dtype="float32", resume=True, device=sys.argv[5],
+                       token_budget=512)
 steps = int(sys.argv[4])
 for event in api.iter_run(config):
     steps -= 1
     if steps == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def run_and_kill(model: Path, data: Path, out: Path, steps: int, device: str) -> None:
+    """Run in another process, which dies without a word after so many events."""
+    command = [sys.executable, "-c", KILLED, str(model), str(data), str(out), str(steps), device]
+    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -308,9 +316,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     out = tmp_path / "run.zarr"
     for steps in (2, 7, 7):
-        command = [sys.executable, "-c", KILLED, str(tiny), str(data), str(out), str(steps)]
-        killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-        assert killed.returncode == -signal.SIGKILL
+        run_and_kill(tiny, data, out, steps, "auto")
     run = api.run(make_config(tiny, data, out, resume=True))
     # One thread there and several here: equal numbers, not bytes.
     assert_close(arrays(run), arrays(finished))
