@@ -244,7 +244,7 @@ VARIANTS = [
 ]
 PRODUCTS = ("tile_kernel", "within_kernel")  # on sm_90 wgmma is what counts, on sm_100 tcgen05
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
-HOST_FUNCTIONS = {
+HOST_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pool_project": pool_project,
     "pool_into": pool_into,
     "pairwise_reduce": pairwise_reduce,
@@ -400,7 +400,9 @@ def _read_amd(compiled: Any) -> tuple[int, int, int, str]:
     code = compiled.asm["amdgcn"]
 
     def value(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s*(\d+)", code)[1])
+        match = re.search(rf"\.{key}:\s*(\d+)", code)
+        assert match is not None, key
+        return int(match[1])
 
     # Vector registers only: scalar ones spill into vector lanes, not into memory. vgpr_count holds
     # the accumulation registers too, which come from the same file.
