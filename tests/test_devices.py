@@ -12,10 +12,12 @@ from tiny_models import save_tiny
 from safetyspace_fast import api, ops
 from safetyspace_fast.errors import ConfigError, ImplementationError, ModelError
 from safetyspace_fast.extract import Capture
+from safetyspace_fast.info import environment
 from safetyspace_fast.models import ModelSpec, device_errors, load_model, memory_errors
 from safetyspace_fast.models.device import find_device, find_dtype, too_large
 from safetyspace_fast.ops import _select
 from safetyspace_fast.sweep.devices import devices_of
+from safetyspace_fast.terminal import show_environment
 
 GIB = 1 << 30
 GPU = torch.device("cuda", 0)
@@ -121,6 +123,16 @@ def test_options_for_several_gpus_say_why_there_is_none(
     with pytest.raises(ConfigError, match=r"no GPU can be used: .*version 11040\);") as caught:
         devices_of(asked) if isinstance(asked, str) else api.run(**shared, tensor_parallel=asked)
     one_line(caught)
+
+
+def test_info_says_why_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_gpu(monkeypatch, RuntimeError(OLD_DRIVER))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    show_environment(environment())
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("gpu  "))
+    assert line.split() == ["gpu", "none:", *OLD_DRIVER.partition(". Please")[0].split()]
 
 
 def test_auto_takes_the_cpu_and_says_so_where_only_the_driver_is_in_the_way(
