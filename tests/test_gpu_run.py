@@ -519,10 +519,9 @@ def test_the_check_runs_every_step_also_after_one_that_fails(
     monkeypatch.setattr(gpu_check.shutil, "which", lambda _: sanitizer)
     monkeypatch.setattr(gpu_check, "is_built", lambda: False)
     assert gpu_check.main(["--model", "tiny"]) == 1
-    last = [command[-1] for command in machine]
     assert [sys.executable, "setup.py"] == machine[0][:2]
     assert machine[-1][1:4] == ["-m", "benchmarks", "gpu-run"]
-    assert len(last) == (3 if sanitizer is None else 4)
+    assert len(machine) == (3 if sanitizer is None else 4)
     shown = capsys.readouterr().out
     assert "tests: FAILED: exit 1" in shown
     assert ("memory: compute-sanitizer is not here" in shown) == (sanitizer is None)
@@ -533,6 +532,23 @@ def test_the_check_runs_every_step_also_after_one_that_fails(
 def test_one_step_alone(machine: list[list[str]]) -> None:
     assert gpu_check.main(["--step", "measure"]) == 0
     assert len(machine) == 1
+
+
+def test_a_small_model_is_measured_beside_the_large_one(
+    machine: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It decides on graphs, which the large one cannot."""
+    steps = ("--step", "measure", "--step", "small")
+    assert gpu_check.main([*steps]) == 0
+    large, small = machine
+    assert large[large.index("--model") + 1] == "8b"
+    assert small[small.index("--model") + 1] == "0.6b"
+    asked = [small[i + 1] for i, word in enumerate(small) if word == "--part"]
+    assert "graphs" in asked
+    assert set(asked) <= set(gpu_parts.PARTS)
+    assert gpu_check.main(["--model", "tiny", *steps]) == 0
+    assert len(machine) == 3
+    assert "small: only beside the 8b model" in capsys.readouterr().out
 
 
 def test_a_library_is_built_again_when_its_sources_or_torch_are_newer(
