@@ -6,7 +6,7 @@ Nothing is downloaded and nothing is installed. Each part is timed alone and wri
 run that is cut off keeps what it has. Parts for which no time is left, or that this machine cannot
 do, are left out and named. At the end: every figure beside the best that this device could do, by
 the rates of a copy and of a matrix product, and the verdict on each goal. The exit status is 1 if a
-goal was missed or a part failed, and 2 if the device cannot be used.
+goal was missed or a part failed, and 2 if nothing could be measured.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from benchmarks import gpu_goals, harness
 from benchmarks.gpu_parts import GRAPH_PAYS, PARTS, LeftOut
 from benchmarks.gpu_subject import MODELS, Subject, make_subject
 from safetyspace_fast import ops
-from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.models.device import find_device
+from safetyspace_fast.errors import ConfigError, first_line
+from safetyspace_fast.models.device import find_device, memory_errors
 
 Report = dict[str, Any]
 
@@ -214,7 +214,18 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where kernels are timed and graphs are recorded
     began = time.perf_counter()
-    subject = make_subject(args.model, device, args.out)
+    try:
+        with memory_errors():
+            subject = make_subject(args.model, device, args.out)
+    except torch.OutOfMemoryError as error:
+        smaller = " or ".join(list(MODELS)[list(MODELS).index(args.model) + 1 :])
+        advice = f"use --model {smaller}" if smaller else "free some of it"
+        print(
+            f"--model {args.model}: does not fit into the memory of {device} "
+            f"({first_line(error)}); {advice}",
+            file=sys.stderr,
+        )
+        return 2
     run = Run(subject, args.seconds - (time.perf_counter() - began))
     for name in args.part or PARTS:
         run.do(name)

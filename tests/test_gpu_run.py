@@ -119,6 +119,25 @@ def test_all_is_measured_on_the_card_that_was_named(
         gpu_run.main(["--device", "cuda:1", "--out", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("model", "advice"), [("8b", "use --model 0.6b or tiny"), ("tiny", "free some of it")]
+)
+def test_a_model_that_does_not_fit_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    model: str,
+    advice: str,
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous")
+
+    monkeypatch.setattr(gpu_run, "make_subject", full)
+    assert gpu_run.main(["--device", "cpu", "--model", model, "--out", str(tmp_path)]) == 2
+    why = "does not fit into the memory of cpu (CUDA error: out of memory)"
+    assert capsys.readouterr().err == f"--model {model}: {why}; {advice}\n"
+
+
 def test_results_need_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert gpu_run.main(["--device", "cpu", "--out", str(tmp_path / "file")]) == 2
