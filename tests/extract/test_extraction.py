@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -268,6 +269,17 @@ def test_arrays_without_room_on_the_device_are_one_line_and_lose_nothing(
         with pytest.raises(ModelError, match=r"the arrays of 'de' \(\d+ texts\) do not fit"):
             api.run(config)
     assert files(api.run(config).path) == files(finished.path)
+
+
+def test_states_stay_in_an_eighth_of_what_a_job_may_use() -> None:
+    """A limit of this process stands in for that of a job, beyond which it would be killed."""
+    used = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[5])
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (2 << 30), hard))
+    try:
+        assert 0 < loop.kept_budget() <= 2 << 27
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def test_states_that_stay_in_memory_are_read_there(
