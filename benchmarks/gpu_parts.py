@@ -276,12 +276,16 @@ def plans(subject: Subject) -> Figures:
 
 
 def finishing(subject: Subject) -> Figures:
-    """The end of a language for one cell, alone and in two threads."""
+    """Distances and components of one cell, alone and in two threads; also if all rows are alike.
+
+    They are in `embed` at the last token behind a template: every distance is then computed anew.
+    """
     sizes = [(60, 64)] if subject.name == "tiny" else [(800, 4096), (5000, 4096), (5000, 8192)]
     by_size: Figures = {}
-    for n, width in sizes:
+    for n, width, alike in [*((*size, False) for size in sizes), (*sizes[0], True)]:
         scales = torch.linspace(1, 0.03, width, device=subject.device)
         states = torch.randn(n, width, device=subject.device) * scales + 1
+        states = states[:1].repeat(n, 1) if alike else states
         rows = torch.arange(n, device=subject.device)
         cell = partial(finish_cell, states, rows % 2, rows // 2 % 5)
         with _memory(subject.device) as peak:
@@ -295,7 +299,7 @@ def finishing(subject: Subject) -> Figures:
                 thread.join()
 
         pair = harness.timed({"pair": twice}, subject.device, rounds=3, calls=1)["pair"]
-        by_size[f"{n}x{width}"] = {
+        by_size[f"{n}x{width}{', all alike' if alike else ''}"] = {
             **timing,
             "two_threads_ms": pair["ms"] / 2,
             "distances_ideal_ms": 6 * n**2 * width / subject.peaks["matrix_flops_per_s"] * 1e3,

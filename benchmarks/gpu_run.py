@@ -166,7 +166,7 @@ def _rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
     for size, cell in result.get("finish of a cell", {}).items():
         num_texts, width = size.split("x")
         best_ms = cell["distances_ideal_ms"]
-        name = f"statistics of one layer, {num_texts} texts of width {width}"
+        name = f"distances and components, {num_texts} texts of width {width}"
         yield name, ms(cell["ms"]), ms(best_ms), f"{best_ms / cell['ms']:.0%}"
     for order, calls in result.get("attention", {}).items():
         yield f"first batch of a new shape, attention {order}", ms(calls["first_ms"]), "", ""

@@ -56,6 +56,7 @@ def test_every_part_runs_on_a_cpu_or_says_why_not(
     assert all("result" in part for name, part in parts.items() if name not in without)
     assert max(parts["agreement"]["result"].values()) < 1e-5
     assert parts["capture"]["result"]["8x16"]["roofline"]["capture_share"] > 0
+    assert list(parts["finish of a cell"]["result"]) == ["60x64", "60x64, all alike"]
     block = parts["streamed weights"]["result"]
     assert block["bytes"] == 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64)
     assert block["tokens_to_hide"] > 0
