@@ -199,17 +199,19 @@ def _graph(subject: Subject, num_texts: int, length: int) -> Figures:
     except RuntimeError as error:
         raise LeftOut(f"the forward pass cannot be a graph: {first_line(error)}") from error
 
-    def as_graph() -> None:
+    def graph_on_batch() -> None:
         ids.copy_(subject.ids(tokens, batch))
         replay()
 
     launches = partial(subject.bare, tokens, batch)
-    as_graph()
+    graph_on_batch()
     expected = launches().last_hidden_state.float()
     gap = float((states.last_hidden_state - expected).norm() / expected.norm())
     if not gap <= torch.finfo(subject.model.dtype).eps ** 0.5:
         raise SystemExit(f"a replayed forward pass is off by {gap:.1e}; nothing was timed")
-    timings = harness.timed({"launches": launches, "graph": as_graph}, subject.device, rounds=3)
+    timings = harness.timed(
+        {"launches": launches, "graph": graph_on_batch}, subject.device, rounds=3
+    )
     share = timings["graph"]["ms"] / timings["launches"]["ms"]
     return {**timings, "share": share, "gap": gap}
 
