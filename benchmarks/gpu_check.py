@@ -3,8 +3,9 @@
     python -m benchmarks gpu-check [--model 8b|0.6b|tiny] [--out DIR] [--step NAME]
 
 Builds the kernels in place, runs the tests that need a GPU, looks for wrong memory accesses where
-compute-sanitizer is at hand, and measures (`gpu-run`, whose first part is `benchmarks gpu`). A step
-that fails does not stop the next ones. Where time is short, run one step at a time.
+compute-sanitizer is at hand, and measures (`gpu-run`, whose first part is `benchmarks gpu`) a large
+model, for which the device is the limit, and a small one, for which the host may be. A step that
+fails does not stop the next ones. Where time is short, run one step at a time.
 
 Counted and not measured: the build 40 s for the card that is here; 136 kernels that the tests
 compile in turn, 2.5 min, and their runs, 1.5 min; `gpu-run`, as many seconds as it is given.
@@ -25,7 +26,7 @@ from benchmarks.harness import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "safetyspace_fast"
-STEPS = {"build": 300, "tests": 480, "memory": 120, "measure": 560}
+STEPS = {"build": 300, "tests": 480, "memory": 120, "measure": 560, "small": 330}
 """In order, with the seconds after which a step is stopped."""
 
 
@@ -41,8 +42,19 @@ def commands(model: str, out: Path) -> dict[str, list[str] | str]:
     check: list[str] | str = "compute-sanitizer is not here"
     if sanitizer is not None:
         check = [sanitizer, "--tool", "memcheck", "--error-exitcode", "1", *tests, *kernel]
-    measure = [*python, "benchmarks", "gpu-run", "--model", model, "--out", str(out)]
-    return {"build": build, "tests": [*tests, "-rs"], "memory": check, "measure": measure}
+    measure = [*python, "benchmarks", "gpu-run", "--out", str(out), "--model"]
+    small: list[str] | str = "only beside the 8b model"
+    if model == "8b":
+        parts = ("host waits", "graphs", "plans", "whole run")
+        small = [*measure, "0.6b", "--seconds", "270"]
+        small += [word for part in parts for word in ("--part", part)]
+    return {
+        "build": build,
+        "tests": [*tests, "-rs"],
+        "memory": check,
+        "measure": [*measure, model],
+        "small": small,
+    }
 
 
 def is_built() -> bool:

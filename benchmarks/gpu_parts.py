@@ -24,6 +24,7 @@ from benchmarks.gpu_subject import HAS_STORE, Subject, even, tokens_of, usual_le
 from safetyspace_fast import ops
 from safetyspace_fast.benchmark import _usual_way
 from safetyspace_fast.data import read_samples
+from safetyspace_fast.errors import first_line
 from safetyspace_fast.extract import Batching, find_batching, make_plan, packing_pays
 from safetyspace_fast.extract.finish import finish_cell
 from safetyspace_fast.extract.plan import Batch
@@ -36,6 +37,10 @@ from safetyspace_fast.models.source import Source
 from safetyspace_fast.models.stored import stored_tensors
 
 Figures = dict[str, Any]
+
+
+GRAPH_PAYS = 0.9
+"""CUDA graphs are worth building if a full batch of a small model takes at most this share."""
 
 
 class LeftOut(Exception):  # noqa: N818 - not an error
@@ -58,12 +63,18 @@ def kernels(subject: Subject) -> Figures:
     from benchmarks import gpu
     from benchmarks.gpu_static import CASES
 
-    rows = [row for case in CASES for row in gpu.measure(case, subject.peaks)]
-    return {
-        f"{row['case']} {row['implementation']}": row
-        | {"roofline_share": max(row["copy_share"], row["matrix_share"])}
-        for row in rows
-    }
+    rows, by_name = [], {}
+    for case in CASES:
+        try:
+            rows += gpu.measure(case, subject.peaks)
+        except (Exception, SystemExit) as error:  # the other kernels are measured all the same
+            by_name[case.name] = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+    for row in rows:
+        # In a graph, where no launch waits for the host.
+        row["device_ms"] = row["median_ms"] if row["graph_ms"] is None else row["graph_ms"]
+        best_ms = max(row["copy_share"], row["matrix_share"]) * row["median_ms"]
+        row["roofline_share"] = best_ms / row["device_ms"]
+    return by_name | {f"{row['case']}, {row['implementation']}": row for row in rows}
 
 
 class _EmptyHooks:
@@ -85,7 +96,8 @@ def capture(subject: Subject) -> Figures:
     """Forward passes: bare, with empty hooks, captured, and with `output_hidden_states`."""
     model, device = subject.model, subject.device
     engines = {impl: subject.capture(impl) for impl in _implementations(device)}
-    found = {}
+    default, *_ = engines
+    by_shape = {}
     for num_texts, length in subject.shapes:
         tokens, batch = even(num_texts, length)
         bare = partial(subject.bare, tokens, batch)
@@ -97,25 +109,26 @@ def capture(subject: Subject) -> Figures:
         figures: Figures = dict(harness.timed(cases, device, around=around))
         bare_ms = figures["bare"]["ms"]
         figures["shares"] = {name: figures[name]["ms"] / bare_ms - 1 for name in around}
+        figures["default"] = default
         states = len(model.hookpoints) * num_texts * length * model.hidden_size
         read_ms = states * model.dtype.itemsize / subject.peaks["bytes_per_s"] * 1e3
         product_ms = subject.flops(num_texts, length) / subject.peaks["matrix_flops_per_s"] * 1e3
         figures["roofline"] = {"bare_ms": product_ms, "capture_share": read_ms / bare_ms}
-        found[f"{num_texts}x{length}"] = figures
-    return found
+        by_shape[f"{num_texts}x{length}"] = figures
+    return by_shape
 
 
 def _implementations(device: torch.device) -> list[str]:
-    """Those of `pool_project` that run on a device, without the reference."""
+    """Kernels that average on a device, the one that a run takes first; the slow one if it must."""
     wanted = ("cuda", "triton") if device.type == "cuda" else ("cpu",)
-    table = ops.implementations()["pool_project"]
-    return [impl for impl in wanted if not table[impl]]
+    table = ops.implementations()["pool_into"]
+    return [impl for impl in wanted if not table[impl]] or ["reference"]
 
 
 @torch.inference_mode()
 def _usual(subject: Subject, tokens: Tokenized, batch: Batch) -> None:
     """What careful scripts do: all states in memory, averaged there."""
-    states = subject.bare(tokens, batch, output_hidden_states=True).hidden_states
+    states = subject.usual(tokens, batch, output_hidden_states=True).hidden_states
     torch.stack([state.float().mean(1) for state in states]).cpu()
 
 
@@ -128,8 +141,8 @@ def agreement(subject: Subject) -> Figures:
     # transformers has no state of the last block before the norm
     layer_of = {i: min(i, len(states) - 1) for i in range(len(model.hookpoints))}
     del layer_of[len(model.blocks)]
-    found = {}
-    for impl in ("reference", *_implementations(subject.device)):
+    gap_of = {}
+    for impl in dict.fromkeys(["reference", *_implementations(subject.device)]):
         with subject.capture(impl) as engine:
             out = engine.run(tokens, batch).double()
         gaps = []
@@ -140,13 +153,13 @@ def agreement(subject: Subject) -> Figures:
                 product = own @ subject.projection.double()
                 gaps.append(float((own - expected).norm() / expected.norm()))
                 gaps.append(float((projected - product).norm() / product.norm()))
-        found[impl] = max(gaps)
-    return found
+        gap_of[impl] = max(gaps)
+    return gap_of
 
 
 def attention(subject: Subject) -> Figures:
     """The first call of a new shape beside the second: what plans of attention kernels cost."""
-    found: Figures = {}
+    times_of: Figures = {}
     for i_order, order in enumerate((None, ATTENTION)):
         times: list[list[float]] = [[], []]
         for i in range(12):
@@ -156,15 +169,51 @@ def attention(subject: Subject) -> Figures:
                 with order_of_attention(order):
                     harness.wait(subject.device)
                     began = time.perf_counter()
-                    subject.bare(tokens, batch)
+                    subject.usual(tokens, batch)
                     harness.wait(subject.device)
                 seconds.append((time.perf_counter() - began) * 1e3)
-        found["without cuDNN" if order else "as torch orders them"] = {
+        times_of["without cuDNN" if order else "as torch orders it"] = {
             "first_ms": median(times[0]),
             "second_ms": median(times[1]),
             "worst_first_ms": max(times[0]),
         }
-    return found
+    return times_of
+
+
+def graphs(subject: Subject) -> Figures:
+    """A forward pass that the host launches as one CUDA graph, beside one operation by operation.
+
+    Hooks and `padded` stay on the host, so this is the most that graphs can save.
+    """
+    if subject.device.type != "cuda":
+        raise LeftOut("no GPU")
+    shapes = subject.shapes[0], subject.shapes[-1]
+    return {f"{texts}x{length}": _graph(subject, texts, length) for texts, length in shapes}
+
+
+def _graph(subject: Subject, num_texts: int, length: int) -> Figures:
+    tokens, batch = even(num_texts, length)
+    ids = torch.zeros_like(subject.ids(tokens, batch))
+    try:
+        replay, states = harness.as_graph(partial(subject.forward, ids))
+    except RuntimeError as error:
+        raise LeftOut(f"the forward pass cannot be a graph: {first_line(error)}") from error
+
+    def graph_on_batch() -> None:
+        ids.copy_(subject.ids(tokens, batch))
+        replay()
+
+    launches = partial(subject.bare, tokens, batch)
+    graph_on_batch()
+    expected = launches().last_hidden_state.float()
+    gap = float((states.last_hidden_state - expected).norm() / expected.norm())
+    if not gap <= torch.finfo(subject.model.dtype).eps ** 0.5:
+        raise SystemExit(f"a replayed forward pass is off by {gap:.1e}; nothing was timed")
+    timings = harness.timed(
+        {"launches": launches, "graph": graph_on_batch}, subject.device, rounds=3
+    )
+    share = timings["graph"]["ms"] / timings["launches"]["ms"]
+    return {**timings, "share": share, "gap": gap}
 
 
 def waits(subject: Subject) -> Figures:
@@ -200,12 +249,12 @@ def plans(subject: Subject) -> Figures:
     tokens = tokens_of(usual_lengths(60 if subject.name == "tiny" else 8000))
     ideal = sum(subject.flops(1, int(length)) for length in tokens.lengths)
     ways = {
-        "as on a CPU": Batching(16_384),
-        "as a GPU begins": USUAL["cuda"],
-        "as measured": find_batching(subject.model, tokens, subject.cache),
+        "a CPU's plan": Batching(16_384),
+        "a GPU's plan before it is measured": USUAL["cuda"],
+        "the measured plan": find_batching(subject.model, tokens, subject.cache),
     }
     reason = why_not_packed(subject.model)
-    found: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"], "packed": reason}
+    by_plan: Figures = {"ideal_s": ideal / subject.peaks["matrix_flops_per_s"], "packed": reason}
     for name, batching in ways.items():
         plan = make_plan(tokens, batching=batching)
         for packed in (False, True) if reason is None else (False,):
@@ -218,23 +267,27 @@ def plans(subject: Subject) -> Figures:
                         break
                 harness.wait(subject.device)
             seconds = time.perf_counter() - began
-            found[f"{name}, {'packed' if packed else 'padded'}"] = {
+            by_plan[f"{name}, {'packed' if packed else 'padded'}"] = {
                 **asdict(batching),
                 "batches": sum(1 for _ in plan),
                 "batches_run": count,
                 "padding": plan.padded_tokens / plan.tokens - 1,
                 "seconds_for_all": seconds * plan.padded_tokens / done,
             }
-    return found
+    return by_plan
 
 
 def finishing(subject: Subject) -> Figures:
-    """The end of a language for one cell, alone and in two threads."""
+    """Distances and components of one cell, alone and in two threads; also if all rows are alike.
+
+    They are in `embed` at the last token behind a template: every distance is then computed anew.
+    """
     sizes = [(60, 64)] if subject.name == "tiny" else [(800, 4096), (5000, 4096), (5000, 8192)]
-    found: Figures = {}
-    for n, width in sizes:
+    by_size: Figures = {}
+    for n, width, alike in [*((*size, False) for size in sizes), (*sizes[0], True)]:
         scales = torch.linspace(1, 0.03, width, device=subject.device)
         states = torch.randn(n, width, device=subject.device) * scales + 1
+        states = states[:1].repeat(n, 1) if alike else states
         rows = torch.arange(n, device=subject.device)
         cell = partial(finish_cell, states, rows % 2, rows // 2 % 5)
         with _memory(subject.device) as peak:
@@ -248,16 +301,16 @@ def finishing(subject: Subject) -> Figures:
                 thread.join()
 
         pair = harness.timed({"pair": twice}, subject.device, rounds=3, calls=1)["pair"]
-        found[f"{n}x{width}"] = {
+        by_size[f"{n}x{width}{', all alike' if alike else ''}"] = {
             **timing,
             "two_threads_ms": pair["ms"] / 2,
             "distances_ideal_ms": 6 * n**2 * width / subject.peaks["matrix_flops_per_s"] * 1e3,
             **peak,
         }
-    return found
+    return by_size
 
 
-def whole(subject: Subject) -> Figures:
+def whole_run(subject: Subject) -> Figures:
     """A run from tokens to the store, beside `output_hidden_states` in padded batches."""
     if not HAS_STORE:
         raise LeftOut("zarr or numcodecs is not installed")
@@ -364,15 +417,15 @@ def trace(subject: Subject) -> Figures:
 @contextmanager
 def _memory(device: torch.device) -> Iterator[Figures]:
     """Fills a dict, at the end of the block, with the device's peak memory beyond what it held."""
-    found: Figures = {}
+    peak: Figures = {}
     if device.type != "cuda":
-        yield found
+        yield peak
         return
     gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    yield found
-    found["peak_mb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    yield peak
+    peak["peak_mb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
 PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
@@ -380,10 +433,11 @@ PARTS: Mapping[str, tuple[Callable[[Subject], Figures], float]] = {
     "agreement": (agreement, 20),
     "host waits": (waits, 10),
     "capture": (capture, 60),
-    "whole run": (whole, 60),
+    "whole run": (whole_run, 60),
     "plans": (plans, 60),
     "finish of a cell": (finishing, 40),
     "attention": (attention, 40),
+    "graphs": (graphs, 30),
     "streamed weights": (streamed, 15),
     "trace": (trace, 20),
 }

@@ -244,7 +244,7 @@ VARIANTS = [
 ]
 PRODUCTS = ("tile_kernel", "within_kernel")  # on sm_90 wgmma is what counts, on sm_100 tcgen05
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
-HOST_FUNCTIONS = {
+HOST_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pool_project": pool_project,
     "pool_into": pool_into,
     "pairwise_reduce": pairwise_reduce,
@@ -379,8 +379,8 @@ def load_bits(instruction: str) -> str:
     parts = instruction.removesuffix(".CONSTANT").split(".")
     if parts[0].startswith("LDG"):
         return parts[-1].lstrip("US") if parts[-1].lstrip("US").isdigit() else "32"
-    if found := re.search(r"dwordx(\d)", instruction):
-        return str(32 * int(found[1]))
+    if width := re.search(r"dwordx(\d)", instruction):
+        return str(32 * int(width[1]))
     return {"byte": "8", "hort": "16"}.get(instruction[-4:], "32")
 
 
@@ -391,16 +391,18 @@ def _read_nvidia(compiled: Any) -> tuple[int, int, int, str]:
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _output(tools.cuobjdump.path, "--dump-resource-usage", cubin)
         code = _output(tools.nvdisasm.path, cubin)
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    counts = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    return found["REG"], found["STACK"] + found["LOCAL"], spills, code
+    return counts["REG"], counts["STACK"] + counts["LOCAL"], spills, code
 
 
 def _read_amd(compiled: Any) -> tuple[int, int, int, str]:
     code = compiled.asm["amdgcn"]
 
     def value(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s*(\d+)", code)[1])
+        match = re.search(rf"\.{key}:\s*(\d+)", code)
+        assert match is not None, key
+        return int(match[1])
 
     # Vector registers only: scalar ones spill into vector lanes, not into memory. vgpr_count holds
     # the accumulation registers too, which come from the same file.

@@ -25,8 +25,8 @@ class _StandIn(MetaPathFinder, Loader):
     """
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        found = name.partition(".")[0] in ("zarr", "numcodecs")
-        return ModuleSpec(name, self, is_package=True) if found else None
+        replaced = name.partition(".")[0] in ("zarr", "numcodecs")
+        return ModuleSpec(name, self, is_package=True) if replaced else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module: ModuleType = MagicMock(name=spec.name)
@@ -45,7 +45,12 @@ from safetyspace_fast.benchmark import matrix_products  # noqa: E402
 from safetyspace_fast.extract import Capture, seeded_projection  # noqa: E402
 from safetyspace_fast.extract.capture import padded  # noqa: E402
 from safetyspace_fast.extract.plan import Batch  # noqa: E402
-from safetyspace_fast.models import LoadedModel, Tokenized, layers  # noqa: E402
+from safetyspace_fast.models import (  # noqa: E402
+    LoadedModel,
+    Tokenized,
+    attention_kernels,
+    layers,
+)
 from safetyspace_fast.models.prefix import NoCache  # noqa: E402
 from safetyspace_fast.models.tokens import Template  # noqa: E402
 
@@ -130,11 +135,27 @@ class Subject:
         hookpoints = self.model.hookpoints
         return Capture(self.model, hookpoints, self.projection, impl, self.cache, packed=packed)
 
-    @torch.inference_mode()
     def bare(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
-        """A forward pass without hooks, on the same input as `Capture.run`."""
-        ids, _, mask = padded(self.model, tokens, batch)
-        return self.model.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+        """A forward pass without hooks: `Capture.run`'s input, kernels of attention and cache."""
+        return self.forward(self.ids(tokens, batch), **options)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, **options: Any) -> Any:
+        """`bare` on token ids that are on the device."""
+        if self.cache is not None:
+            options |= {"use_cache": True, "past_key_values": self.cache}
+        with attention_kernels(self.device):
+            return self.model.backbone(input_ids=ids, **{"use_cache": False} | options)
+
+    @torch.inference_mode()
+    def usual(self, tokens: Tokenized, batch: Batch, **options: Any) -> Any:
+        """A forward pass as scripts call it: no cache, and the kernels of attention torch takes."""
+        ids = self.ids(tokens, batch)
+        return self.model.backbone(input_ids=ids, use_cache=False, **options)
+
+    def ids(self, tokens: Tokenized, batch: Batch) -> Tensor:
+        """Token ids of a batch, `[B, T] int64` on the device; causal models need no mask."""
+        return padded(self.model, tokens, batch)[0]
 
     def flops(self, num_texts: int, length: int) -> float:
         """Floating-point operations of a forward pass: matrix products, and causal attention."""

@@ -115,6 +115,19 @@ def timed(
     }
 
 
+def as_graph(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Record all that a call launches on a GPU as one CUDA graph.
+
+    Returns:
+        What launches it again, and the call's result, which is written anew each time.
+    """
+    call()  # what happens at a first call only is no part of the graph
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph.replay, result
+
+
 def measured_peaks(device: torch.device) -> dict[str, float]:
     """What a device reaches in a copy (bytes read and written) and in a matrix product."""
     on_gpu = device.type == "cuda"

@@ -129,14 +129,14 @@ def measure(layers: int, languages: int, texts: int, resamples: int) -> dict[str
         taken = {}
         for name in ("all", "default"):
             began = time.perf_counter()
-            found = separation(
+            numbers = separation(
                 run,
                 metrics=None if name == "default" else "all",
                 bootstraps=resamples,
                 permutations=resamples,
             )
             taken[name] = time.perf_counter() - began
-            refused = found["refused"].to_numpy()
+            refused = numbers["refused"].to_numpy()
             assert set(refused.ravel()) <= {"", "the texts are not paired"}, set(refused.ravel())
         setup = (
             "from safetyspace_fast.api import open_run\n"
@@ -170,15 +170,15 @@ def measure(layers: int, languages: int, texts: int, resamples: int) -> dict[str
     }
     torch.set_num_threads(threads)
     cells = layers * languages
-    whole = FULL[0] * FULL[1]
+    full_cells = FULL[0] * FULL[1]
     return {
         "cells": cells,
         "texts": texts,
         "resamples": resamples,
         "seconds": taken,
-        "whole_s": {name: seconds / cells * whole for name, seconds in taken.items()},
+        "whole_s": {name: seconds / cells * full_cells for name, seconds in taken.items()},
         "loop_s_per_resample": peer,
-        "loop_whole_s": peer * 2 * resamples * whole,
+        "loop_whole_s": peer * 2 * resamples * full_cells,
         "distance_gflop_per_cell": 4 * 2 * texts**2 * resamples / 1e9,
         "gflops_a_core": rates,
         "share_of_lookup": 4
@@ -201,23 +201,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     about = harness.machine()  # before: it says how busy the machine was
-    found = measure(options.layers, options.languages, options.texts, options.resamples)
-    report = {"machine": about, **found}
+    figures = measure(options.layers, options.languages, options.texts, options.resamples)
+    report = {"machine": about, **figures}
     harness.finish("separation", report, options.json, text_of(report))
     return 0
 
 
 def text_of(report: dict[str, Any]) -> str:
     about, seconds = report["machine"], report["seconds"]
-    whole, loop, rates = report["whole_s"], report["loop_whole_s"], report["gflops_a_core"]
+    full, loop, rates = report["whole_s"], report["loop_whole_s"], report["gflops_a_core"]
     return (
         f"{about['cpu']}, {about['threads']} threads, {about['simd']}, torch {about['torch']}\n"
         f"{report['cells']} cells of {report['texts']:,} texts, {report['resamples']:,} bootstraps "
         f"and permutations: all metrics {seconds['all']:.1f} s, the default ones "
         f"{seconds['default']:.1f} s, {report['extra_memory_bytes'] / harness.MIB:.0f} MiB beyond "
         "the imports\n"
-        f"scaled to {FULL[0]} layers and {FULL[1]} languages: {whole['all'] / 60:.1f} and "
-        f"{whole['default'] / 60:.1f} min; one resample after another, six of the numbers: "
+        f"scaled to {FULL[0]} layers and {FULL[1]} languages: {full['all'] / 60:.1f} and "
+        f"{full['default'] / 60:.1f} min; one resample after another, six of the numbers: "
         f"{loop / 3600:.0f} h ({report['loop_s_per_resample']:.2f} s a resample of one cell)\n"
         f"distances times labellings, {report['distance_gflop_per_cell']:.0f} GFLOP a cell, are "
         f"{report['share_of_lookup']:.0%} of that time: by lookup {rates['lookup']:.0f} GF/s a "

@@ -184,15 +184,15 @@ def throughput(hidden: int, shards: int, rounds: int = 3) -> dict[str, Any]:
         name: {part: median([one[part] for one in runs]) for part in ("states", "rows")}
         for name, runs in taken.items()
     }
-    whole = {name: sum(parts.values()) for name, parts in seconds.items()}
+    totals = {name: sum(parts.values()) for name, parts in seconds.items()}
     return {
         "hidden": hidden,
         "texts": batches.n,
         "bytes": batches.n_bytes,
         "seconds": seconds,
         "files": files,
-        "mib_per_s": {name: batches.n_bytes / harness.MIB / s for name, s in whole.items()},
-        "times_faster": {name: s / whole["ours"] for name, s in whole.items() if name != "ours"},
+        "mib_per_s": {name: batches.n_bytes / harness.MIB / s for name, s in totals.items()},
+        "times_faster": {name: s / totals["ours"] for name, s in totals.items() if name != "ours"},
     }
 
 

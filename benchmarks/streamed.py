@@ -141,8 +141,8 @@ def main(arguments: list[str]) -> int:
                 taken[kind].append(runs(kind, Path(folder) / f"{kind}-{i_round}"))
     for kind, rounds in taken.items():
         report[kind] = {key: median(r[key] for r in rounds) for key in rounds[0]}
-    whole, streamed = (report[kind]["load_s"] + report[kind]["forward_s"] for kind in kinds)
-    report["speed"] = whole / streamed
+    resident, streamed = (report[kind]["load_s"] + report[kind]["forward_s"] for kind in kinds)
+    report["speed"] = resident / streamed
     report["forward_speed"] = report["load"]["forward_s"] / report["stream"]["forward_s"]
 
     model = load_model(parse_model(path), dtype="float32")
@@ -158,14 +158,15 @@ def main(arguments: list[str]) -> int:
 
 
 def text_of(report: dict[str, Any]) -> str:
-    about, whole, streamed = report["machine"], report["load"], report["stream"]
+    about, resident, streamed = report["machine"], report["load"], report["stream"]
     peer = report["accelerate_batch"]
     return "\n".join(
         [
             f"{about['cpu']}, {about['threads']} threads, load before {about['load_before']:.1f}",
             f"{report['texts']} texts, {report['batches']} batches; "
             f"{'the same bytes' if report['same_bytes'] else 'OTHER BYTES'} as from memory",
-            f"from memory: loading {whole['load_s']:.2f} s, forward {whole['forward_s']:.2f} s",
+            f"from memory: loading {resident['load_s']:.2f} s, forward "
+            f"{resident['forward_s']:.2f} s",
             f"streamed:    loading {streamed['load_s']:.2f} s, forward "
             f"{streamed['forward_s']:.2f} s, {streamed['bytes'] / 1e6:.0f} MB of weights read",
             f"speed of the streamed run: {report['speed']:.0%}, of its forward passes "

@@ -40,6 +40,8 @@ class Environment(TypedDict):
     cpu_capability: str
     threads: int
     cuda_devices: list[Device]
+    no_cuda: str | None
+    """Why torch can use no CUDA device; None if it can."""
     build: BuildRecord | None
     implementations: dict[str, dict[str, list[str]]]
     """By operation and implementation: the reasons why it cannot be used; empty if it can."""
@@ -72,6 +74,7 @@ def environment() -> Environment:
     import torch
 
     from . import ops
+    from .models.device import why_no_gpu
 
     devices: list[Device] = [
         {
@@ -88,6 +91,7 @@ def environment() -> Environment:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cuda_devices": devices,
+        "no_cuda": why_no_gpu(),
         "build": build_record(),
         "implementations": ops.implementations(),
         "fused_layers": ops.can_pack(),

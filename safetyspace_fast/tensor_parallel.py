@@ -34,6 +34,7 @@ from .models import (
     load_model,
     parse_model,
 )
+from .models.device import why_no_gpu
 from .runner import run_models
 from .threads import cores
 
@@ -78,7 +79,7 @@ def run_ranks(config: RunConfig, *, patience: timedelta = PATIENCE) -> Generator
         except RankOutOfMemoryError as error:
             if error.rows == 1:
                 raise
-            most_tokens = error.rows * error.length // 2
+            most_tokens = (error.rows + 1) // 2 * error.length  # `Batch.halves`, the larger one
         yield Note("", "out of memory: starting the devices again, with smaller batches")
         if begun:
             config = replace(config, resume=True, overwrite=False)
@@ -91,6 +92,11 @@ def _check_devices(config: RunConfig) -> None:
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     on_gpus = config.device == "cuda" or gpus > 0
     if on_gpus and gpus < config.tensor_parallel:
+        if (reason := why_no_gpu()) is not None:
+            raise ConfigError(
+                f"tensor_parallel: got {config.tensor_parallel}, but no GPU can be used: {reason}; "
+                "use --device cpu, or --weights stream instead"
+            )
         raise ConfigError(
             f"tensor_parallel: got {config.tensor_parallel}, but torch sees {gpus} GPUs here; "
             "give fewer, or --weights stream instead"

@@ -453,9 +453,10 @@ def show_environment(facts: "Environment") -> None:
     print(f"{'python':18} {facts['python']} on {facts['system']}")
     print(f"{'threads':18} {facts['threads']} ({facts['cpu_capability']})")
     for device in facts["cuda_devices"]:
-        print(f"{'cuda':18} {device['name']}, {size(device['memory_bytes'])}")
-    if not facts["cuda_devices"]:
-        print(f"{'cuda':18} no device")
+        about = f"compute capability {device['capability']}, {size(device['memory_bytes'])}"
+        print(f"{'gpu':18} {device['name']}, {about}")
+    if facts["no_cuda"] is not None:
+        print(f"{'gpu':18} none: {facts['no_cuda']}")
     for key, value in (
         facts["build"] or {"build": "not recorded (run from a source tree)"}
     ).items():

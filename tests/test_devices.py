@@ -12,9 +12,12 @@ from tiny_models import save_tiny
 from safetyspace_fast import api, ops
 from safetyspace_fast.errors import ConfigError, ImplementationError, ModelError
 from safetyspace_fast.extract import Capture
+from safetyspace_fast.info import environment
 from safetyspace_fast.models import ModelSpec, device_errors, load_model, memory_errors
 from safetyspace_fast.models.device import find_device, find_dtype, too_large
 from safetyspace_fast.ops import _select
+from safetyspace_fast.sweep.devices import devices_of
+from safetyspace_fast.terminal import show_environment
 
 GIB = 1 << 30
 GPU = torch.device("cuda", 0)
@@ -104,6 +107,34 @@ def test_without_a_gpu_the_line_says_why(
     one_line(caught)
 
 
+@pytest.mark.parametrize("asked", ["all", "0-7", 2])
+def test_options_for_several_gpus_say_why_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str | int
+) -> None:
+    """`--devices`, and `--tensor-parallel`."""
+    without_gpu(monkeypatch, RuntimeError(OLD_DRIVER))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    shared: dict[str, Any] = {
+        "models": "gpt2",
+        "data": "sample:polite",
+        "out": tmp_path / "a",
+        "device": "cuda",
+    }
+    with pytest.raises(ConfigError, match=r"no GPU can be used: .*version 11040\);") as caught:
+        devices_of(asked) if isinstance(asked, str) else api.run(**shared, tensor_parallel=asked)
+    one_line(caught)
+
+
+def test_info_says_why_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_gpu(monkeypatch, RuntimeError(OLD_DRIVER))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    show_environment(environment())
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("gpu  "))
+    assert line.split() == ["gpu", "none:", *OLD_DRIVER.partition(". Please")[0].split()]
+
+
 def test_auto_takes_the_cpu_and_says_so_where_only_the_driver_is_in_the_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -118,10 +149,13 @@ def test_auto_takes_the_cpu_and_says_so_where_only_the_driver_is_in_the_way(
     assert "too old (found version 11040)" in notes[0]
 
 
-@pytest.mark.parametrize(("number", "expected"), [(1, "'cuda:0',"), (3, "'cuda:0' to 'cuda:2',")])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(1, "'cuda:0', the only GPU that"), (3, "'cuda:0' to 'cuda:2', the GPUs that")],
+)
 def test_a_number_beyond_the_last_gpu(cards: Any, number: int, expected: str) -> None:
     cards(*[Card()] * number)
-    with pytest.raises(ConfigError, match=f"'cuda:9': expected {expected} the GPUs"):
+    with pytest.raises(ConfigError, match=f"'cuda:9': expected {expected} torch sees$"):
         find_device("cuda:9")
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "store": {"errors", "names", "notebook"},
     "extract": {"config", "errors", "notebook", "ops", "threads", "data", "models", "store"},
     "analysis": {"config", "errors", "names", "ops", "threads", "data", "store"},
-    "info": {"ops"},
+    "info": {"models", "ops"},
     "benchmark": {"data", "models", "extract", "notebook"},
     "verification": {"data", "errors", "models", "extract"},
     "runner": {"config", "data", "errors", "extract", "info", "models", "ops", "store"}

@@ -8,7 +8,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -168,7 +167,7 @@ void pool_into(Tensor hidden_states, Tensor spans, Tensor out, int64_t longest) 
   if (a.B == 0 || a.S == 0 || a.D == 0) return;
   a.pooled = out.mutable_data_ptr<float>();
   a.pooled_b = out.stride(0), a.pooled_s = out.stride(1);
-  a.num_chunks = std::max<int64_t>(1, (std::min(longest, a.T) + kChunk - 1) / kChunk);
+  a.num_chunks = chunks_of(longest, a.T);
   std::optional<Tensor> sums;
   if (a.num_chunks > 1) {
     sums = torch::stable::new_empty(out, {a.num_chunks, a.B, a.S, a.D});

@@ -49,6 +49,12 @@ struct PoolArguments {
   int64_t num_chunks;          // of pool_into
 };
 
+// Chunks of pool_into, if no sample's spans reach over more than `longest` of its T tokens.
+inline int64_t chunks_of(int64_t longest, int64_t T) {
+  const int64_t tokens = longest < T ? longest : T;
+  return tokens > kChunk ? (tokens + kChunk - 1) / kChunk : 1;
+}
+
 struct Float32 {
   using Storage = float;
   static __device__ float widen(float x) { return x; }

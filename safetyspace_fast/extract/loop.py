@@ -1,7 +1,6 @@
 """The loop over all batches of one model: language by language, or the units that are claimed."""
 
 import math
-import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ..data import Samples
 from ..errors import ModelError, StoreError
 from ..models import LoadedModel
+from ..models.device import available_bytes
 from ..store import ModelWriter, Session
 from ..store.layout import Array, shards_of
 from ..store.segments import Record, Segments
@@ -81,8 +81,11 @@ def finishes_beside(device: torch.device) -> bool:
 
 
 def kept_budget() -> int:
-    """Bytes of pooled states that may stay in pinned memory: an eighth of the machine's."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+    """Bytes of pooled states that may stay in pinned memory: an eighth of what is free.
+
+    Limits of a job or a container count: pinned memory beyond them would end the process.
+    """
+    return available_bytes() // 8
 
 
 class Extraction:
@@ -291,7 +294,7 @@ class Extraction:
                         "the device's memory; lower --max-tokens or use a smaller --dtype"
                     ) from error
                 first = math.isinf(self._most_tokens)
-                self._most_tokens = batch.padded_tokens // 2
+                self._most_tokens = batch.halves()[1].padded_tokens  # the larger half
                 waiting.append(batch)
                 if first:
                     yield Note(self._name, "out of memory: continuing with smaller batches")

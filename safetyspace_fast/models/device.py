@@ -50,7 +50,7 @@ def find_device(
     """
     name = device
     if device == "auto":
-        reason = _why_no_gpu()
+        reason = why_no_gpu()
         if reason is not None:
             if "driver" in reason and "no NVIDIA driver" not in reason:
                 note(f"runs on the CPU, because no GPU can be used: {reason}")
@@ -64,18 +64,29 @@ def find_device(
         raise ConfigError(f"device {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if target.type == "cpu":
         return target
-    if (reason := _why_no_gpu()) is not None:
+    if (reason := why_no_gpu()) is not None:
         raise ConfigError(f"device {str(name)!r}: no GPU can be used: {reason}; use 'cpu'")
     count = torch.cuda.device_count()
     index = torch.cuda.current_device() if target.index is None else target.index
     if index >= count:
-        last = "" if count == 1 else f" to 'cuda:{count - 1}'"
-        raise ConfigError(
-            f"device {str(name)!r}: expected 'cuda:0'{last}, the GPUs that torch sees"
-        )
+        known = f"'cuda:0' to 'cuda:{count - 1}', the GPUs"
+        if count == 1:
+            known = "'cuda:0', the only GPU"
+        raise ConfigError(f"device {str(name)!r}: expected {known} that torch sees")
     target = torch.device("cuda", index)
     _refuse_too_old(target)
     return target
+
+
+def why_no_gpu() -> str | None:
+    """Why torch cannot use a GPU; None if it can."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch gives no type
+    except (AssertionError, RuntimeError) as error:  # an assertion: torch was built without CUDA
+        return first_line(error).partition(". Please")[0]
+    return "torch sees none"
 
 
 def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -217,17 +228,6 @@ def device_errors(name: str, advice: str) -> Iterator[None]:
         if not isinstance(error, torch.AcceleratorError) and not _DEVICE_ERROR.search(str(error)):
             raise
         raise ModelError(f"{name}: the GPU failed ({first_line(error)}); {advice}") from error
-
-
-def _why_no_gpu() -> str | None:
-    """Why torch cannot use a GPU; None if it can."""
-    if torch.cuda.is_available():
-        return None
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch gives no type
-    except (AssertionError, RuntimeError) as error:  # an assertion: torch was built without CUDA
-        return first_line(error).partition(". Please")[0]
-    return "torch sees none"
 
 
 def _refuse_too_old(device: torch.device) -> None:

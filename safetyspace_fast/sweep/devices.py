@@ -60,8 +60,12 @@ def devices_of(text: str) -> tuple[str, ...]:
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"devices: {text!r} names one twice")
     if not numbers or max(numbers) >= there:
+        from ..models.device import why_no_gpu
+
+        reason = None if there else why_no_gpu()
+        has = f"this machine has {there} GPUs that torch can use"
         raise ConfigError(
-            f"devices: got {text!r}, but this machine has {there} GPUs that torch can use; "
+            f"devices: got {text!r}, but {f'no GPU can be used: {reason}' if reason else has}; "
             "cpu:2 runs two workers on the CPU"
         )
     return tuple(f"cuda:{number}" for number in numbers)

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from gpus import need_cuda
-from test_extraction import LANGUAGES, arrays, assert_close, files, make_config, write_data
+from test_extraction import (
+    LANGUAGES,
+    arrays,
+    assert_close,
+    files,
+    make_config,
+    run_and_kill,
+    write_data,
+)
 from tiny_models import CHAT_TEMPLATE, save_tiny
 
 from safetyspace_fast import api
@@ -127,6 +135,21 @@ def test_a_stopped_run_goes_on(
     events.close()
     api.run(make_config(tiny, data, stopped, device=device, resume=True))
     assert files(stopped) == files(whole)
+
+
+def test_a_killed_run_goes_on(
+    device: str, tiny: Path, data: Path, on_cpu: api.Run, tmp_path: Path
+) -> None:
+    """In a process that can neither end its copies nor its writes; the batches stay the same."""
+    out = tmp_path / "run.zarr"
+    run_and_kill(tiny, data, out, 15, device)
+    config = make_config(tiny, data, out, device=device, dtype="float32", resume=True)
+    planned: list[api.Planned] = []
+    run = api.run(
+        config, on_event=lambda e: planned.append(e) if isinstance(e, api.Planned) else None
+    )
+    assert planned[0].texts_done > 0
+    assert_close_to_the_cpu(arrays(run), arrays(on_cpu))
 
 
 def test_a_run_begun_on_one_device_goes_on_on_another(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -192,13 +193,21 @@ KILLED = """
 import os, signal, sys
 from safetyspace_fast import api
 config = api.RunConfig(models=("m=" + sys.argv[1],), data=sys.argv[2], out=sys.argv[3],
-                       template="none", dtype="float32", resume=True)
+                       template="none", dtype="float32", resume=True, device=sys.argv[5],
+                       token_budget=512)
 steps = int(sys.argv[4])
 for event in api.iter_run(config):
     steps -= 1
     if steps == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def run_and_kill(model: Path, data: Path, out: Path, steps: int, device: str) -> None:
+    """Run in another process, which dies without a word after so many events."""
+    command = [sys.executable, "-c", KILLED, str(model), str(data), str(out), str(steps), device]
+    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -262,6 +271,17 @@ def test_arrays_without_room_on_the_device_are_one_line_and_lose_nothing(
     assert files(api.run(config).path) == files(finished.path)
 
 
+def test_states_stay_in_an_eighth_of_what_a_job_may_use() -> None:
+    """A limit of this process stands in for that of a job, beyond which it would be killed."""
+    used = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[5])
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (2 << 30), hard))
+    try:
+        assert 0 < loop.kept_budget() <= 2 << 27
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def test_states_that_stay_in_memory_are_read_there(
     finished: api.Run, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,9 +328,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     out = tmp_path / "run.zarr"
     for steps in (2, 7, 7):
-        command = [sys.executable, "-c", KILLED, str(tiny), str(data), str(out), str(steps)]
-        killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-        assert killed.returncode == -signal.SIGKILL
+        run_and_kill(tiny, data, out, steps, "auto")
     run = api.run(make_config(tiny, data, out, resume=True))
     # One thread there and several here: equal numbers, not bytes.
     assert_close(arrays(run), arrays(finished))
@@ -431,6 +449,31 @@ def test_out_of_memory_limits_tokens_and_not_texts(
     long = [batch for batch in ran if batch.length > longest / 2]
     assert [len(batch.unique) for batch in long] == [1, 1]
     assert max(len(batch.unique) for batch in ran[-2:]) >= 15
+
+
+def test_after_out_of_memory_batches_stay_as_large_as_the_memory_allows(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for 45 of the 89 texts of a batch: the halves run, and nothing smaller."""
+    rows = [
+        {"text": f"{lang} {i}", "label": i % 2, "lang": lang}
+        for lang in ("aa", "bb")
+        for i in range(10, 99)
+    ]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run_batch = extract.Capture.run
+    texts_of_batches: list[int] = []
+
+    def starved(capture: extract.Capture, tokens: Tokenized, batch: Batch) -> torch.Tensor:
+        texts_of_batches.append(len(batch.unique))
+        if len(batch.unique) > 45:
+            raise torch.OutOfMemoryError("no room")
+        return run_batch(capture, tokens, batch)
+
+    monkeypatch.setattr(extract.Capture, "run", starved)
+    api.run(make_config(tiny, data, tmp_path / "run.zarr", token_budget=10_000))
+    assert texts_of_batches == [89, 44, 45, 44, 45]
 
 
 def test_out_of_memory_with_one_text_is_an_error(

@@ -231,6 +231,7 @@ def test_wrong_options_are_refused_before_a_process_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(ConfigError, match=reason):
         run(config_of(models, tmp_path / "run.zarr", **fields))
 

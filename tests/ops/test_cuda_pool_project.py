@@ -180,12 +180,17 @@ def test_pool_into_shares_the_tokens_of_long_texts(emulated, dtype):
     spans = torch.tensor(
         [[[1, 600], [599, 600], [300, 400]], [[5, 200], [7, 7], [199, 200]], [[0, 0]] * 3]
     ).int()
-    out, _ = emulated(hidden_states, spans, gap=5)
+    out, _ = emulated(hidden_states, spans, gap=5, longest=600)
     assert (out[..., 24:] == 7).all()
     expected, _ = reference.pool_project(hidden_states.double(), spans, None)
     torch.testing.assert_close(out[..., :24], expected, rtol=1e-6, atol=1e-6, equal_nan=True)
-    alone, _ = emulated(hidden_states[1:2, :256].contiguous(), spans[1:2], gap=5)
+    alone, _ = emulated(hidden_states[1:2, :256].contiguous(), spans[1:2], gap=5, longest=256)
     assert torch.equal(alone.nan_to_num(), out[1:2].nan_to_num())
+    # One behind the other in one row, of which no text has more than 600 tokens.
+    packed = hidden_states.view(1, 1800, 24).expand(3, -1, -1)
+    starts = torch.tensor([0, 600, 1200], dtype=torch.int32)[:, None, None]
+    together, _ = emulated(packed, spans + starts, gap=5, longest=600)
+    assert torch.equal(together.nan_to_num(), out.nan_to_num())
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ int main(int, char** argv) {
   const bool into = number.contains("gap");
   const int64_t width = a.D + number["gap"];
   a.pooled_b = a.S * width, a.pooled_s = width;
-  if (into) a.num_chunks = std::max<int64_t>(1, (a.T + kChunk - 1) / kChunk);
+  if (into) a.num_chunks = chunks_of(number["longest"], a.T);
   std::vector<float> pooled(a.B * a.S * width, into ? 7.0f : nan), projected(a.B * a.S * a.P, nan);
   std::vector<float> chunk_sums(a.num_chunks > 1 ? a.num_chunks * a.B * a.S * a.D : 0, nan);
   std::vector<float> partial(slices * a.B * a.S * a.P, nan);
