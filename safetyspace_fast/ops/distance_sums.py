@@ -32,7 +32,7 @@ def distance_tiles(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
     before.
 
     Args:
-        x: [n, k] float64, roughly centred.
+        x: [n, k] float64, or float32 where rounding may move small distances; roughly centred.
     """
     norm_sq = x.square().sum(-1, keepdim=True)
     one = torch.ones_like(norm_sq)

@@ -154,6 +154,10 @@ def silhouette_by_place(
 ) -> Tensor:
     """Derivatives of the mean silhouette by the coordinates of each text.
 
+    Two texts pull each other along x - y by the inverse of their distance and the sum of their
+    slopes. Those of a whole class are sums over a column each, so one float32 product with the
+    inverse distances gives them all.
+
     Args:
         x: [n, k] float64, roughly centred.
         own, other: [n], see `mean_distances`; labels, copies: as there.
@@ -165,14 +169,19 @@ def silhouette_by_place(
     by_own, by_other = _silhouette_slopes(own, other)
     by_own = by_own / (count[labels] - (1 if copies is None else copies))
     by_other = by_other / count[1 - labels]
-    slopes = torch.empty_like(x)
-    for rows, distance in distance_tiles(x):
-        same = labels[rows, None] == labels
-        pull = torch.where(
-            same, by_own[rows, None] + by_own, by_other[rows, None] + by_other
-        ) / distance.masked_fill_(distance == 0, torch.inf)
-        slopes[rows] = (pull.sum(-1, keepdim=True) * x[rows] - pull @ x) / n
-    return slopes
+    slopes = torch.stack([torch.ones_like(by_own), by_own * n, by_other * n], -1)
+    place = torch.cat([torch.ones_like(x[:, :1]), x], -1)
+    of_class = torch.nn.functional.one_hot(labels, 2).to(x)
+    columns = torch.einsum("nc,ns,nk->ncsk", of_class, slopes, place).flatten(1).float()
+    sums = torch.empty_like(columns)
+    for rows, distance in distance_tiles(x.float()):
+        inverse = distance.reciprocal_().masked_fill_(distance == torch.inf, 0.0)
+        torch.mm(inverse, columns, out=sums[rows])
+    every = torch.arange(n)
+    by_class = sums.to(x).view(n, 2, 3, -1)
+    same, others = by_class[every, labels], by_class[every, 1 - labels]
+    pull = slopes[:, 1:2] * same[:, 0] + same[:, 1] + slopes[:, 2:] * others[:, 0] + others[:, 2]
+    return (pull[:, :1] * x - pull[:, 1:]) / n**2
 
 
 def _mean_silhouette(
