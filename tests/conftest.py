@@ -45,10 +45,10 @@ def _float32_by_default() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waits_for_the_disk() -> Iterator[None]:
-    """Sync nothing: no test cuts the power, and a store of a second would wait for two.
+    """Sync nothing: no test cuts the power, and waiting for the disk took half of the time.
 
-    What a power cut leaves is known from the calls, see `store/faults.py`. Processes that tests
-    start do sync.
+    What a power cut leaves is known from the calls, see `store/faults.py`. Commands that tests
+    start as a person does still sync.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # this too refuses a file that is not open
