@@ -22,7 +22,7 @@ def emulated(request, tmp_path_factory):
         pytest.skip("needs a C++ compiler (g++)")
     program = tmp_path_factory.mktemp(request.param) / "pool_project_emulated"
     command = [compiler, Path(__file__).parent / "emulation/pool_project.cpp", "-o", program]
-    command += ["-std=c++20", "-O1", "-g", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
+    command += ["-std=c++20", "-O0", "-g", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
     command += [f"-fsanitize={SANITIZERS[request.param]}", "-fno-sanitize-recover=all"]
     subprocess.run(list(map(str, command)), check=True)
 
