@@ -45,7 +45,7 @@ def _float32_by_default() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waits_for_the_disk() -> Iterator[None]:
-    """Sync nothing: no test cuts the power, and waiting for the disk took half of the time.
+    """Sync nothing: no test cuts the power, and a store has hundreds of files to be synced.
 
     What a power cut leaves is known from the calls, see `store/faults.py`. Commands that tests
     start as a person does still sync.
