@@ -43,6 +43,18 @@ def _float32_by_default() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waits_for_the_disk() -> Iterator[None]:
+    """Sync nothing: no test cuts the power, and a store has hundreds of files to be synced.
+
+    What a power cut leaves is known from the calls, see `store/faults.py`. Commands that tests
+    start as a person does still sync.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # this too refuses a file that is not open
+        yield
+
+
 def _absent(message: str) -> NoReturn:
     """Skip a test that needs something this machine lacks; in CI nothing passes by skipping."""
     if os.environ.get("CI"):

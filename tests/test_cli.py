@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -238,21 +239,42 @@ def test_the_command_starts_fast_and_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+@pytest.fixture
+def _handlers_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    # What starts the tests in the background may have had them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers_as_before")
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_is_an_interrupt(signum: int) -> None:
+    interrupt_at_signals()
+    handler = signal.getsignal(signum)
+    assert callable(handler)
+    with pytest.raises(KeyboardInterrupt):
+        handler(signum, None)
+
+
 @pytest.mark.parametrize(
-    "signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+    "signum", [SIGNALS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in SIGNALS[1:])]
 )
 def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: int) -> None:
     out = tmp_path / "run.zarr"
-    command = [*RUN, "run", "--model", str(tiny), "--data", "sample:polite", "--out", str(out)]
-    command += ["--token-budget", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = ["run", "--model", str(tiny), "--data", "sample:polite", "--out", str(out)]
+    command += ["--languages", "en,de,ru", "--dtype", "float32", "--token-budget", "1"]
     process = subprocess.Popen(
-        command,
-        env=environment,
+        [*RUN, *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
-        # What starts the tests in the background may have had them ignore Ctrl-C.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as above
     )
     segments = out.with_name(out.name + ".work")
     deadline = time.monotonic() + 120
@@ -266,21 +288,14 @@ def test_a_signal_saves_and_resume_finishes(tiny: Path, tmp_path: Path, signum: 
     assert "interrupted" in progress
     assert "Traceback" not in progress
     assert not list(segments.rglob("owner.json"))
-    finished = subprocess.run([*command, "--resume"], env=environment, check=False)
-    assert finished.returncode == 0
+    assert main([*command, "--resume"]) == 0
 
 
-def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1)}
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        interrupt_at_signals()
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGUSR1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+@pytest.mark.usefixtures("_handlers_as_before")
+def test_nohup_is_respected() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupt_at_signals()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_run_may_be_started_in_a_thread(tiny: Path, tmp_path: Path) -> None:

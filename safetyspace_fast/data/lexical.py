@@ -54,9 +54,9 @@ def held_out_scores(
         apart. NaN where these are all of one class, or where nothing tells the classes apart.
     """
     text, bucket, value = _vectors(texts)
+    used, bucket = np.unique(bucket, return_inverse=True)  # an empty bucket counts in shares alone
     group = labels.astype(np.int64) * NUM_FOLDS + folds
-    cells = 2 * NUM_FOLDS << HASH_BITS
-    sums = np.bincount((group[text] << HASH_BITS) + bucket, value, cells)
+    sums = np.bincount(group[text] * len(used) + bucket, value, 2 * NUM_FOLDS * len(used))
     sums = sums.reshape(2, NUM_FOLDS, -1)
     number = np.bincount(group, minlength=2 * NUM_FOLDS).reshape(2, NUM_FOLDS)
     scores = np.full(len(texts), np.nan)
@@ -64,8 +64,8 @@ def held_out_scores(
         rest, n_rest = sums.sum(1) - sums[:, fold], number.sum(1) - number[:, fold]
         if n_rest.min() == 0:
             continue
-        share = rest + SMOOTHING
-        weight = np.diff(np.log(share / share.sum(1, keepdims=True)), axis=0)[0]
+        total = rest.sum(1, keepdims=True) + (SMOOTHING * 2**HASH_BITS)
+        weight = np.diff(np.log((rest + SMOOTHING) / total), axis=0)[0]
         low, high = (rest @ weight) / n_rest
         inside = folds[text] == fold
         own = np.bincount(text[inside], value[inside] * weight[bucket[inside]], len(texts))

@@ -81,8 +81,12 @@ class Claims:
                 yield i_lang
 
     def _take(self, unit: str) -> bool:
-        """Take the lease of a unit, unless it was done meanwhile."""
-        if not self._leases.claim(unit):
+        """Take the lease of a unit, unless it was done meanwhile.
+
+        Nor if this worker is about it, though its lease was lost and is free again: it would mark
+        the unit as done when it ends, with the new lease, but it has not written its arrays.
+        """
+        if unit in self._pending or not self._leases.claim(unit):
             return False
         if self._shared.done(unit) is not None:
             self._leases.release(unit)

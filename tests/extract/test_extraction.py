@@ -5,8 +5,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 import zarr
 from tiny_models import save_tiny
 
@@ -189,25 +188,19 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert not out.with_name("run.zarr.work").exists()
 
 
-KILLED = """
-import os, signal, sys
-from safetyspace_fast import api
-config = api.RunConfig(models=("m=" + sys.argv[1],), data=sys.argv[2], out=sys.argv[3],
-                       template="none", dtype="float32", resume=True, device=sys.argv[5],
-                       token_budget=512)
-steps = int(sys.argv[4])
-for event in api.iter_run(config):
-    steps -= 1
-    if steps == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
+def run_killed(config: api.RunConfig, steps: int) -> None:
+    """Be a process that is killed at an event, the first of which is 1."""
+    for step, _ in enumerate(api.iter_run(config), 1):
+        if step == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_and_kill(model: Path, data: Path, out: Path, steps: int, device: str) -> None:
     """Run in another process, which dies without a word after so many events."""
-    command = [sys.executable, "-c", KILLED, str(model), str(data), str(out), str(steps), device]
-    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    changes = {"dtype": "float32", "resume": True, "device": device, "token_budget": 512}
+    killed = warm.start(run_killed, make_config(model, data, out, **changes), steps)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("beside", [False, True])

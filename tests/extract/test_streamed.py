@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import warm
 from safetensors.torch import load_file, save_file
 from test_extraction import files, make_config
 from tiny_models import (
@@ -277,30 +276,21 @@ def test_a_stopped_run_goes_on_at_the_block_where_it_stopped(
     assert not out.with_name("run.zarr.work").exists()
 
 
-KILLED = """
-import os, signal, sys
-from safetyspace_fast import api
-config = api.RunConfig(models=("m=" + sys.argv[1],), data=sys.argv[2], out=sys.argv[3],
-    template="none", dtype="float32", poolings=("mean",), token_budget=64, weights="stream")
-steps = 12
-for event in api.iter_run(config):
-    steps -= isinstance(event, api.Progressed)
-    if not steps:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
+def run_killed(config: api.RunConfig, batches: int) -> None:
+    """Be a process that is killed after so many batches of a block."""
+    for event in api.iter_run(config):
+        batches -= isinstance(event, api.Progressed)
+        if not batches:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(
     tiny: Path, data: Path, whole: api.Run, tmp_path: Path
 ) -> None:
     out = tmp_path / "run.zarr"
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tiny), str(data), str(out)],
-        check=False,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == -signal.SIGKILL
+    killed = warm.start(run_killed, config(tiny, data, out), 12)
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     (scratch,) = out.with_name("run.zarr.work").rglob("*.scratch")
     assert scratch.stat().st_size > 0
     assert_same(run(tiny, data, out, resume=True), whole)

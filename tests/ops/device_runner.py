@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,18 @@ WHERE = [
 def _start_interpreter() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
+    from triton.runtime import interpreter
+
+    # At every call of a function in a kernel the interpreter patches Triton's language anew, a
+    # third of its time, and undoes that behind the kernel. In this process it may stay patched.
+    patch = interpreter._patch_lang
+
+    @cache
+    def patched_once(function: Callable[..., Any]) -> SimpleNamespace:
+        patch(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = patched_once
 
 
 @cache

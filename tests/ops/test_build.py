@@ -132,11 +132,15 @@ def cuda_built(tmp_path_factory):
     for name in ("c10_cuda", "torch_cuda"):
         command = ["gcc", "-shared", "-fPIC", "stub.c", "-o", f"lib{name}.so"]
         assert run(folder, *command).returncode == 0
+    compiler = folder / "c++"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')  # `built` has the C++ kernels as shipped
+    compiler.chmod(0o755)
     process = run(
         source,
         *(sys.executable, "-c", PRETEND, version, home),
         SAFETYSPACE_FAST_BUILD="cuda",
         LIBRARY_PATH=str(folder),
+        CXX=str(compiler),
         NVCC_APPEND_FLAGS="-Xptxas=-v",
     )
     output = process.stdout + process.stderr

@@ -1,6 +1,5 @@
-"""The CUDA kernel without a GPU: compiled by nvcc, and run on the CPU under the sanitizers."""
+"""The CUDA kernel without a GPU: run on the CPU under the sanitizers."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,43 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gpus import need_cuda
-from torch.utils import cpp_extension
 
 from safetyspace_fast.ops import _native, pool_project, reference
 
-REPO = Path(__file__).resolve().parents[2]
-SOURCE = REPO / "csrc/cuda/pool_project.cu"
-TARGETS = ["compute_80,code=sm_80", "compute_90a,code=sm_90a", "compute_100,code=sm_100"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """What the assembler says about every kernel and target."""
-    if not (nvcc := shutil.which("nvcc")):
-        pytest.skip("needs the CUDA compiler (nvcc)")
-    command = [nvcc, "-c", SOURCE, "-o", tmp_path_factory.mktemp("nvcc") / "pool_project.o"]
-    command += ["-std=c++20", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    command += [f"-I{path}" for path in cpp_extension.include_paths()]
-    command += [f"-gencode=arch={target}" for target in TARGETS] + ["-Xptxas", "-v"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
-
-
-def test_no_spills(compiled):
-    """Two operators, three types, few and many spans, aligned and not; and the sum of chunks."""
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", compiled)
-    assert frames == [("0", "0", "0")] * ((2 * 3 * 2 * 2 + 2) * len(TARGETS))
-
-
-def test_registers_leave_room_for_two_blocks(compiled):
-    """With mean and last token: 256 threads a block, 65,536 registers a multiprocessor."""
-    kernels = re.findall(r"function '(\S+)'.*?Used (\d+) registers", compiled, re.DOTALL)
-    few_spans = [int(registers) for name, registers in kernels if "Li2E" in name]
-    assert len(few_spans) == (2 * 3 * 2 + 1) * len(TARGETS)
-    assert max(few_spans) <= 65536 // (2 * 256)
 
 
 @pytest.fixture(scope="session", params=list(SANITIZERS))
@@ -55,7 +22,7 @@ def emulated(request, tmp_path_factory):
         pytest.skip("needs a C++ compiler (g++)")
     program = tmp_path_factory.mktemp(request.param) / "pool_project_emulated"
     command = [compiler, Path(__file__).parent / "emulation/pool_project.cpp", "-o", program]
-    command += ["-std=c++20", "-O1", "-g", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
+    command += ["-std=c++20", "-O0", "-g", "-Wall", "-Wno-unknown-pragmas", "-pthread"]
     command += [f"-fsanitize={SANITIZERS[request.param]}", "-fno-sanitize-recover=all"]
     subprocess.run(list(map(str, command)), check=True)
 

@@ -1,7 +1,6 @@
 """Nothing lost: runs are broken off in every way, resumed, and must end with the same bytes."""
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -10,12 +9,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from faults import FAULTS, FaultyOS, PowerCutError
 from tiny_models import save_tiny
 
@@ -26,14 +25,6 @@ from safetyspace_fast.store.layout import SHARD_SAMPLES
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 KINDS = (*FAULTS, *SIGNALS, "file size", "closed pipe", "full pipe")
-WARM = [
-    "test_faults",
-    "torch._dynamo",
-    "tqdm",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-]
 TEXTS = {"am": 20, "de": 70, "en": 230}
 """Two shards; `en` lies in both."""
 BEFORE = {"de": 70, "en": 200}
@@ -86,12 +77,11 @@ def run_in_child(
 
 @dataclass
 class Machine:
-    """Runs one small model over and over, in processes that are forked warm."""
+    """Runs one small model over and over, in warm processes."""
 
     arguments: list[str]
     before: Path
     """Holds a finished store of the data before it grew."""
-    context: Any
     reference: dict[str, bytes]
     changes: dict[bool, int]
     """Of the disk, in a run that is not broken off: a new one and, at True, a growing one."""
@@ -103,9 +93,8 @@ class Machine:
         """Run, resuming what is there, with a fault; return what is known of it."""
         notes = folder / "notes"
         arguments = [*self.arguments, "--out", str(folder / "disk" / "run.zarr"), "--resume"]
-        target = (arguments, str(folder / "disk"), kind, at, seed, str(notes))
-        process = self.context.Process(target=run_in_child, args=target)
-        process.start()
+        given = (arguments, str(folder / "disk"), kind, at, seed, str(notes))
+        process = warm.start(run_in_child, *given)
         if kind in SIGNALS or kind == "full pipe":
             process.join(wait)
             name = kind if kind in SIGNALS else "SIGTERM"
@@ -190,7 +179,7 @@ def contents(disk: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     folder = tmp_path_factory.mktemp("faults")
     for name, counts in (("all", TEXTS), ("before", BEFORE)):
         assert sum(counts.values()) > SHARD_SAMPLES
@@ -204,25 +193,20 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     model = save_tiny("llama", folder / "llama", num_hidden_layers=1)
     arguments = ["--model", f"m={model}", "--template", "none"]
     arguments += ["--layers", "block.0", "--poolings", "mean", "--data"]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(WARM)
-    with pytest.MonkeyPatch.context() as patch:  # one thread everywhere, so that bytes are equal
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        before = folder / "before" / "disk"
-        before.mkdir(parents=True)
-        made = Machine([*arguments, str(folder / "before.jsonl")], before, context, {}, {})
-        assert made.run(before.parent, None)["status"] == 0
-        made.arguments[-1] = str(folder / "all.jsonl")
-        for growing in (False, True):
-            started = time.perf_counter()
-            known = made.run(made.new_disk(folder / str(growing), growing).parent, None)
-            made.seconds = min(made.seconds, time.perf_counter() - started)
-            assert known["status"] == 0, known
-            made.changes[growing] = known["changes"]
-        made.reference = contents(folder / "False" / "disk")
-        assert contents(folder / "True" / "disk") == made.reference
-        yield made
+    before = folder / "before" / "disk"
+    before.mkdir(parents=True)
+    made = Machine([*arguments, str(folder / "before.jsonl")], before, {}, {})
+    assert made.run(before.parent, None)["status"] == 0
+    made.arguments[-1] = str(folder / "all.jsonl")
+    for growing in (False, True):
+        started = time.perf_counter()
+        known = made.run(made.new_disk(folder / str(growing), growing).parent, None)
+        made.seconds = min(made.seconds, time.perf_counter() - started)
+        assert known["status"] == 0, known
+        made.changes[growing] = known["changes"]
+    made.reference = contents(folder / "False" / "disk")
+    assert contents(folder / "True" / "disk") == made.reference
+    return made
 
 
 def trials(machine: Machine, seeds: range, folder: Path) -> None:

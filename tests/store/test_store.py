@@ -88,10 +88,18 @@ def fill(root: zarr.Group, name: str = "m", *, complete: bool = True) -> ModelWr
     return writer
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be read."""
+    path = tmp_path_factory.mktemp("store") / "run.zarr"
+    fill(make_run(path))
+    return path
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    fill(make_run(tmp_path / "run.zarr"))
-    return tmp_path / "run.zarr"
+def own_store(store: Path, tmp_path: Path) -> Path:
+    """To be changed."""
+    return shutil.copytree(store, tmp_path / "run.zarr")
 
 
 @pytest.mark.parametrize("spec", MODEL, ids=lambda spec: spec.name)
@@ -162,13 +170,13 @@ def test_a_seal_is_the_hash_that_the_readme_defines(store: Path) -> None:
         assert seal == expected, file
 
 
-def test_damage_is_an_error_that_names_the_array(store: Path) -> None:
-    chunk = store / "models/m/pair_sum/c/0/0/0/0"
+def test_damage_is_an_error_that_names_the_array(own_store: Path) -> None:
+    chunk = own_store / "models/m/pair_sum/c/0/0/0/0"
     data = bytearray(chunk.read_bytes())
     data[50] ^= 0xFF
     chunk.write_bytes(bytes(data))
     with pytest.raises(StoreError, match="models/m/pair_sum/c/0/0/0/0: damaged"):
-        Run(store).model("m").read("pair_sum")
+        Run(own_store).model("m").read("pair_sum")
 
 
 def test_a_missing_row_keeps_the_model_incomplete(tmp_path: Path) -> None:
@@ -287,25 +295,25 @@ def test_the_work_folder_goes_when_all_models_are_done(tmp_path: Path) -> None:
         assert work.exists() == other_is_there
 
 
-def test_a_store_describes_itself(store: Path) -> None:
-    fill(Place(store).group(read_only=False), "n", complete=False)
-    assert repr(Run(store)) == (
-        f"<Run {store}: 552 texts in 2 languages (de, en); "
+def test_a_store_describes_itself(own_store: Path) -> None:
+    fill(Place(own_store).group(read_only=False), "n", complete=False)
+    assert repr(Run(own_store)) == (
+        f"<Run {own_store}: 552 texts in 2 languages (de, en); "
         "model 'm': 3 layers (embed to final_norm), poolings mean, last, complete; "
         "model 'n': 3 layers (embed to final_norm), poolings mean, last, not complete>"
     )
-    assert repr(Run(store).model("m")) == (
+    assert repr(Run(own_store).model("m")) == (
         "<ModelStore 'm': 552 texts, 2 languages, 3 layers (embed to final_norm), "
         "poolings mean, last, complete>"
     )
 
 
-def test_a_damaged_store_describes_what_is_left(store: Path) -> None:
-    (store / "samples/label/c/0").unlink()
-    metadata = store / "models/m/zarr.json"
+def test_a_damaged_store_describes_what_is_left(own_store: Path) -> None:
+    (own_store / "samples/label/c/0").unlink()
+    metadata = own_store / "models/m/zarr.json"
     metadata.write_bytes(metadata.read_bytes().replace(b"embed", b"embad"))
-    expected = f"<Run {store}: damaged samples in 2 languages (de, en); model 'm': damaged>"
-    assert repr(Run(store)) == expected
-    run = Run(store)
-    shutil.rmtree(store)
-    assert repr(run).startswith(f"<Run {store}: damaged samples")
+    expected = f"<Run {own_store}: damaged samples in 2 languages (de, en); model 'm': damaged>"
+    assert repr(Run(own_store)) == expected
+    run = Run(own_store)
+    shutil.rmtree(own_store)
+    assert repr(run).startswith(f"<Run {own_store}: damaged samples")

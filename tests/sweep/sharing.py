@@ -1,4 +1,4 @@
-"""Worker processes for the tests of `safetyspace_fast.sweep`, forked warm and killed on purpose."""
+"""Worker processes for the tests of `safetyspace_fast.sweep`, which are killed on purpose."""
 
 import multiprocessing
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from tiny_models import save_tiny
 
 from safetyspace_fast import api
@@ -118,7 +119,6 @@ class Team:
     """Two tiny models, a small data set, and what a run in one process makes of them."""
 
     configs: list[RunConfig]
-    context: Any
     reference: dict[str, bytes]
 
     def at(self, out: Path, **changes: Any) -> list[RunConfig]:
@@ -133,10 +133,8 @@ class Team:
         **changes: Any,
     ) -> "Started":
         """Start a worker."""
-        ours, theirs = self.context.Pipe(duplex=False)
-        target = (self.at(out, **changes), rank, fault, theirs)
-        process = self.context.Process(target=run_worker, args=target)
-        process.start()
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = warm.start(run_worker, self.at(out, **changes), rank, fault, theirs)
         theirs.close()
         return Started(process, ours)
 
@@ -200,10 +198,8 @@ def make_team(folder: Path) -> Team:
         )
         for name, family in (("a", "llama"), ("b", "qwen2"))
     ]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sharing", "transformers.models.auto.modeling_auto"])
-    started = Team(configs, context, {})
+    team = Team(configs, {})
     for i, config in enumerate(configs):  # in a process like those of the workers
         api.run(replace(config, resume=i > 0))
-    started.reference = contents(folder / "one.zarr")
-    return started
+    team.reference = contents(folder / "one.zarr")
+    return team

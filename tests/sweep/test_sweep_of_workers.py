@@ -1,6 +1,7 @@
 """Sweeps that several workers share: one load a model, one table, and the bytes of one process."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import warm
 from sharing import Team, count_loads, make_team, one_thread
 
 from safetyspace_fast import api
@@ -62,13 +64,11 @@ def test_a_worker_loads_a_model_once_for_all_stores(
     team: Team, tmp_path: Path, number: int
 ) -> None:
     configs = two_stores(team, tmp_path)
-    pipes = [team.context.Pipe(duplex=False) for _ in range(number)]
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(number)]
     workers = [
-        team.context.Process(target=count_loads, args=(configs, (rank, number), theirs))
+        warm.start(count_loads, configs, (rank, number), theirs)
         for rank, (_, theirs) in enumerate(pipes)
     ]
-    for worker in workers:
-        worker.start()
     loads = [ours.recv() for ours, _ in pipes]
     for worker in workers:
         worker.join()

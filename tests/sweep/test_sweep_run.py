@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import hub
 import pytest
+import warm
 from tiny_models import save_adapter, save_tiny
 
 from safetyspace_fast import api, terminal
@@ -223,20 +224,20 @@ def test_a_stopped_sweep_goes_on_to_the_same_bytes(
     assert files(tmp_path) == plain
 
 
-KILLED = """
-import os, sys
-from safetyspace_fast import api, terminal
-from safetyspace_fast.cli import main
-class Display(terminal.SweepDisplay):
-    left = int(sys.argv[3])
-    def show(self, event):
-        super().show(event)
-        Display.left -= isinstance(event, api.Progressed)
-        if not Display.left:
-            os.kill(os.getpid(), int(sys.argv[2]))
-terminal.SweepDisplay = Display
-sys.exit(main(["run", sys.argv[1]]))
-"""
+def run_killed(file: str, number: int, batches: int) -> None:
+    """Be a command that gets a signal after so many batches."""
+
+    class Display(terminal.SweepDisplay):
+        left = batches
+
+        def show(self, event: api.Event) -> None:
+            super().show(event)
+            Display.left -= isinstance(event, api.Progressed)
+            if not Display.left:
+                os.kill(os.getpid(), number)
+
+    terminal.SweepDisplay = Display
+    sys.exit(main(["run", file]))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGUSR1, 130)])
@@ -244,14 +245,9 @@ def test_a_killed_sweep_is_finished_by_repeating_it(
     models: Path, plain: dict[str, bytes], tmp_path: Path, number: int, code: int
 ) -> None:
     file = write(tmp_path / "s.json", tree(models, tmp_path / "out", "a", "b"))
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, file, str(number), "7"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == code, killed.stderr
+    killed = warm.start(run_killed, file, number, 7)
+    killed.join(120)
+    assert killed.exitcode == code
     assert files(tmp_path / "out") != plain
     assert main(["run", file, "--resume"]) == 0
     assert files(tmp_path / "out") == plain
