@@ -97,7 +97,7 @@ def count_work(
         SafetySpaceError: the configuration or the tokenizer cannot be read.
     """
     spec = parse_model(*config.models)
-    source = _source(config)
+    source = source_of(config)
     shape = shape_of(source.directory, source.gguf, config.trust_remote_code)
     samples = shared.samples(config)
     texts = tuple(rows.stop - rows.start for rows in samples.lang_ranges)
@@ -119,7 +119,7 @@ def count_work(
     )
 
 
-def _source(config: RunConfig) -> Source:
+def source_of(config: RunConfig) -> Source:
     """Where the configuration and the tokenizer of a model are; no weights are downloaded."""
     spec = parse_model(*config.models)
     if Path(spec.base).expanduser().exists():

@@ -21,7 +21,7 @@ from tiny_models import save_adapter, save_tiny
 from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
-from safetyspace_fast.models import choose_templates, parse_model
+from safetyspace_fast.models import choose_templates, device, parse_model
 from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared
 from safetyspace_fast.sweep.file import decode_sweep
 from safetyspace_fast.sweep.forecast import forecast
@@ -371,6 +371,28 @@ def test_data_that_cannot_be_read_are_said_before_anything_runs(
     content = tree(models, tmp_path / "out", "a", data=["sample:polite", "nowhere.jsonl"])
     assert main(["run", write(tmp_path / "s.json", content)]) != 0
     assert "nowhere.jsonl" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["stream", "auto"])
+def test_a_scratch_file_for_less_than_a_token_is_said_before_anything_runs(
+    models: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+) -> None:
+    b = {"model": str(models / "b"), "weights": weights, "scratch": 50}
+    content = tree(models, tmp_path / "out", models=[str(models / "a"), b])
+    file = write(tmp_path / "s.json", content)
+    if weights == "auto":  # a scratch file that no model needs is none of the sweep's business
+        assert main(["run", file, "--dry-run"]) == 0
+        monkeypatch.setattr(device, "available_bytes", lambda: 0)
+    capfd.readouterr()
+    assert main(["run", file]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    # 32 numbers of a state, and as many for each of three layers.
+    assert "model 'b': scratch: 50 bytes, but a single token keeps 536 between two blocks" in line
     assert not (tmp_path / "out").exists()
 
 
