@@ -22,6 +22,7 @@ from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
 from safetyspace_fast.models import choose_templates, device, parse_model
+from safetyspace_fast.runner import output
 from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared
 from safetyspace_fast.sweep.file import decode_sweep
 from safetyspace_fast.sweep.forecast import forecast
@@ -121,8 +122,8 @@ def test_data_tokens_and_models_are_used_again(
 ) -> None:
     calls: list[str] = []
 
-    def counted(name: str):
-        function = getattr(shared, name)
+    def counted(owner, name: str):
+        function = getattr(owner, name)
 
         def call(*args, **options):
             calls.append(name)
@@ -131,7 +132,8 @@ def test_data_tokens_and_models_are_used_again(
         return call
 
     for name in ("read_samples", "tokenize", "load_model"):
-        monkeypatch.setattr(shared, name, counted(name))
+        monkeypatch.setattr(shared, name, counted(shared, name))
+    monkeypatch.setattr(output, "lexical_scores", counted(output, "lexical_scores"))
     save_tiny("llama", tmp_path / "c", num_hidden_layers=1)  # reads as many tokens as `a`
     listed = [str(models / "a"), str(tmp_path / "c")]
     configs = decode_sweep(tree(models, tmp_path / "out", models=listed)).configs()
@@ -141,6 +143,7 @@ def test_data_tokens_and_models_are_used_again(
         "read_samples": 2,
         "tokenize": 2,
         "load_model": 2,
+        "lexical_scores": 2,
     }
 
 
