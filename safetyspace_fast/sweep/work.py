@@ -1,7 +1,6 @@
 """What a run has to do, counted without loading its model: parameters, tokens, bytes."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from os.path import commonprefix
@@ -54,7 +53,7 @@ class Work:
     languages, texts: of the data, and the texts of each.
     tokens: that run in forward passes, without padding and without a shared prefix.
     hookpoints, poolings: numbers of layers read, and of poolings.
-    store_bytes: of the model's arrays in the store, compressed.
+    bases: models that its store has before.
     reloads: whether its model is not in memory from the run before.
     """
 
@@ -68,7 +67,7 @@ class Work:
     tokens: int
     hookpoints: int
     poolings: int
-    store_bytes: int
+    bases: int
     reloads: bool
 
     @property
@@ -80,6 +79,21 @@ class Work:
     def cells(self) -> int:
         """Layers times poolings: what is finished for each language."""
         return self.hookpoints * self.poolings
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the axes of the model's arrays."""
+        return {
+            "layer": self.hookpoints, "pooling": self.poolings, "sample": sum(self.texts),
+            "lang": len(self.texts), "hidden": self.shape.hidden_size,
+            "proj": self.config.proj_dim, "component": COMPONENTS, "basis": self.bases,
+            "class": 2, "label": 2, "fold": NUM_FOLDS, **AXES,
+        }  # fmt: skip
+
+    @property
+    def store_bytes(self) -> int:
+        """Of the model's arrays in the store: their bits that are kept, which do not compress."""
+        return round(sum(_kept_bytes(spec, self.sizes) for spec in MODEL if spec.fits(self.sizes)))
 
 
 def count_work(
@@ -114,7 +128,7 @@ def count_work(
         _tokens(config, source, samples),
         hookpoints,
         poolings,
-        store_bytes(shape.hidden_size, hookpoints, poolings, texts, bases, config),
+        bases,
         reloads,
     )
 
@@ -196,30 +210,6 @@ def _rendered(tokenizer: Any, text: str) -> str:  # transformers has no types
         [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
     )
     return rendered
-
-
-def store_bytes(
-    hidden_size: int,
-    hookpoints: int,
-    poolings: int,
-    texts: Sequence[int],
-    bases: int,
-    config: RunConfig,
-) -> int:
-    """Bytes of a model's arrays in a store: their bits that are kept, which do not compress.
-
-    Args:
-        hidden_size, hookpoints, poolings: of the model.
-        texts: of each language.
-        bases: models of the store that are complete before.
-        config: of the run.
-    """
-    sizes = {
-        "layer": hookpoints, "pooling": poolings, "sample": sum(texts), "lang": len(texts),
-        "hidden": hidden_size, "proj": config.proj_dim, "component": COMPONENTS, "basis": bases,
-        "class": 2, "label": 2, "fold": NUM_FOLDS, **AXES,
-    }  # fmt: skip
-    return round(sum(_kept_bytes(spec, sizes) for spec in MODEL if spec.fits(sizes)))
 
 
 def _kept_bytes(spec: ArraySpec, sizes: dict[str, int]) -> float:
