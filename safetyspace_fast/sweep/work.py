@@ -21,6 +21,7 @@ from ..models.source import Source, fetch_file, find_source
 from ..models.spec import split_revision
 from ..models.tokenizer import load_tokenizer, tokenizer_source
 from ..models.weights import random_weights
+from ..store import Place
 from ..store.layout import COMPONENTS, MODEL, ArraySpec
 from .shared import SharedWork
 
@@ -55,6 +56,7 @@ class Work:
     hookpoints, poolings: numbers of layers read, and of poolings.
     bases: models that its store has before.
     reloads: whether its model is not in memory from the run before.
+    makes_store: whether its store is not there yet.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Work:
     poolings: int
     bases: int
     reloads: bool
+    makes_store: bool
 
     @property
     def flops(self) -> float:
@@ -130,6 +133,7 @@ def count_work(
         poolings,
         bases,
         reloads,
+        makes_store=not bases and not Place(config.out).exists(),
     )
 
 
