@@ -23,7 +23,7 @@ from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
 from safetyspace_fast.models import choose_templates, device, parse_model
 from safetyspace_fast.runner import output
-from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared
+from safetyspace_fast.sweep import RunBegun, RunEnded, RunForecast, drive, run_sweep, shared
 from safetyspace_fast.sweep.file import decode_sweep
 from safetyspace_fast.sweep.forecast import forecast
 from safetyspace_fast.sweep.templates import templates_of
@@ -425,6 +425,23 @@ def test_a_model_that_cannot_be_made_has_no_estimate_and_stops_no_other(
     ended = {e.model: e.error for e in run_sweep(configs) if isinstance(e, RunEnded)}
     assert isinstance(ended["odd"], ModelError)
     assert ended["b"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ((2.0, 3.0), "3 runs: about 5.0 s and 3 kB of disk; no estimate for 1 of them"),
+        ((0.0, None), "3 runs: about 3 kB of disk; no estimate for 1 of them"),  # nobody measured
+    ],
+)
+def test_a_forecast_counts_only_what_has_none(
+    seconds: tuple[float, float | None], said: str
+) -> None:
+    known = [
+        RunForecast(f"m{i}", "o", 8, seconds=one, store_bytes=1500) for i, one in enumerate(seconds)
+    ]
+    line = terminal.forecast_line([*known, RunForecast("odd", "o", 8, why="unheard-of")])
+    assert line == said
 
 
 def test_a_template_that_raises_has_no_estimate_and_stops_no_other(
