@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import fields
-from textwrap import shorten
+from reprlib import Repr
 from typing import Any
 
 from ..config import RunConfig
@@ -237,4 +237,7 @@ def _refuse_disagreement(
 
 
 def _brief(value: str | None) -> str:
-    return "the default" if value is None else repr(shorten(value, 60, placeholder=" .."))
+    """A value in a message: of a long one, such as many paths, its beginning and its end."""
+    brief = Repr()
+    brief.maxstring = 80
+    return "the default" if value is None else brief.repr(value)

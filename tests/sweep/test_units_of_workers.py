@@ -260,9 +260,13 @@ def test_ranks_that_disagree_are_refused_before_a_model_is_loaded(
     out = tmp_path / "run.zarr"
     running = work(team.at(out, max_tokens=9), 0, 2)
     next(running)
-    match = r"runs model 'a' with other settings: max_tokens is '9' there and the default here;"
+    match = (
+        r"runs model 'a' with other settings: data is '.*texts\.jsonl' there and "
+        r"'ddd+\.\.\.d+\.jsonl' here; max_tokens is '9' there and the default here; "
+        r"seed is the default there and '1' here; give all ranks the same command"
+    )
     with pytest.raises(ConfigError, match=match) as caught:
-        next(work(team.at(out, seed=1), 1, 2))
+        next(work(team.at(out, seed=1, data=("d" * 100 + ".jsonl",)), 1, 2))
     assert "\n" not in str(caught.value)
     running.close()
 
