@@ -240,11 +240,12 @@ def show_forecast(forecasts: "Sequence[RunForecast]") -> None:
 
 def forecast_line(forecasts: "Sequence[RunForecast]", where: str = "") -> str:
     """One line: what a sweep will take; `where` follows the time."""
-    seconds = sum(run.seconds or 0 for run in forecasts)
+    seconds = [run.seconds for run in forecasts if run.why is None]
     disk = sum(run.store_bytes or 0 for run in forecasts)
-    without = sum(run.seconds is None for run in forecasts)
+    without = len(forecasts) - len(seconds)
     missing = f"; no estimate for {without} of them" if without else ""
-    took = f"{duration(seconds)}{where} and " if without < len(forecasts) else ""
+    known = [s for s in seconds if s is not None]  # of several ranks one measures
+    took = f"{duration(sum(known))}{where} and " if known and len(known) == len(seconds) else ""
     return f"{len(forecasts)} runs: about {took}{size(disk)} of disk{missing}"
 
 

@@ -38,6 +38,7 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
         read_sweep,
         refuse_begun,
         refuse_missing,
+        refuse_tiny_scratch,
         run_sweep,
     )
     from ..sweep.ranks import rank_of
@@ -50,6 +51,8 @@ def run_file(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
         refuse_begun(configs)
     workers = events_of(configs, arguments)  # refuses at once; starts when it is asked for events
     refuse_missing(configs)
+    if workers is None:  # workers stream no weights
+        refuse_tiny_scratch(configs)
     shared = _with_data(configs)
     # Of several ranks one measures; the machines of a cluster are not this one.
     timed = arguments.dry_run or (rank == 0 and not arguments.ray)

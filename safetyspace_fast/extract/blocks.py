@@ -356,6 +356,16 @@ def refuse_small_scratch(
         )
 
 
+def least_scratch(cells: int, hidden_size: int, dtype: torch.dtype) -> int:
+    """Bytes that a batch of a single token keeps between two blocks: no other keeps fewer.
+
+    Args:
+        cells: layers times poolings that are read.
+        hidden_size, dtype: of the states.
+    """
+    return slot_bytes(hidden_size * dtype.itemsize, 4 * cells * hidden_size)
+
+
 def _budget(folder: Path, scratch: int | None) -> int:
     return shutil.disk_usage(folder).free // 2 if scratch is None else scratch
 

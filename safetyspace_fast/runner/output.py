@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import zarr
@@ -85,6 +86,11 @@ class RunOutput:
         Raises:
             StoreError: it cannot be opened, made or replaced.
         """
+        run = Run(str(self.place)) if self.goes_on() else None
+        if run is not None and run.attrs["data_sha256"] == self._samples.sha256:
+            columns = partial(sample_columns, self._samples)
+            self.root = resume_run(str(self.place), samples=columns)
+            return self.root
         contents: Contents = {
             "created_by": f"safetyspace-fast {info.package_versions()['safetyspace-fast']}",
             "data_name": self._samples.name,
@@ -92,13 +98,9 @@ class RunOutput:
             "languages": self._samples.languages,
             "samples": sample_columns(self._samples),
         }
-        if not self.goes_on():
+        if run is None:
             discard(self.place, self._names)
             self.root = create_run(str(self.place), overwrite=self._config.overwrite, **contents)
-            return self.root
-        run = Run(str(self.place))
-        if run.attrs["data_sha256"] == self._samples.sha256:
-            self.root = resume_run(str(self.place), samples=contents["samples"])
             return self.root
         self.growth = Growth(run, self._samples.languages, contents["samples"])
         self.root = self.growth.open(self._names, **contents)

@@ -131,7 +131,7 @@ class Growth:
         with suppress(StoreError):  # missing, half made or half deleted
             earlier = Run(self.location).attrs["data_sha256"]
         if earlier == contents["data_sha256"]:
-            return resume_run(self.location, samples=contents["samples"])
+            return resume_run(self.location, samples=lambda: contents["samples"])
         if earlier is not None:
             _refuse_other_writers(self._run.place, claimed)
         _remove_grown(self._run.place)

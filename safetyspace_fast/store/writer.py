@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -116,12 +116,12 @@ def half_made(place: Place) -> bool:
     return "data_sha256" in attributes and "format_version" not in attributes
 
 
-def resume_run(location: str | Path, *, samples: Mapping[str, Array]) -> zarr.Group:
+def resume_run(location: str | Path, *, samples: Callable[[], Mapping[str, Array]]) -> zarr.Group:
     """Open a store of the same data to add to it; damaged columns of samples are written again.
 
     Args:
         location: path or URL.
-        samples: the arrays of `layout.SAMPLES`, by name.
+        samples: gives the arrays of `layout.SAMPLES`, by name; asked only if one is damaged.
 
     Raises:
         StoreError: there is no store.
@@ -132,16 +132,24 @@ def resume_run(location: str | Path, *, samples: Mapping[str, Array]) -> zarr.Gr
     stored, group = open_root(place)["samples"], root["samples"]
     assert isinstance(stored, zarr.Group)
     assert isinstance(group, zarr.Group)
-    for spec in SAMPLES:
-        try:
-            read_array(stored, spec.name)
-        except StoreError:
-            if spec.name in samples or not spec.optional:
-                _write_samples(group, spec, samples)
-    optional = [spec.name for spec in SAMPLES if spec.optional and spec.name in samples]
+    damaged = [spec for spec in SAMPLES if not _is_readable(stored, spec.name)]
+    columns = samples() if damaged else {}
+    for spec in damaged:
+        if spec.name in columns or not spec.optional:
+            _write_samples(group, spec, columns)
+    lacking = [spec.name for spec in damaged if spec.name not in columns]
+    optional = [spec.name for spec in SAMPLES if spec.optional and spec.name not in lacking]
     if group.attrs.get("optional_arrays") != optional:  # an earlier version wrote fewer
         group.update_attributes({"optional_arrays": optional})
     return root
+
+
+def _is_readable(group: zarr.Group, name: str) -> bool:
+    try:
+        read_array(group, name)
+    except StoreError:
+        return False
+    return True
 
 
 def consolidate(location: str | Path) -> None:

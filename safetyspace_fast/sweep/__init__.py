@@ -1,6 +1,6 @@
 """Many models, data sets, devices and machines: sweep files, workers, and what runs will cost."""
 
-from .access import refuse_begun, refuse_missing
+from .access import refuse_begun, refuse_missing, refuse_tiny_scratch
 from .drive import run_sweep
 from .events import RunBegun, RunEnded
 from .file import Sweep, read_sweep
@@ -19,5 +19,6 @@ __all__ = [
     "read_sweep",
     "refuse_begun",
     "refuse_missing",
+    "refuse_tiny_scratch",
     "run_sweep",
 ]

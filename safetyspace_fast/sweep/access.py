@@ -6,10 +6,13 @@ from pathlib import Path
 
 from ..config import RunConfig
 from ..errors import ConfigError, ModelError
-from ..models import parse_model
+from ..extract.blocks import least_scratch
+from ..models import hookpoint_names, parse_model, resolve_layers
+from ..models.device import find_device, find_dtype, fits
 from ..models.source import fetch_file, find_source
 from ..models.spec import split_revision
 from ..runner import refuse_existing
+from .work import shape_of, source_of
 
 
 def refuse_missing(configs: Sequence[RunConfig]) -> None:
@@ -33,6 +36,32 @@ def refuse_begun(configs: Sequence[RunConfig]) -> None:
         refuse_existing(
             replace(config, resume=False), "continue the sweep with --resume, or remove the store"
         )
+
+
+def refuse_tiny_scratch(configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError if a model is streamed, and not even one token fits into its scratch file.
+
+    Whether its largest batch fits is known when it is tokenised, in its turn.
+    """
+    for config in configs:
+        if config.scratch is None or config.weights == "load":
+            continue
+        device = find_device(config.device)
+        dtype = find_dtype(config.dtype, device)
+        try:
+            source = source_of(config)
+            shape = shape_of(source.directory, source.gguf, config.trust_remote_code)
+        except ModelError:  # its own run says so, and stops no other
+            continue
+        if config.weights == "auto" and fits(shape.parameters, dtype, device):
+            continue
+        layers = resolve_layers(config.layers, hookpoint_names(shape.blocks))
+        least = least_scratch(len(layers) * len(config.poolings), shape.hidden_size, dtype)
+        if config.scratch < least:
+            raise ConfigError(
+                f"model {parse_model(*config.models).name!r}: scratch: {config.scratch:,} bytes, "
+                f"but a single token keeps {least:,} between two blocks; give more"
+            )
 
 
 def _refuse_part(asked: str, revision: str | None, is_adapter: bool, config: RunConfig) -> None:

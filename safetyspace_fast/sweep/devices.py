@@ -176,8 +176,14 @@ class _Worker:
 
 
 def _events(workers: Sequence[_Worker], failures: list[Exception]) -> Iterator[Event]:
-    """The events of all workers, in the order in which they come; adds what they failed with."""
+    """The events of all workers, in the order in which they come; adds what they failed with.
+
+    What makes a worker fail before it has told anything, such as unreadable data, makes most others
+    fail too: it waits until another has begun, so that it is not said once for each worker.
+    """
     living = {worker.events: worker for worker in workers}
+    early: list[str] | None = []
+    """Why workers have ended; None: one has told something."""
     while living:
         for events in wait(list(living)):
             assert isinstance(events, Connection)
@@ -188,16 +194,24 @@ def _events(workers: Sequence[_Worker], failures: list[Exception]) -> Iterator[E
                 del living[events]
                 events.close()
                 why = worker.ended()
-                if why is not None and living:
+                if why is not None and early is not None and worker.failure is not None:
+                    early.append(why)
+                elif why is not None and living:
                     yield Note("", f"{why}; the others take over its units")
                 elif why is not None and worker.failure is None:  # else the error itself is shown
                     yield Note("", why)
                 continue
             if isinstance(said, Event):
+                for why in early or ():
+                    yield Note("", f"{why}; the others take over its units")
+                early = None
                 yield said
             else:
                 worker.failure = said
                 failures.append(said)
+    if len(set(map(str, failures))) > 1:  # of one reason the error itself is shown
+        for why in early or ():
+            yield Note("", why)
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

@@ -115,11 +115,12 @@ def _complete(out: str) -> tuple[str, ...]:
 def seconds_of(work: Work, rates: Rates) -> float:
     """What a run takes with these rates."""
     load_s = rates.start_s + work.shape.weight_bytes / rates.bytes_per_s
+    once_s = work.reloads * load_s + rates.writing.once_s(work)
     forward_s = work.flops / rates.flops
-    finish_s = [rates.finish_s(work.cells, n) for n in work.texts]
+    language_s = [rates.language_s(work.cells, n) for n in work.texts]
     if finishes_beside(find_device(work.config.device)):  # all but the last language
-        return work.reloads * load_s + max(forward_s, sum(finish_s[:-1])) + finish_s[-1]
-    return work.reloads * load_s + forward_s + sum(finish_s)
+        return once_s + max(forward_s, sum(language_s[:-1])) + language_s[-1]
+    return once_s + forward_s + sum(language_s)
 
 
 class Truths:

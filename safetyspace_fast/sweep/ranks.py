@@ -103,6 +103,6 @@ def refuse_apart(configs: Sequence[RunConfig]) -> None:
             )
         if isinstance(config.out, Path) and not (folder := config.out.expanduser().parent).is_dir():
             raise ConfigError(
-                f"{config.out}: this machine has no folder {folder}; ranks share a store, so give "
-                "a path on a file system that all of them see"
+                f"{config.out}: this machine has no folder {folder}; ranks share a store: make the "
+                "folder once, on a file system that all of them see"
             )

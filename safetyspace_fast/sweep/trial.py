@@ -30,6 +30,7 @@ from ..models.source import Source
 from ..models.tokens import Template
 from ..models.weights import random_weights
 from .work import Work
+from .writing import Writing, measure_writing
 
 _BLOCKS, _BLOCK_BYTES = 4, 64 << 20
 """Blocks of a trial: few, but too many for the caches."""
@@ -48,23 +49,29 @@ class Rates:
     bytes_per_s: weights that are read, hashed and packed.
     flops: floating-point operations of forward passes in a second.
     finish: seconds to finish a cell for each of its texts, and for each pair of texts.
+    writing: of a store, on the disk of temporary files.
     """
 
     start_s: float
     bytes_per_s: float
     flops: float
     finish: tuple[float, float]
+    writing: Writing
 
     def finish_s(self, cells: int, n: int) -> float:
         """Seconds to finish the cells of a language of `n` texts."""
         text, pair = self.finish
         return cells * (text * n + pair * n * n)
 
+    def language_s(self, cells: int, n: int) -> float:
+        """Seconds to finish and write a language of `n` texts."""
+        return self.finish_s(cells, n) + self.writing.language_s + self.writing.text_s * n
+
 
 def measure_rates(work: Work, samples: Samples) -> Rates:
     """Run a few blocks of a model of the same shape, with random weights, and finish one cell.
 
-    The trial takes about as long as `_ROUNDS` batches and as four cells.
+    The trial takes about as long as `_ROUNDS` batches, four cells, and writing a language twice.
 
     Args:
         work: of one run.
@@ -88,6 +95,7 @@ def measure_rates(work: Work, samples: Samples) -> Rates:
         1 / (1 / _read_rate(work) + pack_s / packed_bytes),
         2 * work.shape.active * share * rate,
         _finish_rates(work, samples, device),
+        measure_writing(work, _largest(work, samples)),
     )
     torch.cuda.empty_cache()  # workers may need it, while this process waits for them
     return rates
@@ -182,13 +190,18 @@ def _tokens_per_s(model: LoadedModel, work: Work) -> float:
 
 def _finish_rates(work: Work, samples: Samples, device: torch.device) -> tuple[float, float]:
     """How the time to finish a cell grows with texts and pairs of texts, from two sizes."""
-    most = max(range(len(work.texts)), key=work.texts.__getitem__)
-    share = min(1.0, MOST_TEXTS / work.texts[most])
-    few, many = (_some(samples, work.languages[most], part * share) for part in (0.5, 1.0))
+    few, many = (_largest(work, samples, part) for part in (0.5, 1.0))
     m, n = len(few), len(many)
     each_few, each = (_cell_s(work, some, device) / len(some) for some in (few, many))
     pair = min(max(0.0, (each - each_few) / max(1, n - m)), each / n)
     return each - pair * n, pair
+
+
+def _largest(work: Work, samples: Samples, part: float = 1.0) -> Samples:
+    """A part of the largest language, or of as many of its texts as a trial takes."""
+    most = max(range(len(work.texts)), key=work.texts.__getitem__)
+    share = min(1.0, MOST_TEXTS / work.texts[most])
+    return _some(samples, work.languages[most], part * share)
 
 
 def _some(samples: Samples, lang: str, share: float) -> Samples:

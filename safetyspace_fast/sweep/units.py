@@ -12,12 +12,11 @@ The bytes of the store are those of `run_models`, whatever the number of workers
 many threads.
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import fields
+from reprlib import Repr
 from typing import Any
 
 from ..config import RunConfig
@@ -32,7 +31,7 @@ from .job import POLL_SECONDS, Job
 from .shared import SharedWork
 from .templates import templates_of
 
-_NOT_COMPARED = ("device", "resume", "overwrite", "verify")
+_NOT_COMPARED = ("out", "device", "resume", "overwrite", "verify")
 """Fields that may differ between the workers on one sweep."""
 
 
@@ -168,8 +167,9 @@ def _join(
     """Become a worker on one store: refuse what cannot be done, before any model is loaded."""
     place = Place(configs[0].out)
     names = [parse_model(*config.models).name for config in configs]
-    settings = [sweep_hash(configs), *rank]
-    leases = stack.enter_context(Leases(place.work, {"models": names, "settings": settings}))
+    settings = _settings_of(configs)
+    about = {"models": names, "settings": settings}
+    leases = stack.enter_context(Leases(place.work, about))
     _refuse_disagreement(place, leases, names, settings)
     for name in names:
         claim = Claim(place.work / name, f"{place}: model {name!r}", shared=True)
@@ -190,17 +190,26 @@ def _join(
     return jobs
 
 
-def sweep_hash(configs: Sequence[RunConfig]) -> str:
-    """A hash of what all workers on a store must agree on."""
-    told = [
-        {key: str(value) for key, value in asdict(config).items() if key not in _NOT_COMPARED}
-        for config in configs
-    ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+def _settings_of(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """What all workers on a store must agree on, by name: the options that have not their defaults.
+
+    Args:
+        configs: of one store.
+    """
+
+    def told(value: object) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    settings = {}
+    for field in fields(RunConfig):
+        values = [told(getattr(config, field.name)) for config in configs]
+        if field.name not in _NOT_COMPARED and set(values) != {told(field.default)}:
+            settings[field.name] = ",".join(values if len(set(values)) > 1 else values[:1])
+    return settings
 
 
 def _refuse_disagreement(
-    place: Place, leases: Leases, names: Sequence[str], settings: Sequence[object]
+    place: Place, leases: Leases, names: Sequence[str], settings: Mapping[str, str]
 ) -> None:
     """Raise ConfigError if a living worker has another sweep with one of these models.
 
@@ -208,16 +217,27 @@ def _refuse_disagreement(
         place: of the store.
         leases: of this worker.
         names: of its models.
-        settings: hash of its sweep, rank and world size.
+        settings: of its sweep.
     """
     for other in leases.others():
         theirs: Any = other.get("models", ())
-        settings_there: Any = other.get("settings", (None, None, None))
-        sweep, rank, world_size = settings_there
         both = [name for name in names if name in theirs]
-        if both and [sweep, world_size] != [settings[0], settings[2]]:
+        there: Any = other.get("settings", {})
+        differing = [
+            f"{name} is {_brief(there.get(name))} there and {_brief(settings.get(name))} here"
+            for name in sorted({*settings, *there})
+            if settings.get(name) != there.get(name)
+        ]
+        if both and differing:
             raise ConfigError(
-                f"{place}: rank {settings[1]} of {settings[2]} has other settings than rank {rank} "
-                f"of {world_size} (process {other['pid']} on {other['host']}), and both run model "
-                f"{both[0]!r}; give all ranks the same command, or wait for the other run"
+                f"{place}: process {other['pid']} on {other['host']} runs model {both[0]!r} with "
+                f"other settings: {'; '.join(differing)}; give all ranks the same command, or wait "
+                "for the other run"
             )
+
+
+def _brief(value: str | None) -> str:
+    """A value in a message: of a long one, such as many paths, its beginning and its end."""
+    brief = Repr()
+    brief.maxstring = 80
+    return "the default" if value is None else brief.repr(value)

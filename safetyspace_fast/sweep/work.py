@@ -1,7 +1,6 @@
 """What a run has to do, counted without loading its model: parameters, tokens, bytes."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from os.path import commonprefix
@@ -22,6 +21,7 @@ from ..models.source import Source, fetch_file, find_source
 from ..models.spec import split_revision
 from ..models.tokenizer import load_tokenizer, tokenizer_source
 from ..models.weights import random_weights
+from ..store import Place
 from ..store.layout import COMPONENTS, MODEL, ArraySpec
 from .shared import SharedWork
 
@@ -54,8 +54,9 @@ class Work:
     languages, texts: of the data, and the texts of each.
     tokens: that run in forward passes, without padding and without a shared prefix.
     hookpoints, poolings: numbers of layers read, and of poolings.
-    store_bytes: of the model's arrays in the store, compressed.
+    bases: models that its store has before.
     reloads: whether its model is not in memory from the run before.
+    makes_store: whether its store is not there yet.
     """
 
     model: str
@@ -68,8 +69,9 @@ class Work:
     tokens: int
     hookpoints: int
     poolings: int
-    store_bytes: int
+    bases: int
     reloads: bool
+    makes_store: bool
 
     @property
     def flops(self) -> float:
@@ -80,6 +82,21 @@ class Work:
     def cells(self) -> int:
         """Layers times poolings: what is finished for each language."""
         return self.hookpoints * self.poolings
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the axes of the model's arrays."""
+        return {
+            "layer": self.hookpoints, "pooling": self.poolings, "sample": sum(self.texts),
+            "lang": len(self.texts), "hidden": self.shape.hidden_size,
+            "proj": self.config.proj_dim, "component": COMPONENTS, "basis": self.bases,
+            "class": 2, "label": 2, "fold": NUM_FOLDS, **AXES,
+        }  # fmt: skip
+
+    @property
+    def store_bytes(self) -> int:
+        """Of the model's arrays in the store: their bits that are kept, which do not compress."""
+        return round(sum(_kept_bytes(spec, self.sizes) for spec in MODEL if spec.fits(self.sizes)))
 
 
 def count_work(
@@ -97,7 +114,7 @@ def count_work(
         SafetySpaceError: the configuration or the tokenizer cannot be read.
     """
     spec = parse_model(*config.models)
-    source = _source(config)
+    source = source_of(config)
     shape = shape_of(source.directory, source.gguf, config.trust_remote_code)
     samples = shared.samples(config)
     texts = tuple(rows.stop - rows.start for rows in samples.lang_ranges)
@@ -114,12 +131,13 @@ def count_work(
         _tokens(config, source, samples),
         hookpoints,
         poolings,
-        store_bytes(shape.hidden_size, hookpoints, poolings, texts, bases, config),
+        bases,
         reloads,
+        makes_store=not bases and not Place(config.out).exists(),
     )
 
 
-def _source(config: RunConfig) -> Source:
+def source_of(config: RunConfig) -> Source:
     """Where the configuration and the tokenizer of a model are; no weights are downloaded."""
     spec = parse_model(*config.models)
     if Path(spec.base).expanduser().exists():
@@ -196,30 +214,6 @@ def _rendered(tokenizer: Any, text: str) -> str:  # transformers has no types
         [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
     )
     return rendered
-
-
-def store_bytes(
-    hidden_size: int,
-    hookpoints: int,
-    poolings: int,
-    texts: Sequence[int],
-    bases: int,
-    config: RunConfig,
-) -> int:
-    """Bytes of a model's arrays in a store: their bits that are kept, which do not compress.
-
-    Args:
-        hidden_size, hookpoints, poolings: of the model.
-        texts: of each language.
-        bases: models of the store that are complete before.
-        config: of the run.
-    """
-    sizes = {
-        "layer": hookpoints, "pooling": poolings, "sample": sum(texts), "lang": len(texts),
-        "hidden": hidden_size, "proj": config.proj_dim, "component": COMPONENTS, "basis": bases,
-        "class": 2, "label": 2, "fold": NUM_FOLDS, **AXES,
-    }  # fmt: skip
-    return round(sum(_kept_bytes(spec, sizes) for spec in MODEL if spec.fits(sizes)))
 
 
 def _kept_bytes(spec: ArraySpec, sizes: dict[str, int]) -> float:

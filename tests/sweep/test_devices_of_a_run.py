@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ConfigError, SafetySpaceError, StoreError
 from safetyspace_fast.store import Place
-from safetyspace_fast.sweep.devices import STOP_SECONDS, _Job, run_on_devices
+from safetyspace_fast.sweep.devices import STOP_SECONDS, _events, _Job, run_on_devices
 from safetyspace_fast.sweep.events import RunEnded, raising
 
 
@@ -134,6 +136,46 @@ def test_a_model_that_is_not_there_is_said_before_a_worker_starts(
     assert "model 'b': " in line
     assert "it has no config.json" in line
     assert list(tmp_path.iterdir()) == [empty]
+
+
+def test_data_that_no_worker_can_read_are_said_once(
+    team: Team, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "x", "label": 5}\n')
+    command = ["run", "--model", team.configs[0].models[0], "--out", str(tmp_path / "run.zarr")]
+    assert main([*command, "--data", str(tmp_path / "bad.jsonl"), "--devices", "cpu:2"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "bad.jsonl:1: no language" in line
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def told(*said: api.Event | Exception) -> Any:
+    """A worker that tells these and ends, as `_events` sees it."""
+    ours, theirs = Pipe(duplex=False)
+    for one in said:
+        theirs.send(one)
+    theirs.close()
+    worker = SimpleNamespace(events=ours, failure=None)
+    worker.ended = lambda: worker.failure and f"worker has ended: {worker.failure}"
+    return worker
+
+
+def test_workers_that_fail_for_different_reasons_before_any_begins_are_all_named() -> None:
+    reasons = [StoreError("no such disk"), ConfigError("no such GPU")]
+    workers, failures = [told(reason) for reason in reasons], []
+    notes = {event.message for event in _events(workers, failures) if isinstance(event, api.Note)}
+    assert notes == {f"worker has ended: {reason}" for reason in reasons}
+    assert sorted(map(str, failures)) == ["no such GPU", "no such disk"]
+
+
+def test_a_worker_that_failed_early_is_named_when_another_begins() -> None:
+    failed, (ours, theirs) = told(ConfigError("no such GPU")), Pipe(duplex=False)
+    failed.ended = lambda: theirs.send(api.Note("", "begun")) or theirs.close() or "it has ended"
+    events = _events([failed, SimpleNamespace(events=ours, ended=lambda: None)], [])
+    assert [event.message for event in events if isinstance(event, api.Note)] == [
+        "it has ended; the others take over its units",
+        "begun",
+    ]
 
 
 def test_a_thread_that_a_library_left_in_a_worker_keeps_no_run_alive(

@@ -1,6 +1,7 @@
 """Estimates: what is counted without a model, what hardware takes, and a simulated cluster."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from safetyspace_fast.cli import main
 from safetyspace_fast.config import RunConfig
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.sweep import SharedWork, trial
+from safetyspace_fast.sweep.forecast import seconds_of
 from safetyspace_fast.sweep.hardware import DEVICES, estimate, parse_cluster
 from safetyspace_fast.sweep.schedule import Conditions, Unit, simulate
 from safetyspace_fast.sweep.trial import Rates, measure_rates
 from safetyspace_fast.sweep.work import Work, count_work, shape_of
+from safetyspace_fast.sweep.writing import Writing
 
 TEMPLATE = "{% for m in messages %}<user>{{ m['content'] }}<assistant>{% endfor %}"
 
@@ -80,6 +83,18 @@ def test_a_trial_is_of_the_shape_and_the_texts_of_a_run(tmp_path: Path) -> None:
     rates = measure_rates(work, shared.samples(config))
     assert min(rates.bytes_per_s, rates.flops, sum(rates.finish)) > 0
     assert min(rates.start_s, *rates.finish) >= 0
+    assert min(vars(rates.writing).values()) > 0
+
+
+@pytest.mark.parametrize(("bases", "once"), [(0, 100.0 + 10.0 + 2 * 3.0), (1, 100.0)])
+def test_writing_is_part_of_an_estimate_and_a_store_is_made_once(
+    tmp_path: Path, bases: int, once: float
+) -> None:
+    config = config_of(save_tiny("llama", tmp_path / "m"), tmp_path / "x.zarr")
+    work = count_work(config, SharedWork([config]), bases=bases)
+    writing = Writing(lexical_s=3.0, store_s=10.0, model_s=100.0, text_s=0.5, language_s=7.0)
+    rates = Rates(0.0, math.inf, math.inf, (0.0, 0.0), writing)
+    assert seconds_of(work, rates) == pytest.approx(once + 2 * 7.0 + 0.5 * sum(work.texts))
 
 
 @pytest.mark.parametrize("growth", [(2e-4, 3e-6), (2e-4, 0.0), (0.0, 3e-6)])
@@ -88,7 +103,7 @@ def test_the_trial_finds_how_finishing_grows(
 ) -> None:
     config = config_of(save_tiny("llama", tmp_path / "m"), tmp_path / "x.zarr", limit=50)
     shared = SharedWork([config])
-    truth = Rates(0.0, 1.0, 1.0, growth)
+    truth = Rates(0.0, 1.0, 1.0, growth, Writing(0.0, 0.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr(trial, "_cell_s", lambda _work, some, _device: truth.finish_s(1, len(some)))
     work = count_work(config, shared)
     found = trial._finish_rates(work, shared.samples(config), torch.device("cpu"))

@@ -22,8 +22,9 @@ from tiny_models import save_adapter, save_tiny
 from safetyspace_fast import api, terminal
 from safetyspace_fast.cli import main
 from safetyspace_fast.errors import ModelError, StoreError
-from safetyspace_fast.models import choose_templates, parse_model
-from safetyspace_fast.sweep import RunBegun, RunEnded, drive, run_sweep, shared
+from safetyspace_fast.models import choose_templates, device, parse_model
+from safetyspace_fast.runner import output
+from safetyspace_fast.sweep import RunBegun, RunEnded, RunForecast, drive, run_sweep, shared
 from safetyspace_fast.sweep.file import decode_sweep
 from safetyspace_fast.sweep.forecast import forecast
 from safetyspace_fast.sweep.templates import templates_of
@@ -122,8 +123,8 @@ def test_data_tokens_and_models_are_used_again(
 ) -> None:
     calls: list[str] = []
 
-    def counted(name: str):
-        function = getattr(shared, name)
+    def counted(owner, name: str):
+        function = getattr(owner, name)
 
         def call(*args, **options):
             calls.append(name)
@@ -132,7 +133,8 @@ def test_data_tokens_and_models_are_used_again(
         return call
 
     for name in ("read_samples", "tokenize", "load_model"):
-        monkeypatch.setattr(shared, name, counted(name))
+        monkeypatch.setattr(shared, name, counted(shared, name))
+    monkeypatch.setattr(output, "lexical_scores", counted(output, "lexical_scores"))
     save_tiny("llama", tmp_path / "c", num_hidden_layers=1)  # reads as many tokens as `a`
     listed = [str(models / "a"), str(tmp_path / "c")]
     configs = decode_sweep(tree(models, tmp_path / "out", models=listed)).configs()
@@ -142,6 +144,7 @@ def test_data_tokens_and_models_are_used_again(
         "read_samples": 2,
         "tokenize": 2,
         "load_model": 2,
+        "lexical_scores": 2,
     }
 
 
@@ -370,6 +373,28 @@ def test_data_that_cannot_be_read_are_said_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("weights", ["stream", "auto"])
+def test_a_scratch_file_for_less_than_a_token_is_said_before_anything_runs(
+    models: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+) -> None:
+    b = {"model": str(models / "b"), "weights": weights, "scratch": 50}
+    content = tree(models, tmp_path / "out", models=[str(models / "a"), b])
+    file = write(tmp_path / "s.json", content)
+    if weights == "auto":  # a scratch file that no model needs is none of the sweep's business
+        assert main(["run", file, "--dry-run"]) == 0
+        monkeypatch.setattr(device, "available_bytes", lambda: 0)
+    capfd.readouterr()
+    assert main(["run", file]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    # 32 numbers of a state, and as many for each of three layers.
+    assert "model 'b': scratch: 50 bytes, but a single token keeps 536 between two blocks" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_writes_nothing_and_says_what_would_run(
     models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,6 +421,23 @@ def test_a_model_that_cannot_be_made_has_no_estimate_and_stops_no_other(
     ended = {e.model: e.error for e in run_sweep(configs) if isinstance(e, RunEnded)}
     assert isinstance(ended["odd"], ModelError)
     assert ended["b"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ((2.0, 3.0), "3 runs: about 5.0 s and 3 kB of disk; no estimate for 1 of them"),
+        ((0.0, None), "3 runs: about 3 kB of disk; no estimate for 1 of them"),  # nobody measured
+    ],
+)
+def test_a_forecast_counts_only_what_has_none(
+    seconds: tuple[float, float | None], said: str
+) -> None:
+    known = [
+        RunForecast(f"m{i}", "o", 8, seconds=one, store_bytes=1500) for i, one in enumerate(seconds)
+    ]
+    line = terminal.forecast_line([*known, RunForecast("odd", "o", 8, why="unheard-of")])
+    assert line == said
 
 
 def test_a_template_that_raises_has_no_estimate_and_stops_no_other(

@@ -254,18 +254,34 @@ def test_two_sweeps_with_other_models_share_a_store(team: Team, tmp_path: Path) 
     assert not Place(out).work.exists()
 
 
-@pytest.mark.parametrize("change", ["settings", "world size"])
 def test_ranks_that_disagree_are_refused_before_a_model_is_loaded(
-    team: Team, tmp_path: Path, change: str
+    team: Team, tmp_path: Path
 ) -> None:
     out = tmp_path / "run.zarr"
-    running = work(team.at(out), 0, 2)
+    running = work(team.at(out, max_tokens=9), 0, 2)
     next(running)
-    other = team.at(out, **({"seed": 1} if change == "settings" else {}))
-    with pytest.raises(ConfigError, match=r"rank 1 of .* has other settings than rank 0") as caught:
-        next(work(other, 1, 2 if change == "settings" else 3))
+    match = (
+        r"runs model 'a' with other settings: data is '.*texts\.jsonl' there and "
+        r"'ddd+\.\.\.d+\.jsonl' here; max_tokens is '9' there and the default here; "
+        r"seed is the default there and '1' here; give all ranks the same command"
+    )
+    with pytest.raises(ConfigError, match=match) as caught:
+        next(work(team.at(out, seed=1, data=("d" * 100 + ".jsonl",)), 1, 2))
     assert "\n" not in str(caught.value)
     running.close()
+
+
+def test_fewer_ranks_than_before_take_over_while_the_earlier_ones_end(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started in another folder too: the names of the store differ, the store does not."""
+    out = tmp_path / "run.zarr"
+    earlier = work(team.at(out), 5, 6)
+    next(earlier)
+    monkeypatch.chdir(tmp_path)
+    assert all(e.error is None for e in work(team.at(Path(out.name))) if isinstance(e, RunEnded))
+    earlier.close()
+    assert team.is_done(out)
 
 
 def test_two_workers_clear_a_model_at_the_same_time(
