@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from .auc import fold_auc
+from .auc import auc_with_ends, fold_auc
 from .cells import Cells
 from .cka import debiased_cka
 from .crossfit import direction_cosine, fold_means
+from .families.scores import direction_noise
 from .rounding import level, sizes
-from .uncertainty import influence_variance, interval
+
+_TRANSFER = "transfer_auc", "transfer_low", "transfer_high"
 
 
 def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
@@ -35,9 +37,11 @@ def geometry(base: Cells, aligned: Cells, *, shared: bool) -> dict[str, Tensor]:
     own, _ = fold_auc(aligned.stored("heldout_score"), aligned.labels, aligned.fold, aligned.copy)
     numbers["own_auc"] = own
     if (scores := aligned.by_basis("basis_score", base)) is not None:
-        auc, influence = fold_auc(scores, aligned.labels, aligned.fold, aligned.copy)
-        low, high = interval(auc, influence_variance(influence, aligned.unit).sqrt())
-        numbers |= {"transfer_auc": auc, "transfer_low": low, "transfer_high": high}
+        of_texts = aligned.labels, aligned.unit, aligned.fold
+        noise = direction_noise(base, "mean difference")
+        cells = zip(scores, noise, strict=True)
+        ends = [auc_with_ends(x, *of_texts, copy=aligned.copy, noise=s) for x, s in cells]
+        numbers |= dict(zip(_TRANSFER, map(torch.stack, zip(*ends, strict=True)), strict=True))
     return numbers
 
 

@@ -116,7 +116,8 @@ GEOMETRY = {
     "ratio, in the projection)",
     "transfer_auc": "held-out AUC of the texts in the aligned model along the difference of class "
     "means of the base model, at full width; only for an aligned model that was run after the base",
-    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, fixed direction)",
+    "transfer_low": "lower end of the 95 % interval of transfer_auc (DeLong, Wilson's score "
+    "interval, widened for the noise of the base model's direction)",
     "transfer_high": "upper end of the 95 % interval of transfer_auc; see transfer_low",
     "own_auc": "the same along the difference of class means of the aligned model itself",
     "rounding_share": "how far rounding alone moves the class means, over how far they moved. From "
