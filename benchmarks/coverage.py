@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from statistics import median
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,7 @@ def write(drawn: Sequence[Drawn], copies: int, folder: Path) -> None:
 def results(design: Design, draws: int, seed: int) -> Iterator[list["xarray.Dataset"]]:
     """`separation` of the base model and `compare` of both, of `FAMILY` languages at a time."""
     import safetyspace_fast as ssf
+    from safetyspace_fast.analysis.families import METRICS
 
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -193,7 +195,8 @@ def results(design: Design, draws: int, seed: int) -> Iterator[list["xarray.Data
         )
         base, aligned = MODELS
         families = [run.languages[first : first + FAMILY] for first in range(0, draws, FAMILY)]
-        yield [ssf.separation(run, models=base, metrics="all", languages=one) for one in families]
+        metrics = [name for name, metric in METRICS.items() if not metric.alias_of]
+        yield [ssf.separation(run, models=base, metrics=metrics, languages=one) for one in families]
         yield [
             ssf.compare(run, base=base, aligned=aligned, languages=one, reference=None)
             for one in families[: COMPARED // FAMILY]
@@ -267,13 +270,22 @@ def starred(families: Sequence["xarray.Dataset"]) -> list[int]:
     return [sum(bool((one["p_family"] <= 0.05).any()) for one in families), len(families)]
 
 
-def outside(
+def spread_of(
     rows: Mapping[str, Mapping[str, float]], rate: str, limits: tuple[float, float]
-) -> tuple[int, dict[str, float]]:
-    """How many metrics have a rate, and those whose rate is outside of the limits."""
+) -> str:
+    """The median of a rate over metrics, how many are within the limits, and which are not."""
     known = {name: row[rate] for name, row in rows.items() if not math.isnan(row[rate])}
     low, high = limits
-    return len(known), {name: x for name, x in known.items() if not low <= x <= high}
+    ordered = sorted(known, key=known.__getitem__)
+    below, above = (
+        ", ".join(f"{name} {known[name]:.3f}" for name in ordered if test(known[name])) or "none"
+        for test in (low.__gt__, high.__lt__)
+    )
+    within = sum(low <= x <= high for x in known.values())
+    return (
+        f"median {median(known.values()):.3f}; {within} of {len(known)} within {low:.0%} to "
+        f"{high:.0%}; below: {below}; above: {above}"
+    )
 
 
 def text_of(report: Mapping[str, Any]) -> str:
@@ -289,12 +301,8 @@ def text_of(report: Mapping[str, Any]) -> str:
                 ("null", "covered", COVERAGE, "intervals, no difference"),
                 ("null", "rejected", LEVEL, "p <= 0.05, no difference"),
             ):
-                number, others = outside(one[kind][question], rate, limits)
-                listed = ", ".join(f"{metric} {x:.3f}" for metric, x in others.items()) or "none"
-                lines.append(
-                    f"  {question:10} {what}: {number - len(others)} of {number} within "
-                    f"{limits[0]:.0%} to {limits[1]:.0%}; others: {listed}"
-                )
+                told = spread_of(one[kind][question], rate, limits)
+                lines.append(f"  {question:10} {what}: {told}")
         for question, (stars, families) in zip(QUESTIONS, one["null"]["starred"], strict=True):
             lines.append(f"  {question:10} a false star: in {stars} of {families} results")
     return "\n".join(lines)

@@ -50,6 +50,6 @@ def test_a_report_names_what_is_outside():
         for kind in ("shift", "null")
     }
     text = coverage.text_of({"designs": {"12 + 12": found}})
-    assert "1 of 2 within 92% to 98%; others: mmd 0.900" in text
-    assert "1 of 2 within 3% to 7%; others: mmd 0.100" in text
+    assert "median 0.925; 1 of 2 within 92% to 98%; below: mmd 0.900; above: none" in text
+    assert "1 of 2 within 3% to 7%; below: none; above: mmd 0.100" in text
     assert "separation a false star: in 1 of 25 results" in text

@@ -238,6 +238,18 @@ def test_silhouettes_in_components_know_that_other_texts_have_other_components()
     assert coverage(alike_components, names, 100)["silhouette_pc2"] >= 0.93
 
 
+def one_huge_dimension(rng):
+    x, label = rng.standard_normal((120, 24)), np.repeat([0, 1], 60)
+    x[:, 1:5] += 0.5 * label[:, None]
+    return x * np.where(np.arange(24) == 0, 1000, 1), label, None
+
+
+def test_cosine_silhouettes_know_that_one_dimension_decides_which_texts_are_near():
+    # With the same slope for all texts of a class it is 0.825 here, now 0.925.
+    names = ["silhouette", "silhouette_cosine"]
+    assert coverage(one_huge_dimension, names, 200)["silhouette_cosine"] >= 0.89
+
+
 def test_intervals_hold_the_truth_of_known_classes():
     """Values that need no simulation, well inside what the mean of the draws could hide."""
     d_sq = SHIFT @ SHIFT

@@ -92,16 +92,19 @@ def silhouette_samples(own: Tensor, other: Tensor) -> Tensor:
     return ((other - own) / torch.maximum(own, other)).nan_to_num(0.0)
 
 
-def silhouette_influence(own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
+def silhouette_influence(
+    own: Tensor, other: Tensor, labels: Tensor, units: Tensor | None = None
+) -> Tensor:
     """Influence of each text on the mean silhouette.
 
     A text adds its own value, and changes `a` of the texts in its class and `b` of the others. The
     slopes of (b - a)/max(a, b) differ between texts; they are replaced by their class mean, so that
-    stored sums are enough.
+    stored sums are enough. Of cosine distances, 1 less an inner product, vectors give the rest.
 
     Args:
         own, other: [..., n], see `mean_distances`.
         labels: [n] int64.
+        units: [..., n, k], vectors whose inner products are cosines.
     """
     n = labels.numel()
     value = silhouette_samples(own, other)
@@ -115,8 +118,20 @@ def silhouette_influence(own: Tensor, other: Tensor, labels: Tensor) -> Tensor:
         other_pull = by_other[..., other_class].sum(-1, keepdim=True) * centred(
             other[..., own_class]
         )
-        influence[..., own_class] = (deviation + (own_pull + other_pull) / count) / n
+        pull = own_pull + other_pull
+        if units is not None:
+            pull = pull - centred(
+                _weighted(centred(by_own[..., own_class]), units, own_class, own_class)
+                + _weighted(centred(by_other[..., other_class]), units, other_class, own_class)
+            )
+        influence[..., own_class] = (deviation + pull / count) / n
     return influence
+
+
+def _weighted(weights: Tensor, units: Tensor, inside: Tensor, of: Tensor) -> Tensor:
+    """Sums of inner products of the texts `of` with those `inside`, by weights of the latter."""
+    total = weights[..., None, :] @ units[..., inside, :]
+    return (units[..., of, :] @ total.transpose(-1, -2)).squeeze(-1)
 
 
 def _silhouette_slopes(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,6 +181,8 @@ def silhouette_by_place(
         [n, k].
     """
     n, count = len(x), torch.bincount(labels).to(x)
+    size = x.square().mean().sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+    x, own, other = x / size, own / size, other / size  # squares must fit into float32
     by_own, by_other = _silhouette_slopes(own, other)
     by_own = by_own / (count[labels] - (1 if copies is None else copies))
     by_other = by_other / count[1 - labels]
@@ -181,7 +198,7 @@ def silhouette_by_place(
     by_class = sums.to(x).view(n, 2, 3, -1)
     same, others = by_class[every, labels], by_class[every, 1 - labels]
     pull = slopes[:, 1:2] * same[:, 0] + same[:, 1] + slopes[:, 2:] * others[:, 0] + others[:, 2]
-    return (pull[:, :1] * x - pull[:, 1:]) / n**2
+    return (pull[:, :1] * x - pull[:, 1:]) / (n**2 * size)
 
 
 def _mean_silhouette(
@@ -191,6 +208,7 @@ def _mean_silhouette(
     values: Tensor,
     null: Tensor,
     turning: Tensor | float = 0.0,
+    units: Tensor | None = None,
 ) -> Estimate:
     """The mean silhouette from `mean_distances`, [cell, n] each.
 
@@ -199,8 +217,9 @@ def _mean_silhouette(
         values, null: [cell, 1 + permutations], the silhouette, whose mean is the floor, and the
             statistic behind p.
         turning: [cell, n], influence of each text by way of the components.
+        units: see `silhouette_influence`.
     """
-    fixed = silhouette_influence(own, other, cells.labels) * cells.borrowed(cells.sqdist)
+    fixed = silhouette_influence(own, other, cells.labels, units) * cells.borrowed(cells.sqdist)
     return make_estimate(
         cells,
         silhouette_samples(own, other).mean(-1),
@@ -246,7 +265,23 @@ _SILHOUETTE = Metric(
 def _cosine(cells: Cells) -> Estimate:
     means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies, cells.lone_count)
     null = cells.null("silhouette_cosine")
-    return _mean_silhouette(cells, *means, null, null)
+    return _mean_silhouette(cells, *means, null, null, units=_unit_vectors(cells))
+
+
+def _unit_vectors(cells: Cells) -> Tensor:
+    """[cell, n, 1 + component], the texts over their lengths, as far as their components show them.
+
+    What the components do not show of a text counts in its length alone.
+    """
+    axes, x = (cells.stored(name).nan_to_num(0.0) for name in ("pca_components", "pca_coords"))
+    centre = cells.count / cells.count.sum() @ cells.stored("class_mean")
+    inside = (axes @ centre[..., None]).squeeze(-1)
+    outside = (centre.square().sum(-1) - inside.square().sum(-1)).clamp_min(0).sqrt()
+    seen = torch.cat([x + inside[:, None], outside[:, None, None].expand_as(x[..., :1])], -1)
+    unseen = cells.sqdist[..., torch.arange(cells.labels.numel()), cells.labels]
+    unseen = (unseen - cells.about_class_means(x).square().sum(-1)).clamp_min(0)
+    length = (seen.square().sum(-1) + unseen).sqrt()
+    return seen / length.clamp_min(torch.finfo(length.dtype).tiny)[..., None]
 
 
 _SILHOUETTE_COSINE = Metric(
@@ -259,7 +294,10 @@ _SILHOUETTE_COSINE = Metric(
     source=_SOURCE,
     pitfalls="The mean state is not subtracted; one very large dimension makes all texts alike. "
     + SPREAD_COUNTS,
-    interval=_INTERVAL,
+    interval=_INTERVAL.replace(
+        "is replaced by the mean slope of its class",
+        "counts as far as the first components show the texts",
+    ),
     null=SHUFFLE_FULL,
     any_difference=True,
     floor=NULL_MEAN,
