@@ -64,6 +64,7 @@ def run_in_child(
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(at), int(at)))
     system = FaultyOS(Path(folder), fault if fault in FAULTS else None, int(at))
     files.os = system
+    Path(notes).with_suffix(".begun").touch()
     try:
         status: int | str = cli.main(["run", *arguments])
     except PowerCutError:
@@ -95,7 +96,10 @@ class Machine:
         arguments = [*self.arguments, "--out", str(folder / "disk" / "run.zarr"), "--resume"]
         given = (arguments, str(folder / "disk"), kind, at, seed, str(notes))
         process = warm.start(run_in_child, *given)
+        begun = notes.with_suffix(".begun")
         if kind in SIGNALS or kind == "full pipe":
+            while process.is_alive() and not begun.exists():  # what comes before is no command yet
+                process.join(0.01)
             process.join(wait)
             name = kind if kind in SIGNALS else "SIGTERM"
             if process.is_alive():
@@ -105,6 +109,7 @@ class Machine:
         if process.is_alive():  # cannot even say that it was interrupted
             process.kill()
             process.join()
+        begun.unlink(missing_ok=True)
         report = notes.with_suffix(".json")
         known: dict[str, Any] = {"status": None, "struck": "", "notes": ""}
         if report.exists():
