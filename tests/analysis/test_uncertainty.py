@@ -238,6 +238,19 @@ def test_silhouettes_in_components_know_that_other_texts_have_other_components()
     assert coverage(alike_components, names, 100)["silhouette_pc2"] >= 0.93
 
 
+def small_shift_of_pairs(rng):
+    """Pairs whose content varies far more than what they differ by."""
+    label, pair = np.tile([0, 1], 12), np.repeat(np.arange(12), 2)
+    x = 1.5 * rng.standard_normal((12, 32))[pair] + 0.5 * rng.standard_normal((24, 32))
+    return x, label, pair
+
+
+def test_the_mean_shift_of_pairs_knows_the_noise_of_what_it_subtracts():
+    # Without it 0.63 to 0.77 of such draws are covered.
+    names = ["mean_shift", "rho"]
+    assert coverage(small_shift_of_pairs, names, 100)["mean_shift"] >= 0.88
+
+
 def one_huge_dimension(rng):
     x, label = rng.standard_normal((120, 24)), np.repeat([0, 1], 60)
     x[:, 1:5] += 0.5 * label[:, None]

@@ -22,7 +22,7 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import Moments, direction_scores, shift_influence
+from ..moments import Moments, centred, direction_scores, shift_influence
 from ..texts import Refusal
 from ..uncertainty import f_tail, logit_ends, t_reaches, unit_sums, units_behind
 
@@ -436,12 +436,16 @@ def _shifts(cells: Cells) -> Tensor:
 
 def _mean_shift(cells: Cells) -> Estimate:
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
+    on_noise = torch.empty_like(on_shift)  # what is subtracted; of pairs it varies as |d|^2 does
+    for label, number in enumerate(cells.mean_counts[0]):
+        inside = cells.labels == label
+        on_noise[:, inside] = centred(cells.sqdist[:, inside, label]) / (inside.sum() * number)
     return make_estimate(
         cells,
         mean_shift(cells.shift_sq, cells.trace, cells.mean_counts[0]),
         null=cells.null("welch"),
         floor=cells.chance(_shifts(cells), 0.0),
-        influence=on_shift,
+        influence=on_shift - on_noise,
         squares=(shift_square(cells),),
     )
 
