@@ -30,6 +30,8 @@ from . import harness
 if TYPE_CHECKING:
     import xarray
 
+    from safetyspace_fast import Run
+
 WIDTH = 64
 LANGUAGES = ["q" + a + b for a, b in product(ascii_lowercase[:20], ascii_lowercase)]
 """ISO 639 keeps qaa to qtz for private use."""
@@ -174,6 +176,22 @@ def write(drawn: Sequence[Drawn], copies: int, folder: Path) -> None:
                 file.write((json.dumps(row) + "\n") * copies)
 
 
+def run_models(folder: Path) -> "Run":
+    """Run both models over the data that `write` left in a folder."""
+    import safetyspace_fast as ssf
+
+    return ssf.run(
+        models=[f"{model}={folder / model}" for model in MODELS],
+        data=folder / "data.jsonl",
+        out=folder / "run.zarr",
+        layers="embed",
+        poolings=["mean"],
+        template="none",
+        dtype="float32",
+        device="cpu",
+    )
+
+
 def results(design: Design, draws: int, seed: int) -> Iterator[list["xarray.Dataset"]]:
     """`separation` of the base model and `compare` of both, of `FAMILY` languages at a time."""
     import safetyspace_fast as ssf
@@ -183,16 +201,7 @@ def results(design: Design, draws: int, seed: int) -> Iterator[list["xarray.Data
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write([draw(design, rng) for _ in range(draws)], design.copies, folder)
-        run = ssf.run(
-            models=[f"{model}={folder / model}" for model in MODELS],
-            data=folder / "data.jsonl",
-            out=folder / "run.zarr",
-            layers="embed",
-            poolings=["mean"],
-            template="none",
-            dtype="float32",
-            device="cpu",
-        )
+        run = run_models(folder)
         base, aligned = MODELS
         families = [run.languages[first : first + FAMILY] for first in range(0, draws, FAMILY)]
         metrics = [name for name, metric in METRICS.items() if not metric.alias_of]

@@ -12,15 +12,7 @@ def test_a_run_pools_the_states_that_were_drawn(name, tmp_path):
     design, rng = coverage.DESIGNS[name], np.random.default_rng(0)
     drawn = [coverage.draw(design, rng) for _ in range(2)]
     coverage.write(drawn, design.copies, tmp_path)
-    run = ssf.run(
-        models=[f"{model}={tmp_path / model}" for model in coverage.MODELS],
-        data=tmp_path / "data.jsonl",
-        out=tmp_path / "run.zarr",
-        layers="embed",
-        poolings=["mean"],
-        template="none",
-        dtype="float32",
-    )
+    run = coverage.run_models(tmp_path)
     assert run.languages == ("qaa", "qab")
     for i_model, model in enumerate(coverage.MODELS):
         means = run.model(model).read("class_mean")[0, 0]
