@@ -239,10 +239,11 @@ _DEFINITION = (
     "b to the texts of the other class"
 )
 _SOURCE = "Rousseeuw 1987, as in scikit-learn"
-_INTERVAL = (
-    f"{INFLUENCE}, and {STUDENT}; the slope of each text is replaced by the mean slope of its "
-    f"class; {BORROWED}"
-)
+
+
+def _interval(slopes: str = "is replaced by the mean slope of its class") -> str:
+    return f"{INFLUENCE}, and {STUDENT}; the slope of each text {slopes}; {BORROWED}"
+
 
 _SILHOUETTE = Metric(
     name="silhouette",
@@ -254,7 +255,7 @@ _SILHOUETTE = Metric(
     source=_SOURCE,
     pitfalls="Do not compare values of different spaces. In many dimensions distances become "
     "alike: full-width values are small even for classes that separate perfectly. " + SPREAD_MOVES,
-    interval=_INTERVAL,
+    interval=_interval(),
     null=SHUFFLE_WELCH,
     floor=NULL_MEAN,
     default=True,
@@ -294,10 +295,7 @@ _SILHOUETTE_COSINE = Metric(
     source=_SOURCE,
     pitfalls="The mean state is not subtracted; one very large dimension makes all texts alike. "
     + SPREAD_COUNTS,
-    interval=_INTERVAL.replace(
-        "is replaced by the mean slope of its class",
-        "counts as far as the first components show the texts",
-    ),
+    interval=_interval("counts as far as the first components show the texts"),
     null=SHUFFLE_FULL,
     any_difference=True,
     floor=NULL_MEAN,
@@ -332,7 +330,7 @@ def _silhouette_in_components(k: int) -> Metric:
         source=_SOURCE,
         pitfalls="Larger than at full width, because the noise of the other dimensions is gone. "
         f"{SPREAD_MOVES} {OWN_COMPONENTS}",
-        interval=f"{_INTERVAL}; includes that other texts have other components",
+        interval=f"{_interval()}; includes that other texts have other components",
         null=SHUFFLE_WELCH_PC,
         floor=NULL_MEAN,
         default=k in (2, 10),
