@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis.auc import fold_auc
 from safetyspace_fast.analysis.families.detection import fold_effect
+from safetyspace_fast.analysis.families.scores import probe_noise, whiten_inside
 from safetyspace_fast.analysis.probe import logistic_scores
 
 
@@ -90,6 +91,31 @@ def test_intervals_of_dprime_cover_at_the_nominal_rate(counts, shift, tail, larg
     covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
     # 400 draws know a rate of 95 % to 1.1 %.
     assert 0.91 <= covered <= 0.985
+
+
+@pytest.mark.parametrize(("n", "shift"), [(50, 1.0), (100, 1.0), (300, 0.5), (50, 0.0)])
+def test_a_probe_knows_the_noise_of_a_direction_in_many_dimensions(n, shift):
+    rng, width = np.random.default_rng(0), 40
+    label = torch.tensor(np.repeat([0, 1], n))
+    along = shift * (torch.arange(width) < 4).double()
+    told, off = [], []
+    for _ in range(30):
+        x = torch.tensor(rng.standard_normal((2 * n, width))) + label[:, None] * along
+        means = torch.stack([x[label == c].mean(0) for c in (0, 1)])
+        d, inside = means[1] - means[0], x - means[label]
+        unit = inside * ((2.0 * label - 1) / n)[:, None]
+        white, white_d, white_unit = whiten_inside(inside, d[None], unit)
+        leverage = white.square().sum() / (2 * n - 2)
+        told.append(float(probe_noise(white_d[0], white_unit, leverage)))
+        within = inside.T @ inside
+        weight = torch.linalg.solve(within + 2 / n * within.diagonal().diag(), d)
+        off.append(
+            1 - float((weight @ along).square() / weight.square().sum()) / (4 * shift**2 or 1)
+        )
+    if shift:
+        assert np.mean(told) == pytest.approx(np.mean(off), abs=0.05)
+    else:  # a ratio that is 1 on average, but counts as no more than 1
+        assert 0.7 < np.mean(told) < 1
 
 
 def test_dprime_of_few_texts_is_refused():

@@ -85,46 +85,68 @@ def refitted(cells: Cells, direction: Direction) -> dict[str, Tensor]:
 # The interval: what the direction's own noise adds -------------------------------------------
 
 
-def whitened_shift(shift: Tensor, unit: Tensor, classes: tuple[Tensor, Tensor]) -> Tensor:
-    """d and the influence of each unit on it, in coordinates where Sp is the identity.
+def whiten_inside(inside: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Turn and scale coordinates so that the covariance Sp inside the classes is the identity.
 
-    Sp is the covariance inside the classes. In these coordinates the direction Sp^-1 d of a probe
-    is d itself.
+    In these coordinates the direction Sp^-1 d of a probe is d itself.
 
     Args:
-        shift: [P] float64, d; unit: [U, P], influence of each text (or pair) on it.
-        classes: texts of each class, [n, P] float64.
+        inside: [..., n, P] float64, the texts less their class means; others: [..., any, P].
 
     Returns:
-        [1 + U, P] float64, d first.
+        All of them in the new coordinates. The square length of a text is its leverage.
     """
-    within = sum(((x - x.mean(0)).T @ (x - x.mean(0)) for x in classes), unit.new_zeros(()))
-    scale = within.diagonal().sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
-    freedom = sum(len(x) for x in classes)
+    within = inside.transpose(-1, -2) @ inside
+    scale = within.diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)[..., None, :]
     # Like the penalty of the probe: directions without variance must not count as noise.
-    ridge = 4 / freedom * torch.eye(len(shift), dtype=shift.dtype)
-    factor = torch.linalg.cholesky(within / (scale[:, None] * scale) + ridge)
-    columns = torch.cat([shift[None], unit]) / scale
-    white: Tensor = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
-    return white
+    ridge = 4 / inside.shape[-2] * torch.eye(inside.shape[-1], dtype=inside.dtype)
+    factor = torch.linalg.cholesky(within / (scale.transpose(-1, -2) * scale) + ridge)
+
+    def white(x: Tensor) -> Tensor:
+        columns = (x / scale).transpose(-1, -2)
+        turned: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
+        return turned.transpose(-1, -2)
+
+    return tuple(white(x) for x in (inside, *others))
 
 
 @once
-def _whitened_shift(cells: Cells) -> Tensor:
-    """[cell, 1 + unit, P], `whitened_shift` of each cell."""
-    parts = []
-    for x, unit in zip(cells.projected, cells.unit_shift, strict=True):
-        low, high = (x[cells.labels == c] for c in (0, 1))
-        parts.append(whitened_shift(high.mean(0) - low.mean(0), unit, (low, high)))
-    return torch.stack(parts)
+def _whitened(cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
+    """The shift and its noise, in coordinates that are whitened inside the classes.
+
+    Returns:
+        d [cell, P]; the influence of each unit on it [cell, unit, P]; and [cell], the mean leverage
+        of a text, of all copies together.
+    """
+    inside, shift, unit = whiten_inside(
+        cells.about_class_means(cells.projected), cells.projected_shift[:, None], cells.unit_shift
+    )
+    most = len(cells.first) - 2.0
+    leverage = inside.square().sum((-1, -2)) / most
+    return shift[:, 0], unit, leverage.clamp_max(1 - 1 / most)
+
+
+def probe_noise(shift: Tensor, unit: Tensor, leverage: Tensor) -> Tensor:
+    """Share of the direction Sp^-1 d of a probe that is noise of d or of Sp: [...].
+
+    Products of two texts that are whitened by an Sp which holds both are too small by 1 - h, for a
+    mean leverage h. Of a direction whose d has the share s of noise, (1 - s)(1 - h) lies along the
+    true one, in square length (E W^-1 and E W^-2 of a Wishart matrix W, Haff 1979).
+
+    Args:
+        shift: [..., P], unit: [..., unit, P], leverage: [...]: see `_whitened`.
+    """
+    along = (unit @ shift[..., None]).square().sum((-1, -2))
+    share = shift_noise(unit, 0) / (1 - leverage) / along
+    return 1 - (1 - share.clamp_max(1).nan_to_num(1.0)) * (1 - leverage)
 
 
 def _direction_shift(cells: Cells, direction: Direction) -> Tensor:
     """[cell, unit, P], influence of each unit on the direction (whitened for a probe)."""
     if direction == "equal length":
         return equal_length_noise(cells)
-    return _whitened_shift(cells)[:, 1:] if direction == "probe" else cells.unit_shift
+    return _whitened(cells)[1] if direction == "probe" else cells.unit_shift
 
 
 @once
@@ -146,9 +168,7 @@ def direction_noise(cells: Cells, direction: Direction) -> Tensor:
         noise = cells.stored("equal_length_noise_sq")
         along = influence_variance(on_shift, cells.unit) / 4
     else:
-        shift, unit = _whitened_shift(cells)[:, :1], _whitened_shift(cells)[:, 1:]
-        along = (unit * shift).sum(-1).square().sum(-1)
-        noise = torch.stack([shift_noise(x, 0) for x in unit])
+        return probe_noise(*_whitened(cells))
     return (noise / along).clamp(0, 2).nan_to_num(1.0)
 
 
