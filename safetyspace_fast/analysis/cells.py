@@ -121,11 +121,6 @@ class Cells(States):
         each = zip(*(cells._still for cells in self.basis), strict=True)
         return [principal_axes([still.of(drawn) for still in models]) for models in each]
 
-    @property
-    def axes(self) -> Tensor:
-        """[cell, bootstraps, coordinate, component], components of each bootstrap, one a column."""
-        return torch.stack(self._axes)
-
     @cached_property
     def moments(self) -> Moments:
         """Class moments in the components, [cell, R]; see `Resamples.class_sums`.
@@ -206,6 +201,14 @@ class Cells(States):
         end = 1 + len(self.resamples.counts)
         null = torch.cat([every[..., :1], every[..., end:]], -1)
         return Resampled(every[..., 0], every[..., 1:end], null)
+
+    def of_means(self, draws: Tensor) -> Tensor | None:
+        """Draws of a distance of the class means in components; None on pairs.
+
+        There the components come from what pairs have in common, and the distance does not: drawn
+        pairs turn the components too little for it.
+        """
+        return None if self.paired else draws
 
     def labelled(self, k: int, statistic: Callable[[Moments], Tensor]) -> Tensor:
         """[cell, ..., 1 + permutations], `resampled(k, statistic).null`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
-from .uncertainty import influence_variance, interval
+from .uncertainty import influence_variance, t_interval, units_behind
 
 
 class Alignment(NamedTuple):
@@ -34,7 +34,8 @@ def debiased_cka(base: Cells, aligned: Cells) -> Alignment:
     less these components are seen in the random projection: their kernel is unbiased there, and so
     is the HSIC of two of them (see `_rest`).
 
-    The interval is first-order, from the influence of each text on the three HSICs.
+    The interval is first-order, from the influence of each text on the three HSICs, with Student's
+    t for as many texts as there are behind the variance.
     """
     first, second = _kernel(base), _kernel(aligned)
     shared, one, other = (
@@ -46,7 +47,9 @@ def debiased_cka(base: Cells, aligned: Cells) -> Alignment:
     relative = shared / total[:, None] - (one / by_one[:, None] + other / by_other[:, None]) / 2
     # Each text is in both places of every pair of texts.
     influence = 2 * value[:, None] * (relative - relative.mean(-1, keepdim=True))
-    return Alignment(value, *interval(value, influence_variance(influence, base.unit).sqrt()))
+    deviation = influence_variance(influence, base.unit).sqrt()
+    behind = units_behind(influence, base.unit).clamp(1, base.freedom)
+    return Alignment(value, *t_interval(value, deviation, behind))
 
 
 def _kernel(cells: Cells) -> _Kernel:

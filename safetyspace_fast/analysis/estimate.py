@@ -12,16 +12,17 @@ from .cells import Cells
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
+    Around,
     common_share,
     draws_covariance,
     influence_covariance,
     influence_variance,
-    interval,
     linear_variance,
     one_sided_p,
     permutation_p,
     share_interval,
     spread,
+    symmetric_ends,
     t_interval,
     unit_sums,
     units_behind,
@@ -77,8 +78,8 @@ class Estimate:
     squares: tuple[Square, ...] = ()
     ends: Callable[..., tuple[Tensor, Tensor]] | None = None
     """Gives low and high for another `confidence`; None without an interval."""
-    around: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    """Gives low and high from value and the reach of a symmetric interval; None: it is one."""
+    around: Around | None = None
+    """None if low and high are not symmetric, and do not depend on the reach alone."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -116,6 +117,8 @@ def make_estimate(
     influence: Tensor | None = None,
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
+    around: Around = symmetric_ends,
+    freedom: Tensor | float | None = None,
     ends: Ends | None = None,
     class_means: bool = True,
 ) -> Estimate:
@@ -127,11 +130,12 @@ def make_estimate(
         null: see `Estimate`; without it there is no p.
         floor: value that is expected without any difference between the classes; None takes the
             mean of the permutations.
-        influence, draws: see `Estimate`; the interval comes from draws where there are some, and
-            without both there is no interval.
+        influence, draws: see `Estimate`; the variance comes from draws where there are some.
+            Without influences there is no interval.
         squares: parts of the value that are quadratic in noise.
-        ends: gives low and high; None: a normal interval from draws, and from influences one of
-            Student's t, with as many degrees of freedom as there are units behind the variance.
+        around: gives low and high from the value and a quantile of Student's t.
+        freedom: degrees of freedom of t; None: as many as there are units behind the variance.
+        ends: gives low and high instead of `around` and `freedom`.
         class_means: the influences are deviations from class means, which copies draw to them.
     """
     nothing = torch.full_like(value, torch.nan)
@@ -144,7 +148,7 @@ def make_estimate(
     zero = torch.zeros_like(value)
     unseen = sum((part.variance for part in squares if part.unseen), zero)
     square = sum((part.variance for part in squares if not part.unseen), zero)
-    if influence is not None and cells.copy is not None and class_means:
+    if influence is not None and class_means and not (cells.paired and cells.copy is None):
         influence = influence * cells.stretch
     if draws is not None:
         if draws.shape[-1] > 1:
@@ -152,12 +156,16 @@ def make_estimate(
     elif influence is not None:
         seen = influence_variance(influence, cells.unit)
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
-        behind = units_behind(influence, cells.unit).clamp(1, cells.freedom)
-        ends = ends or partial(t_interval, freedom=behind)
     if linear is not None:
-        known = partial(ends or interval, value, (linear + square + unseen).sqrt())
+        if freedom is None:
+            freedom = units_behind(known_of(influence), cells.unit).clamp(1, cells.freedom)
+        by_t = partial(t_interval, freedom=freedom, around=around)
+        known = partial(ends or by_t, value, (linear + square + unseen).sqrt())
         low, high = known()
-    return Estimate(value, level, p, low, high, influence, draws, linear, squares, known, null=null)
+    return Estimate(
+        value, level, p, low, high, influence, draws, linear, squares, known,
+        around=None if ends else around, null=null,
+    )  # fmt: skip
 
 
 def make_share(

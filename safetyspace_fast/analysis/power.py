@@ -22,7 +22,7 @@ from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import require_comparable, told
 from .texts import MIN_TEXTS
-from .uncertainty import Z95, influence_variance, unit_sums
+from .uncertainty import Z95, Around, influence_variance, unit_sums
 
 if TYPE_CHECKING:
     import xarray
@@ -184,7 +184,7 @@ class _Pilot:
     """[2], texts of each label."""
     units: int
     freedom: float
-    around: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    around: Around | None
     """See `Estimate`; None for two models."""
     influence: Tensor
     """[cell, unit], influence of each unit on the value."""

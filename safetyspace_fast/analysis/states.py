@@ -241,7 +241,11 @@ class States(Texts):
     @cached_property
     def unit_shift(self) -> Tensor:
         """[cell, unit, P], influence of each unit on the projected d."""
-        x, y = self.projected, self.labels
+        return self.shift_of_units(self.projected)
+
+    def shift_of_units(self, x: Tensor) -> Tensor:
+        """Influence of each unit on the difference of the class means: x [cell, n, k]."""
+        y = self.labels
         sign = (2.0 * y - 1) / self.count[y]
         part = (self.about_class_means(x) * sign[:, None]).transpose(-1, -2)
         return unit_sums(part, self.unit).transpose(-1, -2)

@@ -7,6 +7,7 @@ models has an interval of its own.
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from statistics import NormalDist
@@ -195,6 +196,31 @@ def influence_covariance(first: Tensor, second: Tensor, unit: Tensor) -> Tensor:
     return products.sum(-1) * n / (n - 1)
 
 
+def dyadic_variance(influence: Tensor, unit: Tensor, partner: Tensor) -> Tensor:
+    """Variance of a sum over texts of what depends on each text and on a partner of it.
+
+    Two terms of the sum go together if they share a unit, as text or as partner. Sums over all
+    terms that touch a unit count those that share two units twice, which is taken out (Fafchamps &
+    Gubert 2007; Aronow, Samii & Assenova 2015). It may be negative.
+
+    Args:
+        influence: [cell, n], of mean zero; unit: [n] int64; partner: [cell, n] int64, a text.
+
+    Returns:
+        [cell].
+    """
+    first, second = unit.expand_as(partner), unit[partner]
+    others = torch.where(first == second, 0.0, influence)
+    touching = unit_sums(influence, unit).scatter_add(-1, second, others)
+    units = int(unit.max()) + 1
+    both = torch.minimum(first, second) * units + torch.maximum(first, second)
+    cell = torch.arange(len(both))[:, None]
+    pair, place = torch.unique(both + cell * units**2, return_inverse=True)
+    twice = others.new_zeros(len(pair)).index_add(0, place.flatten(), others.flatten()).square()
+    by_cell = others.new_zeros(len(both)).index_add(0, pair // units**2, twice)
+    return touching.square().sum(-1) - by_cell
+
+
 def stretch(copy: Tensor) -> Tensor:
     """Factor for deviations of n texts from their mean, which a text with copies draws to itself.
 
@@ -361,12 +387,46 @@ def t_reaches(freedom: Tensor | float, confidence: float) -> Tensor:
     return torch.as_tensor(np.exp(np.interp(1 / freedom.numpy(), *_reaches(confidence))))
 
 
+Around = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Gives both ends of an interval from the value and how far a symmetric one would reach."""
+
+
+def symmetric_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends of an interval that is symmetric around the value."""
+    return value - reach, value + reach
+
+
 def t_interval(
-    value: Tensor, deviation: Tensor, freedom: Tensor | float, confidence: float = 0.95
+    value: Tensor,
+    deviation: Tensor,
+    freedom: Tensor | float,
+    confidence: float = 0.95,
+    around: Around = symmetric_ends,
 ) -> tuple[Tensor, Tensor]:
     """Interval of Student's t, of the same shape as `value`; freedom at least 1, of each or all."""
-    reach = t_reaches(freedom, confidence) * deviation
-    return value - reach, value + reach
+    return around(value, t_reaches(freedom, confidence) * deviation)
+
+
+def growing_ends(
+    value: Tensor,
+    deviation: Tensor,
+    *,
+    freedom: Tensor | float,
+    grows: Tensor,
+    confidence: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Interval of Student's t for a number whose variance grows with it: its score interval.
+
+    An end is t of its own deviations from the value, as in Wilson's interval of a share.
+
+    Args:
+        value, deviation, freedom, confidence: as in `t_interval`.
+        grows: [...], derivative of the variance by the number.
+    """
+    t = t_reaches(freedom, confidence)
+    middle = t.square() * grows / 2
+    reach = (middle.square() + (t * deviation).square()).sqrt()
+    return value + middle - reach, value + middle + reach
 
 
 def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
@@ -384,6 +444,23 @@ def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     slope = value * (1 - value)
     turned = torch.where(slope == 0, 0.0, reach / slope)
     low, high = (value.logit() - turned).sigmoid(), (value.logit() + turned).sigmoid()
+    return torch.maximum(low, value - 2 * reach), torch.minimum(high, value + 2 * reach)
+
+
+def log_ends(
+    value: Tensor, reach: Tensor, subtracted: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Ends of an interval that is symmetric on the log scale, as `value` in shape.
+
+    As in `logit_ends`, no end is farther from the value than two reaches.
+
+    Args:
+        value, reach: as in `logit_ends`; value + subtracted is at least 0.
+        subtracted: what the value has less than the number whose logarithm is meant.
+    """
+    whole = value + subtracted
+    turned = torch.where(whole > 0, reach / whole, 0.0)
+    low, high = whole * (-turned).exp() - subtracted, whole * turned.exp() - subtracted
     return torch.maximum(low, value - 2 * reach), torch.minimum(high, value + 2 * reach)
 
 
@@ -465,11 +542,9 @@ def trials(units: Tensor) -> float:
     return float(2 / (1 / units).sum())
 
 
-def inverse_interval(
-    value: Tensor, deviation: Tensor, confidence: float = 0.95
-) -> tuple[Tensor, Tensor]:
-    """Normal interval of a positive number on 1/value; its upper end may be infinite."""
-    low, high = interval(1 / value, deviation / value.square(), confidence)
+def inverse_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends that are symmetric on 1/value, of a positive number; the upper one may be infinite."""
+    low, high = symmetric_ends(1 / value, reach / value.square())
     return 1 / high, torch.where(low > 0, 1 / low, torch.inf)
 
 

@@ -95,7 +95,7 @@ def test_exchanging_the_models_negates_the_difference_and_no_projection_matters(
         differences.append([float(one[part]) for part in ("difference", "low", "high", "p")])
     there, back, again = differences
     assert there[0] != 0
-    assert there == again
+    np.testing.assert_allclose(there, again, rtol=1e-9)
     np.testing.assert_allclose(there, [-back[0], -back[2], -back[1], back[3]], rtol=1e-9)
 
 

@@ -163,11 +163,11 @@ def test_a_comparison_needs_fewer_texts_than_two_studies():
     assert float(both["value"]) == float(found["difference"])
     again = power(run, versus="base", level=0.01, power=0.9, **options).squeeze()
     assert float(again["needed0"]) > 1.5 * float(both["needed0"])
-    # The interval of a shift is symmetric: half of its width is 1.96 deviations.
+    # Half of the interval of a shift is t deviations, 1.96 or somewhat more.
     both = power(run, versus="base", **options | {"metrics": "mean_shift"}).squeeze()
     found = compare(run, base="base", aligned="aligned", metrics="mean_shift", **NONE).squeeze()
     half = (float(found["high"]) - float(found["low"])) / 2
-    assert float(both["deviation"]) == pytest.approx(half / 1.96, rel=0.02)
+    assert 1.96 <= half / float(both["deviation"]) <= 2.05
 
 
 def test_what_is_detectable_needs_the_texts_of_the_pilot():

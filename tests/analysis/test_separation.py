@@ -487,9 +487,9 @@ def test_a_text_without_partner_is_left_out_of_a_language_of_pairs(lone):
     pure, mixed = found
     assert bool(mixed["paired"])
     assert (int(mixed["n0"]), int(mixed["n1"])) == (100, 100)
-    half = (pure["high"] - pure["low"]) / 2
+    reach = np.maximum(pure["high"] - pure["value"], pure["value"] - pure["low"])
     for part in ("value", "low", "high", "floor"):
-        assert (abs(mixed[part] - pure[part]) < 0.35 * half).all(), part
+        assert (abs(mixed[part] - pure[part]) < 0.35 * reach).all(), part
 
 
 def test_texts_without_partner_are_counted_in_a_warning():

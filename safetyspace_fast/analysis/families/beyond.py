@@ -17,7 +17,6 @@ from ..uncertainty import (
     influence_variance,
     linear_variance,
     one_sided_p,
-    t_interval,
     unit_sums,
     unseen_trial,
 )
@@ -148,7 +147,7 @@ def _auc_increment(cells: Cells) -> Estimate:
                 unseen=True,
             ),
         ),
-        ends=partial(t_interval, freedom=len(others) - 1.0),
+        freedom=len(others) - 1.0,
         class_means=False,
     )
     return replace(estimate, p=_partial_p(cells, cells.lexical, state, fold))

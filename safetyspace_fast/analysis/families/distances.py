@@ -35,8 +35,12 @@ from ..metric import (
 )
 from ..moments import centred, direction_scores
 from ..texts import Refusal
-from ..uncertainty import inverse_interval, t_interval
-from .ratio import welch_square
+from ..uncertainty import (
+    dyadic_variance,
+    influence_variance,
+    inverse_ends,
+)
+from .ratio import FOLLOWING, make_following, welch_square
 
 # What the metrics share ----------------------------------------------------------------------
 
@@ -207,6 +211,7 @@ def _mean_silhouette(
     other: Tensor,
     values: Tensor,
     null: Tensor,
+    k: int | None = None,
     turning: Tensor | float = 0.0,
     units: Tensor | None = None,
 ) -> Estimate:
@@ -216,17 +221,13 @@ def _mean_silhouette(
         cells, own, other: of the texts.
         values, null: [cell, 1 + permutations], the silhouette, whose mean is the floor, and the
             statistic behind p.
+        k: see `make_following`.
         turning: [cell, n], influence of each text by way of the components.
         units: see `silhouette_influence`.
     """
     fixed = silhouette_influence(own, other, cells.labels, units) * cells.borrowed(cells.sqdist)
-    return make_estimate(
-        cells,
-        silhouette_samples(own, other).mean(-1),
-        null=null,
-        floor=cells.chance(values),
-        influence=fixed + turning,
-    )
+    value = silhouette_samples(own, other).mean(-1)
+    return make_following(cells, value, fixed + turning, k=k, null=null, floor=cells.chance(values))
 
 
 def _euclidean(cells: Cells) -> Estimate:
@@ -242,7 +243,7 @@ _SOURCE = "Rousseeuw 1987, as in scikit-learn"
 
 
 def _interval(slopes: str = "is replaced by the mean slope of its class") -> str:
-    return f"{INFLUENCE}, and {STUDENT}; the slope of each text {slopes}; {BORROWED}"
+    return f"{FOLLOWING}; the slope of each text {slopes}; {BORROWED}"
 
 
 _SILHOUETTE = Metric(
@@ -315,7 +316,8 @@ def _in_components(cells: Cells, k: int) -> Estimate:
             for one, a, b in zip(x, own, other, strict=True)
         ]
     )
-    return _mean_silhouette(cells, own, other, values, null, centred(cells.turning(by_angle)))
+    turning = centred(cells.turning(by_angle))
+    return _mean_silhouette(cells, own, other, values, null, k=k, turning=turning)
 
 
 def _silhouette_in_components(k: int) -> Metric:
@@ -364,7 +366,7 @@ def davies_bouldin(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Te
 
 def _davies_bouldin(cells: Cells) -> Estimate:
     value, influence = davies_bouldin(cells.sqdist, cells.shift_sq, cells.labels)
-    return make_estimate(cells, value, influence=influence, ends=inverse_interval)
+    return make_estimate(cells, value, influence=influence, around=inverse_ends)
 
 
 _DAVIES_BOULDIN = Metric(
@@ -376,8 +378,8 @@ _DAVIES_BOULDIN = Metric(
     definition="(s0+s1)/|m1-m0|, s0 and s1 the mean distance of the texts to their class mean",
     source="Davies & Bouldin 1979, as in scikit-learn",
     pitfalls="Small means separated. Biased downwards if the class means hardly differ.",
-    interval=f"{INFLUENCE}; s0 and s1 as if the class means were known; normal on 1/value, so that "
-    "the upper end may be infinite",
+    interval=f"{INFLUENCE}; s0 and s1 as if the class means were known; {STUDENT}; on 1/value, so "
+    "that the upper end may be infinite",
     null=NONE,
     floor=NONE,
     grows=False,
@@ -442,14 +444,16 @@ def _nn_accuracy(cells: Cells) -> Estimate:
     near = cells.nearest
     if cells.copies is not None:  # the nearest stored distance is to the copy
         hits = torch.where(cells.copies > 1, (cells.labels[near] == cells.labels).double(), hits)
-    value = hits.mean(-1)
-    # Two texts that are the nearest of each other are both hits or both misses.
-    text = cells.resamples.copy
-    mutual = (text[near.gather(-1, near)] == text).double().mean(-1)
-    deviation = cells.about_class_means(hits[..., None]).squeeze(-1)
-    influence = deviation / hits.shape[-1] * (1 + mutual).sqrt()[:, None]
-    trials = (float(cells.units.sum()), gap)
-    return make_share(cells, value, trials, null=cells.null("nn_accuracy"), influence=influence)
+    influence = cells.about_class_means(hits[..., None]).squeeze(-1) / hits.shape[-1]
+    alone = influence_variance(influence, cells.unit)
+    wider = (dyadic_variance(influence, cells.unit, near) / alone).clamp_min(1).nan_to_num(1.0)
+    return make_share(
+        cells,
+        hits.mean(-1),
+        (float(cells.units.sum()), gap),
+        null=cells.null("nn_accuracy"),
+        influence=influence * wider.sqrt()[:, None],
+    )
 
 
 _NN_ACCURACY = Metric(
@@ -463,7 +467,8 @@ _NN_ACCURACY = Metric(
     source="Cover & Hart 1967",
     pitfalls="Near-duplicates decide it. Refused on paired data, where the nearest text is often "
     f"the partner and the value falls below chance. {SPREAD_COUNTS}",
-    interval=f"{SHARE}; two texts that are the nearest of each other count as one",
+    interval=f"{SHARE}; that texts share a nearest text, or are each other's, is in the variance "
+    "(dyadic-robust: Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015)",
     null=SHUFFLE_FULL,
     floor=NULL_MEAN,
     any_difference=True,
@@ -500,8 +505,7 @@ def energy_distance(own: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor,
 def _energy_distance(cells: Cells) -> Estimate:
     value, influence = energy_distance(*_full_width(cells), cells.labels)
     null = cells.null("energy_distance")
-    floor = cells.chance(null, 0.0)
-    return make_estimate(cells, value, null=null, floor=floor, influence=influence)
+    return make_following(cells, value, influence, null=null, floor=cells.chance(null, 0.0))
 
 
 _ENERGY_DISTANCE = Metric(
@@ -514,7 +518,7 @@ _ENERGY_DISTANCE = Metric(
     source="Szekely & Rizzo 2013, U-statistic",
     pitfalls="In units of the hidden state. The interval is first-order: close to zero it is too "
     f"narrow; use p there. {SPREAD_COUNTS}",
-    interval=f"{INFLUENCE}, and {STUDENT}",
+    interval=FOLLOWING,
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     any_difference=True,
@@ -537,14 +541,8 @@ def _mmd(cells: Cells) -> Estimate:
     pull = cells.about_class_means(distance[..., None]).squeeze(-1)
     # Each text is in both places of a mean distance, which is the width of the kernel.
     on_width = 2 * pull / distance.sum(-1, keepdim=True)
-    return make_estimate(
-        cells,
-        value,
-        null=null,
-        floor=cells.chance(null, 0.0),
-        influence=influence + cells.stored("kernel_slope")[:, None] * on_width,
-        ends=partial(t_interval, freedom=cells.freedom),
-    )
+    influence = influence + cells.stored("kernel_slope")[:, None] * on_width
+    return make_following(cells, value, influence, null=null, floor=cells.chance(null, 0.0))
 
 
 _MMD = Metric(
@@ -559,7 +557,7 @@ _MMD = Metric(
     pitfalls="Depends on the bandwidth h, which is each model's own, also in `compare`: states "
     "times a constant have the same value. The interval is first-order: close to zero it is too "
     f"narrow; use p there. {SPREAD_COUNTS}",
-    interval=f"{INFLUENCE}, also on the bandwidth; Student's t",
+    interval=f"{FOLLOWING}; the bandwidth has noise too",
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     any_difference=True,

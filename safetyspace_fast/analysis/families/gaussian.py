@@ -24,6 +24,7 @@ from ..metric import (
 )
 from ..moments import Moments, products
 from ..texts import Refusal
+from ..uncertainty import log_ends
 
 TEXTS_PER_COMPONENT = 10
 """Texts per class that a covariance needs for each component."""
@@ -213,11 +214,12 @@ def _distance(
         value,
         null=cells.labelled(k, james_square) if terms == (0,) else null,
         floor=floor,
-        draws=draws,
+        draws=cells.of_means(draws) if terms == (0,) else draws,
         influence=cells.influence(
             k, lambda x: _both_terms(cells, k, shrunk, x)[:, list(terms)].sum(1)
         ),
         squares=tuple(squares[i] for i in terms) if squares else (),
+        around=log_ends,
     )
 
 
@@ -273,6 +275,7 @@ def _excess(cells: Cells, k: int) -> Estimate:
         draws=distance.draws,
         linear=distance.linear,
         squares=distance.squares,
+        around=partial(log_ends, subtracted=floor),
     )
 
 
@@ -420,26 +423,37 @@ def mahalanobis(moments: Moments, share: Tensor) -> Tensor:
 
     Args:
         moments: of every resample.
-        share: [2], `Cells.mean_counts` over the number of texts: 1 without copies.
+        share: [2], `Cells.effective` over the number of texts: 1 without copies.
     """
-    freedom = moments.count - 1
-    pooled = (moments.cov * freedom[..., None, None]).sum(-3) / freedom.sum(-1)[..., None, None]
-    noise = (moments.cov / (moments.count * share)[..., None, None]).sum(-3)
-    return square_length(moments.shift[..., None], pooled) - square_length(_cholesky(noise), pooled)
+    square, noise = _square_and_noise(moments, share)
+    return square - noise
+
+
+def _square_and_noise(moments: Moments, share: Tensor) -> tuple[Tensor, Tensor]:
+    """d'Sp^-1 d and tr Sp^-1 (S0/n0 + S1/n1); arguments as in `mahalanobis`."""
+    count = moments.count * share  # S counts on more different texts than there are
+    unbiased = (moments.count - 1) / moments.count * count / (count - 1)
+    cov = moments.cov * unbiased[..., None, None]
+    pooled = (cov * (count - 1)[..., None, None]).sum(-3) / (count - 1).sum(-1)[..., None, None]
+    noise = _cholesky((cov / count[..., None, None]).sum(-3))
+    return square_length(moments.shift[..., None], pooled), square_length(noise, pooled)
 
 
 def _crossnobis(cells: Cells, k: int) -> Estimate:
     require_texts(cells, k)
-    share = cells.mean_counts[0] / cells.count
+    share = cells.effective[0] / cells.count
     statistic = partial(mahalanobis, share=share)
     value, draws, null = cells.resampled(k, statistic)
+    every = cells.moments.leading(k)
+    own = Moments(every.count[:1], every.mean[:, :1], every.cov[:, :1])
     return make_estimate(
         cells,
         value,
         null=cells.labelled(k, james_square),
         floor=cells.chance(null, 0.0),
-        draws=draws,
+        draws=cells.of_means(draws),
         influence=cells.influence(k, statistic),
+        around=partial(log_ends, subtracted=_square_and_noise(own, share)[1][:, 0]),
     )
 
 
@@ -494,7 +508,7 @@ def _bures(cells: Cells, k: int) -> Estimate:
 
     value, draws, null = cells.resampled(k, statistic)
     influence = cells.influence(k, statistic)
-    return make_estimate(cells, value, null=null, draws=draws, influence=influence)
+    return make_estimate(cells, value, null=null, draws=draws, influence=influence, around=log_ends)
 
 
 def _frechet(k: int) -> Metric:

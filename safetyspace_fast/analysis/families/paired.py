@@ -22,9 +22,9 @@ from ..metric import (
     Metric,
 )
 from ..moments import covariance, products, shift_influence
-from ..uncertainty import unit_sums
+from ..uncertainty import log_ends, unit_sums
 from .gaussian import require_texts, square_length, whiten
-from .ratio import shift_square
+from .ratio import make_following
 from .scores import REFITS, REFITTED, held_out_estimate, held_out_scores
 
 # Pairs with a text in common -----------------------------------------------------------------
@@ -50,14 +50,7 @@ def _shift(cells: Cells) -> Estimate:
     if not cells.has_null:  # |mean|^2 is known at full width, its noise in the projection
         value = value + cells.shift_sq - cells.projected_shift.square().sum(-1)
     on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
-    return make_estimate(
-        cells,
-        value,
-        null=null,
-        floor=0.0,
-        influence=on_shift,
-        squares=(shift_square(cells),),
-    )
+    return make_following(cells, value, on_shift, null=null, floor=0.0)
 
 
 _PAIRED_SHIFT = Metric(
@@ -81,13 +74,12 @@ _PAIRED_SHIFT = Metric(
 # hotelling -----------------------------------------------------------------------------------
 
 
-def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tensor:
+def hotelling(diff: Tensor, weights: Tensor) -> Tensor:
     """Hotelling's T^2 per pair, mean' S^-1 mean, of every resample: [..., R].
 
     Args:
         diff: [..., n, k] float64, differences inside pairs.
         weights: [R, n] float64, how often a resample holds a pair; negative if labels are swapped.
-        axes: [..., R, k, j], coordinates of each resample, one a column; None for those of `diff`.
     """
     times = weights.abs()
     count = times.sum(-1)
@@ -95,9 +87,6 @@ def hotelling(diff: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tens
     k = diff.shape[-1]
     mean = weights @ columns[..., :k] / count[:, None]
     cov = covariance(times @ columns[..., k:], count, mean)
-    if axes is not None:
-        mean = (mean[..., None, :] @ axes).squeeze(-2)
-        cov = axes.transpose(-1, -2) @ cov @ axes
     return square_length(mean[..., None], cov)
 
 
@@ -106,13 +95,7 @@ def _t_squared(cells: Cells, k: int) -> Estimate:
     cells.components(k)  # refuses if there are fewer
     coords = cells.coords.nan_to_num(0.0).transpose(-1, -2)
     gap = cells.pair_differences(coords).transpose(-1, -2)
-    counts = cells.resamples.counts[:, cells.partners[:, 1]].double()
-    draws = _in_parts(
-        lambda rows: hotelling(gap, counts[rows], cells.axes[:, rows, :, :k]), len(counts)
-    )
-    # S^-1 of a resample is too large once more, by the expected inverse of a Wishart matrix.
     n = independent_pairs(cells)
-    draws = draws * max(n - k - 2, 1) / (n - 1)
     null = _in_parts(lambda rows: hotelling(gap[..., :k], cells.flips[rows]), len(cells.flips))
     value = null[:, 0]
     square = Square(
@@ -121,7 +104,7 @@ def _t_squared(cells: Cells, k: int) -> Estimate:
     )
     influence = _influence(cells, gap, k)
     return make_estimate(
-        cells, value, null=null, draws=draws, influence=influence, squares=(square,)
+        cells, value, null=null, influence=influence, squares=(square,), around=log_ends
     )
 
 

@@ -22,9 +22,17 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import Moments, centred, direction_scores, shift_influence
+from ..moments import Moments, centred, direction_scores, shift_influence, shift_noise
 from ..texts import Refusal
-from ..uncertainty import f_tail, logit_ends, t_reaches, unit_sums, units_behind
+from ..uncertainty import (
+    INFLUENCE_EXCESS,
+    f_tail,
+    growing_ends,
+    linear_variance,
+    logit_ends,
+    unit_sums,
+    units_behind,
+)
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
@@ -36,6 +44,11 @@ _RATIO = (
     "are texts behind the variance of B or of W, whichever are fewer"
 )
 
+
+FOLLOWING = (
+    f"score interval from {INFLUENCE}, and {STUDENT}; the variance has the second-order term of "
+    "|d|^2, and grows with |d|^2"
+)
 
 # What the metrics share ----------------------------------------------------------------------
 
@@ -51,13 +64,6 @@ def between_ratio(shift_sq: Tensor, trace: Tensor, count: Tensor) -> Tensor:
     between = count.prod(-1) / count.sum(-1) * shift_sq
     within = ((count - 1) * trace).sum(-1)
     return between / (between + within)
-
-
-def _ratio_ends(
-    value: Tensor, deviation: Tensor, *, freedom: Tensor, confidence: float = 0.95
-) -> tuple[Tensor, Tensor]:
-    """`logit_ends` with a quantile of Student's t: [cell] each."""
-    return logit_ends(value, t_reaches(freedom, confidence) * deviation)
 
 
 def make_ratio(
@@ -86,23 +92,67 @@ def make_ratio(
     by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
     behind = torch.minimum(*(units_behind(part, cells.unit) for part in parts))
-    return replace(
-        make_estimate(
-            cells,
-            between_ratio(shift_sq, trace, cells.count),
-            null=null,
-            floor=floor,
-            influence=sum(parts, torch.zeros(())),
-            squares=(replace(noise, variance=by_shift.square() * noise.variance),),
-            ends=partial(_ratio_ends, freedom=behind.clamp(1, cells.freedom)),
-        ),
+    return make_estimate(
+        cells,
+        between_ratio(shift_sq, trace, cells.count),
+        null=null,
+        floor=floor,
+        influence=sum(parts, torch.zeros(())),
+        squares=(replace(noise, variance=by_shift.square() * noise.variance),),
         around=logit_ends,
+        freedom=behind.clamp(1, cells.freedom),
     )
 
 
 def shift_square(cells: Cells) -> Square:
     """The part of |d|^2 that is quadratic in noise."""
     return Square(2 * cells.shift_noise, lambda: cells.unit_shift)
+
+
+def make_following(
+    cells: Cells,
+    value: Tensor,
+    influence: Tensor,
+    *,
+    k: int | None = None,
+    null: Tensor | None = None,
+    floor: Tensor | float | None = None,
+) -> Estimate:
+    """`make_estimate` for a number that follows |d|^2, with its score interval (`growing_ends`).
+
+    By regression of the influences of the units on those on |d|^2: as far as the number goes with
+    |d|^2 and not with a difference of spread, it is quadratic in noise, and varies the more the
+    larger it is, since the variance of |d|^2 is 4 d'Vd.
+
+    Args:
+        cells, value, null, floor: as in `make_estimate`; influence: [cell, n].
+        k: d is that of the first `k` components; None: at full width.
+    """
+    if k is None:
+        shift_sq, square = cells.shift_sq, shift_square(cells)
+        on_shift, _ = shift_influence(cells.sqdist, shift_sq, cells.labels)
+        along = unit_sums(on_shift, cells.unit)
+    else:
+        x = cells.components(k)
+        low, high = (x[:, cells.labels == label].mean(1, keepdim=True) for label in (0, 1))
+        unit_shift, shift_sq = cells.shift_of_units(x), (high - low).square().sum((1, 2))
+        along = 2 * (unit_shift * (high - low)).sum(-1)
+        square = Square(2 * shift_noise(unit_shift, 0), lambda: unit_shift)
+    seen = along.square().sum(-1)
+    slope = (along * unit_sums(influence, cells.unit)).sum(-1) / seen
+    slope = slope.nan_to_num(0.0, 0.0, 0.0)
+    linear = linear_variance(seen, square.variance, INFLUENCE_EXCESS)
+    grows = (slope * linear / shift_sq).nan_to_num(0.0, 0.0, 0.0)
+    behind = units_behind(influence, cells.unit).clamp(1, cells.freedom)
+    return make_estimate(
+        cells,
+        value,
+        null=null,
+        floor=floor,
+        influence=influence,
+        squares=(replace(square, variance=slope.square() * square.variance),),
+        ends=partial(growing_ends, freedom=behind, grows=grows),
+    )
 
 
 # rho_adjusted --------------------------------------------------------------------------------
@@ -208,8 +258,9 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
         value,
         null=cells.labelled(k, welch_square),
         floor=cells.chance(null, 1 / (cells.independent - 1)),
-        draws=draws,
+        draws=cells.of_means(draws),
         influence=cells.influence(k, statistic),
+        around=logit_ends,
     )
 
 
@@ -440,13 +491,12 @@ def _mean_shift(cells: Cells) -> Estimate:
     for label, number in enumerate(cells.mean_counts[0]):
         inside = cells.labels == label
         on_noise[:, inside] = centred(cells.sqdist[:, inside, label]) / (inside.sum() * number)
-    return make_estimate(
+    return make_following(
         cells,
         mean_shift(cells.shift_sq, cells.trace, cells.mean_counts[0]),
+        on_shift - on_noise,
         null=cells.null("welch"),
         floor=cells.chance(_shifts(cells), 0.0),
-        influence=on_shift - on_noise,
-        squares=(shift_square(cells),),
     )
 
 
@@ -459,7 +509,7 @@ _MEAN_SHIFT = Metric(
     definition="|m1-m0|^2 - tr S0/n0 - tr S1/n1",
     source="Chen & Qin 2010; linear-kernel MMD^2 of Gretton et al. 2012",
     pitfalls="In squared units of the hidden state: do not compare layers or models by it.",
-    interval=f"{INFLUENCE}, and {STUDENT}; includes the second-order term of |d|^2",
+    interval=FOLLOWING,
     null=SHUFFLE_WELCH,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     default=True,

@@ -19,7 +19,7 @@ from ..metric import SHUFFLE, SHUFFLE_FULL
 from ..moments import shift_influence, shift_noise
 from ..probe import fold_texts, logistic_scores
 from ..texts import Refusal
-from ..uncertainty import common_held_out, influence_variance, t_interval
+from ..uncertainty import common_held_out, influence_variance
 from .ratio import equal_length, equal_length_influence, equal_length_noise, standardized
 
 RIDGE = 1.0
@@ -210,8 +210,7 @@ def held_out_estimate(
     if trials is None:
         return make_estimate(
             cells, value, null=null, floor=floor, influence=influence, squares=squares,
-            ends=partial(t_interval, freedom=cells.freedom if freedom is None else freedom),
-            class_means=False,
+            freedom=cells.freedom if freedom is None else freedom, class_means=False,
         )  # fmt: skip
     return make_share(
         cells, value, trials, null=null, floor=floor, influence=influence, squares=squares
