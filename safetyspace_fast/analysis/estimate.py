@@ -79,7 +79,8 @@ class Estimate:
     ends: Callable[..., tuple[Tensor, Tensor]] | None = None
     """Gives low and high for another `confidence`; None without an interval."""
     around: Around | None = None
-    """None if low and high are not symmetric, and do not depend on the reach alone."""
+    """Gives low and high from the value and the reach of a symmetric interval; None if more than
+    these decides."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -131,7 +132,7 @@ def make_estimate(
         floor: value that is expected without any difference between the classes; None takes the
             mean of the permutations.
         influence, draws: see `Estimate`; the variance comes from draws where there are some.
-            Without influences there is no interval.
+            There is no interval without influences.
         squares: parts of the value that are quadratic in noise.
         around: gives low and high from the value and a quantile of Student's t.
         freedom: degrees of freedom of t; None: as many as there are units behind the variance.

@@ -16,10 +16,12 @@ NONE = "none"
 
 # How an interval is known.
 BOOTSTRAP = (
-    "bootstrap of texts (of pairs on paired data), with new components in each draw; normal, with "
-    "the standard deviation of the draws, corrected for the noise that drawing adds where that is "
-    "known"
+    "bootstrap of texts (of pairs on paired data), with new components in each draw: the standard "
+    "deviation of the draws, corrected for the noise that drawing adds where that is known, and "
+    "Student's t, with as many degrees of freedom as there are texts behind the variance; on the "
+    "log scale (of a ratio: logit)"
 )
+BOOTSTRAP_OF_MEANS = f"{BOOTSTRAP}; on paired data the delta method instead of the bootstrap"
 INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
 STUDENT = "Student's t, with as many degrees of freedom as there are texts behind the variance"
 SHARE = (

@@ -35,11 +35,7 @@ from ..metric import (
 )
 from ..moments import centred, direction_scores
 from ..texts import Refusal
-from ..uncertainty import (
-    dyadic_variance,
-    influence_variance,
-    inverse_ends,
-)
+from ..uncertainty import dyadic_variance, influence_variance, inverse_ends
 from .ratio import FOLLOWING, make_following, welch_square
 
 # What the metrics share ----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ..cells import Cells, Resampled, once
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
     BOOTSTRAP,
+    BOOTSTRAP_OF_MEANS,
     NULL_MEAN,
     OWN_COMPONENTS,
     SHUFFLE,
@@ -342,7 +343,7 @@ def _bhattacharyya_mean(k: int) -> Metric:
         definition="d'S^-1 d/8, S = (S0+S1)/2",
         source=_SOURCE,
         pitfalls=_PITFALLS,
-        interval=BOOTSTRAP,
+        interval=BOOTSTRAP_OF_MEANS,
         null=SHUFFLE_JAMES,
         floor=_FLOOR,
         default=k == 10,
@@ -471,7 +472,7 @@ def _mahalanobis(k: int) -> Metric:
         pitfalls="Can be negative. Its square root is the d' of signal detection. On paired data "
         "it subtracts too much noise: compare it with its floor, or use hotelling. "
         + OWN_COMPONENTS,
-        interval=BOOTSTRAP,
+        interval=BOOTSTRAP_OF_MEANS,
         null=SHUFFLE_JAMES,
         floor="0 where every text is a unit of its own; else the mean over the permutations",
         estimator=partial(_crossnobis, k=k),

@@ -10,7 +10,6 @@ from ..auc import along_scores
 from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
-    BOOTSTRAP,
     INFLUENCE,
     NULL_MEAN,
     OWN_COMPONENTS,
@@ -24,7 +23,7 @@ from ..metric import (
 from ..moments import covariance, products, shift_influence
 from ..uncertainty import log_ends, unit_sums
 from .gaussian import require_texts, square_length, whiten
-from .ratio import make_following
+from .ratio import FOLLOWING, make_following
 from .scores import REFITS, REFITTED, held_out_estimate, held_out_scores
 
 # Pairs with a text in common -----------------------------------------------------------------
@@ -62,7 +61,7 @@ _PAIRED_SHIFT = Metric(
     definition="|mean|^2 - tr S/n of the differences inside pairs, S their covariance",
     source="Chen & Qin 2010",
     pitfalls="In squared units of the hidden state.",
-    interval=f"{INFLUENCE}, and {STUDENT}; includes the second-order term of |mean|^2",
+    interval=FOLLOWING,
     null=SHUFFLE_FULL,
     floor="0",
     paired=True,
@@ -162,7 +161,7 @@ def _hotelling(k: int) -> Metric:
         definition="T^2/n = mean' S^-1 mean of the differences inside pairs, S their covariance",
         source="Hotelling 1931",
         pitfalls="In-sample: it averages about k/n without any difference. " + OWN_COMPONENTS,
-        interval=BOOTSTRAP,
+        interval=f"{INFLUENCE}, and {STUDENT}; on the log scale",
         null=SHUFFLE,
         floor=NULL_MEAN,
         paired=True,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import (
-    BOOTSTRAP,
+    BOOTSTRAP_OF_MEANS,
     INFLUENCE,
     OWN_COMPONENTS,
     SHUFFLE_WELCH,
@@ -46,8 +46,8 @@ _RATIO = (
 
 
 FOLLOWING = (
-    f"score interval from {INFLUENCE}, and {STUDENT}; the variance has the second-order term of "
-    "|d|^2, and grows with |d|^2"
+    f"score interval; {INFLUENCE}, and {STUDENT}; the variance has the second-order term of |d|^2, "
+    "and grows with |d|^2"
 )
 
 # What the metrics share ----------------------------------------------------------------------
@@ -276,7 +276,7 @@ def _rho_in_components(k: int) -> Metric:
         source="Lin et al. 2024 (arXiv 2406.10794)",
         pitfalls="Larger than the full-width ratio, which divides by all of the variance. "
         + OWN_COMPONENTS,
-        interval=BOOTSTRAP,
+        interval=BOOTSTRAP_OF_MEANS,
         null=SHUFFLE_WELCH_PC,
         floor=_FLOOR,
         estimator=partial(_rho_pc, k=k),
