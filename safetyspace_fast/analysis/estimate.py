@@ -81,6 +81,8 @@ class Estimate:
     around: Around | None = None
     """Gives low and high from the value and the reach of a symmetric interval; None if more than
     these decides."""
+    subtracted: Tensor | float = 0.0
+    """See `uncertainty.t_interval`; it falls as 1/texts."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -119,6 +121,7 @@ def make_estimate(
     draws: Tensor | None = None,
     squares: tuple[Square, ...] = (),
     around: Around = symmetric_ends,
+    subtracted: Tensor | float = 0.0,
     freedom: Tensor | float | None = None,
     ends: Ends | None = None,
     class_means: bool = True,
@@ -134,7 +137,7 @@ def make_estimate(
         influence, draws: see `Estimate`; the variance comes from draws where there are some.
             There is no interval without influences.
         squares: parts of the value that are quadratic in noise.
-        around: gives low and high from the value and a quantile of Student's t.
+        around, subtracted: see `uncertainty.t_interval`.
         freedom: degrees of freedom of t; None: as many as there are units behind the variance.
         ends: gives low and high instead of `around` and `freedom`.
         class_means: the influences are deviations from class means, which copies draw to them.
@@ -160,12 +163,12 @@ def make_estimate(
     if linear is not None:
         if freedom is None:
             freedom = units_behind(known_of(influence), cells.unit).clamp(1, cells.freedom)
-        by_t = partial(t_interval, freedom=freedom, around=around)
+        by_t = partial(t_interval, freedom=freedom, around=around, subtracted=subtracted)
         known = partial(ends or by_t, value, (linear + square + unseen).sqrt())
         low, high = known()
     return Estimate(
         value, level, p, low, high, influence, draws, linear, squares, known,
-        around=None if ends else around, null=null,
+        around=None if ends else around, subtracted=subtracted, null=null,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import require_comparable, told
 from .texts import MIN_TEXTS
-from .uncertainty import Z95, Around, influence_variance, unit_sums
+from .uncertainty import Z95, Around, influence_variance, unit_sums, units_behind
 
 if TYPE_CHECKING:
     import xarray
@@ -183,16 +183,20 @@ class _Pilot:
     count: Tensor
     """[2], texts of each label."""
     units: int
-    freedom: float
+    freedom: Tensor
+    """[cell], of Student's t: of one model, the texts behind the variance."""
     around: Around | None
     """See `Estimate`; None for two models."""
+    subtracted: Tensor | float
     influence: Tensor
     """[cell, unit], influence of each unit on the value."""
 
     def deviation(self, more: Tensor) -> Tensor:
-        """Standard deviation with `more` times the texts, [cell]."""
+        """Standard deviation with `more` times the texts, [cell]; few say so, see `stretch`."""
         grown = (1 + (self.growth - 1) / more) / self.growth
-        return grown * (self.linear / more + self.square / more.square()).sqrt()
+        few = (self.count.min() * more).clamp_min(2)
+        linear = self.linear / more * few / (few - 1)
+        return grown * (linear + self.square / more.square()).sqrt()
 
     def drawn(self) -> "_Pilot":
         """Bootstraps of the pilot: [draw, cell] where this has [cell].
@@ -233,6 +237,7 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         value, floor = value - each[0].value, torch.zeros_like(value)
         influence = influence - known_of(each[0].influence)
     alone = influence_variance(influence, torch.arange(len(unit)))
+    behind = units_behind(influence, unit) if len(each) == 1 else torch.full_like(value, torch.inf)
     pilot = _Pilot(
         value,
         floor,
@@ -244,8 +249,9 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         influence_variance(influence, unit) / alone,
         cells[0].count,
         int(unit.max()) + 1,
-        cells[0].freedom,
+        behind.clamp(1, cells[0].freedom),
         each[0].around if len(each) == 1 else None,
+        each[0].subtracted,
         unit_sums(influence, unit),
     )
     still = pilot.deviation(torch.ones_like(value)) <= 1e-6 * each[-1].value.abs()
@@ -357,7 +363,8 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
     least = (t * deviation_at(torch.zeros_like(t))).square()  # t^2 times the variance down there
     reach = (t.square() * slope + (t.square() * slope).square().add(4 * least).sqrt()) / 2
     if pilot.around is not None:
-        excluded, few = pilot.value - apart, torch.zeros_like(reach)
+        less = pilot.subtracted / more
+        excluded, few = pilot.value - apart + less, torch.zeros_like(reach)
         for _ in range(12):
             middle = (few + reach) / 2
             low, _ = pilot.around(excluded + middle, t * deviation_at(middle))

@@ -402,9 +402,18 @@ def t_interval(
     freedom: Tensor | float,
     confidence: float = 0.95,
     around: Around = symmetric_ends,
+    subtracted: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Interval of Student's t, of the same shape as `value`; freedom at least 1, of each or all."""
-    return around(value, t_reaches(freedom, confidence) * deviation)
+    """Interval of Student's t, of the same shape as `value`.
+
+    Args:
+        value, deviation: [...]; freedom: at least 1, of each or all; confidence: of the interval.
+        around: gives its ends for value + subtracted.
+        subtracted: what the value has less than the number that the ends of `around` are of.
+    """
+    reach = t_reaches(freedom, confidence) * deviation
+    low, high = around(value + subtracted, reach)
+    return low - subtracted, high - subtracted
 
 
 def growing_ends(
@@ -447,20 +456,13 @@ def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     return torch.maximum(low, value - 2 * reach), torch.minimum(high, value + 2 * reach)
 
 
-def log_ends(
-    value: Tensor, reach: Tensor, subtracted: Tensor | float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Ends of an interval that is symmetric on the log scale, as `value` in shape.
+def log_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends of an interval of a positive number that is symmetric on the log scale.
 
-    As in `logit_ends`, no end is farther from the value than two reaches.
-
-    Args:
-        value, reach: as in `logit_ends`; value + subtracted is at least 0.
-        subtracted: what the value has less than the number whose logarithm is meant.
+    As in `logit_ends`, no end is farther from the value than two reaches; arguments as there.
     """
-    whole = value + subtracted
-    turned = torch.where(whole > 0, reach / whole, 0.0)
-    low, high = whole * (-turned).exp() - subtracted, whole * turned.exp() - subtracted
+    turned = torch.where(value > 0, reach / value, 0.0)
+    low, high = value * (-turned).exp(), value * turned.exp()
     return torch.maximum(low, value - 2 * reach), torch.minimum(high, value + 2 * reach)
 
 

@@ -78,16 +78,17 @@ def test_ends_on_the_logit_scale_are_inside_the_range_and_unknown_where_the_reac
 
 
 def test_ends_on_the_log_scale_are_symmetric_there():
-    value, reach = (
-        torch.tensor(x).double() for x in ([0.2, -0.5, 0.001, -1.0], [0.1, 0.1, 0.1, 0.1])
+    value, subtracted = (
+        torch.tensor(x).double() for x in ([0.2, -0.5, 0.001, -1.0], [0.0, 1.0, 0.0, 1.0])
     )
-    subtracted = torch.tensor([0.0, 1.0, 0.0, 1.0]).double()
-    low, high = u.log_ends(value, reach, subtracted)
+    deviation = torch.full_like(value, 0.1) / u.t_reach(9.0)
+    options = {"freedom": 9.0, "around": u.log_ends, "subtracted": subtracted}
+    low, high = u.t_interval(value, deviation, **options)
     for i, whole in enumerate([0.2, 0.5]):
-        assert float((high + subtracted)[i].log()) == pytest.approx(math.log(whole) + 0.1 / whole)
-        assert float((low + subtracted)[i].log()) == pytest.approx(math.log(whole) - 0.1 / whole)
-    assert float(low[2]) == pytest.approx(0)
-    assert float(high[2]) == pytest.approx(0.001 + 2 * 0.1)
+        ends = [float((end + subtracted)[i].log()) - math.log(whole) for end in (low, high)]
+        assert ends == pytest.approx([-0.1 / whole, 0.1 / whole], rel=1e-3)
+    assert float(low[2]) == pytest.approx(0, abs=1e-6)
+    assert float(high[2]) == pytest.approx(0.001 + 2 * 0.1, rel=1e-3)
     assert float(low[3]) == float(high[3]) == -1
 
 

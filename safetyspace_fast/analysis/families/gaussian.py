@@ -276,7 +276,8 @@ def _excess(cells: Cells, k: int) -> Estimate:
         draws=distance.draws,
         linear=distance.linear,
         squares=distance.squares,
-        around=partial(log_ends, subtracted=floor),
+        around=log_ends,
+        subtracted=floor,
     )
 
 
@@ -454,7 +455,8 @@ def _crossnobis(cells: Cells, k: int) -> Estimate:
         floor=cells.chance(null, 0.0),
         draws=cells.of_means(draws),
         influence=cells.influence(k, statistic),
-        around=partial(log_ends, subtracted=_square_and_noise(own, share)[1][:, 0]),
+        around=log_ends,
+        subtracted=_square_and_noise(own, share)[1][:, 0],
     )
 
 

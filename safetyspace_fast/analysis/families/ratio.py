@@ -179,16 +179,13 @@ def _rho_adjusted(cells: Cells) -> Estimate:
     assert rho.influence is not None
     assert rho.linear is not None
 
-    def around(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = logit_ends(1 - (1 - value) / stretch, reach / stretch)
-        return adjusted_ratio(low, n), adjusted_ratio(high, n)
-
     return replace(
         rho.mapped(lambda x: adjusted_ratio(x, n)),
         influence=stretch * rho.influence,
         linear=stretch.square() * rho.linear,
         squares=tuple(Square(stretch.square() * part.variance, part.noise) for part in rho.squares),
-        around=around,
+        around=logit_ends,
+        subtracted=1 / (n - 1),
     )
 
 
