@@ -88,9 +88,10 @@ designs below "How well the intervals cover"."""
 COVERAGE = """\
 `python -m benchmarks coverage` asks the whole program: it makes models that hold drawn states of 64
 dimensions, runs them on as many languages as there are draws, and counts how often an interval held
-the mean of its number over all draws. Twelve designs, 112 draws of each (two of them 160; `compare`:
-96): 12 + 12 to 150 + 150 texts, 5 % harmful, heavy tails (Student's t with 3 degrees of freedom),
-one huge dimension, clusters, copies, pairs, AUCs near 1. A rate from 112 draws is known to 2 %.
+the mean of its number over all draws. Twelve designs, 112 draws of each (two of them 160, and
+`compare` 96): 12 + 12 to 150 + 150 texts, 5 % harmful, heavy tails (Student's t with 3 degrees of
+freedom), one huge dimension, clusters, copies, pairs, AUCs near 1. A rate from 112 draws is known
+to 2 %.
 
 - Where the classes differ, the median metric covers 96 to 98 %, depending on the design, and the
   median difference of two models 96 to 99 %.

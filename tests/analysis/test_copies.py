@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from oracle import folds_of, planted, stand_in, toy_pairs
 
 from safetyspace_fast.analysis import compare, directions, parallel, separation, uncertainty
-from safetyspace_fast.analysis.families import METRICS
+from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.metric import NONE
+from safetyspace_fast.analysis.reading import read_cells
 from safetyspace_fast.data import find_units
 
 BY_NUMBER = {"calinski_harabasz", "auc_probe", "accuracy_probe", "dprime"}
@@ -94,6 +95,24 @@ def uneven(rng, n=120, width=12, shift=0.0):
     label = rng.permutation(np.repeat([0, 1], n // 2))
     x = (rng.standard_normal((n, width)) + shift * label[:, None]) * spread
     return x[None, None], label, np.where(rng.random(n) < 0.1, 10, 1)
+
+
+def test_a_permutation_shrinks_as_the_labels_it_stands_for():
+    """Which class has the copies decides how many texts a covariance is worth."""
+    x, label, times = uneven(np.random.default_rng(0))
+    rows = np.repeat(np.arange(len(label)), times)
+    name, options = "bhattacharyya_shrunk_pc2", {"layers": ["embed"], "poolings": ["mean"]}
+
+    def estimated(label, permutations):
+        run = stand_in({"a": {"en": x[:, :, rows]}}, {"en": label}, text={"en": rows})
+        ((cells,),) = read_cells(run, ["a"], "en", permutations=permutations, **options)
+        return cells, metric(name).estimate(cells)[0]
+
+    cells, found = estimated(label[rows], 5)
+    for i, permuted in enumerate(cells.resamples.permuted.numpy().astype(np.int64), 1):
+        _, there = estimated(permuted, 0)
+        # The fourth powers behind the weight are about the means of the true classes.
+        assert float(found.null[0, i]) == pytest.approx(float(there.value), rel=0.02)
 
 
 NAMES = [

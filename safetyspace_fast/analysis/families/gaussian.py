@@ -179,6 +179,8 @@ def _shrinkage(cells: Cells, k: int) -> Tensor:
     count = cells.moments.count
     fourth = cells.resamples.class_sums(fourth).squeeze(-1) / count
     effective = count * (cells.effective[0] / cells.count)
+    permuted = cells.effective[1:]  # labels move copies between the classes
+    effective[len(effective) - len(permuted) :] = permuted
     return ledoit_wolf(cells.moments.leading(k).cov, fourth, count, effective)
 
 
