@@ -93,8 +93,8 @@ the mean of its number over all draws. Twelve designs, 112 draws of each (two of
 freedom), one huge dimension, clusters, copies, pairs, AUCs near 1. A rate from 112 draws is known
 to 2 %.
 
-- Where the classes differ, the median metric covers 96 to 99 %, depending on the design, and so does
-  the median difference of two models.
+- Where the classes differ, the median metric covers 96 to 99 %, depending on the design, and the
+  median difference of two models too.
 - Without any difference the median is 97 to 100 %: intervals of distances are too wide there.
 - p <= 0.05 without any difference in 4 to 7 % (median metric). In `compare`, where neither model
   separates, in 0 to 3 %: p of differences of distances is hardly ever small there.
