@@ -512,8 +512,7 @@ _ENERGY_DISTANCE = Metric(
     unit="state",
     definition="2E|X-Y| - E|X-X'| - E|Y-Y'|, means over distinct texts",
     source="Szekely & Rizzo 2013, U-statistic",
-    pitfalls="In units of the hidden state. The interval is first-order: close to zero it is too "
-    f"narrow; use p there. {SPREAD_COUNTS}",
+    pitfalls=f"In units of the hidden state. {SPREAD_COUNTS}",
     interval=FOLLOWING,
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
@@ -551,8 +550,7 @@ _MMD = Metric(
     "of two texts; means over distinct texts",
     source="Gretton et al. 2012, U-statistic",
     pitfalls="Depends on the bandwidth h, which is each model's own, also in `compare`: states "
-    "times a constant have the same value. The interval is first-order: close to zero it is too "
-    f"narrow; use p there. {SPREAD_COUNTS}",
+    f"times a constant have the same value. {SPREAD_COUNTS}",
     interval=f"{FOLLOWING}; the bandwidth has noise too",
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",

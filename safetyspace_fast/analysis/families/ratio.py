@@ -43,12 +43,11 @@ _RATIO = (
     f"{INFLUENCE}, on the logit scale, with Student's t; t has as many degrees of freedom as there "
     "are texts behind the variance of B or of W, whichever are fewer"
 )
-
-
 FOLLOWING = (
     f"score interval; {INFLUENCE}, and {STUDENT}; the variance has the second-order term of |d|^2, "
     "and grows with |d|^2"
 )
+
 
 # What the metrics share ----------------------------------------------------------------------
 
