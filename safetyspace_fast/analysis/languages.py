@@ -20,7 +20,7 @@ from .probe import fold_texts
 from .reading import read_cells
 from .selection import Names, select
 from .settings import told
-from .uncertainty import influence_variance, interval
+from .uncertainty import Z95, influence_variance, symmetric_ends
 
 if TYPE_CHECKING:
     import xarray
@@ -192,7 +192,7 @@ def parallel(
                 value = grouped_silhouettes(x, group)
                 mean = value.mean()
                 spread = influence_variance((value - mean) / len(value), unit).sqrt()
-                numbers = (mean, *interval(mean, spread))
+                numbers = (mean, *symmetric_ends(mean, Z95 * spread))
                 for end, number in zip(ENDS, numbers, strict=True):
                     columns[f"{name}{end}"][i_model, i_layer, i_pooling] = float(number)
 

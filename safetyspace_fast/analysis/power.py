@@ -192,7 +192,10 @@ class _Pilot:
     """[cell, unit], influence of each unit on the value."""
 
     def deviation(self, more: Tensor) -> Tensor:
-        """Standard deviation with `more` times the texts, [cell]; few say so, see `stretch`."""
+        """Standard deviation with `more` times the texts, [cell], as a study of them has it.
+
+        Few texts draw the means of their classes to themselves: see `uncertainty.stretch`.
+        """
         grown = (1 + (self.growth - 1) / more) / self.growth
         few = (self.count.min() * more).clamp_min(2)
         linear = self.linear / more * few / (few - 1)

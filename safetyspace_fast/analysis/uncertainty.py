@@ -306,12 +306,6 @@ def common_held_out(first: Tensor, second: Tensor, *, folds: int) -> Tensor:
     return (draws_covariance(*draws) / scale).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
 
 
-def interval(value: Tensor, deviation: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Normal interval of the same shape as `value`."""
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * deviation
-    return value - reach, value + reach
-
-
 def student(freedom: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Student's t: values from 0 on, and the two-sided p of each.
 
