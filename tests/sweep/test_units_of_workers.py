@@ -193,7 +193,8 @@ def test_a_model_that_fails_on_one_worker_only_is_run_by_the_others(
     workers = [team.start(out, (0, 2), ("no model", 0)), team.start(out, (1, 2))]
     ended = [worker.end() for worker in workers]
     assert ended[1] == (2 * sum(TEXTS.values()), None)
-    assert ended[0][1] in (None, "a: cannot be loaded on this machine")
+    # The other may have finished "a" before this one comes to it.
+    assert ended[0][1] in (None, *(f"{name}: cannot be loaded on this machine" for name in "ab"))
     assert team.is_done(out)
 
 
