@@ -35,6 +35,8 @@ FULL = (33, 11)
 """Layers and languages of the store that the figures are scaled to."""
 HIDDEN = 128
 PROJ = 64
+SPACES = 2
+"""Spaces of components in which `separation` sums distances over labellings: those of silhouettes."""
 
 
 def write_store(path: Path, layers: int, languages: int, texts: int) -> None:
@@ -171,6 +173,7 @@ def measure(layers: int, languages: int, texts: int, resamples: int) -> dict[str
     torch.set_num_threads(threads)
     cells = layers * languages
     full_cells = FULL[0] * FULL[1]
+    gflop = SPACES * 2 * texts**2 * resamples / 1e9
     return {
         "cells": cells,
         "texts": texts,
@@ -179,15 +182,9 @@ def measure(layers: int, languages: int, texts: int, resamples: int) -> dict[str
         "whole_s": {name: seconds / cells * full_cells for name, seconds in taken.items()},
         "loop_s_per_resample": peer,
         "loop_whole_s": peer * 2 * resamples * full_cells,
-        "distance_gflop_per_cell": 4 * 2 * texts**2 * resamples / 1e9,
+        "distance_gflop_per_cell": gflop,
         "gflops_a_core": rates,
-        "share_of_lookup": 4
-        * 2
-        * texts**2
-        * resamples
-        * cells
-        / 1e9
-        / (rates["lookup"] * threads * taken["all"]),
+        "share_of_lookup": gflop * cells / (rates["lookup"] * threads * taken["all"]),
         "extra_memory_bytes": memory,
     }
 
