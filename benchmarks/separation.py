@@ -36,7 +36,7 @@ FULL = (33, 11)
 HIDDEN = 128
 PROJ = 64
 SPACES = 2
-"""Spaces of components in which `separation` sums distances over labellings: those of silhouettes."""
+"""Spaces of components in which `separation` sums distances over labellings (silhouettes)."""
 
 
 def write_store(path: Path, layers: int, languages: int, texts: int) -> None:

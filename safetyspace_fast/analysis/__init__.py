@@ -6,7 +6,8 @@
       selection      names of models, layers, poolings and languages
       cells          states of one language, some layers at a time
       families       one file a family: definition, formula and estimator of each metric
-      estimate       floor, interval and p of a number, with `uncertainty` and `moments`
+      estimate       floor, interval and p of a number, with `resamples`, `moments`,
+                     `uncertainty`, `intervals` and `significance`
       confounds, geometry, groups                  what is reported beside the metrics
       settings, rounding                           whether two models can be compared, and differ
     tables, rows     the resulting dataset for people (with study_tables, columns) and machines

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ..ops import equal_units
+from .intervals import share_interval
 from .probe import fold_texts
 from .uncertainty import (
     INFLUENCE_EXCESS,
     influence_variance,
     linear_variance,
-    share_interval,
     trials,
     unit_sums,
     unseen_trial,

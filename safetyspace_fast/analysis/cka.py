@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
-from .uncertainty import influence_variance, t_interval, units_behind
+from .intervals import t_interval
+from .uncertainty import influence_variance, units_behind
 
 
 class Alignment(NamedTuple):

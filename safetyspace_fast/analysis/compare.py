@@ -20,9 +20,11 @@ from .families import choose
 from .geometry import geometry, rounding_share
 from .glossary import GEOMETRY, SPACES
 from .groups import choose_groups, with_groups
+from .intervals import difference_interval
 from .items import SharedItems
 from .metric import Metric, Metrics
 from .reading import read_cells
+from .resamples import random_signs
 from .rounding import roundoff
 from .selection import Names, choose_reference, paired_languages, require_permutations, select
 from .settings import require_comparable, told
@@ -34,7 +36,7 @@ from .significance import (
     student_p,
     welch_freedom,
 )
-from .uncertainty import difference_interval, random_signs, unit_sums
+from .uncertainty import unit_sums
 
 if TYPE_CHECKING:
     import xarray

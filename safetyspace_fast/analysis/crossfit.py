@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cells import Cells, once
-from .uncertainty import t_reach
+from .intervals import t_reach
 
 LEAST_RELIABILITY = 0.65
 """Below this mean cosine of the directions of two halves there is no cosine with another one.

@@ -9,21 +9,17 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
+from .intervals import Around, share_interval, symmetric_ends, t_interval
+from .significance import one_sided_p, permutation_p
 from .uncertainty import (
     DRAWS_EXCESS,
     INFLUENCE_EXCESS,
-    Around,
     common_share,
     draws_covariance,
     influence_covariance,
     influence_variance,
     linear_variance,
-    one_sided_p,
-    permutation_p,
-    share_interval,
     spread,
-    symmetric_ends,
-    t_interval,
     unit_sums,
     units_behind,
     unseen_trial,
@@ -82,7 +78,7 @@ class Estimate:
     """Gives low and high from the value and the reach of a symmetric interval; None if more than
     these decides."""
     subtracted: Tensor | float = 0.0
-    """See `uncertainty.t_interval`; it falls as 1/texts."""
+    """See `intervals.t_interval`; it falls as 1/texts."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -137,7 +133,7 @@ def make_estimate(
         influence, draws: see `Estimate`; the variance comes from draws where there are some.
             There is no interval without influences.
         squares: parts of the value that are quadratic in noise.
-        around, subtracted: see `uncertainty.t_interval`.
+        around, subtracted: see `intervals.t_interval`.
         freedom: degrees of freedom of t; None: as many as there are units behind the variance.
         ends: gives low and high instead of `around` and `freedom`.
         class_means: the influences are deviations from class means, which copies draw to them.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..names import primary_language
 from .glossary import GROUP_VARIABLES, GROUPS, LEAST_LANGUAGES
+from .intervals import Z95, student, t_reach
 from .selection import listed, meant
-from .uncertainty import Z95, student, t_reach
 
 if TYPE_CHECKING:
     import xarray

@@ -16,11 +16,12 @@ from .confounds import confounds
 from .crossfit import direction_cosine, fold_means
 from .families.distances import grouped_silhouettes
 from .glossary import DIRECTIONS, ENDS, PARALLEL
+from .intervals import Z95, symmetric_ends
 from .probe import fold_texts
 from .reading import read_cells
 from .selection import Names, select
 from .settings import told
-from .uncertainty import Z95, influence_variance, symmetric_ends
+from .uncertainty import influence_variance
 
 if TYPE_CHECKING:
     import xarray

@@ -17,12 +17,13 @@ from .cells import Cells
 from .estimate import Estimate, covariances, from_influences, known_of
 from .families import choose
 from .glossary import POWER
+from .intervals import Z95, Around
 from .metric import Metric, Metrics
 from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import require_comparable, told
 from .texts import MIN_TEXTS
-from .uncertainty import Z95, Around, influence_variance, unit_sums, units_behind
+from .uncertainty import influence_variance, unit_sums, units_behind
 
 if TYPE_CHECKING:
     import xarray
@@ -385,7 +386,7 @@ def t_quantile(freedom: Tensor, level: float) -> Tensor:
 
     Fisher & Cornish's expansion (Abramowitz & Stegun 1964, 26.7.5), for freedom [...] float64. At
     level 0.05 it is too small by 24 % for 1 degree of freedom, 3 % for 2 and less than 1 % above;
-    `uncertainty.t_reach` is exact, and too slow for a bisection.
+    `intervals.t_reach` is exact, and too slow for a bisection.
     """
     z = NormalDist().inv_cdf(1 - level / 2)
     return (

@@ -9,10 +9,10 @@ import torch
 from ..store.layout import COMPONENTS
 from .cells import Cells, Space
 from .moments import varies
+from .resamples import draw
 from .rounding import roundoff
 from .selection import has_pairs, is_paired, partners, shared_units, units_of
 from .states import LayerReader, Window
-from .uncertainty import draw
 
 if TYPE_CHECKING:
     from ..store import Run
@@ -43,11 +43,11 @@ def read_cells(
         models: names; of two, the first is the base, and both have the same layers and poolings.
         lang: a name.
         layers, poolings: names; those that a model does not have are left out.
-        bootstraps, permutations, seed: see `uncertainty.draw`.
+        bootstraps, permutations, seed: see `resamples.draw`.
         paired: resample pairs as units where texts have partners, and leave out texts without one
             in languages of pairs (`selection.is_paired`).
         force, space: see `Cells`.
-        device: see `uncertainty.Resamples`.
+        device: see `resamples.Resamples`.
 
     Yields:
         The cells of each model; all have the same layers, poolings and texts.

@@ -13,7 +13,7 @@ from ..config import LABELLINGS, layer_name, names_of
 from ..data import PAIRED_SHARE, Units, connected, equal_rows, find_units, kinds, numbered
 from ..errors import ConfigError
 from ..names import languages_meant, nearest
-from .uncertainty import SharedUnits
+from .resamples import SharedUnits
 
 if TYPE_CHECKING:
     from ..store import Run

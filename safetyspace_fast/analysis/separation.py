@@ -16,8 +16,7 @@ from .metric import Metric, Metrics
 from .reading import read_cells
 from .selection import Names, paired_languages, require_permutations, select
 from .settings import told
-from .significance import false_discovery
-from .uncertainty import family_p
+from .significance import false_discovery, family_p
 
 if TYPE_CHECKING:
     import xarray

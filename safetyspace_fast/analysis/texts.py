@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import equal_units
-from .uncertainty import Resamples, stretch, trials, unit_sums
+from .resamples import Resamples
+from .uncertainty import stretch, trials, unit_sums
 
 MIN_TEXTS = 10
 """Below this many texts in a class every number would be noise."""

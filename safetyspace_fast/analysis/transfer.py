@@ -20,8 +20,8 @@ from .glossary import COLUMNS, TRANSFER
 from .reading import read_cells
 from .selection import Names, listed, require_permutations, select, units_of
 from .settings import require_same_model, told
+from .significance import permutation_p
 from .texts import MIN_TEXTS
-from .uncertainty import permutation_p
 
 if TYPE_CHECKING:
     import xarray

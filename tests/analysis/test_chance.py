@@ -14,10 +14,10 @@ from tiny_models import save_tiny
 
 import safetyspace_fast as ssf
 from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS
 from safetyspace_fast.analysis.families.gaussian import bhattacharyya_floor
 from safetyspace_fast.analysis.metric import SPREAD_COUNTS
+from safetyspace_fast.analysis.significance import family_p, permutation_p
 from safetyspace_fast.analysis.tables import to_table
 from safetyspace_fast.data import find_units, permuted_labels
 from safetyspace_fast.ops import STATISTICS, FoldLabellings, labelled_statistics, robust_scale
@@ -101,7 +101,7 @@ def rejections(law, sizes, names, draws, *, permutations=99, shift=0.0):
         x, y, joined = law(rng, *sizes)
         found = nulls(x + y[:, None] * shift, y, rng, permutations=permutations, **joined)
         for name in names:
-            hits[name] += float(u.permutation_p(found[name][:1], found[name][None, 1:])) <= 0.05
+            hits[name] += float(permutation_p(found[name][:1], found[name][None, 1:])) <= 0.05
     return {name: count / draws for name, count in hits.items()}
 
 
@@ -231,7 +231,7 @@ def stars(results, layers, languages, permutations):
                     same = np.random.default_rng(seed)
                     of = nulls(states * scale, y, same, permutations=permutations)
                     found += [of[name].numpy() for name in ALIKE]
-        p = u.family_p(np.array(found), np.zeros(len(found), bool))
+        p = family_p(np.array(found), np.zeros(len(found), bool))
         count += p.min() <= 0.05
     return count / results
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import folds_of, planted, stand_in, toy_pairs
 
-from safetyspace_fast.analysis import compare, directions, parallel, separation, uncertainty
+from safetyspace_fast.analysis import compare, directions, parallel, resamples, separation
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.analysis.reading import read_cells
@@ -174,7 +174,7 @@ def test_draws_treat_a_unit_as_one(seed, n, paired):
     if paired:
         label[: n // 2 * 2] = np.tile([0, 1], n // 2)
         pair[: n // 2 * 2] = np.where(rng.random(n // 2) < 0.6, np.arange(n // 2), -1).repeat(2)
-    drawn = uncertainty.draw(
+    drawn = resamples.draw(
         find_units(label, pair, text),
         bootstraps=5,
         permutations=7,
@@ -201,7 +201,7 @@ def test_pairs_with_a_text_in_common_are_swapped_together():
     """Two rewrites of one harmful text, and a third pair that shares one of the rewrites."""
     label, pair = np.tile([0, 1], 4), np.repeat(np.arange(4), 2)
     text = np.array([0, 9, 1, 9, 1, 8, 2, 7])  # pairs 0-1 share text 9, pairs 1-2 text 1
-    drawn = uncertainty.draw(
+    drawn = resamples.draw(
         find_units(label, pair, text),
         bootstraps=20,
         permutations=40,

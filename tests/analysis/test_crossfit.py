@@ -12,8 +12,8 @@ from safetyspace_fast.analysis.crossfit import (
     direction_cosine,
     weights_of_halves,
 )
+from safetyspace_fast.analysis.intervals import t_reach
 from safetyspace_fast.analysis.significance import false_discovery, student_p
-from safetyspace_fast.analysis.uncertainty import t_reach
 
 
 def means_of(x, label, fold):

@@ -8,7 +8,7 @@ from oracle import planted, stand_in
 from scipy import stats
 
 from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis.uncertainty import f_tail
+from safetyspace_fast.analysis.significance import f_tail
 from safetyspace_fast.extract.equal_length import at_equal_length
 
 NAMES = ["rho_equal_length", "auc_equal_length"]

@@ -7,7 +7,8 @@ from oracle import planted, stand_in, toy_pairs
 from scipy import stats
 
 from safetyspace_fast.analysis import compare, separation
-from safetyspace_fast.analysis import uncertainty as u
+from safetyspace_fast.analysis.intervals import share_interval, student, t_reach
+from safetyspace_fast.analysis.uncertainty import unseen_trial, unseen_trials
 
 SHARES = ["auc_direction", "auc_probe", "accuracy_direction", "accuracy_probe", "nn_accuracy"]
 WIDTH = 6
@@ -44,8 +45,8 @@ def coverage(counts, auc, tail, names, *, draws, seed=1):
 
 @pytest.mark.parametrize("freedom", [1, 2, 9, 11.5, 400, 10**6])
 def test_quantiles_are_students(freedom):
-    assert u.t_reach(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
-    t, p = u.student(freedom)
+    assert t_reach(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+    t, p = student(freedom)
     assert np.interp(1.3, t, p) == pytest.approx(2 * stats.t.sf(1.3, freedom), rel=1e-4)
 
 
@@ -53,7 +54,7 @@ def test_the_interval_of_a_plain_share_is_wilsons():
     """With many trials the added ones do not count."""
     n, share = 1_000_000, torch.tensor([0.2, 0.5, 0.999]).double()
     one = torch.full((3,), 1 / n).double()
-    low, high = u.share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, one)
+    low, high = share_interval(share, (share * (1 - share) / n).sqrt(), n - 1, one)
     for i, p in enumerate(share.tolist()):
         known = stats.binomtest(round(p * n), n).proportion_ci(method="wilson")
         assert float(low[i]) == pytest.approx(known.low, abs=2e-5)
@@ -64,8 +65,8 @@ def test_a_trial_is_added_where_nothing_varies_and_hardly_any_where_much_does():
     influence = torch.zeros(3, 100).double()
     influence[1, :4] = 1.0
     influence[2] = torch.tensor([1.0, -1.0]).repeat(50)
-    assert u.unseen_trial(influence, torch.arange(100)).tolist() == [1, 1 / 5, 1 / 101]
-    assert u.unseen_trial(influence, torch.arange(100) // 2).tolist() == [1, 1 / 3, 1]
+    assert unseen_trial(influence, torch.arange(100)).tolist() == [1, 1 / 5, 1 / 101]
+    assert unseen_trial(influence, torch.arange(100) // 2).tolist() == [1, 1 / 3, 1]
 
 
 def test_a_mean_of_two_shares_has_an_unseen_trial_in_each():
@@ -73,7 +74,7 @@ def test_a_mean_of_two_shares_has_an_unseen_trial_in_each():
     influence[1, :60] = torch.tensor([1.0, -1.0]).repeat(30)  # errors in class 0 alone
     labels, unit = torch.arange(100) // 60, torch.arange(100)
     number = torch.tensor([60.0, 40.0]).double()
-    moved, variance = u.unseen_trials(influence, labels, unit, number)
+    moved, variance = unseen_trials(influence, labels, unit, number)
     of_class = 1 / 120, 1 / 80
     np.testing.assert_allclose(moved, [sum(of_class), of_class[0] / 61 + of_class[1]])
     squares = [one**2 for one in of_class]

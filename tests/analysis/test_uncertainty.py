@@ -9,11 +9,26 @@ from gpus import need_cuda
 from oracle import stand_in
 
 from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis import uncertainty as u
 from safetyspace_fast.analysis.families import METRICS, metric
+from safetyspace_fast.analysis.intervals import (
+    growing_ends,
+    log_ends,
+    logit_ends,
+    t_interval,
+    t_reach,
+)
 from safetyspace_fast.analysis.metric import NONE
 from safetyspace_fast.analysis.moments import borrowed_spread
 from safetyspace_fast.analysis.reading import read_cells
+from safetyspace_fast.analysis.resamples import draw
+from safetyspace_fast.analysis.significance import family_p, permutation_p
+from safetyspace_fast.analysis.uncertainty import (
+    common_held_out,
+    common_share,
+    dyadic_variance,
+    influence_variance,
+    spread,
+)
 from safetyspace_fast.data import find_units
 
 
@@ -21,7 +36,7 @@ def drawn(label, pair=None, text=None, **options):
     pair = np.full(len(label), -1) if pair is None else pair
     text = np.arange(len(label)) if text is None else text
     settings = {"bootstraps": 50, "permutations": 50, "seed": 0, "key": "en"} | options
-    return u.draw(find_units(label, pair, text), **settings)
+    return draw(find_units(label, pair, text), **settings)
 
 
 def test_bootstraps_keep_class_sizes_and_permutations_keep_labels():
@@ -67,7 +82,7 @@ def test_ends_on_the_logit_scale_are_inside_the_range_and_unknown_where_the_reac
         torch.tensor(x).double()
         for x in ([0.2, 0.999, 0.0, 1.0, 0.3], [0.1, 0.1, 0.1, 0.1, math.nan])
     )
-    low, high = u.logit_ends(value, reach)
+    low, high = logit_ends(value, reach)
     assert float(high[0].logit() - value[0].logit()) == pytest.approx(0.1 / 0.16)
     assert float(value[0].logit() - low[0].logit()) == pytest.approx(0.1 / 0.16)
     assert float(low[1]) == pytest.approx(0.999 - 2 * 0.1)
@@ -81,9 +96,9 @@ def test_ends_on_the_log_scale_are_symmetric_there():
     value, subtracted = (
         torch.tensor(x).double() for x in ([0.2, -0.5, 0.001, -1.0], [0.0, 1.0, 0.0, 1.0])
     )
-    deviation = torch.full_like(value, 0.1) / u.t_reach(9.0)
-    options = {"freedom": 9.0, "around": u.log_ends, "subtracted": subtracted}
-    low, high = u.t_interval(value, deviation, **options)
+    deviation = torch.full_like(value, 0.1) / t_reach(9.0)
+    options = {"freedom": 9.0, "around": log_ends, "subtracted": subtracted}
+    low, high = t_interval(value, deviation, **options)
     for i, whole in enumerate([0.2, 0.5]):
         ends = [float((end + subtracted)[i].log()) - math.log(whole) for end in (low, high)]
         assert ends == pytest.approx([-0.1 / whole, 0.1 / whole], rel=1e-3)
@@ -94,8 +109,8 @@ def test_ends_on_the_log_scale_are_symmetric_there():
 
 def test_ends_where_the_variance_grows_are_t_of_their_own_deviations_away():
     value, deviation, grows = (torch.tensor(x).double() for x in ([0.3, 0.3], [0.1, 0.1], [0, 0.2]))
-    ends = u.growing_ends(value, deviation, freedom=9.0, grows=grows)
-    t = u.t_reach(9.0)
+    ends = growing_ends(value, deviation, freedom=9.0, grows=grows)
+    t = t_reach(9.0)
     for end in ends:
         variance = deviation.square() + grows * (end - value)
         torch.testing.assert_close((end - value).square(), t**2 * variance, rtol=1e-3, atol=0)
@@ -109,7 +124,7 @@ def test_the_dyadic_variance_counts_every_pair_of_terms_that_share_a_unit():
     unit = rng.integers(0, 25, n)
     _, unit = np.unique(unit, return_inverse=True)
     influence, partner = rng.standard_normal((cells, n)), rng.integers(0, n, (cells, n))
-    found = u.dyadic_variance(*(torch.tensor(x) for x in (influence, unit, partner)))
+    found = dyadic_variance(*(torch.tensor(x) for x in (influence, unit, partner)))
     for cell in range(cells):
         touches = [{unit[i], unit[j]} for i, j in enumerate(partner[cell])]
         expected = sum(
@@ -150,21 +165,21 @@ def test_class_sums_are_those_of_every_resample(paired):
 
 def test_p_counts_the_labels_as_they_are_and_values_that_are_missing():
     null = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, math.nan]])
-    assert u.permutation_p(torch.tensor([2.0, 2.0]), null).tolist() == [3 / 5, 3 / 5]
-    assert float(u.permutation_p(torch.tensor(9.0), null[0])) == 1 / 5
+    assert permutation_p(torch.tensor([2.0, 2.0]), null).tolist() == [3 / 5, 3 / 5]
+    assert float(permutation_p(torch.tensor(9.0), null[0])) == 1 / 5
 
 
 def test_influence_variance_adds_up_pairs():
     influence = torch.tensor([1.0, -1.0, 2.0, -2.0])
-    alone = u.influence_variance(influence, torch.arange(4))
-    together = u.influence_variance(influence, torch.tensor([0, 0, 1, 1]))
+    alone = influence_variance(influence, torch.arange(4))
+    together = influence_variance(influence, torch.tensor([0, 0, 1, 1]))
     assert float(alone) == pytest.approx(10 * 4 / 3)
     assert float(together) == 0
 
 
 def test_spread_refuses_draws_that_are_mostly_missing():
     draws = torch.tensor([[1.0, 2.0, 3.0] * 10, [1.0, math.nan, 3.0] * 10])
-    found = u.spread(draws)
+    found = spread(draws)
     assert float(found[0]) == pytest.approx(draws[0].std())
     assert math.isnan(float(found[1]))
 
@@ -185,10 +200,10 @@ def test_held_out_noise_has_less_in_common_where_few_dimensions_hold_it():
 
     truth = np.corrcoef(*(judged(d) for d in two(4000, 10)))[0, 1]
     first, second = (torch.tensor(x) for x in two(30, 300))
-    found = u.common_held_out(first, second, folds=10)
+    found = common_held_out(first, second, folds=10)
     assert float(found.mean()) == pytest.approx(truth, abs=0.04)
-    assert truth < float(u.common_share(first, second).mean()) - 0.06
-    torch.testing.assert_close(u.common_held_out(first, first, folds=10), torch.ones(30).double())
+    assert truth < float(common_share(first, second).mean()) - 0.06
+    torch.testing.assert_close(common_held_out(first, first, folds=10), torch.ones(30).double())
 
 
 WIDTH = 12
@@ -415,15 +430,15 @@ def test_the_largest_statistic_keeps_its_word_over_a_family():
         whole[10:20] = whole[10:20] ** 2
         whole[20:] = rng.standard_t(2, (10, 100))
         whole = whole * np.logspace(-3, 3, 30)[:, None] + 5
-        found = u.family_p(whole, np.zeros(30, bool))
-        alone = u.permutation_p(torch.tensor(whole[:, 0]), torch.tensor(whole[:, 1:]))
+        found = family_p(whole, np.zeros(30, bool))
+        alone = permutation_p(torch.tensor(whole[:, 0]), torch.tensor(whole[:, 1:]))
         assert (found >= alone.numpy() - 1e-12).all()
         low += found.min() <= 0.05
     assert 3 <= low <= 18  # ten are expected; more or fewer once in a hundred seeds
     whole[3, 0] = math.nan
     whole[4, 0] = 1e3
     whole[5] = 7.0
-    found = u.family_p(whole, np.zeros(30, bool))
+    found = family_p(whole, np.zeros(30, bool))
     assert np.isnan(found[[3, 5]]).all()
     assert found[4] == 1 / 100
 
@@ -469,10 +484,10 @@ def test_refused_cells_have_no_part_in_the_family():
     statistics = rng.standard_normal((1, 1, 3, 1, 2, 100)).astype(np.float32)
     statistics[0, 0, 0, 0, 0, 0] = 50
     refused = np.zeros((1, 1, 3, 1, 2), bool)
-    whole = u.family_p(statistics, refused)
+    whole = family_p(statistics, refused)
     assert whole[0, 0, 0, 0, 0] == 0.01
     refused[0, 0, 0, 0, 0] = True
-    part = u.family_p(statistics, refused)
+    part = family_p(statistics, refused)
     assert np.isnan(part[0, 0, 0, 0, 0])
     assert np.isfinite(part).sum() == 5
 

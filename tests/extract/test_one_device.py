@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from safetyspace_fast import api
-from safetyspace_fast.analysis.uncertainty import draw as draw_resamples
+from safetyspace_fast.analysis.resamples import draw as draw_resamples
 from safetyspace_fast.data import find_units, read_samples
 from safetyspace_fast.extract import blocks
 from safetyspace_fast.extract.blocks import StreamedExtraction

@@ -10,13 +10,13 @@ from ..auc import along_fitted, fold_auc, lexical_noise
 from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
 from ..metric import InComponents, Metric
+from ..significance import one_sided_p
 from ..texts import Refusal
 from ..uncertainty import (
     INFLUENCE_EXCESS,
     common_held_out,
     influence_variance,
     linear_variance,
-    one_sided_p,
     unit_sums,
     unseen_trial,
 )

@@ -17,6 +17,7 @@ from ...ops.distance_sums import (
 )
 from ..cells import Cells, once
 from ..estimate import Estimate, make_estimate, make_share
+from ..intervals import inverse_ends
 from ..metric import (
     BORROWED,
     INFLUENCE,
@@ -35,7 +36,7 @@ from ..metric import (
 )
 from ..moments import centred, direction_scores
 from ..texts import Refusal
-from ..uncertainty import dyadic_variance, influence_variance, inverse_ends
+from ..uncertainty import dyadic_variance, influence_variance
 from .ratio import FOLLOWING, make_following, welch_square
 
 # What the metrics share ----------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..cells import Cells, Resampled, once
 from ..estimate import Estimate, Square, make_estimate
+from ..intervals import log_ends
 from ..metric import (
     BOOTSTRAP,
     BOOTSTRAP_OF_MEANS,
@@ -25,7 +26,6 @@ from ..metric import (
 )
 from ..moments import Moments, products
 from ..texts import Refusal
-from ..uncertainty import log_ends
 
 TEXTS_PER_COMPONENT = 10
 """Texts per class that a covariance needs for each component."""

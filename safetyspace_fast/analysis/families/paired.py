@@ -9,6 +9,7 @@ from torch import Tensor
 from ..auc import along_scores
 from ..cells import Cells
 from ..estimate import Estimate, Square, make_estimate
+from ..intervals import log_ends
 from ..metric import (
     INFLUENCE,
     NULL_MEAN,
@@ -21,7 +22,7 @@ from ..metric import (
     Metric,
 )
 from ..moments import covariance, products, shift_influence
-from ..uncertainty import log_ends, unit_sums
+from ..uncertainty import unit_sums
 from .gaussian import require_texts, square_length, whiten
 from .ratio import FOLLOWING, make_following
 from .scores import REFITS, REFITTED, held_out_estimate, held_out_scores

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate
+from ..intervals import growing_ends, logit_ends
 from ..metric import (
     BOOTSTRAP_OF_MEANS,
     INFLUENCE,
@@ -23,16 +24,9 @@ from ..metric import (
     Metric,
 )
 from ..moments import Moments, centred, direction_scores, shift_influence, shift_noise
+from ..significance import f_tail
 from ..texts import Refusal
-from ..uncertainty import (
-    INFLUENCE_EXCESS,
-    f_tail,
-    growing_ends,
-    linear_variance,
-    logit_ends,
-    unit_sums,
-    units_behind,
-)
+from ..uncertainty import INFLUENCE_EXCESS, linear_variance, unit_sums, units_behind
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
