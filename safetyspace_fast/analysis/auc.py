@@ -102,13 +102,25 @@ def along_fitted(
         noise: [...], see `noise_growth`.
 
     Returns:
+        What `grow` gives.
+    """
+    moved = along_scores(influence, scores, labels, labels)
+    return grow(influence, moved, unit, torch.as_tensor(noise, dtype=scores.dtype))
+
+
+def grow(influence: Tensor, moved: Tensor, unit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Influences on a held-out number, and the variance of its quadratic part.
+
+    Args:
+        influence: [..., n], along a fixed direction.
+        moved: [..., n], the part of it that is linear in the scores.
+        unit: [n] int64; noise: [...], see `noise_growth`.
+
+    Returns:
         [..., n] and [...]; see `uncertainty.INFLUENCE_EXCESS`.
     """
-    noise = torch.as_tensor(noise, dtype=scores.dtype)
-    moved = along_scores(influence, scores, labels, labels)
-    growth = noise_growth(noise)[..., None]
-    square = influence_variance(growth * moved, unit) * noise.clamp_max(1) / 2
-    return influence + (growth - 1) * moved, square
+    grown = noise_growth(noise)[..., None] * moved
+    return influence - moved + grown, influence_variance(grown, unit) * noise.clamp_max(1) / 2
 
 
 def _equal_pairs(copy: Tensor) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .cells import Cells
 from .intervals import t_interval
-from .uncertainty import influence_variance, units_behind
+from .uncertainty import influence_variance
 
 
 class Alignment(NamedTuple):
@@ -49,7 +49,7 @@ def debiased_cka(base: Cells, aligned: Cells) -> Alignment:
     # Each text is in both places of every pair of texts.
     influence = 2 * value[:, None] * (relative - relative.mean(-1, keepdim=True))
     deviation = influence_variance(influence, base.unit).sqrt()
-    behind = units_behind(influence, base.unit).clamp(1, base.freedom)
+    behind = base.freedom_behind(influence)
     return Alignment(value, *t_interval(value, deviation, behind))
 
 

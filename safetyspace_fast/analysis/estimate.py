@@ -158,7 +158,7 @@ def make_estimate(
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
     if linear is not None:
         if freedom is None:
-            freedom = units_behind(known_of(influence), cells.unit).clamp(1, cells.freedom)
+            freedom = cells.freedom_behind(known_of(influence))
         by_t = partial(t_interval, freedom=freedom, around=around, subtracted=subtracted)
         known = partial(ends or by_t, value, (linear + square + unseen).sqrt())
         low, high = known()

@@ -1,4 +1,4 @@
-"""How much a number varies: variances and covariances from the influences of texts, and from draws.
+"""How much a number varies: from the influences of texts on it, or from draws of them.
 
 Influences are summed over units of evidence, see `data.units`.
 """

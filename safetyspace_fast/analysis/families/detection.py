@@ -13,7 +13,7 @@ from ..estimate import Estimate, make_estimate
 from ..metric import INFLUENCE, NONE, InComponents, Metric
 from ..probe import fold_texts
 from ..texts import Refusal
-from ..uncertainty import unit_sums, units_behind
+from ..uncertainty import unit_sums
 from .scores import PITFALLS, REFITS, held_out_estimate, held_out_scores
 
 # d' ------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def _dprime(cells: Cells) -> Estimate:
         floor=0.0,
         influence=influence,
         moved=moved,
-        freedom=units_behind(influence, cells.unit).clamp(1, cells.freedom),
+        freedom=cells.freedom_behind(influence),
     )
 
 

@@ -26,7 +26,7 @@ from ..metric import (
 from ..moments import Moments, centred, direction_scores, shift_influence, shift_noise
 from ..significance import f_tail
 from ..texts import Refusal
-from ..uncertainty import INFLUENCE_EXCESS, linear_variance, unit_sums, units_behind
+from ..uncertainty import INFLUENCE_EXCESS, linear_variance, unit_sums
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
@@ -73,7 +73,7 @@ def make_ratio(
 
     log B - log W is closer to normal than the ratio, and W of heavy tails varies with few texts:
     Student's t has as many degrees of freedom as there are units behind the variance of B or of W,
-    whichever are fewer (`units_behind`).
+    whichever are fewer (`Texts.freedom_behind`).
 
     Args:
         cells: the cells that the value belongs to.
@@ -84,7 +84,7 @@ def make_ratio(
     """
     by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
-    behind = torch.minimum(*(units_behind(part, cells.unit) for part in parts))
+    freedom = torch.minimum(*map(cells.freedom_behind, parts))
     return make_estimate(
         cells,
         between_ratio(shift_sq, trace, cells.count),
@@ -93,7 +93,7 @@ def make_ratio(
         influence=sum(parts, torch.zeros(())),
         squares=(replace(noise, variance=by_shift.square() * noise.variance),),
         around=logit_ends,
-        freedom=behind.clamp(1, cells.freedom),
+        freedom=freedom,
     )
 
 
@@ -136,7 +136,7 @@ def make_following(
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
     linear = linear_variance(seen, square.variance, INFLUENCE_EXCESS)
     grows = (slope * linear / shift_sq).nan_to_num(0.0, 0.0, 0.0)
-    behind = units_behind(influence, cells.unit).clamp(1, cells.freedom)
+    behind = cells.freedom_behind(influence)
     return make_estimate(
         cells,
         value,

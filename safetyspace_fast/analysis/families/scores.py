@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...ops import FoldLabellings
 from ...ops.scores import balanced_accuracy, labelled_auc, ridge_scores
-from ..auc import noise_growth
+from ..auc import grow, noise_growth
 from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate, make_share
 from ..metric import SHUFFLE, SHUFFLE_FULL
@@ -198,22 +198,20 @@ def held_out_estimate(
         freedom: [cell], degrees of freedom of the deviation; None: those of the cells.
     """
     noise = direction_noise(cells, direction)
-    growth = noise_growth(noise)
-    grown = growth[:, None] * moved
+    influence, variance = grow(influence, moved, cells.unit, noise)
     square = Square(
-        influence_variance(grown, cells.unit) * noise.clamp_max(1) / 2,
+        variance,
         lambda: _direction_shift(cells, direction),
         partial(common_held_out, folds=len(fold_texts(cells.fold))),
-        growth=growth,
+        growth=noise_growth(noise),
     )
-    squares, influence = (square,), influence - moved + grown
     if trials is None:
         return make_estimate(
-            cells, value, null=null, floor=floor, influence=influence, squares=squares,
+            cells, value, null=null, floor=floor, influence=influence, squares=(square,),
             freedom=cells.freedom if freedom is None else freedom, class_means=False,
         )  # fmt: skip
     return make_share(
-        cells, value, trials, null=null, floor=floor, influence=influence, squares=squares
+        cells, value, trials, null=null, floor=floor, influence=influence, squares=(square,)
     )
 
 
