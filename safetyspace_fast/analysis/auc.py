@@ -10,6 +10,7 @@ from .uncertainty import (
     INFLUENCE_EXCESS,
     influence_variance,
     linear_variance,
+    share_freedom,
     trials,
     unit_sums,
     unseen_trial,
@@ -85,8 +86,9 @@ def auc_with_ends(
     influence, square = along_fitted(influence, scores, labels, unit, noise)
     seen = influence_variance(influence, unit)
     units = equal_units(labels, unit)
-    number, freedom = trials(units), max(float(units.min()) - 1, 1.0)
+    number, most = trials(units), max(float(units.min()) - 1, 1.0)
     added = unseen_trial(influence, unit)
+    freedom = share_freedom(influence, unit, added, most)
     variance = linear_variance(seen, square, INFLUENCE_EXCESS) + square + added / number**2
     return auc, *share_interval(auc, variance.sqrt(), freedom, added / number)
 

@@ -19,9 +19,9 @@ from .uncertainty import (
     influence_covariance,
     influence_variance,
     linear_variance,
+    share_freedom,
     spread,
     unit_sums,
-    units_behind,
     unseen_trial,
     unseen_trials,
 )
@@ -180,9 +180,6 @@ def make_share(
 ) -> Estimate:
     """`make_estimate` for a share or an AUC, with the interval of `share_interval`.
 
-    Its degrees of freedom are the units behind the variance, and for the added trial those of the
-    cells: a few texts with large influences know the variance less well than all texts would.
-
     Args:
         cells, value, null, influence, floor, squares: as in `make_estimate`; no `class_means`.
         trials: how many independent trials the value is at least the share of ([2], in each class,
@@ -193,8 +190,7 @@ def make_share(
     centred = cells.about_class_means(decides[..., None])
     unseen, variance = unseen_trials(influence, cells.labels, cells.unit, number)
     added = (unseen.square() / variance).clamp_max(1)
-    behind = units_behind(influence, cells.unit)
-    freedom = (behind + added * (cells.freedom - behind)).clamp(1, cells.freedom)
+    freedom = share_freedom(influence, cells.unit, added, cells.freedom)
     added_trial = Square(
         variance,
         lambda: unit_sums(centred.squeeze(-1), cells.unit)[..., None],

@@ -271,6 +271,11 @@ class States(Texts):
         """
         return self._null[:, STATISTICS.index(name)]
 
+    def permuted(self, name: str) -> Tensor:
+        """[cell, permutations], one of `ops.STATISTICS`: all that the store has, else as `null`."""
+        known = self.stored("null") if self.has_null else self._null
+        return known[:, STATISTICS.index(name), 1:]
+
     @property
     def labellings_of_null(self) -> int:
         """Labellings of a null, the true one first: a comparison permutes none."""

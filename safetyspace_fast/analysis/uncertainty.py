@@ -184,6 +184,23 @@ def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
     return (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
 
 
+def share_freedom(influence: Tensor, unit: Tensor, added: Tensor, most: float) -> Tensor:
+    """Degrees of freedom of a share: those of `units_behind` its variance, and of an added trial.
+
+    A few texts with large influences know the variance less well than all texts would.
+
+    Args:
+        influence: [..., n]; unit: [n] int64.
+        added: [...], the part of a trial that is added, see `unseen_trial`; it has all degrees.
+        most: degrees of freedom of what all texts know.
+
+    Returns:
+        [...], between 1 and `most`.
+    """
+    behind = units_behind(influence, unit)
+    return (behind + added * (most - behind)).clamp(1, most)
+
+
 def trials(units: Tensor) -> float:
     """Harmonic mean of `ops.equal_units`: in an AUC, a text that loses to all costs about one."""
     return float(2 / (1 / units).sum())

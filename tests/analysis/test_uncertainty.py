@@ -239,21 +239,26 @@ def noise(rng):
     return rng.standard_normal((200, WIDTH)), np.repeat([0, 1], 100), None
 
 
-def coverage(make, names, draws):
-    """How often the interval of one draw holds the mean of all, for every metric.
-
-    `low` and `high` are about the mean of the value at this number of texts. Four hundred draws
-    know that mean to a twentieth of what one draw varies by.
-    """
+def simulated(make, names, draws, permutations=0):
+    """Values and both ends of their intervals, [metric, draw] each."""
     rng = np.random.default_rng(11)
     found = []
     for first in range(0, draws, 25):  # layers of one store, which is twice as fast as one each
         x, label, pair = zip(*(make(rng) for _ in range(25)), strict=True)
         pairs = None if pair[0] is None else {"en": pair[0]}
         run = stand_in({"m": {"en": np.stack(x)[:, None]}}, {"en": label[0]}, pair=pairs)
-        one = separation(run, metrics=names, permutations=0, seed=first).squeeze()
+        one = separation(run, metrics=names, permutations=permutations, seed=first).squeeze()
         found.append([one[part].to_numpy() for part in ("value", "low", "high")])
-    value, low, high = np.concatenate(found, -1)
+    return np.concatenate(found, -1)
+
+
+def coverage(make, names, draws):
+    """How often the interval of one draw holds the mean of all, for every metric.
+
+    `low` and `high` are about the mean of the value at this number of texts. Four hundred draws
+    know that mean to a twentieth of what one draw varies by.
+    """
+    value, low, high = simulated(make, names, draws)
     mean = value.mean(-1, keepdims=True)
     return dict(zip(names, ((low <= mean) & (mean <= high)).mean(-1), strict=True))
 
@@ -324,14 +329,17 @@ def test_distances_of_the_means_of_pairs_do_not_come_from_bootstraps():
         np.testing.assert_array_equal(one[part], other[part])
 
 
-def test_what_follows_the_shift_is_as_sure_as_it_is_without_one():
+@pytest.mark.parametrize("permutations", [0, 200])
+def test_what_follows_the_shift_is_as_sure_as_it_is_without_one(permutations):
     # As if d were known, and not itself noise, the variances are 1.8 times too large here.
     names, rng = ["silhouette", "energy_distance", "mmd"], np.random.default_rng(5)
     label, parts = np.repeat([0, 1], 40), []
     x = rng.standard_normal((200, 1, 80, 64)) * np.exp(-0.03 * np.arange(64))
     run = stand_in({"m": {"en": x}}, {"en": label})
     layers = run.model("m").hookpoints
-    for (cells,) in read_cells(run, ["m"], "en", layers=layers, poolings=["mean"]):
+    for (cells,) in read_cells(
+        run, ["m"], "en", layers=layers, poolings=["mean"], permutations=permutations
+    ):
         estimates = [metric(name).estimate(cells)[0] for name in names]
         parts.append(torch.stack([torch.stack([one.value, one.variance]) for one in estimates]))
     value, variance = torch.cat(parts, -1).unbind(1)
@@ -363,6 +371,15 @@ def test_cosine_silhouettes_know_that_one_dimension_decides_which_texts_are_near
     # With the same slope for all texts of a class it is 0.825 here, now 0.925.
     names = ["silhouette", "silhouette_cosine"]
     assert coverage(one_huge_dimension, names, 200)["silhouette_cosine"] >= 0.89
+
+
+def test_permutations_know_the_noise_of_what_is_no_multiple_of_the_shift():
+    # Known from the shift alone, intervals are 5 to 12 times as wide as the numbers vary.
+    names = ["silhouette", "silhouette_cosine", "energy_distance", "mmd"]
+    value, low, high = simulated(one_huge_dimension, names, 200, permutations=200)
+    mean = value.mean(-1, keepdims=True)
+    assert (((low <= mean) & (mean <= high)).mean(-1) >= 0.93).all()
+    assert ((high - low).mean(-1) / (2 * t_reach(59) * value.std(-1)) < 1.8).all()
 
 
 def test_intervals_hold_the_truth_of_known_classes():

@@ -37,7 +37,7 @@ from ..metric import (
 from ..moments import centred, direction_scores
 from ..texts import Refusal
 from ..uncertainty import dyadic_variance, influence_variance
-from .ratio import FOLLOWING, make_following, welch_square
+from .ratio import FOLLOWING_PERMUTED, make_following, welch_square
 
 # What the metrics share ----------------------------------------------------------------------
 
@@ -208,6 +208,7 @@ def _mean_silhouette(
     other: Tensor,
     values: Tensor,
     null: Tensor,
+    permuted: Tensor,
     k: int | None = None,
     turning: Tensor | float = 0.0,
     units: Tensor | None = None,
@@ -218,18 +219,20 @@ def _mean_silhouette(
         cells, own, other: of the texts.
         values, null: [cell, 1 + permutations], the silhouette, whose mean is the floor, and the
             statistic behind p.
-        k: see `make_following`.
+        permuted, k: see `make_following`.
         turning: [cell, n], influence of each text by way of the components.
         units: see `silhouette_influence`.
     """
     fixed = silhouette_influence(own, other, cells.labels, units) * cells.borrowed(cells.sqdist)
     value = silhouette_samples(own, other).mean(-1)
-    return make_following(cells, value, fixed + turning, k=k, null=null, floor=cells.chance(values))
+    return make_following(
+        cells, value, fixed + turning, k=k, null=null, floor=cells.chance(values), permuted=permuted
+    )
 
 
 def _euclidean(cells: Cells) -> Estimate:
     values, null = cells.null("silhouette"), cells.null("welch")
-    return _mean_silhouette(cells, *_full_width(cells), values, null)
+    return _mean_silhouette(cells, *_full_width(cells), values, null, cells.permuted("silhouette"))
 
 
 _DEFINITION = (
@@ -240,7 +243,7 @@ _SOURCE = "Rousseeuw 1987, as in scikit-learn"
 
 
 def _interval(slopes: str = "is replaced by the mean slope of its class") -> str:
-    return f"{FOLLOWING}; the slope of each text {slopes}; {BORROWED}"
+    return f"{FOLLOWING_PERMUTED}; the slope of each text {slopes}; {BORROWED}"
 
 
 _SILHOUETTE = Metric(
@@ -264,7 +267,8 @@ _SILHOUETTE = Metric(
 def _cosine(cells: Cells) -> Estimate:
     means = mean_distances(cells.stored("cos_sum"), cells.labels, cells.copies, cells.lone_count)
     null = cells.null("silhouette_cosine")
-    return _mean_silhouette(cells, *means, null, null, units=_unit_vectors(cells))
+    permuted = cells.permuted("silhouette_cosine")
+    return _mean_silhouette(cells, *means, null, null, permuted, units=_unit_vectors(cells))
 
 
 def _unit_vectors(cells: Cells) -> Tensor:
@@ -314,7 +318,7 @@ def _in_components(cells: Cells, k: int) -> Estimate:
         ]
     )
     turning = centred(cells.turning(by_angle))
-    return _mean_silhouette(cells, own, other, values, null, k=k, turning=turning)
+    return _mean_silhouette(cells, own, other, values, null, values[:, 1:], k=k, turning=turning)
 
 
 def _silhouette_in_components(k: int) -> Metric:
@@ -502,7 +506,10 @@ def energy_distance(own: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor,
 def _energy_distance(cells: Cells) -> Estimate:
     value, influence = energy_distance(*_full_width(cells), cells.labels)
     null = cells.null("energy_distance")
-    return make_following(cells, value, influence, null=null, floor=cells.chance(null, 0.0))
+    return make_following(
+        cells, value, influence, null=null, floor=cells.chance(null, 0.0),
+        permuted=cells.permuted("energy_distance"),
+    )  # fmt: skip
 
 
 _ENERGY_DISTANCE = Metric(
@@ -514,7 +521,7 @@ _ENERGY_DISTANCE = Metric(
     definition="2E|X-Y| - E|X-X'| - E|Y-Y'|, means over distinct texts",
     source="Szekely & Rizzo 2013, U-statistic",
     pitfalls=f"In units of the hidden state. {SPREAD_COUNTS}",
-    interval=FOLLOWING,
+    interval=FOLLOWING_PERMUTED,
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     any_difference=True,
@@ -538,7 +545,10 @@ def _mmd(cells: Cells) -> Estimate:
     # Each text is in both places of a mean distance, which is the width of the kernel.
     on_width = 2 * pull / distance.sum(-1, keepdim=True)
     influence = influence + cells.stored("kernel_slope")[:, None] * on_width
-    return make_following(cells, value, influence, null=null, floor=cells.chance(null, 0.0))
+    return make_following(
+        cells, value, influence, null=null, floor=cells.chance(null, 0.0),
+        permuted=cells.stored("kernel_null")[:, 1:],
+    )  # fmt: skip
 
 
 _MMD = Metric(
@@ -552,7 +562,7 @@ _MMD = Metric(
     source="Gretton et al. 2012, U-statistic",
     pitfalls="Depends on the bandwidth h, which is each model's own, also in `compare`: states "
     f"times a constant have the same value. {SPREAD_COUNTS}",
-    interval=f"{FOLLOWING}; the bandwidth has noise too",
+    interval=f"{FOLLOWING_PERMUTED}; the bandwidth has noise too",
     null=SHUFFLE_FULL,
     floor="0 where every text is a unit of its own; else the mean over the permutations",
     any_difference=True,

@@ -37,10 +37,9 @@ _RATIO = (
     f"{INFLUENCE}, on the logit scale, with Student's t; t has as many degrees of freedom as there "
     "are texts behind the variance of B or of W, whichever are fewer"
 )
-FOLLOWING = (
-    f"score interval; {INFLUENCE}, and {STUDENT}; the variance has the second-order term of |d|^2, "
-    "and grows with |d|^2"
-)
+_SCORE = f"score interval; {INFLUENCE}, and {STUDENT}; the variance grows with |d|^2, and"
+FOLLOWING = f"{_SCORE} has the second-order term of it"
+FOLLOWING_PERMUTED = f"{_SCORE} is at least that of the permutations"
 
 
 # What the metrics share ----------------------------------------------------------------------
@@ -102,6 +101,10 @@ def shift_square(cells: Cells) -> Square:
     return Square(2 * cells.shift_noise, lambda: cells.unit_shift)
 
 
+LEAST_PERMUTED = 100
+"""Permutations that know a variance well enough."""
+
+
 def make_following(
     cells: Cells,
     value: Tensor,
@@ -110,16 +113,22 @@ def make_following(
     k: int | None = None,
     null: Tensor | None = None,
     floor: Tensor | float | None = None,
+    permuted: Tensor | None = None,
 ) -> Estimate:
     """`make_estimate` for a number that follows |d|^2, with its score interval (`growing_ends`).
 
     By regression of the influences of the units on those on |d|^2: as far as the number goes with
-    |d|^2 and not with a difference of spread, it is quadratic in noise, and varies the more the
-    larger it is, since the variance of |d|^2 is 4 d'Vd.
+    |d|^2 and not with a difference of spread, it varies the more the larger it is, since the
+    variance of |d|^2 is 4 d'Vd. The number is quadratic in noise as |d|^2 is: where nothing
+    separates, its variance is that of the quadratic part alone, which permutations show. A number
+    that is no multiple of |d|^2 has others of these parts, and the regression, of influences that
+    vanish with d, does not find them.
 
     Args:
         cells, value, null, floor: as in `make_estimate`; influence: [cell, n].
         k: d is that of the first `k` components; None: at full width.
+        permuted: [cell, permutations], the number under each; not used if there are fewer than
+            `LEAST_PERMUTED`. None: the number is a multiple of |d|^2.
     """
     if k is None:
         shift_sq, square = cells.shift_sq, shift_square(cells)
@@ -135,6 +144,10 @@ def make_following(
     slope = (along * unit_sums(influence, cells.unit)).sum(-1) / seen
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
     linear = linear_variance(seen, square.variance, INFLUENCE_EXCESS)
+    variance = slope.square() * square.variance
+    if permuted is not None and permuted.shape[-1] >= LEAST_PERMUTED:
+        variance = permuted.var(-1)
+        slope = torch.minimum(slope, (variance / square.variance).sqrt()).clamp_min(0)
     grows = (slope * linear / shift_sq).nan_to_num(0.0, 0.0, 0.0)
     behind = cells.freedom_behind(influence)
     return make_estimate(
@@ -143,7 +156,7 @@ def make_following(
         null=null,
         floor=floor,
         influence=influence,
-        squares=(replace(square, variance=slope.square() * square.variance),),
+        squares=(replace(square, variance=variance),),
         ends=partial(growing_ends, freedom=behind, grows=grows),
     )
 
