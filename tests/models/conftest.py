@@ -15,3 +15,8 @@ def llama(tmp_path_factory):
 def copy(llama, tmp_path):
     """A model directory that a test may spoil."""
     return shutil.copytree(llama, tmp_path / "llama")
+
+
+@pytest.fixture(scope="module")
+def lora(llama, tmp_path_factory):
+    return tiny_models.save_adapter(llama, tmp_path_factory.mktemp("adapter") / "lora")
