@@ -450,6 +450,8 @@ def _crossnobis(cells: Cells, k: int) -> Estimate:
     value, draws, null = cells.resampled(k, statistic)
     every = cells.moments.leading(k)
     own = Moments(every.count[:1], every.mean[:, :1], every.cov[:, :1])
+    floor = bhattacharyya_floor(k, *cells.effective[0].tolist())
+    by_mean = _distance_squares(cells, k, floor, shrunk=False)[:1]
     return make_estimate(
         cells,
         value,
@@ -457,6 +459,7 @@ def _crossnobis(cells: Cells, k: int) -> Estimate:
         floor=cells.chance(null, 0.0),
         draws=cells.of_means(draws),
         influence=cells.influence(k, statistic),
+        squares=tuple(replace(part, variance=8**2 * part.variance) for part in by_mean),  # of 8 T1
         around=log_ends,
         subtracted=_square_and_noise(own, share)[1][:, 0],
     )

@@ -96,9 +96,12 @@ def make_ratio(
     )
 
 
-def shift_square(cells: Cells) -> Square:
-    """The part of |d|^2 that is quadratic in noise."""
-    return Square(2 * cells.shift_noise, lambda: cells.unit_shift)
+def shift_square(cells: Cells, k: int | None = None) -> Square:
+    """The part of |d|^2, at full width or in the first `k` components, quadratic in noise."""
+    if k is None:
+        return Square(2 * cells.shift_noise, lambda: cells.unit_shift)
+    noise = cells.shift_of_units(cells.components(k))
+    return Square(2 * shift_noise(noise, 0), lambda: noise)
 
 
 LEAST_PERMUTED = 100
@@ -130,16 +133,16 @@ def make_following(
         permuted: [cell, permutations], the number under each; not used if there are fewer than
             `LEAST_PERMUTED`. None: the number is a multiple of |d|^2.
     """
+    square = shift_square(cells, k)
     if k is None:
-        shift_sq, square = cells.shift_sq, shift_square(cells)
+        shift_sq = cells.shift_sq
         on_shift, _ = shift_influence(cells.sqdist, shift_sq, cells.labels)
         along = unit_sums(on_shift, cells.unit)
     else:
         x = cells.components(k)
         low, high = (x[:, cells.labels == label].mean(1, keepdim=True) for label in (0, 1))
-        unit_shift, shift_sq = cells.shift_of_units(x), (high - low).square().sum((1, 2))
-        along = 2 * (unit_shift * (high - low)).sum(-1)
-        square = Square(2 * shift_noise(unit_shift, 0), lambda: unit_shift)
+        shift_sq = (high - low).square().sum((1, 2))
+        along = 2 * (square.noise() * (high - low)).sum(-1)
     seen = along.square().sum(-1)
     slope = (along * unit_sums(influence, cells.unit)).sum(-1) / seen
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
@@ -256,6 +259,10 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
         return between_ratio(moments.shift.square().sum(-1), moments.trace, moments.count)
 
     value, draws, null = cells.resampled(k, statistic)
+    own = cells.moments.leading(k)
+    shift_sq, trace = own.shift[:, 0].square().sum(-1), own.trace[:, 0]
+    by_shift, _ = ratio_slopes(shift_sq, trace, cells.count)
+    noise = shift_square(cells, k)
     return make_estimate(
         cells,
         value,
@@ -263,6 +270,7 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
         floor=cells.chance(null, 1 / (cells.independent - 1)),
         draws=cells.of_means(draws),
         influence=cells.influence(k, statistic),
+        squares=(replace(noise, variance=by_shift.square() * noise.variance),),
         around=logit_ends,
     )
 
