@@ -329,6 +329,18 @@ def test_distances_of_the_means_of_pairs_do_not_come_from_bootstraps():
         np.testing.assert_array_equal(one[part], other[part])
 
 
+def unseparated(rng):
+    return planted_classes(rng, shift=0.0)
+
+
+def test_distances_of_means_in_components_know_their_quadratic_part():
+    # Bootstraps count it three times: 2.05 and 2.07 times as wide as the numbers vary.
+    value, low, high = simulated(unseparated, ["rho_pc10", "mahalanobis_pc10"], 200)
+    mean = value.mean(-1, keepdims=True)
+    assert (((low <= mean) & (mean <= high)).mean(-1) >= 0.93).all()
+    assert ((high - low).mean(-1) / (2 * t_reach(149) * value.std(-1)) < 1.75).all()
+
+
 @pytest.mark.parametrize("permutations", [0, 200])
 def test_what_follows_the_shift_is_as_sure_as_it_is_without_one(permutations):
     # As if d were known, and not itself noise, the variances are 1.8 times too large here.
