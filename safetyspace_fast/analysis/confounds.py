@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import Units, equal_rows
 from .auc import auc_with_ends, lexical_noise
 from .glossary import CONFOUNDS, DOMINANCE, ENDS
-from .moments import shift_influence
+from .moments import of_class, shift_influence
 from .selection import Selection, units_of
 from .texts import MIN_TEXTS
 from .uncertainty import influence_variance
@@ -174,8 +174,8 @@ def tail_share(sqdist: Tensor, labels: Tensor) -> Tensor:
     """
     if (number := math.floor(TAIL * len(labels))) == 0:
         return torch.full(sqdist.shape[:-2], torch.nan, dtype=torch.float64)
-    own = sqdist.double().nan_to_num(0.0).gather(-1, labels.expand(sqdist.shape[:-1])[..., None])
-    share: Tensor = own[..., 0].topk(number, -1).values.sum(-1) / own[..., 0].sum(-1)
+    own = of_class(sqdist.double().nan_to_num(0.0), labels)
+    share: Tensor = own.topk(number, -1).values.sum(-1) / own.sum(-1)
     return share
 
 

@@ -158,6 +158,11 @@ def centred(values: Tensor) -> Tensor:
     return values - values.mean(-1, keepdim=True)
 
 
+def of_class(x: Tensor, label: Tensor) -> Tensor:
+    """What each text has for one of the classes: x [..., n, 2], label [n] int64 -> [..., n]."""
+    return x.gather(-1, label.expand(x.shape[:-1])[..., None]).squeeze(-1)
+
+
 def direction_scores(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Coordinate of every text along d, and its squared distance to its class mean.
 
@@ -170,8 +175,7 @@ def direction_scores(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[
         along [..., n] = d'(x - own class mean), own [..., n].
     """
     half = (sqdist[..., 0] - sqdist[..., 1] - (2 * labels - 1) * shift_sq[..., None]) / 2
-    own = sqdist.gather(-1, labels.expand(sqdist.shape[:-1])[..., None]).squeeze(-1)
-    return half, own
+    return half, of_class(sqdist, labels)
 
 
 def shift_influence(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

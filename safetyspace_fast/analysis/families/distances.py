@@ -34,7 +34,7 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import centred, direction_scores
+from ..moments import centred, direction_scores, of_class
 from ..texts import Refusal
 from ..uncertainty import dyadic_variance, influence_variance
 from .ratio import FOLLOWING_PERMUTED, make_following, welch_square
@@ -59,11 +59,9 @@ def mean_distances(
     """
     count = torch.bincount(labels, minlength=2).to(pair_sum.dtype)
     count = count if lone is None else count + lone
-    index = labels.expand(pair_sum.shape[:-1])[..., None]
     others = (count - 1)[labels] if copies is None else count[labels] - copies
-    own = pair_sum.gather(-1, index).squeeze(-1) / others
-    other = pair_sum.gather(-1, 1 - index).squeeze(-1) / count[1 - labels]
-    return own, other
+    own, other = of_class(pair_sum, labels), of_class(pair_sum, 1 - labels)
+    return own / others, other / count[1 - labels]
 
 
 @once
@@ -281,7 +279,7 @@ def _unit_vectors(cells: Cells) -> Tensor:
     inside = (axes @ centre[..., None]).squeeze(-1)
     outside = (centre.square().sum(-1) - inside.square().sum(-1)).clamp_min(0).sqrt()
     seen = torch.cat([x + inside[:, None], outside[:, None, None].expand_as(x[..., :1])], -1)
-    unseen = cells.sqdist[..., torch.arange(cells.labels.numel()), cells.labels]
+    unseen = of_class(cells.sqdist, cells.labels)
     unseen = (unseen - cells.about_class_means(x).square().sum(-1)).clamp_min(0)
     length = (seen.square().sum(-1) + unseen).sqrt()
     return seen / length.clamp_min(torch.finfo(length.dtype).tiny)[..., None]
@@ -353,7 +351,7 @@ def davies_bouldin(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Te
         labels: [n] int64.
     """
     gap = shift_sq.sqrt()
-    radius = sqdist.gather(-1, labels.expand(sqdist.shape[:-1])[..., None]).squeeze(-1).sqrt()
+    radius = of_class(sqdist, labels).sqrt()
     spread = sum((radius[..., labels == c].mean(-1) for c in (0, 1)), torch.zeros_like(gap))
     along, _ = direction_scores(sqdist, shift_sq, labels)
     influence = torch.empty_like(radius)
@@ -398,9 +396,7 @@ def dunn(pair_min: Tensor, pair_max: Tensor, labels: Tensor) -> Tensor:
         pair_min, pair_max: [..., n, 2], smallest and largest distance of each text to each class.
         labels: [n] int64.
     """
-    index = labels.expand(pair_min.shape[:-1])[..., None]
-    between = pair_min.gather(-1, 1 - index).squeeze(-1).amin(-1)
-    return between / pair_max.gather(-1, index).squeeze(-1).amax(-1)
+    return of_class(pair_min, 1 - labels).amin(-1) / of_class(pair_max, labels).amax(-1)
 
 
 def _dunn(cells: Cells) -> Estimate:
@@ -433,8 +429,7 @@ def nn_gap(pair_min: Tensor, labels: Tensor) -> Tensor:
     Args:
         pair_min: [..., n, 2], smallest distance of each text to each class; labels: [n] int64.
     """
-    index = labels.expand(pair_min.shape[:-1])[..., None]
-    return (pair_min.gather(-1, 1 - index) - pair_min.gather(-1, index)).squeeze(-1)
+    return of_class(pair_min, 1 - labels) - of_class(pair_min, labels)
 
 
 def _nn_accuracy(cells: Cells) -> Estimate:
