@@ -114,8 +114,8 @@ Known exceptions, in which intervals cover less than 92 %:
 | frechet | heavy tails, 150 + 150 texts | 70 to 86 % |
 | auc_probe, accuracy_probe | 50 + 50 to 150 + 150 texts, one huge dimension | 88 to 92 % |
 | rho_standardized, difference of two models | AUCs near 1 (its scales have noise) | 88 to 90 % |
-| transfer_auc | 150 + 150 texts, heavy tails | 88 to 94 % |
-| nn_accuracy, auc_increment, silhouette_pcK | in one design or two | 91 to 92 % |
+| transfer_auc | 150 + 150 texts (96 draws) | 88 % |
+| nn_accuracy, auc_increment, auc_standardized, dprime, silhouette_pcK | some designs | 91 to 92 % |
 | tpr_at_1_fpr | heavy tails (refused below 399 harmless texts) | 90 to 95 % |
 | rho_equal_length | 20 clusters in each class | 90 to 93 % |
 
