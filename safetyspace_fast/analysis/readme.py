@@ -115,7 +115,9 @@ Known exceptions, in which intervals cover less than 92 %:
 | auc_probe, accuracy_probe | 50 + 50 to 150 + 150 texts, one huge dimension | 88 to 92 % |
 | rho_standardized, difference of two models | AUCs near 1 (its scales have noise) | 88 to 90 % |
 | transfer_auc | 150 + 150 texts (96 draws) | 88 % |
-| nn_accuracy, auc_increment, auc_standardized, dprime, silhouette_pcK | some designs | 91 to 92 % |
+| nn_accuracy | heavy tails (190 + 10 texts: 88 %), 150 + 150 texts, copies | 88 to 92 % |
+| auc_increment, auc_standardized, auc_direction, dprime | some designs | 90 to 92 % |
+| silhouette_pcK | 12 + 12 and 50 + 50 texts | 91 to 92 % |
 | tpr_at_1_fpr | heavy tails (refused below 399 harmless texts) | 90 to 95 % |
 | rho_equal_length | 20 clusters in each class | 90 to 93 % |
 

@@ -8,11 +8,7 @@ import torch
 from loaded import last_states, refused
 
 from safetyspace_fast.errors import ModelError
-from safetyspace_fast.models import (
-    ModelSpec,
-    load_model,
-    parse_model,
-)
+from safetyspace_fast.models import ModelSpec, load_model, parse_model
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -12,10 +12,7 @@ from loaded import last_states, refused
 from safetensors.torch import load_file, save_file
 
 from safetyspace_fast.errors import ConfigError
-from safetyspace_fast.models import (
-    ModelSpec,
-    load_model,
-)
+from safetyspace_fast.models import ModelSpec, load_model
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -10,11 +10,7 @@ import transformers
 from loaded import IDS, last_states, refused
 
 from benchmarks.small_models import small_gguf
-from safetyspace_fast.models import (
-    ModelSpec,
-    load_model,
-    parse_model,
-)
+from safetyspace_fast.models import ModelSpec, load_model, parse_model
 
 # peft asks transformers in a way that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

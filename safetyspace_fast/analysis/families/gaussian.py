@@ -459,7 +459,8 @@ def _crossnobis(cells: Cells, k: int) -> Estimate:
         floor=cells.chance(null, 0.0),
         draws=cells.of_means(draws),
         influence=cells.influence(k, statistic),
-        squares=tuple(replace(part, variance=8**2 * part.variance) for part in by_mean),  # of 8 T1
+        # D^2 is 8 T1 where the covariances are alike.
+        squares=tuple(replace(part, variance=8**2 * part.variance) for part in by_mean),
         around=log_ends,
         subtracted=_square_and_noise(own, share)[1][:, 0],
     )

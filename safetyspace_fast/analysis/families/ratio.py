@@ -97,7 +97,7 @@ def make_ratio(
 
 
 def shift_square(cells: Cells, k: int | None = None) -> Square:
-    """The part of |d|^2, at full width or in the first `k` components, quadratic in noise."""
+    """What is quadratic in noise of |d|^2, at full width or in the first `k` components."""
     if k is None:
         return Square(2 * cells.shift_noise, lambda: cells.unit_shift)
     noise = cells.shift_of_units(cells.components(k))
