@@ -145,6 +145,17 @@ def test_what_a_layer_does_decides_and_not_how_it_looks(module, fits):
         assert (gap <= 1e-5 * expected.norm(dim=-1)).all()
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.25, 0.5, 1, 2, 4])
+def test_one_gelu_is_not_taken_for_the_other_whatever_its_weights(scale):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        module = Gated(functional.gelu)
+        module.gate_proj.weight.data *= scale
+        model = nn.Sequential(module).requires_grad_(False)
+        fuse(model)
+        assert model[0] is module
+
+
 class Attention(nn.Module):
     """What the blocks of most models have, with a difference."""
 
