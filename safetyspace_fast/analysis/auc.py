@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..data import NUM_FOLDS
 from ..ops import equal_units
 from .intervals import share_interval
 from .probe import fold_texts
@@ -121,8 +122,9 @@ def grow(influence: Tensor, moved: Tensor, unit: Tensor, noise: Tensor) -> tuple
     Returns:
         [..., n] and [...]; see `uncertainty.INFLUENCE_EXCESS`.
     """
-    grown = noise_growth(noise)[..., None] * moved
-    return influence - moved + grown, influence_variance(grown, unit) * noise.clamp_max(1) / 2
+    turned, meeting = _growth_parts(noise)
+    square = influence_variance(moved, unit) * noise.clamp_max(1) * (turned + meeting) / 2
+    return influence - moved + noise_growth(noise)[..., None] * moved, square
 
 
 def _equal_pairs(copy: Tensor) -> float:
@@ -163,7 +165,18 @@ def noise_growth(noise: Tensor) -> Tensor:
         noise: [...], see `direction_noise`. A |d|^2 below its own noise is no scale to measure
             with: from 1 on, less is added.
     """
-    return torch.where(noise < 1, 1 + noise, (2 * (1 + noise)).sqrt())
+    turned, meeting = _growth_parts(noise)
+    return (turned + noise.clamp_max(1) * meeting).sqrt()
+
+
+def _growth_parts(noise: Tensor) -> tuple[Tensor, float]:
+    """What makes the square of `noise_growth`: the direction, and what a fold has against it.
+
+    The direction of a fold lacks the noise of the fold: their product has the mean 0, and the mean
+    of K of these products the variance 2 tr V^2/(K - 1), V the covariance of d.
+    """
+    turned = torch.where(noise < 1, (1 + noise).square(), 2 * (1 + noise))
+    return turned, 4 / (NUM_FOLDS - 1)
 
 
 def lexical_noise(scores: Tensor, labels: Tensor) -> Tensor:

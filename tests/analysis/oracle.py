@@ -147,6 +147,7 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None, equa
         "pair_sum": np.full((n, 2), np.nan),
         "pair_min": np.full((n, 2), np.nan, np.float32),
         "pair_max": np.full((n, 2), np.nan, np.float32),
+        "nearest": np.full(n, -1, np.int32),
         "cos_sum": np.full((n, 2), np.nan),
         "class_sqdist": np.full((n, 2), np.nan),
         "heldout_score": np.full(n, np.nan, np.float32),
@@ -181,6 +182,8 @@ def language_arrays(x, label, fold, projection, evidence=None, tokens=None, equa
             row["pair_min"][ok, c] = some
             row["pair_max"][ok, c] = np.nan_to_num(off[:, mine], nan=-1).max(1, initial=-1)
     equal = (np.eye(n, dtype=bool) if equal is None else equal)[np.ix_(ok, ok)]
+    if len(z) > 1:
+        row["nearest"][ok] = np.flatnonzero(ok)[np.where(equal, np.inf, distance).argmin(1)]
     kernel, slopes = gaussian(z, equal)
     row["kernel_sum"] = np.full((n, 2), np.nan)
     row["kernel_sum"][ok] = np.stack([kernel[:, y == c].sum(1) for c in (0, 1)], 1)
@@ -409,7 +412,8 @@ def stand_in(
                     )
                     for key, value in row.items():
                         shape = (n_layers, n_pool, len(mine), *value.shape[1:])
-                        arrays.setdefault(key, np.full(shape, np.nan, value.dtype))
+                        unknown = np.nan if value.dtype.kind == "f" else -1
+                        arrays.setdefault(key, np.full(shape, unknown, value.dtype))
                         arrays[key][i_layer, i_pool, mine] = value
                         dims[key] = ("layer", "pooling", "sample", "rest")[: value.ndim + 2]
                     for key, value in (whole | cell).items():
