@@ -326,15 +326,8 @@ def _difference(
         draws = second.draws - first.draws
     if first.linear is not None and second.linear is not None:
         rho = _correlation(first, second, base.unit)
-        low, high = difference_interval(
-            (first.value, first.low, first.high), (second.value, second.low, second.high), rho
-        )
-        if first.ends is not None and second.ends is not None:
-            inner = difference_interval(
-                (first.value, *first.ends(confidence=0.9)),
-                (second.value, *second.ends(confidence=0.9)),
-                rho,
-            )
+        low, high = difference_interval(first.with_ends(0.95), second.with_ends(0.95), rho)
+        inner = difference_interval(first.with_ends(0.9), second.with_ends(0.9), rho)
         moved = unit_sums(known_of(second.influence) - known_of(first.influence), base.unit)
         one, other = (from_influences(x, base.unit) for x in (first, second))
         common = _correlation(one, other, base.unit) * (one.variance * other.variance).sqrt()

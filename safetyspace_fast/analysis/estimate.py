@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from .cells import Cells
-from .intervals import Around, share_interval, symmetric_ends, t_interval
+from .intervals import (
+    Around,
+    evened,
+    share_interval,
+    symmetric_ends,
+    t_interval,
+    t_reaches,
+)
 from .significance import one_sided_p, permutation_p
 from .uncertainty import (
     DRAWS_EXCESS,
@@ -79,6 +86,8 @@ class Estimate:
     these decides."""
     subtracted: Tensor | float = 0.0
     """See `intervals.t_interval`; it falls as 1/texts."""
+    scored: Tensor | None = None
+    """[cell], degrees of freedom of a score interval, see `intervals.growing_ends`; else None."""
     null: Tensor | None = None
     """[cell, 1 + permutations], test statistic of the true labels, then of every permutation;
     larger means further apart."""
@@ -88,6 +97,15 @@ class Estimate:
         """[cell], variance of an estimate that has an interval."""
         assert self.linear is not None
         return sum((part.variance for part in self.squares), self.linear)
+
+    def with_ends(self, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The value and its interval, as `intervals.difference_interval` takes them."""
+        assert self.ends is not None
+        low, high = self.ends(confidence=confidence)
+        if self.scored is None:
+            return self.value, low, high
+        reach = t_reaches(self.scored, confidence) * self.variance.sqrt()
+        return evened(self.value, low, high, reach)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Estimate":
         """The estimate on another scale, by a monotone function."""
@@ -120,6 +138,7 @@ def make_estimate(
     subtracted: Tensor | float = 0.0,
     freedom: Tensor | float | None = None,
     ends: Ends | None = None,
+    scored: Tensor | None = None,
     class_means: bool = True,
 ) -> Estimate:
     """Compute p, floor and interval of a metric.
@@ -136,6 +155,7 @@ def make_estimate(
         around, subtracted: see `intervals.t_interval`.
         freedom: degrees of freedom of t; None: as many as there are units behind the variance.
         ends: gives low and high instead of `around` and `freedom`.
+        scored: see `Estimate`.
         class_means: the influences are deviations from class means, which copies draw to them.
     """
     nothing = torch.full_like(value, torch.nan)
@@ -164,7 +184,7 @@ def make_estimate(
         low, high = known()
     return Estimate(
         value, level, p, low, high, influence, draws, linear, squares, known,
-        around=None if ends else around, subtracted=subtracted, null=null,
+        around=None if ends else around, subtracted=subtracted, scored=scored, null=null,
     )  # fmt: skip
 
 

@@ -86,40 +86,54 @@ def growing_ends(
 ) -> tuple[Tensor, Tensor]:
     """Interval of Student's t for a number whose variance grows with it: its score interval.
 
-    An end is t of its own deviations from the value, as in Wilson's interval of a share.
+    An end is as many of its own deviations from the value as in Wilson's interval of a share:
+    (end - value)^2 = t^2 deviation^2 + z^2 grows (end - value), z that of a normal distribution,
+    since the growth is known better than the deviation. No end is farther from the value than two
+    reaches of a symmetric interval, see `log_ends`.
 
     Args:
         value, deviation, freedom, confidence: as in `t_interval`.
         grows: [...], derivative of the variance by the number.
     """
-    t = t_reaches(freedom, confidence)
-    middle = t.square() * grows / 2
+    t, z = t_reaches(freedom, confidence), NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = z**2 * grows / 2
     reach = (middle.square() + (t * deviation).square()).sqrt()
-    return value + middle - reach, value + middle + reach
+    return _near(value, t * deviation, value + middle - reach, value + middle + reach)
 
 
-def logit_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends of an interval inside [0, 1] that is symmetric on the logit scale, as `value` in shape.
-
-    No end is farther from the value than two reaches: near 0 and 1 that scale stretches without
-    bound, and a value that chance made small would be said to be anything.
+def ratio_ends(
+    value: Tensor,
+    deviation: Tensor,
+    *,
+    freedom: Tensor | float,
+    grows: Tensor,
+    confidence: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Interval of a share B/(B+W): `growing_ends` of B/W.
 
     Args:
-        value: [...], between 0 and 1; the interval of 0 and of 1 is that number alone.
-        reach: [...], from the value to either end of an interval that is symmetric around it; NaN
-            gives NaN.
+        value: [...], between 0 and 1; the interval of 1 is that number alone.
+        deviation, freedom, confidence: as in `t_interval`, of the share.
+        grows: [...], derivative of the variance of B/W by B/W.
     """
-    value = value.clamp(0, 1)
-    slope = value * (1 - value)
-    turned = torch.where(slope == 0, 0.0, reach / slope)
-    low, high = (value.logit() - turned).sigmoid(), (value.logit() + turned).sigmoid()
-    return _near(value, reach, low, high)
+    left = 1 - value
+    ends = growing_ends(
+        value / left, deviation / left**2, freedom=freedom, grows=grows, confidence=confidence
+    )
+    low, high = (torch.where(left > 0, x / (1 + x), 1.0) for x in (e.clamp_min(0) for e in ends))
+    return low, high
 
 
 def log_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of an interval of a positive number that is symmetric on the log scale.
 
-    As in `logit_ends`, no end is farther from the value than two reaches; arguments as there.
+    No end is farther from the value than two reaches: near 0 that scale stretches without bound,
+    and a value that chance made small would be said to be anything.
+
+    Args:
+        value: [...]; the interval of 0 is that number alone.
+        reach: [...], from the value to either end of an interval that is symmetric around it; NaN
+            gives NaN.
     """
     turned = torch.where(value > 0, reach / value, 0.0)
     return _near(value, reach, value * (-turned).exp(), value * turned.exp())
@@ -166,6 +180,25 @@ def share_interval(
         return ((share + per_trial / 2 + side * reach) / (1 + per_trial)).clamp(0, 1)
 
     return end(torch.minimum(value, nearer), -1), end(torch.maximum(value, nearer), 1)
+
+
+def evened(
+    value: Tensor, low: Tensor, high: Tensor, reach: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A number with its score interval, for `difference_interval`: with nearer ends.
+
+    The variance at the low end is too small by about as much as that at the high end is too large.
+    In the difference of two such numbers that cancels; the squares of both distances would count it
+    twice. Their sum is made twice the square of the reach.
+
+    Args:
+        value, low, high: [...] each.
+        reach: [...], from the value to either end of an interval that is symmetric around it.
+    """
+    down, up = value - low, high - value
+    nearer = reach * (2 / (down.square() + up.square())).sqrt()
+    nearer = nearer.nan_to_num(1.0, 1.0).clamp_max(1)
+    return value, value - nearer * down, value + nearer * up
 
 
 def difference_interval(

@@ -19,7 +19,7 @@ BOOTSTRAP = (
     "bootstrap of texts (of pairs on paired data), with new components in each draw: the standard "
     "deviation of the draws, corrected for the noise that drawing adds where that is known, and "
     "Student's t, with as many degrees of freedom as there are texts behind the variance; on the "
-    "log scale (of a ratio: logit)"
+    "log scale (of a ratio: the score interval of B/W)"
 )
 BOOTSTRAP_OF_MEANS = f"{BOOTSTRAP}; on paired data the delta method instead of the bootstrap"
 INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"

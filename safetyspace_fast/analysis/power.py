@@ -189,6 +189,8 @@ class _Pilot:
     around: Around | None
     """See `Estimate`; None for two models."""
     subtracted: Tensor | float
+    scored: bool
+    """See `Estimate`; False for two models."""
     influence: Tensor
     """[cell, unit], influence of each unit on the value."""
 
@@ -256,6 +258,7 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         behind.clamp(1, cells[0].freedom),
         each[0].around if len(each) == 1 else None,
         each[0].subtracted,
+        len(each) == 1 and each[0].scored is not None,
         unit_sums(influence, unit),
     )
     still = pilot.deviation(torch.ones_like(value)) <= 1e-6 * each[-1].value.abs()
@@ -347,9 +350,10 @@ def _least(enough: Callable[[Tensor], Tensor], few: Tensor, many: Tensor) -> Ten
 def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
     """Probability that `more` times the texts exclude a number that is `apart` below the mean.
 
-    The interval of a sample excludes it if the sample's value is t of its own deviations above. If
-    the linear part is proportional to the value above its floor, this is quadratic in the value,
-    and the root of the value is closer to normal than the value.
+    The interval of a sample excludes it if the sample's value is t of its own deviations above; a
+    score interval, if t of the deviations that it has there. If the linear part is proportional to
+    the value above its floor, this is quadratic in the value, and the root of the value is closer
+    to normal than the value.
 
     Returns:
         [cell].
@@ -366,6 +370,8 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
 
     least = (t * deviation_at(torch.zeros_like(t))).square()  # t^2 times the variance down there
     reach = (t.square() * slope + (t.square() * slope).square().add(4 * least).sqrt()) / 2
+    if pilot.scored:
+        reach = least.sqrt()
     if pilot.around is not None:
         less = pilot.subtracted / more
         excluded, few = pilot.value - apart + less, torch.zeros_like(reach)

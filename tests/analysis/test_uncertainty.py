@@ -11,9 +11,12 @@ from oracle import stand_in
 from safetyspace_fast.analysis import separation
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.intervals import (
+    Z95,
+    difference_interval,
+    evened,
     growing_ends,
     log_ends,
-    logit_ends,
+    ratio_ends,
     t_interval,
     t_reach,
 )
@@ -77,21 +80,6 @@ def test_draws_depend_on_seed_and_language_only():
     assert not torch.equal(same.counts, drawn(label, key="de").counts)
 
 
-def test_ends_on_the_logit_scale_are_inside_the_range_and_unknown_where_the_reach_is():
-    value, reach = (
-        torch.tensor(x).double()
-        for x in ([0.2, 0.999, 0.0, 1.0, 0.3], [0.1, 0.1, 0.1, 0.1, math.nan])
-    )
-    low, high = logit_ends(value, reach)
-    assert float(high[0].logit() - value[0].logit()) == pytest.approx(0.1 / 0.16)
-    assert float(value[0].logit() - low[0].logit()) == pytest.approx(0.1 / 0.16)
-    assert float(low[1]) == pytest.approx(0.999 - 2 * 0.1)
-    assert 0.999 < float(high[1]) <= 1
-    assert low[2:4].tolist() == high[2:4].tolist() == [0, 1]
-    assert low[4].isnan()
-    assert high[4].isnan()
-
-
 def test_ends_on_the_log_scale_are_symmetric_there():
     value, subtracted = (
         torch.tensor(x).double() for x in ([0.2, -0.5, 0.001, -1.0], [0.0, 1.0, 0.0, 1.0])
@@ -107,15 +95,47 @@ def test_ends_on_the_log_scale_are_symmetric_there():
     assert float(low[3]) == float(high[3]) == -1
 
 
-def test_ends_where_the_variance_grows_are_t_of_their_own_deviations_away():
-    value, deviation, grows = (torch.tensor(x).double() for x in ([0.3, 0.3], [0.1, 0.1], [0, 0.2]))
+def test_ends_where_the_variance_grows_are_as_many_of_their_own_deviations_away():
+    value, deviation, grows = (
+        torch.tensor(x).double() for x in ([0.3, 0.3], [0.1, 0.1], [0, 0.02])
+    )
     ends = growing_ends(value, deviation, freedom=9.0, grows=grows)
-    t = t_reach(9.0)
     for end in ends:
-        variance = deviation.square() + grows * (end - value)
-        torch.testing.assert_close((end - value).square(), t**2 * variance, rtol=1e-3, atol=0)
+        apart = (t_reach(9.0) * deviation).square() + Z95**2 * grows * (end - value)
+        torch.testing.assert_close((end - value).square(), apart, rtol=1e-3, atol=0)
     assert float(ends[0][0] + ends[1][0]) == pytest.approx(0.6)
     assert float(ends[0][1] + ends[1][1]) > 0.6
+    far = growing_ends(value, deviation, freedom=9.0, grows=100 * grows)[1]
+    assert float(far[1]) == pytest.approx(0.3 + 2 * t_reach(9.0) * 0.1, rel=1e-3)
+
+
+def test_the_ends_of_a_ratio_are_those_of_its_odds():
+    value, deviation, grows = (torch.tensor([x]).double() for x in (0.2, 0.032, 0.02))
+    low, high = ratio_ends(value, deviation, freedom=20.0, grows=grows)
+    of_odds = growing_ends(value / 0.8, deviation / 0.64, freedom=20.0, grows=grows)
+    for end, odds in zip((low, high), of_odds, strict=True):
+        torch.testing.assert_close(end / (1 - end), odds)
+    small, _ = ratio_ends(value / 100, deviation, freedom=20.0, grows=grows)
+    assert float(small) == 0
+    one = torch.ones(1).double()
+    assert ratio_ends(one, one, freedom=20.0, grows=grows) == (one, one)
+
+
+def test_a_difference_of_score_intervals_is_as_wide_as_its_deviation_says():
+    """Of two numbers with the same variance, which grows; with any other reach it is not."""
+    value, deviation, grows = (torch.tensor([x]).double() for x in (0.1, 0.03, 0.02))
+    low, high = growing_ends(value, deviation, freedom=1e9, grows=grows)
+    reach = Z95 * deviation
+    known = evened(value, low, high, reach)
+    for rho in (0.0, 0.5):
+        ends = difference_interval(known, known, torch.tensor([rho]).double())
+        expected = reach * math.sqrt(2 * (1 - rho))
+        torch.testing.assert_close(ends[1], expected, rtol=1e-3, atol=0)
+        torch.testing.assert_close(ends[0], -expected, rtol=1e-3, atol=0)
+    wide = difference_interval((value, low, high), (value, low, high), torch.zeros(1).double())
+    assert float(wide[1]) > 1.05 * float(reach) * math.sqrt(2)
+    whole = evened(value, value - reach, value + reach, reach)
+    torch.testing.assert_close(whole[1], value - reach)
 
 
 def test_the_dyadic_variance_counts_every_pair_of_terms_that_share_a_unit():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cells import Cells, once
 from ..estimate import Estimate, Square, make_estimate
-from ..intervals import growing_ends, logit_ends
+from ..intervals import growing_ends, ratio_ends
 from ..metric import (
     BOOTSTRAP_OF_MEANS,
     INFLUENCE,
@@ -26,7 +26,7 @@ from ..metric import (
 from ..moments import Moments, centred, direction_scores, shift_influence, shift_noise
 from ..significance import f_tail
 from ..texts import Refusal
-from ..uncertainty import INFLUENCE_EXCESS, linear_variance, unit_sums
+from ..uncertainty import INFLUENCE_EXCESS, influence_variance, linear_variance, unit_sums
 
 _FLOOR = (
     "1/(N-1), exact in any number of dimensions, where every text is a unit of its own; else the "
@@ -34,8 +34,9 @@ _FLOOR = (
 )
 
 _RATIO = (
-    f"{INFLUENCE}, on the logit scale, with Student's t; t has as many degrees of freedom as there "
-    "are texts behind the variance of B or of W, whichever are fewer"
+    f"score interval of B/W; {INFLUENCE}, with Student's t; t has as many degrees of freedom as "
+    "there are texts behind the variance of B or of W, whichever are fewer; the variance grows "
+    "with B"
 )
 _SCORE = f"score interval; {INFLUENCE}, and {STUDENT}; the variance grows with |d|^2, and"
 FOLLOWING = f"{_SCORE} has the second-order term of it"
@@ -68,11 +69,11 @@ def make_ratio(
     floor: Tensor,
     null: Tensor | None = None,
 ) -> Estimate:
-    """`make_estimate` for B/(B+W), with an interval on the logit scale.
+    """`make_estimate` for B/(B+W), with the score interval of B/W (`ratio_ends`).
 
-    log B - log W is closer to normal than the ratio, and W of heavy tails varies with few texts:
-    Student's t has as many degrees of freedom as there are units behind the variance of B or of W,
-    whichever are fewer (`Texts.freedom_behind`).
+    The variance of B is 4 d'Vd, and grows with |d|^2 by what that is of it. W of heavy tails varies
+    with few texts: Student's t has as many degrees of freedom as there are units behind the
+    variance of B or of W, whichever are fewer (`Texts.freedom_behind`).
 
     Args:
         cells: the cells that the value belongs to.
@@ -83,17 +84,28 @@ def make_ratio(
     """
     by_shift, by_within = ratio_slopes(shift_sq, trace, cells.count)
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
-    freedom = torch.minimum(*map(cells.freedom_behind, parts))
+    value = between_ratio(shift_sq, trace, cells.count)
+    seen = influence_variance(influences[0], cells.unit)
+    behind = torch.minimum(*map(cells.freedom_behind, parts))
     return make_estimate(
         cells,
-        between_ratio(shift_sq, trace, cells.count),
+        value,
         null=null,
         floor=floor,
         influence=sum(parts, torch.zeros(())),
         squares=(replace(noise, variance=by_shift.square() * noise.variance),),
-        around=logit_ends,
-        freedom=freedom,
+        ends=partial(ratio_ends, freedom=behind, grows=_odds_growth(value, seen, shift_sq)),
+        scored=behind,
     )
+
+
+def _odds_growth(rho: Tensor, seen: Tensor, shift_sq: Tensor) -> Tensor:
+    """Derivative of the variance of B/W by B/W: [cell].
+
+    Args:
+        rho: B/(B+W); seen: variance of |d|^2 from influences, 4 d'Vd; shift_sq: |d|^2.
+    """
+    return (rho / (1 - rho) * seen / shift_sq.square()).nan_to_num(0.0, 0.0, 0.0)
 
 
 def shift_square(cells: Cells, k: int | None = None) -> Square:
@@ -134,24 +146,18 @@ def make_following(
             `LEAST_PERMUTED`. None: the number is a multiple of |d|^2.
     """
     square = shift_square(cells, k)
-    if k is None:
-        shift_sq = cells.shift_sq
-        on_shift, _ = shift_influence(cells.sqdist, shift_sq, cells.labels)
-        along = unit_sums(on_shift, cells.unit)
-    else:
-        x = cells.components(k)
-        low, high = (x[:, cells.labels == label].mean(1, keepdim=True) for label in (0, 1))
-        shift_sq = (high - low).square().sum((1, 2))
-        along = 2 * (square.noise() * (high - low)).sum(-1)
+    shift_sq, along = _along(cells, square, k)
     seen = along.square().sum(-1)
     slope = (along * unit_sums(influence, cells.unit)).sum(-1) / seen
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
-    linear = linear_variance(seen, square.variance, INFLUENCE_EXCESS)
     variance = slope.square() * square.variance
+    growing = seen
     if permuted is not None and permuted.shape[-1] >= LEAST_PERMUTED:
         variance = permuted.var(-1)
         slope = torch.minimum(slope, (variance / square.variance).sqrt()).clamp_min(0)
-    grows = (slope * linear / shift_sq).nan_to_num(0.0, 0.0, 0.0)
+    elif permuted is not None:  # not a multiple, and how far is not known
+        growing = linear_variance(seen, square.variance, INFLUENCE_EXCESS)
+    grows = (slope * growing / shift_sq).nan_to_num(0.0, 0.0, 0.0)
     behind = cells.freedom_behind(influence)
     return make_estimate(
         cells,
@@ -161,7 +167,18 @@ def make_following(
         influence=influence,
         squares=(replace(square, variance=variance),),
         ends=partial(growing_ends, freedom=behind, grows=grows),
+        scored=behind,
     )
+
+
+def _along(cells: Cells, square: Square, k: int | None) -> tuple[Tensor, Tensor]:
+    """|d|^2 [cell], at full width or in `k` components, and the influence of units [cell, unit]."""
+    if k is None:
+        on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
+        return cells.shift_sq, unit_sums(on_shift, cells.unit)
+    x = cells.components(k)
+    low, high = (x[:, cells.labels == label].mean(1, keepdim=True) for label in (0, 1))
+    return (high - low).square().sum((1, 2)), 2 * (square.noise() * (high - low)).sum(-1)
 
 
 # rho_adjusted --------------------------------------------------------------------------------
@@ -193,8 +210,7 @@ def _rho_adjusted(cells: Cells) -> Estimate:
         influence=stretch * rho.influence,
         linear=stretch.square() * rho.linear,
         squares=tuple(Square(stretch.square() * part.variance, part.noise) for part in rho.squares),
-        around=logit_ends,
-        subtracted=1 / (n - 1),
+        scored=rho.scored,
     )
 
 
@@ -263,15 +279,19 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     shift_sq, trace = own.shift[:, 0].square().sum(-1), own.trace[:, 0]
     by_shift, _ = ratio_slopes(shift_sq, trace, cells.count)
     noise = shift_square(cells, k)
+    influence = cells.influence(k, statistic)
+    seen = _along(cells, noise, k)[1].square().sum(-1)
+    behind = cells.freedom_behind(influence)
     return make_estimate(
         cells,
         value,
         null=cells.labelled(k, welch_square),
         floor=cells.chance(null, 1 / (cells.independent - 1)),
         draws=cells.of_means(draws),
-        influence=cells.influence(k, statistic),
+        influence=influence,
         squares=(replace(noise, variance=by_shift.square() * noise.variance),),
-        around=logit_ends,
+        ends=partial(ratio_ends, freedom=behind, grows=_odds_growth(value, seen, shift_sq)),
+        scored=behind,
     )
 
 

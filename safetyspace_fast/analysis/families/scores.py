@@ -218,7 +218,7 @@ def held_out_estimate(
 # Words ---------------------------------------------------------------------------------------
 
 REFITS = (
-    "widened for the noise of the fitted directions (to 2.2 times the variance if they are only noise)"
+    "widened for the noise of the fitted directions (to 2.2 times the variance if they are noise)"
 )
 REFITTED = f"{SHUFFLE_FULL}; each fold is fitted again"
 REFITTED_RIDGE = (
