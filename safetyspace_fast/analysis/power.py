@@ -190,7 +190,7 @@ class _Pilot:
     """See `Estimate`; None for two models."""
     subtracted: Tensor | float
     scored: bool
-    """See `Estimate`; False for two models."""
+    """Whether the interval is a score interval; False for two models."""
     influence: Tensor
     """[cell, unit], influence of each unit on the value."""
 
@@ -351,9 +351,10 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
     """Probability that `more` times the texts exclude a number that is `apart` below the mean.
 
     The interval of a sample excludes it if the sample's value is t of its own deviations above; a
-    score interval, if t of the deviations that it has there. If the linear part is proportional to
-    the value above its floor, this is quadratic in the value, and the root of the value is closer
-    to normal than the value.
+    score interval, if t of the deviations there, and as much more as t is above that of a normal
+    distribution (`intervals.growing_ends`). If the linear part is proportional to the value above
+    its floor, this is quadratic in the value, and the root of the value is closer to normal than
+    the value.
 
     Returns:
         [cell].
@@ -369,9 +370,9 @@ def _shown(pilot: _Pilot, apart: Tensor, more: Tensor, level: float) -> Tensor:
         return (deviation.square() - slope * (apart - reach)).clamp_min(0.0).sqrt()
 
     least = (t * deviation_at(torch.zeros_like(t))).square()  # t^2 times the variance down there
-    reach = (t.square() * slope + (t.square() * slope).square().add(4 * least).sqrt()) / 2
-    if pilot.scored:
-        reach = least.sqrt()
+    normal = NormalDist().inv_cdf(1 - level / 2) if pilot.scored else 0.0
+    farther = (t.square() - normal**2) * slope
+    reach = (farther + farther.square().add(4 * least).sqrt()) / 2
     if pilot.around is not None:
         less = pilot.subtracted / more
         excluded, few = pilot.value - apart + less, torch.zeros_like(reach)

@@ -86,7 +86,7 @@ def make_ratio(
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
     value = between_ratio(shift_sq, trace, cells.count)
     seen = influence_variance(influences[0], cells.unit)
-    behind = torch.minimum(*map(cells.freedom_behind, parts))
+    freedom = torch.minimum(*map(cells.freedom_behind, parts))
     return make_estimate(
         cells,
         value,
@@ -94,8 +94,8 @@ def make_ratio(
         floor=floor,
         influence=sum(parts, torch.zeros(())),
         squares=(replace(noise, variance=by_shift.square() * noise.variance),),
-        ends=partial(ratio_ends, freedom=behind, grows=_odds_growth(value, seen, shift_sq)),
-        scored=behind,
+        ends=partial(ratio_ends, freedom=freedom, grows=_odds_growth(value, seen, shift_sq)),
+        scored=freedom,
     )
 
 
@@ -204,7 +204,6 @@ def _rho_adjusted(cells: Cells) -> Estimate:
     stretch = (n - 1) / (n - 2)
     assert rho.influence is not None
     assert rho.linear is not None
-
     return replace(
         rho.mapped(lambda x: adjusted_ratio(x, n)),
         influence=stretch * rho.influence,
@@ -281,7 +280,7 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     noise = shift_square(cells, k)
     influence = cells.influence(k, statistic)
     seen = _along(cells, noise, k)[1].square().sum(-1)
-    behind = cells.freedom_behind(influence)
+    freedom = cells.freedom_behind(influence)
     return make_estimate(
         cells,
         value,
@@ -290,8 +289,8 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
         draws=cells.of_means(draws),
         influence=influence,
         squares=(replace(noise, variance=by_shift.square() * noise.variance),),
-        ends=partial(ratio_ends, freedom=behind, grows=_odds_growth(value, seen, shift_sq)),
-        scored=behind,
+        ends=partial(ratio_ends, freedom=freedom, grows=_odds_growth(value, seen, shift_sq)),
+        scored=freedom,
     )
 
 
