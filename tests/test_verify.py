@@ -37,8 +37,6 @@ from safetyspace_fast.extract import Verification, capture, prepare
 from safetyspace_fast.models import layers, load_model, parse_model
 from safetyspace_fast.verification import verify_model
 
-# peft asks transformers in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 TEXTS = [
     "short",
     "a text of middling length, with a comma",

@@ -156,7 +156,9 @@ def test_every_metric_keeps_its_word_on_repeated_texts():
         if entry.null != NONE:
             # 60 expected of 300; 25 is five standard deviations below, 85 three and a half above.
             assert 25 <= (p[:, i] <= 0.2).sum() <= 85, name
-            if "accuracy" not in name:  # whose floor is not the mean of the null
+            # The floor of an accuracy is not the mean of the null; and characters that hold nothing
+            # can only win by being combined (explain auc_increment).
+            if "accuracy" not in name and name != "auc_increment":
                 off = value[:, i].mean() - floor[:, i].mean()
                 assert abs(off) < 4 * value[:, i].std() / math.sqrt(300), name
     value, low, high, _, _ = simulated(300, NAMES, shift=0.5)

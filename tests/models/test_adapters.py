@@ -19,10 +19,7 @@ from safetyspace_fast.models import StreamedBlocks, loading, tokenize
 from safetyspace_fast.models.adapters import AddedWeights
 from safetyspace_fast.models.weights import load_weights
 
-# peft asks transformers in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning", "ignore::UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ROWS = 600
 
 

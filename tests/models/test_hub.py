@@ -10,9 +10,6 @@ from loaded import last_states, refused
 from safetyspace_fast.errors import ModelError
 from safetyspace_fast.models import ModelSpec, load_model, parse_model
 
-# peft asks transformers in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
 
 @pytest.fixture
 def hub_id(llama, tmp_path, monkeypatch):

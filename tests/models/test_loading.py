@@ -29,9 +29,6 @@ from safetyspace_fast.models import (
 )
 from safetyspace_fast.models.weights import load_weights, placed_on
 
-# peft asks transformers in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
 
 def test_what_a_loaded_model_says_of_itself(llama):
     model = load_model(ModelSpec("mine", str(llama)))

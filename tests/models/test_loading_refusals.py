@@ -14,9 +14,6 @@ from safetensors.torch import load_file, save_file
 from safetyspace_fast.errors import ConfigError
 from safetyspace_fast.models import ModelSpec, load_model
 
-# peft asks transformers in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
 
 def test_a_path_that_leads_nowhere(tmp_path):
     refused(tmp_path / "absent", "no such directory")

@@ -12,9 +12,6 @@ from loaded import IDS, last_states, refused
 from benchmarks.small_models import small_gguf
 from safetyspace_fast.models import ModelSpec, load_model, parse_model
 
-# peft asks transformers in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
 
 def quantised(path, **settings):
     config = json.loads((path / "config.json").read_text())
