@@ -157,7 +157,7 @@ def test_the_floor_is_excluded_a_little_more_often_than_was_asked_for(make, apar
 
 @pytest.mark.slow
 def test_observed_power_of_a_comparison_is_the_one_that_was_asked_for():
-    for name, share in shown_by_two(BOTH, 1000, draws=300, pilots=25).items():
+    for name, share in shown_by_two(BOTH, 1000, draws=600, pilots=25).items():
         assert 0.74 <= share <= 0.88, name
 
 
