@@ -9,6 +9,7 @@ from gpus import need_cuda
 from oracle import stand_in
 
 from safetyspace_fast.analysis import separation
+from safetyspace_fast.analysis.auc import grow
 from safetyspace_fast.analysis.families import METRICS, metric
 from safetyspace_fast.analysis.intervals import (
     Z95,
@@ -32,7 +33,7 @@ from safetyspace_fast.analysis.uncertainty import (
     influence_variance,
     spread,
 )
-from safetyspace_fast.data import find_units
+from safetyspace_fast.data import NUM_FOLDS, find_units
 
 
 def drawn(label, pair=None, text=None, **options):
@@ -136,6 +137,24 @@ def test_a_difference_of_score_intervals_is_as_wide_as_its_deviation_says():
     assert float(wide[1]) > 1.05 * float(reach) * math.sqrt(2)
     whole = evened(value, value - reach, value + reach, reach)
     torch.testing.assert_close(whole[1], value - reach)
+
+
+def test_a_fold_meets_a_direction_without_its_noise():
+    """Where d is only noise, d of the other folds times that of the fold varies by 2 tr V^2 and
+    2 tr V^2/(K - 1): that is 2 + 2/(K - 1) times the variance along a fixed direction, tr V^2."""
+    rng, p = np.random.default_rng(0), 20
+    fold = rng.standard_normal((20_000, NUM_FOLDS, p)) * math.sqrt(NUM_FOLDS)  # V is 1
+    others = (fold.sum(1, keepdims=True) - fold) / (NUM_FOLDS - 1)
+    seen = (fold * others).sum(-1).mean(-1).var() / p
+    assert seen == pytest.approx(2 + 2 / (NUM_FOLDS - 1), rel=0.03)
+    influence, one = torch.tensor([[1.0, -1.0] * 50]).double(), torch.ones(1).double()
+    along = influence_variance(influence, torch.arange(100))
+    grown, square = grow(influence, influence, torch.arange(100), one)
+    whole = influence_variance(grown, torch.arange(100)) - square  # less the excess
+    torch.testing.assert_close(whole / along, one * (2 + 2 / (NUM_FOLDS - 1)))
+    still, none = grow(influence, influence, torch.arange(100), 0 * one)
+    assert torch.equal(still, influence)
+    assert float(none) == 0
 
 
 def test_the_dyadic_variance_counts_every_pair_of_terms_that_share_a_unit():
