@@ -1,5 +1,7 @@
 """Held-out scores, their AUC and its deviation against scikit-learn and fresh samples."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from safetyspace_fast.analysis import separation
-from safetyspace_fast.analysis.auc import fold_auc
+from safetyspace_fast.analysis.auc import fold_auc, grow
 from safetyspace_fast.analysis.families.detection import fold_effect
 from safetyspace_fast.analysis.families.scores import probe_noise, whiten_inside
 from safetyspace_fast.analysis.probe import logistic_scores
+from safetyspace_fast.analysis.uncertainty import influence_variance
+from safetyspace_fast.data import NUM_FOLDS
 
 
 def test_fold_auc_is_scikit_learns_in_every_fold():
@@ -142,3 +146,21 @@ def test_logistic_probe_is_scikit_learns(n, shift, scale):
             probe.fit((x[layer, train] - mean) / spread, label[train])
             expected = probe.decision_function((x[layer, ~train] - mean) / spread)
             np.testing.assert_allclose(found[layer, ~train], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_fold_meets_a_direction_without_its_noise():
+    """Where d is only noise, d of the other folds times that of the fold varies by 2 tr V^2 and
+    2 tr V^2/(K - 1): that is 2 + 2/(K - 1) times the variance along a fixed direction, tr V^2."""
+    rng, p = np.random.default_rng(0), 20
+    fold = rng.standard_normal((20_000, NUM_FOLDS, p)) * math.sqrt(NUM_FOLDS)  # V is 1
+    others = (fold.sum(1, keepdims=True) - fold) / (NUM_FOLDS - 1)
+    seen = (fold * others).sum(-1).mean(-1).var() / p
+    assert seen == pytest.approx(2 + 2 / (NUM_FOLDS - 1), rel=0.03)
+    influence, one = torch.tensor([[1.0, -1.0] * 50]).double(), torch.ones(1).double()
+    along = influence_variance(influence, torch.arange(100))
+    grown, square = grow(influence, influence, torch.arange(100), one)
+    whole = influence_variance(grown, torch.arange(100)) - square  # less the excess
+    torch.testing.assert_close(whole / along, one * (2 + 2 / (NUM_FOLDS - 1)))
+    still, none = grow(influence, influence, torch.arange(100), 0 * one)
+    assert torch.equal(still, influence)
+    assert float(none) == 0
