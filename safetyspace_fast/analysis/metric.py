@@ -18,12 +18,15 @@ NONE = "none"
 BOOTSTRAP = (
     "bootstrap of texts (of pairs on paired data), with new components in each draw: the standard "
     "deviation of the draws, corrected for the noise that drawing adds where that is known, and "
-    "Student's t, with as many degrees of freedom as there are texts behind the variance; on the "
-    "log scale (of a ratio: the score interval of B/W)"
+    "Student's t, with fewer degrees of freedom the fewer texts make the variance (Satterthwaite "
+    "1946); on the log scale (of a ratio: the score interval of B/W)"
 )
 BOOTSTRAP_OF_MEANS = f"{BOOTSTRAP}; on paired data the delta method instead of the bootstrap"
 INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
-STUDENT = "Student's t, with as many degrees of freedom as there are texts behind the variance"
+STUDENT = (
+    "Student's t, with fewer degrees of freedom the fewer texts make the variance (Satterthwaite "
+    "1946)"
+)
 SHARE = (
     "Wilson's score interval with Student's t, for as many trials as give the spread over texts "
     "(over pairs on paired data), and at most one more that went the other way; t has as many "

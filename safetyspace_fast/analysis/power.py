@@ -23,7 +23,7 @@ from .reading import read_cells
 from .selection import Names, paired_languages, select
 from .settings import require_comparable, told
 from .texts import MIN_TEXTS
-from .uncertainty import influence_variance, unit_sums, units_behind
+from .uncertainty import influence_variance, unit_sums
 
 if TYPE_CHECKING:
     import xarray
@@ -243,7 +243,7 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         value, floor = value - each[0].value, torch.zeros_like(value)
         influence = influence - known_of(each[0].influence)
     alone = influence_variance(influence, torch.arange(len(unit)))
-    behind = units_behind(influence, unit) if len(each) == 1 else torch.full_like(value, torch.inf)
+    most = torch.full_like(value, cells[0].freedom)
     pilot = _Pilot(
         value,
         floor,
@@ -255,7 +255,7 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         influence_variance(influence, unit) / alone,
         cells[0].count,
         int(unit.max()) + 1,
-        behind.clamp(1, cells[0].freedom),
+        cells[0].freedom_behind(influence) if len(each) == 1 else most,
         each[0].around if len(each) == 1 else None,
         each[0].subtracted,
         len(each) == 1 and each[0].scored is not None,

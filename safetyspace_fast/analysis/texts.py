@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import equal_units
 from .resamples import Resamples
-from .uncertainty import stretch, trials, unit_sums, units_behind
+from .uncertainty import stretch, trials, unit_sums, variance_freedom
 
 MIN_TEXTS = 10
 """Below this many texts in a class every number would be noise."""
@@ -65,15 +65,8 @@ class Texts:
         return max(float(self.units.min()) - 1, 1.0)
 
     def freedom_behind(self, influence: Tensor) -> Tensor:
-        """Degrees of freedom of a variance: as many as there are units behind it, see `freedom`.
-
-        Args:
-            influence: [..., n].
-
-        Returns:
-            [...], at least 1.
-        """
-        return units_behind(influence, self.unit).clamp(1, self.freedom)
+        """Degrees of freedom of a variance, see `variance_freedom`: influence [..., n] -> [...]."""
+        return variance_freedom(influence, self.unit, self.freedom)
 
     @property
     def alone(self) -> bool:

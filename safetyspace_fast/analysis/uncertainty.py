@@ -3,10 +3,21 @@
 Influences are summed over units of evidence, see `data.units`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from .resamples import random_signs
+
+
+def effect_growth(freedom: float) -> float:
+    """How much more an effect over an estimated deviation varies than by the delta method.
+
+    The root of the mean of sigma^2/s^2 (Hedges 1981), for `freedom` degrees of freedom of s; at
+    least 3 are taken, since with 2 there is no such mean.
+    """
+    return math.sqrt(1 + 2 / (max(freedom, 3) - 2))
 
 
 def unit_sums(values: Tensor, unit: Tensor) -> Tensor:
@@ -184,10 +195,30 @@ def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
     return (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
 
 
-def share_freedom(influence: Tensor, unit: Tensor, added: Tensor, most: float) -> Tensor:
-    """Degrees of freedom of a share: those of `units_behind` its variance, and of an added trial.
+def variance_freedom(influence: Tensor, unit: Tensor, most: float) -> Tensor:
+    """Degrees of freedom of `influence_variance`, by how it varies itself (Satterthwaite 1946).
 
-    A few texts with large influences know the variance less well than all texts would.
+    They are 2 V^2/var V, with var V from the squares of the influences; on average as many as there
+    are n units if these are normal, and about 2m if m of many units make the variance, see
+    `units_behind`. Normal influences have a 1/m of 3/(n + 2) on average, which is corrected for.
+
+    Args:
+        influence: [..., n]; unit: [n] int64.
+        most: degrees of freedom of what all texts know.
+
+    Returns:
+        [...], between 1 and `most`.
+    """
+    units = int(unit.max()) + 1
+    varies = (1 / units_behind(influence, unit) - 1 / units).clamp_min(0)
+    return (2 / varies * (units - 1) / (units + 2)).clamp(1, most)
+
+
+def share_freedom(influence: Tensor, unit: Tensor, added: Tensor, most: float) -> Tensor:
+    """Degrees of freedom of a share: the `units_behind` its variance, and those of an added trial.
+
+    They are fewer than those of `variance_freedom`: near 0 and 1 a variance that is too small goes
+    with a share that is too near.
 
     Args:
         influence: [..., n]; unit: [n] int64.

@@ -20,8 +20,10 @@ from safetyspace_fast.analysis.uncertainty import (
     common_held_out,
     common_share,
     dyadic_variance,
+    effect_growth,
     influence_variance,
     spread,
+    variance_freedom,
 )
 from safetyspace_fast.data import find_units
 
@@ -128,6 +130,35 @@ def test_influence_variance_adds_up_pairs():
     together = influence_variance(influence, torch.tensor([0, 0, 1, 1]))
     assert float(alone) == pytest.approx(10 * 4 / 3)
     assert float(together) == 0
+
+
+@pytest.mark.parametrize("units", [10, 40, 200])
+def test_a_variance_has_the_degrees_of_freedom_that_its_own_spread_says(units):
+    """As many as there are units where influences are normal: V varies by 2/units of V^2."""
+    influence = torch.from_numpy(np.random.default_rng(0).standard_normal((4000, units)))
+    freedom = variance_freedom(influence, torch.arange(units), 1e9)
+    assert units * float((1 / freedom).mean()) == pytest.approx(1, rel=0.02)
+    assert float(freedom.median()) == pytest.approx(units, rel=0.2)
+    spread = influence_variance(influence, torch.arange(units))
+    assert float(2 * (spread.mean() / spread.std()).square()) == pytest.approx(units, rel=0.1)
+
+
+def test_few_units_leave_a_variance_few_degrees_of_freedom():
+    influence = torch.zeros(4, 200).double()
+    influence[0], influence[1, :3], influence[2, 7] = 0.1, 0.1, 0.1
+    freedom = variance_freedom(influence, torch.arange(200), 99.0)
+    assert freedom.tolist() == pytest.approx([99, 6, 2, 1], rel=0.01)
+
+
+def test_effects_over_a_deviation_of_few_texts_vary_more_than_the_delta_method_says():
+    """Mean/sd of 12 differences of mean 0.9 varies 1.19 times as much; growth is 1.11."""
+    x = 0.9 + np.random.default_rng(0).standard_normal((40_000, 12))
+    simulated = (x.mean(-1) / x.std(-1, ddof=1)).std()
+    delta = math.sqrt((1 + 0.9**2 / 2) / 12)
+    assert simulated / delta > 1.15
+    assert 0.9 < delta * effect_growth(11) / simulated < 1
+    assert effect_growth(1e9) == pytest.approx(1)
+    assert effect_growth(1) == effect_growth(3)
 
 
 def test_spread_refuses_draws_that_are_mostly_missing():

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..cells import Cells
 from ..estimate import Estimate, make_estimate
-from ..metric import INFLUENCE, NONE, InComponents, Metric
+from ..metric import INFLUENCE, NONE, STUDENT, InComponents, Metric
 from ..probe import fold_texts
 from ..texts import Refusal
-from ..uncertainty import unit_sums
+from ..uncertainty import effect_growth, unit_sums
 from .scores import PITFALLS, REFITS, held_out_estimate, held_out_scores
 
 # d' ------------------------------------------------------------------------------------------
@@ -26,8 +26,9 @@ def fold_effect(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, T
     """d' of scores of several folds, and the influence of each text.
 
     Least squares of the scores on the label and a level for each fold: d' is the effect of the
-    label over the standard deviation of the residuals (n - folds - 1 degrees of freedom). Squares
-    of residuals are divided by their leverage 1 - h, as in White's HC2 (MacKinnon & White 1985).
+    label over the standard deviation of the residuals (n - folds - 1 degrees of freedom, see
+    `effect_growth`). Squares of residuals are divided by their leverage 1 - h, as in White's HC2
+    (MacKinnon & White 1985).
 
     Args:
         scores: [..., n] float64, labels: [n] int64, fold: [n] int64.
@@ -54,7 +55,8 @@ def fold_effect(scores: Tensor, labels: Tensor, fold: Tensor) -> tuple[Tensor, T
     linear = weight * scaled
     square = scaled.square()
     curved = value * (square - square.mean(-1, keepdim=True)) / (2 * len(labels))
-    return value.squeeze(-1), linear - curved, linear
+    growth = effect_growth(freedom)
+    return value.squeeze(-1), growth * (linear - curved), growth * linear
 
 
 def _dprime(cells: Cells) -> Estimate:
@@ -85,8 +87,7 @@ _DPRIME = Metric(
     source="d' of signal detection (Green & Swets 1966), cross-fitted",
     pitfalls=PITFALLS + " Unlike an AUC it has no upper end, and few extreme texts can move it. "
     "No p: see that of auc_direction, which is of the same scores.",
-    interval=f"{INFLUENCE}, with residuals scaled by their leverage (HC2) and Student's t, with as "
-    f"many degrees of freedom as there are texts behind the variance; {REFITS}",
+    interval=f"{INFLUENCE}, with residuals scaled by their leverage (HC2), and {STUDENT}; {REFITS}",
     null=NONE,
     floor="0",
     estimator=_dprime,

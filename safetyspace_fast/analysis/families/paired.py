@@ -22,7 +22,7 @@ from ..metric import (
     Metric,
 )
 from ..moments import covariance, products, shift_influence
-from ..uncertainty import unit_sums
+from ..uncertainty import effect_growth, unit_sums
 from .gaussian import require_texts, square_length, whiten
 from .ratio import FOLLOWING, make_following
 from .scores import REFITS, REFITTED, held_out_estimate, held_out_scores
@@ -245,6 +245,7 @@ def _paired_effect(cells: Cells) -> Estimate:
     value = (mean / deviation).squeeze(-1)
     scaled = (gap - mean) / deviation
     influence = (scaled - value[:, None] * (scaled.square() - 1) / 2) / gap.shape[-1]
+    influence = effect_growth(independent_pairs(cells) - 1) * influence
     return _held_out_pairs(cells, "paired_effect", value, 0.0, influence, gap)
 
 

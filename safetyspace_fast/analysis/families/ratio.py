@@ -34,9 +34,8 @@ _FLOOR = (
 )
 
 _RATIO = (
-    f"score interval of B/W; {INFLUENCE}, with Student's t; t has as many degrees of freedom as "
-    "there are texts behind the variance of B or of W, whichever are fewer; the variance grows "
-    "with B"
+    f"score interval of B/W; {INFLUENCE}, and {STUDENT}: those of B or of W, whichever are fewer; "
+    "the variance grows with B"
 )
 _SCORE = f"score interval; {INFLUENCE}, and {STUDENT}; the variance grows with |d|^2, and"
 FOLLOWING = f"{_SCORE} has the second-order term of it"
@@ -72,8 +71,8 @@ def make_ratio(
     """`make_estimate` for B/(B+W), with the score interval of B/W (`ratio_ends`).
 
     The variance of B is 4 d'Vd, and grows with |d|^2 by what that is of it. W of heavy tails varies
-    with few texts: Student's t has as many degrees of freedom as there are units behind the
-    variance of B or of W, whichever are fewer (`Texts.freedom_behind`).
+    with few texts: Student's t has the degrees of freedom of the variance of B or of W, whichever
+    are fewer (`Texts.freedom_behind`).
 
     Args:
         cells: the cells that the value belongs to.
@@ -520,7 +519,8 @@ def _mean_shift(cells: Cells) -> Estimate:
     on_noise = torch.empty_like(on_shift)  # what is subtracted; of pairs it varies as |d|^2 does
     for label, number in enumerate(cells.mean_counts[0]):
         inside = cells.labels == label
-        on_noise[:, inside] = centred(cells.sqdist[:, inside, label]) / (inside.sum() * number)
+        on_noise[:, inside] = centred(cells.sqdist[:, inside, label])
+        on_noise[:, inside] /= (inside.sum() - 1) * number
     return make_following(
         cells,
         mean_shift(cells.shift_sq, cells.trace, cells.mean_counts[0]),
