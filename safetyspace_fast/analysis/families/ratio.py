@@ -279,7 +279,9 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     noise = shift_square(cells, k)
     influence = cells.influence(k, statistic)
     seen = _along(cells, noise, k)[1].square().sum(-1)
-    freedom = cells.freedom_behind(influence)
+    about = cells.about_class_means(cells.components(k)).square().sum(-1, keepdim=True)
+    on_within = cells.about_class_means(about)[..., 0]
+    freedom = torch.minimum(*map(cells.freedom_behind, (influence, on_within)))
     return make_estimate(
         cells,
         value,
