@@ -36,7 +36,7 @@ def debiased_cka(base: Cells, aligned: Cells) -> Alignment:
     is the HSIC of two of them (see `_rest`).
 
     The interval is first-order, from the influence of each text on the three HSICs, with Student's
-    t for as many texts as there are behind the variance.
+    t for the degrees of freedom of their variance.
     """
     first, second = _kernel(base), _kernel(aligned)
     shared, one, other = (
@@ -49,8 +49,7 @@ def debiased_cka(base: Cells, aligned: Cells) -> Alignment:
     # Each text is in both places of every pair of texts.
     influence = 2 * value[:, None] * (relative - relative.mean(-1, keepdim=True))
     deviation = influence_variance(influence, base.unit).sqrt()
-    behind = base.freedom_behind(influence)
-    return Alignment(value, *t_interval(value, deviation, behind))
+    return Alignment(value, *t_interval(value, deviation, base.freedom_of(influence)))
 
 
 def _kernel(cells: Cells) -> _Kernel:

@@ -153,7 +153,7 @@ def make_estimate(
             There is no interval without influences.
         squares: parts of the value that are quadratic in noise.
         around, subtracted: see `intervals.t_interval`.
-        freedom: degrees of freedom of t; None: as many as there are units behind the variance.
+        freedom: degrees of freedom of t; None: those of the influences, `Texts.freedom_of`.
         ends: gives low and high instead of `around` and `freedom`.
         scored: see `Estimate`.
         class_means: the influences are deviations from class means, which copies draw to them.
@@ -178,7 +178,7 @@ def make_estimate(
         linear = linear_variance(seen, square, INFLUENCE_EXCESS)
     if linear is not None:
         if freedom is None:
-            freedom = cells.freedom_behind(known_of(influence))
+            freedom = cells.freedom_of(known_of(influence))
         by_t = partial(t_interval, freedom=freedom, around=around, subtracted=subtracted)
         known = partial(ends or by_t, value, (linear + square + unseen).sqrt())
         low, high = known()

@@ -185,7 +185,7 @@ class _Pilot:
     """[2], texts of each label."""
     units: int
     freedom: Tensor
-    """[cell], of Student's t: of one model, the texts behind the variance."""
+    """[cell], of Student's t: of one model, those of its variance."""
     around: Around | None
     """See `Estimate`; None for two models."""
     subtracted: Tensor | float
@@ -255,7 +255,7 @@ def _pilot(cells: tuple[Cells, ...], metric: Metric) -> tuple[_Pilot | None, lis
         influence_variance(influence, unit) / alone,
         cells[0].count,
         int(unit.max()) + 1,
-        cells[0].freedom_behind(influence) if len(each) == 1 else most,
+        cells[0].freedom_of(influence) if len(each) == 1 else most,
         each[0].around if len(each) == 1 else None,
         each[0].subtracted,
         len(each) == 1 and each[0].scored is not None,

@@ -370,7 +370,7 @@ def _davies_bouldin(cells: Cells) -> Estimate:
     seen, square = influence_variance(on_shift, cells.unit), shift_square(cells)
     # |d|^2/(s0+s1)^2, the inverse square of the index, varies as |d|^2 does.
     grows = seen / cells.shift_sq.square() / value.square()
-    freedom = cells.freedom_behind(influence)
+    freedom = cells.freedom_of(influence)
     by_shift = value / (2 * cells.shift_sq)
     return make_estimate(
         cells,

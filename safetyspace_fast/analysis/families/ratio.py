@@ -72,7 +72,7 @@ def make_ratio(
 
     The variance of B is 4 d'Vd, and grows with |d|^2 by what that is of it. W of heavy tails varies
     with few texts: Student's t has the degrees of freedom of the variance of B or of W, whichever
-    are fewer (`Texts.freedom_behind`).
+    are fewer (`Texts.freedom_of`).
 
     Args:
         cells: the cells that the value belongs to.
@@ -85,7 +85,7 @@ def make_ratio(
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
     value = between_ratio(shift_sq, trace, cells.count)
     seen = influence_variance(influences[0], cells.unit)
-    freedom = torch.minimum(*map(cells.freedom_behind, parts))
+    freedom = torch.minimum(*map(cells.freedom_of, parts))
     return make_estimate(
         cells,
         value,
@@ -157,7 +157,7 @@ def make_following(
     elif permuted is not None:  # not a multiple, and how far is not known
         growing = linear_variance(seen, square.variance, INFLUENCE_EXCESS)
     grows = (slope * growing / shift_sq).nan_to_num(0.0, 0.0, 0.0)
-    behind = cells.freedom_behind(influence)
+    freedom = cells.freedom_of(influence)
     return make_estimate(
         cells,
         value,
@@ -165,8 +165,8 @@ def make_following(
         floor=floor,
         influence=influence,
         squares=(replace(square, variance=variance),),
-        ends=partial(growing_ends, freedom=behind, grows=grows),
-        scored=behind,
+        ends=partial(growing_ends, freedom=freedom, grows=grows),
+        scored=freedom,
     )
 
 
@@ -281,7 +281,7 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     seen = _along(cells, noise, k)[1].square().sum(-1)
     about = cells.about_class_means(cells.components(k)).square().sum(-1, keepdim=True)
     on_within = cells.about_class_means(about)[..., 0]
-    freedom = torch.minimum(*map(cells.freedom_behind, (influence, on_within)))
+    freedom = torch.minimum(*map(cells.freedom_of, (influence, on_within)))
     return make_estimate(
         cells,
         value,
