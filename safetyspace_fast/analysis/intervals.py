@@ -124,27 +124,6 @@ def ratio_ends(
     return low, high
 
 
-def inverse_root_ends(
-    value: Tensor,
-    deviation: Tensor,
-    *,
-    freedom: Tensor | float,
-    grows: Tensor,
-    confidence: float = 0.95,
-) -> tuple[Tensor, Tensor]:
-    """Interval of 1/sqrt(x): `growing_ends` of x. The upper end may be infinite.
-
-    Args:
-        value: [...], positive; deviation, freedom, confidence: as in `t_interval`, of this value.
-        grows: [...], derivative of the variance of x by x.
-    """
-    ends = growing_ends(
-        value**-2, 2 * deviation / value**3, freedom=freedom, grows=grows, confidence=confidence
-    )
-    high, low = (end.clamp_min(0).rsqrt() for end in ends)
-    return low, high
-
-
 def log_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of an interval of a positive number that is symmetric on the log scale.
 
@@ -163,6 +142,12 @@ def log_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
 def _near(value: Tensor, reach: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Both ends, none farther from the value than two reaches."""
     return torch.maximum(low, value - 2 * reach), torch.minimum(high, value + 2 * reach)
+
+
+def inverse_ends(value: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends that are symmetric on 1/value, of a positive number; the upper one may be infinite."""
+    low, high = symmetric_ends(1 / value, reach / value.square())
+    return 1 / high, torch.where(low > 0, 1 / low, torch.inf)
 
 
 def share_interval(

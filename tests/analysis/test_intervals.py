@@ -10,7 +10,6 @@ from safetyspace_fast.analysis.intervals import (
     difference_interval,
     evened,
     growing_ends,
-    inverse_root_ends,
     log_ends,
     ratio_ends,
     t_interval,
@@ -57,16 +56,6 @@ def test_the_ends_of_a_ratio_are_those_of_its_odds():
     assert float(small) == 0
     one = torch.ones(1).double()
     assert ratio_ends(one, one, freedom=20.0, grows=grows) == (one, one)
-
-
-def test_ends_of_an_inverse_root_are_those_of_the_number_under_it():
-    under, deviation, grows = (torch.tensor(x).double() for x in ([4, 4], [0.4, 2.5], [0.2, 0.2]))
-    low, high = inverse_root_ends(under.rsqrt(), deviation / 16, freedom=20.0, grows=grows)
-    small, large = growing_ends(under, deviation, freedom=20.0, grows=grows)
-    torch.testing.assert_close(low, large.rsqrt())
-    assert float(high[0]) == pytest.approx(float(small[0]) ** -0.5)
-    assert float(small[1]) < 0
-    assert high[1] == torch.inf
 
 
 def test_a_difference_of_score_intervals_is_as_wide_as_its_deviation_says():

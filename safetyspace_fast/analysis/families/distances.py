@@ -5,7 +5,6 @@ kernels, and their nulls from the store too. In components, one pass over the di
 labellings at once.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,7 +17,7 @@ from ...ops.distance_sums import (
 )
 from ..cells import Cells, once
 from ..estimate import Estimate, make_estimate, make_share
-from ..intervals import inverse_root_ends
+from ..intervals import inverse_ends
 from ..metric import (
     BORROWED,
     INFLUENCE,
@@ -35,10 +34,10 @@ from ..metric import (
     InComponents,
     Metric,
 )
-from ..moments import centred, direction_scores, of_class, shift_influence
+from ..moments import centred, direction_scores, of_class
 from ..texts import Refusal
 from ..uncertainty import dyadic_variance, influence_variance
-from .ratio import FOLLOWING_PERMUTED, make_following, shift_square, welch_square
+from .ratio import FOLLOWING_PERMUTED, make_following, welch_square
 
 # What the metrics share ----------------------------------------------------------------------
 
@@ -366,19 +365,7 @@ def davies_bouldin(sqdist: Tensor, shift_sq: Tensor, labels: Tensor) -> tuple[Te
 
 def _davies_bouldin(cells: Cells) -> Estimate:
     value, influence = davies_bouldin(cells.sqdist, cells.shift_sq, cells.labels)
-    on_shift, _ = shift_influence(cells.sqdist, cells.shift_sq, cells.labels)
-    seen, square = influence_variance(on_shift, cells.unit), shift_square(cells)
-    # |d|^2/(s0+s1)^2, the inverse square of the index, varies as |d|^2 does.
-    grows = seen / cells.shift_sq.square() / value.square()
-    freedom = cells.freedom_of(influence)
-    by_shift = value / (2 * cells.shift_sq)
-    return make_estimate(
-        cells,
-        value,
-        influence=influence,
-        squares=(replace(square, variance=by_shift.square() * square.variance),),
-        ends=partial(inverse_root_ends, freedom=freedom, grows=grows),
-    )
+    return make_estimate(cells, value, influence=influence, around=inverse_ends)
 
 
 _DAVIES_BOULDIN = Metric(
@@ -390,9 +377,8 @@ _DAVIES_BOULDIN = Metric(
     definition="(s0+s1)/|m1-m0|, s0 and s1 the mean distance of the texts to their class mean",
     source="Davies & Bouldin 1979, as in scikit-learn",
     pitfalls="Small means separated. Biased downwards if the class means hardly differ.",
-    interval=f"score interval of 1/value^2; {INFLUENCE}, s0 and s1 as if the class means were "
-    f"known, and {STUDENT}; has the second-order term of |d|^2, with which the variance grows; the "
-    "upper end may be infinite",
+    interval=f"{INFLUENCE}; s0 and s1 as if the class means were known; {STUDENT}; on 1/value, so "
+    "that the upper end may be infinite",
     null=NONE,
     floor=NONE,
     grows=False,
