@@ -64,9 +64,9 @@ class Texts:
         """Degrees of freedom of what is estimated from the spread inside both classes."""
         return max(float(self.units.min()) - 1, 1.0)
 
-    def freedom_of(self, influence: Tensor) -> Tensor:
+    def freedom_of(self, influence: Tensor, *, of_squares: bool = False) -> Tensor:
         """Degrees of freedom of a variance, see `variance_freedom`: influence [..., n] -> [...]."""
-        return variance_freedom(influence, self.unit, self.freedom)
+        return variance_freedom(influence, self.unit, self.freedom, of_squares=of_squares)
 
     @property
     def alone(self) -> bool:

@@ -195,7 +195,18 @@ def units_behind(influence: Tensor, unit: Tensor) -> Tensor:
     return (square.sum(-1).square() / square.square().sum(-1)).nan_to_num(0.0)
 
 
-def variance_freedom(influence: Tensor, unit: Tensor, most: float) -> Tensor:
+PER_UNIT = 1.4
+"""Degrees of freedom that each unit of those that make the variance of squares leaves it, at most.
+
+With heavy tails few units make that variance, and they lie on one side. In simulations (t3, 50 + 50
+texts, rho_equal_length of 0.01 to 0.09) intervals cover 0.94 to 1.00 with 1, 0.91 to 0.99 with this
+number, and 0.88 to 0.98 with 2, as Satterthwaite's formula has it.
+"""
+
+
+def variance_freedom(
+    influence: Tensor, unit: Tensor, most: float, *, of_squares: bool = False
+) -> Tensor:
     """Degrees of freedom of `influence_variance`, by how it varies itself (Satterthwaite 1946).
 
     They are 2 V^2/var V, with var V from the squares of the influences; on average as many as there
@@ -205,13 +216,16 @@ def variance_freedom(influence: Tensor, unit: Tensor, most: float) -> Tensor:
     Args:
         influence: [..., n]; unit: [n] int64.
         most: degrees of freedom of what all texts know.
+        of_squares: whether the influences are on a sum of squares, see `PER_UNIT`.
 
     Returns:
         [...], between 1 and `most`.
     """
-    units = int(unit.max()) + 1
-    varies = (1 / units_behind(influence, unit) - 1 / units).clamp_min(0)
-    return (2 / varies * (units - 1) / (units + 2)).clamp(1, most)
+    units, behind = int(unit.max()) + 1, units_behind(influence, unit)
+    freedom = 2 / (1 / behind - 1 / units).clamp_min(0) * (units - 1) / (units + 2)
+    if of_squares:
+        freedom = torch.minimum(freedom, PER_UNIT * behind)
+    return freedom.clamp(1, most)
 
 
 def share_freedom(influence: Tensor, unit: Tensor, added: Tensor, most: float) -> Tensor:

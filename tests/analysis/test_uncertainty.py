@@ -148,6 +148,8 @@ def test_few_units_leave_a_variance_few_degrees_of_freedom():
     influence[0], influence[1, :3], influence[2, 7] = 0.1, 0.1, 0.1
     freedom = variance_freedom(influence, torch.arange(200), 99.0)
     assert freedom.tolist() == pytest.approx([99, 6, 2, 1], rel=0.01)
+    squares = variance_freedom(influence, torch.arange(200), 99.0, of_squares=True)
+    assert squares.tolist() == pytest.approx([99, 4.2, 1.4, 1])
 
 
 def test_effects_over_a_deviation_of_few_texts_vary_more_than_the_delta_method_says():

@@ -71,7 +71,7 @@ def _dprime(cells: Cells) -> Estimate:
         floor=0.0,
         influence=influence,
         moved=moved,
-        freedom=cells.freedom_of(influence),
+        freedom=cells.freedom_of(influence, of_squares=True),
     )
 
 

@@ -85,7 +85,7 @@ def make_ratio(
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
     value = between_ratio(shift_sq, trace, cells.count)
     seen = influence_variance(influences[0], cells.unit)
-    freedom = torch.minimum(*map(cells.freedom_of, parts))
+    freedom = torch.minimum(cells.freedom_of(parts[0]), cells.freedom_of(parts[1], of_squares=True))
     return make_estimate(
         cells,
         value,
@@ -281,7 +281,9 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     seen = _along(cells, noise, k)[1].square().sum(-1)
     about = cells.about_class_means(cells.components(k)).square().sum(-1, keepdim=True)
     on_within = cells.about_class_means(about)[..., 0]
-    freedom = torch.minimum(*map(cells.freedom_of, (influence, on_within)))
+    freedom = torch.minimum(
+        cells.freedom_of(influence), cells.freedom_of(on_within, of_squares=True)
+    )
     return make_estimate(
         cells,
         value,
