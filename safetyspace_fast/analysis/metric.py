@@ -15,18 +15,17 @@ NONE = "none"
 """Text of `interval`, `null` or `floor` for a metric that has none."""
 
 # How an interval is known.
-BOOTSTRAP = (
-    "bootstrap of texts (of pairs on paired data), with new components in each draw: the standard "
-    "deviation of the draws, corrected for the noise that drawing adds where that is known, and "
-    "Student's t, with fewer degrees of freedom the fewer texts make the variance (Satterthwaite "
-    "1946); on the log scale (of a ratio: the score interval of B/W)"
-)
-BOOTSTRAP_OF_MEANS = f"{BOOTSTRAP}; on paired data the delta method instead of the bootstrap"
-INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
 STUDENT = (
     "Student's t, with fewer degrees of freedom the fewer texts make the variance (Satterthwaite "
     "1946)"
 )
+BOOTSTRAP = (
+    "bootstrap of texts (of pairs on paired data), with new components in each draw: the standard "
+    "deviation of the draws, corrected for the noise that drawing adds where that is known, and "
+    f"{STUDENT}; on the log scale (of a ratio: the score interval of B/W)"
+)
+BOOTSTRAP_OF_MEANS = f"{BOOTSTRAP}; on paired data the delta method instead of the bootstrap"
+INFLUENCE = "delta method, from the exact influence of each text (of each pair on paired data)"
 SHARE = (
     "Wilson's score interval with Student's t, for as many trials as give the spread over texts "
     "(over pairs on paired data), and at most one more that went the other way; t has as many "

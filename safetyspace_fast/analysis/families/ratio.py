@@ -70,9 +70,7 @@ def make_ratio(
 ) -> Estimate:
     """`make_estimate` for B/(B+W), with the score interval of B/W (`ratio_ends`).
 
-    The variance of B is 4 d'Vd, and grows with |d|^2 by what that is of it. W of heavy tails varies
-    with few texts: Student's t has the degrees of freedom of the variance of B or of W, whichever
-    are fewer (`Texts.freedom_of`).
+    The variance of B is 4 d'Vd, and grows with |d|^2 by what that is of it.
 
     Args:
         cells: the cells that the value belongs to.
@@ -85,7 +83,7 @@ def make_ratio(
     parts = by_shift[:, None] * influences[0], by_within[:, None] * influences[1]
     value = between_ratio(shift_sq, trace, cells.count)
     seen = influence_variance(influences[0], cells.unit)
-    freedom = torch.minimum(cells.freedom_of(parts[0]), cells.freedom_of(parts[1], of_squares=True))
+    freedom = _ratio_freedom(cells, *parts)
     return make_estimate(
         cells,
         value,
@@ -96,6 +94,19 @@ def make_ratio(
         ends=partial(ratio_ends, freedom=freedom, grows=_odds_growth(value, seen, shift_sq)),
         scored=freedom,
     )
+
+
+def _ratio_freedom(cells: Cells, influence: Tensor, on_within: Tensor) -> Tensor:
+    """Degrees of freedom of Student's t for B/(B+W): [cell].
+
+    W of heavy tails varies with few texts: those of the variance of W, if they are fewer.
+
+    Args:
+        cells: the cells of the ratio.
+        influence: [cell, n], on B or on the ratio; on_within: [cell, n], on W, on any scale.
+    """
+    of_within = cells.freedom_of(on_within, of_squares=True)
+    return torch.minimum(cells.freedom_of(influence), of_within)
 
 
 def _odds_growth(rho: Tensor, seen: Tensor, shift_sq: Tensor) -> Tensor:
@@ -281,9 +292,7 @@ def _rho_pc(cells: Cells, k: int) -> Estimate:
     seen = _along(cells, noise, k)[1].square().sum(-1)
     about = cells.about_class_means(cells.components(k)).square().sum(-1, keepdim=True)
     on_within = cells.about_class_means(about)[..., 0]
-    freedom = torch.minimum(
-        cells.freedom_of(influence), cells.freedom_of(on_within, of_squares=True)
-    )
+    freedom = _ratio_freedom(cells, influence, on_within)
     return make_estimate(
         cells,
         value,
